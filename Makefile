@@ -1,0 +1,60 @@
+# make release   set up what is missing, then release the example three times in the sandbox
+# make test      set up what is missing, then pass the tests
+SHELL := /bin/bash
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lock check test unit release up down status schema clean
+
+help: ## what can be made
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/.installed ## the virtual environment with every package, and Prometheus
+
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"Python 3.11 is needed and $(PYTHON) is {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 …")'
+	@echo "Installing the packages of requirements.txt into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@printf '%s\n' "$(CURDIR)/plugins" "$(CURDIR)/include" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/model_release.pth
+	@$(BIN)/python -m sandbox.programs
+	@touch $@
+
+lock: ## requirements.txt anew from requirements.in
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
+	@.cache/lock/bin/python -m pip install --quiet --requirement requirements.in
+	@{ echo "# Made by 'make lock' from requirements.in; every package exactly as tested. Do not edit."; \
+	   .cache/lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.txt
+	@rm -rf .cache/lock
+
+check: setup ## ruff and mypy strict
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+unit: setup ## the tests that need no running program; under a minute
+	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation"
+
+test: check ## everything: checks, units, real parts, simulations, whole releases
+	@$(BIN)/python -m pytest
+
+release: setup ## release the example: a first version, a better one, a bad one
+	@$(BIN)/python -m sandbox release
+
+up: setup ## the sandbox and Airflow, left running
+	@$(BIN)/python -m sandbox up --airflow
+
+down: ## stop them
+	@$(BIN)/python -m sandbox down
+
+status: setup ## what runs, and where
+	@$(BIN)/python -m sandbox status
+
+schema: setup ## include/models/model.schema.json anew from the code
+	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
+
+clean: down ## forget everything that was built or released here
+	@rm -rf .sandbox .airflow .cache candidates

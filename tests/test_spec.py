@@ -1,0 +1,173 @@
+"""The model file: what it may say, and how it is told what it may not."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from model_release.errors import SpecError
+from model_release.spec import BUCKET_EDGES_MS, ModelSpec, format_duration, load, load_all, parse_duration
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+GOOD: dict[str, Any] = {
+    "model": "digits",
+    "source": {"directory": "candidates/digits"},
+    "service": {"name": "digits", "namespace": "models"},
+    "store": "s3://models/digits/",
+    "judge": {"metrics": [{"name": "errors", "max_rate": 0.02}]},
+}
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """GOOD with one field set; None removes it."""
+    content = json.loads(json.dumps(GOOD))
+    *way, last = path.split(".")
+    part = content
+    for name in way:
+        part = part.setdefault(name, {})
+    if value is None:
+        del part[last]
+    else:
+        part[last] = value
+    return content
+
+
+def written(folder: Path, content: dict[str, Any] | str, name: str = "model.yaml") -> Path:
+    path = folder / name
+    path.write_text(content if isinstance(content, str) else yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def test_load_minimal_file_has_working_defaults(tmp_path: Path) -> None:
+    spec = load(written(tmp_path, GOOD))
+    assert spec.service.key == "models/digits"
+    assert spec.rollout.steps == (10, 30)
+    assert spec.rollout.window == timedelta(seconds=10)
+    assert spec.schedule is None
+
+
+def test_spec_survives_json(tmp_path: Path) -> None:
+    spec = load(written(tmp_path, changed("rollout", {"steps": [5], "window": "1500ms", "bake": "10m"})))
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
+
+
+def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> None:
+    assert "digits" in load_all(PROJECT / "include" / "models")
+    schema = json.loads((PROJECT / "include" / "models" / "model.schema.json").read_text())
+    assert schema == ModelSpec.model_json_schema(), "make schema"
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "field", "cure"),
+    [
+        ("rolout", {"steps": [10]}, "rolout", "'rollout' is near"),
+        ("service.namespce", "x", "service.namespce", "'namespace' is near"),
+        ("service", None, "service", "is missing"),
+        ("service.name", "Digits_1", "service.name", "does not have the form"),
+        ("service", {"name": "a", "namespace": "b", "min_replicas": 3, "max_replicas": 2}, "service", "less than"),
+        ("source", {"directory": "x", "s3": "s3://bucket/x/"}, "source", "exactly one"),
+        ("source", {}, "source", "exactly one"),
+        ("store", "s3://models/digits", "store", "does not have the form"),
+        ("rollout.window", 10, "rollout.window", "such as 10s"),
+        ("rollout.window", "10 seconds", "rollout.window", "is no duration"),
+        ("rollout.window", "0s", "rollout.window", "longer than 0s"),
+        ("rollout.steps", [30, 10], "rollout.steps", "[10, 30] would"),
+        ("rollout.steps", [10, 10], "rollout.steps", "[10] would"),
+        ("rollout.steps", [10, 100], "rollout.steps", "1 to 99"),
+        ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
+        ("rollout.steps", [], "rollout.steps", "at least 1"),
+        ("rollout", {"window": "10m", "deadline": "15m"}, "rollout", "20m is the least"),
+        ("schedule", "every week", "schedule", "@weekly"),
+        ("judge.metrics", [], "judge.metrics", "at least 1"),
+        ("judge.metrics", [{"name": "errors"}], "judge.metrics.0", "max_rate"),
+        ("judge.metrics", [{"name": "errors", "max_rate": 2}], "judge.metrics.0.max_rate", "less than 1"),
+        ("judge.metrics", [{"name": "errors", "max_ratio": 1.5}], "judge.metrics.0", "needs a floor"),
+        ("judge.metrics", [{"name": "errors", "floor": 0.1, "max_rate": 0.1}], "judge.metrics.0", "max_ratio"),
+        ("judge.metrics", [{"name": "e", "max_rate": 0.1}] * 2, "judge", "two metrics are called 'e'"),
+        ("judge.metrics", [{"name": "e", "observe": True}], "judge", "at least one must decide"),
+        ("judge.metrics", [{"name": "s", "above": "600ms", "max_rate": 0.1}], "judge", "500ms or 750ms"),
+    ],
+)
+def test_load_refuses_with_file_line_field_and_cure(
+    tmp_path: Path, path: str, value: object, field: str, cure: str
+) -> None:
+    file = written(tmp_path, changed(path, value))
+    with pytest.raises(SpecError) as refusal:
+        load(file)
+    lines = str(refusal.value).split("; " + str(file))
+    assert len(lines) == 1, "one trouble, one line"
+    assert f": {field}: " in lines[0]
+    assert cure in lines[0]
+    number = int(lines[0].removeprefix(f"{file}:").split(":")[0])
+    parts = [part for part in field.split(".") if not part.isdigit()]
+    text = file.read_text().splitlines()[number - 1]
+    assert any(part in text for part in parts) or number == 1 or text.lstrip().startswith("-")
+
+
+def test_load_names_every_trouble_at_its_own_line(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "model: digits\nsource: {directory: x}\nservice:\n  name: d\n  namespace: m\n  replicas: 2\n"
+        "store: s3://models/digits/\nrollout:\n  window: 10\njudge:\n  metrics:\n    - {name: e, max_rate: 0.1}\n",
+    )
+    with pytest.raises(SpecError) as refusal:
+        load(file)
+    assert f"{file}:6: service.replicas" in str(refusal.value)
+    assert f"{file}:9: rollout.window" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "cure"),
+    [
+        ("model: a\nmodel: b\n", ":2: not YAML: 'model' stands here twice"),
+        ("- a\n", "is a mapping"),
+        ("a: [", "not YAML"),
+    ],
+)
+def test_load_refuses_what_is_no_model_file(tmp_path: Path, text: str, cure: str) -> None:
+    with pytest.raises(SpecError) as refusal:
+        load(written(tmp_path, text))
+    assert cure in str(refusal.value)
+
+
+def test_load_all_refuses_two_files_with_one_model(tmp_path: Path) -> None:
+    first, second = written(tmp_path, GOOD, "a.yaml"), written(tmp_path, GOOD, "b.yaml")
+    with pytest.raises(SpecError) as refusal:
+        load_all(tmp_path)
+    assert str(first) in str(refusal.value)
+    assert str(second) in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["500ms", "10s", "90s", "30m", "2h", "1d", "0s", "1500ms"])
+def test_durations_read_back(text: str) -> None:
+    assert parse_duration(format_duration(parse_duration(text))) == parse_duration(text)
+
+
+@pytest.mark.parametrize("profile", sorted(BUCKET_EDGES_MS))
+def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) -> None:
+    for edge in BUCKET_EDGES_MS[profile]:  # type: ignore[index]
+        metric = {"name": "slow", "above": format_duration(timedelta(milliseconds=edge)), "max_rate": 0.1}
+        load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
+
+
+def test_policy_shares_the_allowance_over_steps_and_bake(tmp_path: Path) -> None:
+    from model_release.judging import Policy
+
+    metrics = [
+        {"name": "errors", "max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005},
+        {"name": "versus_stable", "codes": "4xx", "max_ratio": 2, "floor": 0.01},
+    ]
+    content = changed("judge", {"metrics": metrics}) | {"rollout": {"steps": [10, 30], "bake": "5m"}}
+    spec = load(written(tmp_path, content))
+    at_step, baking = Policy.from_dict(spec.policy(10)), Policy.from_dict(spec.policy(None))
+    assert at_step.steps == baking.steps == 3
+    assert at_step.traffic == 0.1
+    assert baking.traffic is None
+    assert [metric.name for metric in baking.metrics] == ["errors"], "nothing stands beside a promoted revision"
+    assert baking.metrics[0].max_ratio is None
