@@ -1,0 +1,256 @@
+"""From what a client sends to what the model takes. Needs Pillow and NumPy, nothing else.
+
+Two halves with a wall between them, since they fail on different accounts: `read_image` turns bytes into an
+upright 8-bit RGB picture, and whatever goes wrong there is the client's (`BadInput`, answered with 400).
+`preprocess` does to that picture what the checkpoint's own processor does, and whatever goes wrong there is
+ours (5xx).
+
+The options are those of a Hugging Face `preprocessor_config.json`, by their own names. Export refuses what
+this file does not know (`unknown_options`) and compares its pixels with the processor's, so a model that was
+exported is a model whose input is reproduced here.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+#: Pictures over this are refused before they are decoded: 50 megapixels are what the largest phone cameras
+#: send, and 150 MB once decoded.
+MAX_PIXELS = 50_000_000
+#: One request is one forward pass, and its memory grows with each instance.
+MAX_INSTANCES = 64
+#: What is decoded at all. Pillow knows many more, some of which start other programs (EPS) or are seldom fuzzed.
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: Where an instance keeps its picture.
+KEYS = ("data", "b64", "image", "body")
+
+OPTIONS = (
+    "do_convert_rgb",
+    "do_resize",
+    "size",
+    "resample",
+    "crop_pct",
+    "do_center_crop",
+    "crop_size",
+    "do_rescale",
+    "rescale_factor",
+    "do_normalize",
+    "image_mean",
+    "image_std",
+)
+
+# ConvNextImageProcessor squeezes to a square from this size on, and crops below it.
+WARPED_FROM = 384
+
+
+Pixels = npt.NDArray[np.float32]
+
+
+class BadInput(ValueError):
+    """The client sent something that is no image; the message says what and what would be right."""
+
+
+def read_instances(instances: object, options: Mapping[str, Any]) -> list[Pixels]:
+    """The model's inputs for a V1 request's `instances`, in order; each float32 [3, height, width].
+
+    One picture after the other is decoded and made small, so that only one is ever large.
+    Raises `BadInput` naming every bad row (`instances[3]: not base64`), or saying that the list itself is wrong.
+    """
+    if not isinstance(instances, list) or not instances:
+        raise BadInput('expected {"instances": [{"data": "<base64 image>"}, …]} with at least one instance')
+    if len(instances) > MAX_INSTANCES:
+        raise BadInput(f"{len(instances)} instances in one request; the limit is {MAX_INSTANCES}")
+    inputs: list[Pixels] = []
+    faults: list[str] = []
+    total = 0
+    for row, instance in enumerate(instances):
+        try:
+            inputs.append(_input(instance, options))
+        except BadInput as error:
+            faults.append(f"instances[{row}]: {error}")
+            continue
+        # Only a processor that does not resize lets it come to this.
+        total += inputs[-1][0].size
+        if total > MAX_PIXELS:
+            raise BadInput(f"the instances up to [{row}] are together {_over_limit()}")
+    if faults:
+        raise BadInput("; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
+    return inputs
+
+
+def read_body(body: object, options: Mapping[str, Any]) -> tuple[list[Pixels], bool]:
+    """The model's inputs for a body that came without envelope, and whether it was a V1 request.
+
+    A body is the image's own bytes, base64 text, one instance as JSON, or `{"instances": […]}`.
+    """
+    if isinstance(body, (bytes, bytearray)) and bytes(body[:64]).lstrip()[:1] == b"{":
+        try:
+            body = json.loads(body)
+        except ValueError as error:
+            raise BadInput(f"the body begins like JSON and is none: {error}") from None
+    if isinstance(body, dict) and "instances" in body:
+        return read_instances(body["instances"], options), True
+    return [_input(body, options)], False
+
+
+def read_image(value: object, composite: bool) -> Image.Image:
+    """The upright 8-bit RGB picture in bytes, base64 text, or an object with one of `KEYS`.
+
+    EXIF rotation is applied, as every viewer does. 16-bit grey is scaled to 8 bits (Pillow's own conversion
+    would clip it at 255, which turns the picture white). Transparency is laid over white where the
+    checkpoint's processor does so (`composite`), and dropped where it leaves the conversion to its caller, as
+    `transformers.pipeline` does.
+    """
+    raw = _bytes(value)
+    try:
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            if image.width * image.height > MAX_PIXELS:
+                raise BadInput(f"image of {image.width}x{image.height} pixels, {_over_limit()}")
+            image.load()
+            upright = ImageOps.exif_transpose(image)
+        return _rgb(upright, composite)
+    except BadInput:
+        raise
+    except UnidentifiedImageError:
+        raise BadInput(f"{len(raw)} bytes that are no image; known are {', '.join(FORMATS)}") from None
+    except Image.DecompressionBombError:
+        raise BadInput(f"image of far more pixels, {_over_limit()}") from None
+    except MemoryError:
+        raise
+    # Pillow's decoders raise whatever they stumble over (OSError, struct.error, IndexError, zlib.error …), and
+    # all that they can stumble over here is the client's bytes.
+    except Exception as error:
+        raise BadInput(f"the image cannot be decoded: {error}") from None
+
+
+def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
+    """The model's input for one RGB picture: float32, shape [3, height, width].
+
+    Same operations in the same order and precision as transformers' `PilBackend._preprocess` (and
+    `ConvNextImageProcessorPil.resize` where `crop_pct` is given).
+
+    Raises `BadInput` for a strip so long that resizing it would need more than `MAX_PIXELS`.
+    """
+    if options["do_resize"]:
+        image = _resize(image, options)
+    pixels: npt.NDArray[Any] = np.asarray(image)
+    if options["do_center_crop"]:
+        pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
+    if options["do_rescale"]:
+        pixels = (pixels.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
+    if options["do_normalize"]:
+        mean = np.asarray(options["image_mean"], np.float32)
+        std = np.asarray(options["image_std"], np.float32)
+        pixels = (pixels.astype(np.float32) - mean) / std
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+
+
+def unknown_options(processor: Mapping[str, Any]) -> list[str]:
+    """What of a processor's own settings (its `to_dict()`) this file cannot reproduce, one clause each."""
+    faults = [
+        f"{name}={processor[name]!r}"
+        for name in ("do_pad", "do_reduce_labels", "do_flip_channel_order", "rescale_offset", "include_top")
+        if processor.get(name)
+    ]
+    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
+    if processor.get("do_resize") and set(_set(size)) not in ({"height", "width"}, {"shortest_edge"}):
+        faults.append(f"size={dict(size)} (known: height and width, or shortest_edge)")
+    if processor.get("crop_pct") is not None and "shortest_edge" not in size:
+        faults.append(f"crop_pct={processor['crop_pct']} without size.shortest_edge")
+    if processor.get("do_resize") and processor.get("resample") not in set(Image.Resampling):
+        faults.append(f"resample={processor.get('resample')!r}")
+    if processor.get("do_center_crop") and set(_set(crop)) != {"height", "width"}:
+        faults.append(f"crop_size={dict(crop)} (known: height and width)")
+    for name in ("image_mean", "image_std"):
+        values = processor.get(name)
+        if processor.get("do_normalize") and (not isinstance(values, (list, tuple)) or len(values) != 3):
+            faults.append(f"{name}={values!r} (known: three numbers, for RGB)")
+    return faults
+
+
+def _input(value: object, options: Mapping[str, Any]) -> Pixels:
+    return preprocess(read_image(value, composite=bool(options["do_convert_rgb"])), options)
+
+
+def _set(size: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in size.items() if value is not None}
+
+
+def _bytes(value: object) -> bytes:
+    if isinstance(value, dict):
+        for key in KEYS:
+            if value.get(key) is not None:
+                return _bytes(value[key])
+        names = ", ".join(sorted(map(str, value))[:5]) or "nothing"
+        raise BadInput(f"no image under any of {', '.join(KEYS)} (found {names})")
+    if isinstance(value, str):
+        text = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
+        try:
+            value = base64.b64decode("".join(text.split()), validate=True)
+        except (binascii.Error, ValueError):
+            raise BadInput("text that is not base64") from None
+    if not isinstance(value, (bytes, bytearray)):
+        raise BadInput(f"{type(value).__name__} where an image (bytes or base64 text) was expected")
+    if not value:
+        raise BadInput("empty image")
+    return bytes(value)
+
+
+def _rgb(image: Image.Image, composite: bool) -> Image.Image:
+    # Pillow before 11 opened 16-bit PNG as "I".
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+        samples = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise BadInput(f"32-bit samples (mode {image.mode}) have no known white; send 8 or 16 bits")
+    transparent = "A" in image.getbands() or image.info.get("transparency") is not None
+    if composite and transparent:
+        picture = image.convert("RGBA")
+        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, picture).convert("RGB")
+    return image.convert("RGB")
+
+
+def _resize(image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
+    size, resample = options["size"], Image.Resampling(options["resample"])
+    edge, crop_pct = size.get("shortest_edge"), options.get("crop_pct")
+    if not edge:
+        return image.resize((size["width"], size["height"]), resample)
+    if crop_pct is None:
+        return image.resize(_by_shortest_edge(image, edge), resample)
+    if edge >= WARPED_FROM:
+        return image.resize((edge, edge), resample)
+    resized = image.resize(_by_shortest_edge(image, int(edge / crop_pct)), resample)
+    return Image.fromarray(_center_crop(np.asarray(resized), edge, edge))
+
+
+def _by_shortest_edge(image: Image.Image, edge: int) -> tuple[int, int]:
+    short, long = sorted(image.size)
+    length = int(edge * long / short)
+    if edge * length > MAX_PIXELS:
+        raise BadInput(f"a strip of {image.width}x{image.height} pixels; its sides are too far apart to be resized")
+    return (edge, length) if image.width <= image.height else (length, edge)
+
+
+def _center_crop(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
+    """The middle of [rows, columns, 3], padded with black where the picture is smaller."""
+    rows, columns = pixels.shape[:2]
+    canvas = np.zeros((max(height, rows), max(width, columns), 3), pixels.dtype)
+    # Rounded up, as transformers.image_transforms.center_crop pads.
+    top, left = (canvas.shape[0] - rows + 1) // 2, (canvas.shape[1] - columns + 1) // 2
+    canvas[top : top + rows, left : left + columns] = pixels
+    top, left = top + (rows - height) // 2, left + (columns - width) // 2
+    return canvas[max(0, top) : top + height, max(0, left) : left + width]
+
+
+def _over_limit() -> str:
+    return f"over the limit of {MAX_PIXELS // 1_000_000} megapixels"

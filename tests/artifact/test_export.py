@@ -1,0 +1,357 @@
+"""Real exports of tiny models, in the process that production uses."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+import signal
+import subprocess
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from model_release.artifact import files, processes
+from model_release.artifact.export import Export, export, load, toolchain
+from model_release.artifact.source import Checkpoint
+from model_release.errors import ArchiveError, CheckpointError, ParityError
+
+ROOT = Path(__file__).resolve().parents[2]
+HANDLER = ROOT / "include" / "handlers" / "image_classifier.py"
+
+
+def run(folder: Path, output: Path, **options: Any) -> Export:
+    return export(folder, output, handler=HANDLER, fingerprint="f" * 64, **options)
+
+
+def run_here(folder: Path, output: Path, samples: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The same without a process of its own, whose imports would cost each test four seconds."""
+    from model_release.artifact import trace
+
+    output.mkdir(parents=True)
+    request = {
+        "checkpoint": str(folder),
+        "output": str(output),
+        "image_input": str(HANDLER.with_name("image_input.py")),
+        "samples": list(samples),
+    }
+    with trace._known_warnings_filtered():
+        return trace.run(request, lambda _: None)
+
+
+def test_what_an_export_leaves(exported: Export, checkpoint: Checkpoint) -> None:
+    assert sorted(path.name for path in exported.directory.iterdir()) == [
+        "export.json",
+        "model.json",
+        "model.pt",
+        "reference.json",
+    ]
+    report = exported.report
+    assert report["labels"] == ["cat", "dog", "tench, Tinca tinca"]
+    assert report["input"] == {"height": 32, "width": 32}
+    assert report["fingerprint"] == checkpoint.fingerprint
+    assert report["toolchain"] == toolchain(HANDLER)
+    assert report["notes"] == []
+    assert set(report["parity"]["largest_difference"]) == {"1", "3", "8"}
+    assert all(difference <= 1e-5 for difference in report["parity"]["largest_difference"].values())
+    assert json.loads((exported.directory / "model.json").read_text())["preprocessing"]["size"] == report["input"]
+    assert load(exported.directory) == exported
+
+
+def test_equal_input_gives_equal_bytes(exported: Export, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    elsewhere = shutil.copytree(checkpoint.directory, tmp_path / "another place")
+    lines: list[str] = []
+    again = run(elsewhere, tmp_path / "again", log=lines.append)
+    assert lines == [
+        "loading the checkpoint",
+        "tracing ViTForImageClassification: 3 labels, input 32x32",
+        "comparing with the original at batches 1, 3, 8",
+    ]
+    for name in ("model.pt", "model.json", "reference.json"):
+        assert files.sha256(again.directory / name) == files.sha256(exported.directory / name), name
+
+
+def test_nothing_of_the_exporting_machine_is_in_the_file(exported: Export) -> None:
+    import transformers
+
+    places = [str(ROOT), str(Path(transformers.__file__).parents[1]), str(Path.home()), "site-packages", ".py"]
+    with zipfile.ZipFile(exported.directory / "model.pt") as archive:
+        names = archive.namelist()
+        content = b"".join(archive.read(name) for name in names)
+    assert not [name for name in names if name.endswith(".debug_pkl")]
+    assert [place for place in places if place.encode() in content] == []
+
+
+def test_the_exported_model_answers_as_the_original_through_its_own_processor(
+    exported: Export, checkpoint: Checkpoint
+) -> None:
+    """Independently of the check inside: saved file against checkpoint, on noise at an untried batch."""
+    import torch
+    import transformers
+
+    original = transformers.AutoModelForImageClassification.from_pretrained(checkpoint.directory).eval()
+    model = torch.jit.load(exported.directory / "model.pt")
+    pixels = torch.randn(5, 3, 32, 32)
+    with torch.inference_mode():
+        np.testing.assert_allclose(model(pixels), original(pixel_values=pixels).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "processor"), [("deit", "deit"), ("beit", "beit"), ("convnext", "convnext"), ("resnet", "bit")]
+)
+def test_other_architectures_and_processors(kind: str, processor: str, make_checkpoint: Any, tmp_path: Path) -> None:
+    report = run_here(make_checkpoint(kind, processor), tmp_path / "x")
+    assert report["input"] == {"height": 32, "width": 32}
+    assert report["parity"]["largest_pixel_difference"] <= 1e-6
+
+
+def test_a_processor_that_does_not_resize_is_exported_with_a_note(make_checkpoint: Any, tmp_path: Path) -> None:
+    report = run_here(make_checkpoint(processor="as-cut"), tmp_path / "x")
+    assert report["notes"] == ["the processor does not resize: only images of 32x32 are sure of an answer"]
+
+
+def test_given_samples_are_the_reference(checkpoint: Checkpoint, exported: Export, tmp_path: Path) -> None:
+    import base64
+
+    reference = json.loads((exported.directory / "reference.json").read_text())
+    (tmp_path / "sample").write_bytes(base64.b64decode(reference["instances"][1]["data"]))
+    run_here(checkpoint.directory, tmp_path / "x", samples=(str(tmp_path / "sample"),))
+    given = json.loads((tmp_path / "x" / "reference.json").read_text())
+    assert given == {"instances": reference["instances"][1:], "expected": reference["expected"][1:]}
+
+
+def test_scores_are_those_of_a_pipeline(make_checkpoint: Any, tmp_path: Path) -> None:
+    import base64
+    import io
+
+    import transformers
+    from PIL import Image
+
+    for number, problem in enumerate(("single_label_classification", "multi_label_classification")):
+        folder = make_checkpoint("vit", "vit", problem_type=problem)
+        run_here(folder, tmp_path / str(number))
+        reference = json.loads((tmp_path / str(number) / "reference.json").read_text())
+        pipeline = transformers.pipeline("image-classification", str(folder))
+        images = [Image.open(io.BytesIO(base64.b64decode(i["data"]))) for i in reference["instances"]]
+        for answers, expected in zip(pipeline(images), reference["expected"], strict=True):
+            assert answers[0]["label"] == expected["label"]
+            assert answers[0]["score"] == pytest.approx(expected["score"], abs=1e-5)
+
+
+def weights(folder: Path, change: Any) -> None:
+    from safetensors.torch import load_file, save_file
+
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+def processor(folder: Path, **changes: Any) -> None:
+    content = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps({**content, **changes}))
+
+
+def five_labels(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    config["id2label"] = {str(index): f"label {index}" for index in range(5)}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "labels that do not match the head": (
+        five_labels,
+        r"classifier\.\w+ has shape \[3.*\], but config.json \(with 5 labels\) needs \[5",
+    ),
+    "a head that is missing": (
+        lambda f: weights(f, lambda t: (t.pop("classifier.weight"), t.pop("classifier.bias"))),
+        "the weights lack classifier.bias, classifier.weight: these would be random numbers",
+    ),
+    "damaged weights": (
+        lambda f: (f / "model.safetensors").write_bytes(b"\x10\0\0\0\0\0\0\0{damaged}"),
+        "model.safetensors is damaged|cannot load the checkpoint",
+    ),
+    "a size that the model does not take": (
+        lambda f: processor(f, size={"height": 40, "width": 40}),
+        "cannot be traced with an input of 40x40: .*40.*32",
+    ),
+    "a processor of unknown kind": (
+        lambda f: processor(f, image_processor_type="NoSuchProcessor"),
+        "cannot load preprocessor_config.json",
+    ),
+    "an option that the handler lacks": (
+        lambda f: processor(f, do_pad=True, pad_size={"height": 64, "width": 64}),
+        "cannot reproduce ViTImageProcessorPil's do_pad=True",
+    ),
+    "images that keep their shape": (
+        lambda f: processor(f, size={"shortest_edge": 32}),
+        r"cannot reproduce size=.*shortest_edge.* without do_center_crop",
+    ),
+    "a processor with rules of its own": (
+        lambda f: processor(
+            f,
+            image_processor_type="LevitImageProcessor",
+            size={"shortest_edge": 32},
+            crop_size={"height": 32, "width": 32},
+        ),
+        "cannot reproduce LevitImageProcessor.*differ by",
+    ),
+    "unknown architecture": (
+        lambda f: (f / "config.json").write_text(
+            json.dumps({"model_type": "nope", "architectures": ["NopeForImageClassification"]})
+        ),
+        "cannot load the checkpoint: .*nope",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_with_one_line(name: str, make_checkpoint: Any, tmp_path: Path) -> None:
+    spoil, reason = REFUSED[name]
+    folder = make_checkpoint()
+    spoil(folder)
+    with pytest.raises(CheckpointError, match=reason) as refusal:
+        run_here(folder, tmp_path / "x")
+    assert "\n" not in str(refusal.value)
+
+
+def test_a_refusal_comes_out_of_its_process_as_itself_and_nothing_is_left(make_checkpoint: Any, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    five_labels(folder)
+    with pytest.raises(CheckpointError, match=r"^the weights' classifier.* needs \[5.*\]$"):
+        run(folder, tmp_path / "work" / "x")
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_parity_beyond_the_limit_is_refused_with_figures(tmp_path: Path) -> None:
+    """The check itself, on a file that is not the model's."""
+    import torch
+
+    from model_release.artifact import trace
+
+    class Model(torch.nn.Module):
+        def __init__(self, offset: float) -> None:
+            super().__init__()
+            self.offset = offset
+
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            from types import SimpleNamespace
+
+            return SimpleNamespace(logits=pixel_values.mean((-1, -2)) + self.offset)
+
+    for offset, refused in ((0.0, False), (2e-5, True), (float("nan"), True)):
+        trace._trace(Model(offset), (4, 4), tmp_path / "model.pt")
+        if refused:
+            with pytest.raises(ParityError, match=r"at batch 1, .* at batch 3, .* at batch 8; the limit is 1e-05"):
+                trace._parity(Model(0.0), tmp_path / "model.pt", (4, 4), 3)
+        else:
+            assert set(trace._parity(Model(0.0), tmp_path / "model.pt", (4, 4), 3).values()) == {0.0}
+    with pytest.raises(CheckpointError, match=r"answers with shape \[1, 3\]; 7 labels need \[1, 7\]"):
+        trace._parity(Model(0.0), tmp_path / "model.pt", (4, 4), 7)
+
+
+def test_a_model_whose_batch_was_recorded_fails_parity(tmp_path: Path) -> None:
+    import torch
+
+    from model_release.artifact import trace
+
+    class TwoOnly(torch.nn.Module):
+        def forward(self, pixel_values: torch.Tensor) -> Any:
+            from types import SimpleNamespace
+
+            return SimpleNamespace(logits=pixel_values.reshape(len(pixel_values.tolist()), -1)[:, :3])
+
+    trace._trace(TwoOnly(), (4, 4), tmp_path / "model.pt")
+    with pytest.raises(ParityError, match=r"fails at batch 1 \(traced at 2\)|differ"):
+        trace._parity(TwoOnly(), tmp_path / "model.pt", (4, 4), 3)
+
+
+def test_a_warning_that_is_not_known_is_shown(tmp_path: Path) -> None:
+    program = (
+        "import warnings, torch; from model_release.artifact import trace\n"
+        "with trace._known_warnings_filtered():\n"
+        "    warnings.warn('`torch.jit.trace` is deprecated. Please switch', DeprecationWarning)\n"
+        "    warnings.warn('the result might not generalize', torch.jit.TracerWarning)\n"
+    )
+    done = subprocess.run(
+        [processes.sys.executable, "-W", "always", "-c", program],
+        capture_output=True,
+        text=True,
+        env=processes.environment(PYTHONPATH=str(processes.PACKAGE_ROOT)),
+        check=True,
+    )
+    assert "might not generalize" in done.stderr
+    assert "deprecated" not in done.stderr
+
+
+def test_toolchain_changes_with_the_handler(tmp_path: Path) -> None:
+    for name in ("image_classifier.py", "image_input.py"):
+        shutil.copy(HANDLER.with_name(name), tmp_path)
+    copied = tmp_path / "image_classifier.py"
+    assert toolchain(copied) == toolchain(HANDLER)
+    (tmp_path / "image_input.py").write_text("changed")
+    assert toolchain(copied)["handler"] != toolchain(HANDLER)["handler"]
+    with pytest.raises(ArchiveError, match="is no handler"):
+        toolchain(tmp_path / "absent.py")
+
+
+def test_no_export_is_loaded_from_where_none_is(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match="holds no finished export"):
+        load(tmp_path)
+
+
+# The process that does it
+
+
+def child(program: str, tmp_path: Path, timeout: float = 20) -> Any:
+    return processes.run(
+        ["-c", program],
+        what="the child",
+        log=logging.getLogger("child").info,
+        env=processes.environment(),
+        timeout=timeout,
+        cwd=tmp_path,
+    )
+
+
+def test_a_childs_end_is_told_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(ArchiveError, match=f"killed by signal {int(signal.SIGKILL)}.*memory"):
+        child("import os; os.kill(os.getpid(), 9)", tmp_path)
+    with pytest.raises(ArchiveError, match="took more than 1 s and was stopped"):
+        child("import time; time.sleep(60)", tmp_path, timeout=1)
+    with pytest.raises(ArchiveError, match="ended with code 1 and without a result: ZeroDivisionError"):
+        child("1/0", tmp_path)
+    with pytest.raises(ArchiveError, match="ended with code 0 and without a result: no output"):
+        child("pass", tmp_path)
+    with pytest.raises(ParityError, match=r"^figures$"):
+        child('print(\'{"error": "ParityError", "message": "figures"}\'); raise SystemExit(1)', tmp_path)
+
+
+def test_a_task_that_is_stopped_takes_its_child_along(tmp_path: Path) -> None:
+    class Stopped(Exception):
+        pass
+
+    pids: list[int] = []
+
+    def stop(line: str) -> None:
+        pids.append(int(line))
+        raise Stopped
+
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    with pytest.raises(Stopped):
+        processes.run(
+            ["-c", program], what="the child", log=stop, env=processes.environment(), timeout=30, cwd=tmp_path
+        )
+    with pytest.raises(ProcessLookupError):
+        os.kill(pids[0], 0)
+
+
+def test_a_child_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN", "secret")
+    report = child("import os, json; print(json.dumps({'report': dict(os.environ)}))", tmp_path)
+    assert "secret" not in report.values()
+    assert report["HF_HUB_OFFLINE"] == "1"

@@ -1,0 +1,306 @@
+"""Pixels equal to the checkpoint's own processor, for any kind of picture; and every bad input refused."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import struct
+import zlib
+from typing import Any
+
+import image_input
+import numpy as np
+import pytest
+from image_input import BadInput, preprocess, read_body, read_image, read_instances
+from PIL import Image
+
+SQUARE = {"height": 32, "width": 32}
+PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": ("vit.image_processing_pil_vit.ViTImageProcessorPil", {"size": SQUARE}),
+    "vit-oblong": ("vit.image_processing_pil_vit.ViTImageProcessorPil", {"size": {"height": 24, "width": 40}}),
+    "vit-lanczos": ("vit.image_processing_pil_vit.ViTImageProcessorPil", {"size": SQUARE, "resample": 1}),
+    "vit-imagenet": (
+        "vit.image_processing_pil_vit.ViTImageProcessorPil",
+        {"size": SQUARE, "image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]},
+    ),
+    "vit-unscaled": ("vit.image_processing_pil_vit.ViTImageProcessorPil", {"size": SQUARE, "do_rescale": False}),
+    "vit-raw": (
+        "vit.image_processing_pil_vit.ViTImageProcessorPil",
+        {"size": SQUARE, "do_rescale": False, "do_normalize": False},
+    ),
+    "vit-half": ("vit.image_processing_pil_vit.ViTImageProcessorPil", {"size": SQUARE, "rescale_factor": 1 / 127.5}),
+    "vit-as-it-comes": ("vit.image_processing_pil_vit.ViTImageProcessorPil", {"do_resize": False}),
+    "deit": (
+        "deit.image_processing_pil_deit.DeiTImageProcessorPil",
+        {"size": {"height": 37, "width": 37}, "crop_size": SQUARE},
+    ),
+    "deit-pads": (
+        "deit.image_processing_pil_deit.DeiTImageProcessorPil",
+        {"size": {"height": 21, "width": 30}, "crop_size": {"height": 32, "width": 25}},
+    ),
+    "beit": ("beit.image_processing_pil_beit.BeitImageProcessorPil", {"size": SQUARE, "do_center_crop": False}),
+    "convnext": ("convnext.image_processing_pil_convnext.ConvNextImageProcessorPil", {"size": {"shortest_edge": 32}}),
+    "convnext-384": ("convnext.image_processing_pil_convnext.ConvNextImageProcessorPil", {}),
+    "bit": (
+        "bit.image_processing_pil_bit.BitImageProcessorPil",
+        {"size": {"shortest_edge": 41}, "crop_size": {"height": 32, "width": 32}},
+    ),
+    "clip": (
+        "clip.image_processing_pil_clip.CLIPImageProcessorPil",
+        {"size": {"shortest_edge": 33}, "crop_size": {"height": 33, "width": 33}},
+    ),
+}
+
+
+def processor(name: str, **changes: Any) -> Any:
+    import importlib
+
+    path, settings = PROCESSORS[name]
+    module, _, kind = path.rpartition(".")
+    return getattr(importlib.import_module(f"transformers.models.{module}"), kind)(**{**settings, **changes})
+
+
+def options_of(processor: Any) -> dict[str, Any]:
+    settings = processor.to_dict()
+    assert image_input.unknown_options(settings) == []
+    return {name: settings.get(name) for name in image_input.OPTIONS}
+
+
+def photo(width: int, height: int, channels: int = 3) -> np.ndarray:
+    """Noise over gradients: every operation leaves its mark on it."""
+    random = np.random.default_rng(width * 1000 + height)
+    rows, columns = np.mgrid[0:height, 0:width]
+    base = np.stack([(rows * 3 + columns * (5 + channel)) % 200 for channel in range(channels)], -1)
+    return (base + random.integers(0, 56, base.shape)).astype(np.uint8)
+
+
+def encoded(image: Image.Image, encoding: str = "PNG", **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, encoding, **options)
+    return buffer.getvalue()
+
+
+def expected(processor: Any, picture: Image.Image) -> np.ndarray:
+    return np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0], np.float32)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (57, 40), (40, 57), (17, 300), (7, 5), (640, 427)], ids=str)
+@pytest.mark.parametrize("name", PROCESSORS)
+def test_pixels_are_the_processors(name: str, size: tuple[int, int]) -> None:
+    own = processor(name)
+    picture = read_image(encoded(Image.fromarray(photo(*size))), composite=True)
+    result = preprocess(picture, options_of(own))
+    assert result.dtype == np.float32
+    np.testing.assert_array_equal(result, expected(own, picture))
+
+
+def transparent_palette() -> bytes:
+    image = Image.fromarray(photo(57, 40)).quantize(32)
+    return encoded(image, transparency=3)
+
+
+MODES: dict[str, bytes] = {
+    "grey": encoded(Image.fromarray(photo(57, 40, 1)[..., 0])),
+    "bilevel": encoded(Image.fromarray(photo(57, 40, 1)[..., 0]).convert("1")),
+    "palette": encoded(Image.fromarray(photo(57, 40)).quantize(32)),
+    "palette with transparency": transparent_palette(),
+    "RGBA": encoded(Image.fromarray(photo(57, 40, 4))),
+    "grey with alpha": encoded(Image.fromarray(photo(57, 40, 2))),
+    "CMYK": encoded(Image.fromarray(photo(57, 40, 4), "CMYK"), "JPEG"),
+    "JPEG": encoded(Image.fromarray(photo(57, 40)), "JPEG", quality=80),
+    "progressive JPEG": encoded(Image.fromarray(photo(57, 40)), "JPEG", progressive=True),
+    "WEBP": encoded(Image.fromarray(photo(57, 40)), "WEBP"),
+    "GIF of two frames": encoded(
+        Image.fromarray(photo(57, 40)), "GIF", save_all=True, append_images=[Image.fromarray(photo(57, 40)[::-1])]
+    ),
+    "BMP": encoded(Image.fromarray(photo(57, 40)), "BMP"),
+    "TIFF": encoded(Image.fromarray(photo(57, 40)), "TIFF"),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_mode_as_the_processor_converts_it(mode: str) -> None:
+    own = processor("vit", do_convert_rgb=True)
+    result = preprocess(read_image(MODES[mode], composite=True), options_of(own))
+    np.testing.assert_array_equal(result, expected(own, Image.open(io.BytesIO(MODES[mode]))))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_any_mode_as_a_pipeline_converts_it_where_the_processor_does_not(mode: str) -> None:
+    from transformers.image_utils import load_image
+
+    own = processor("vit")
+    result = preprocess(read_image(MODES[mode], composite=False), options_of(own))
+    np.testing.assert_array_equal(result, expected(own, load_image(Image.open(io.BytesIO(MODES[mode])))))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_photograph_is_seen_upright(orientation: int) -> None:
+    upright = Image.fromarray(photo(57, 40))
+    turn = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_90,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_270,
+    }.get(orientation)
+    stored = upright.transpose(turn) if turn is not None else upright
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    own = processor("vit")
+    result = preprocess(read_image(encoded(stored, exif=exif), composite=False), options_of(own))
+    np.testing.assert_array_equal(result, expected(own, upright))
+
+
+@pytest.mark.parametrize("encoding", ["PNG", "TIFF"])
+def test_sixteen_bits_are_the_same_picture_in_eight(encoding: str) -> None:
+    eight = photo(57, 40, 1)[..., 0]
+    sixteen = Image.fromarray(eight.astype(np.uint16) * 257)
+    assert sixteen.mode == "I;16"
+    own = processor("vit")
+    result = preprocess(read_image(encoded(sixteen, encoding), composite=True), options_of(own))
+    np.testing.assert_array_equal(result, expected(own, Image.fromarray(eight).convert("RGB")))
+
+
+def test_an_instance_may_be_written_in_several_ways() -> None:
+    raw = MODES["JPEG"]
+    text = base64.b64encode(raw).decode()
+    ways: list[Any] = [
+        raw,
+        text,
+        f"data:image/jpeg;base64,{text}",
+        "\n".join([text[:76], text[76:]]),
+        {"data": text},
+        {"b64": text},
+        {"image": {"b64": text}},
+        {"image": text},
+        {"body": raw},
+    ]
+    pictures = {read_image(way, composite=False).tobytes() for way in ways}
+    assert len(pictures) == 1
+
+
+def test_a_body_is_one_image_or_a_v1_request() -> None:
+    text = base64.b64encode(MODES["grey"]).decode()
+    options = options_of(processor("vit"))
+    one, v1 = read_body(MODES["grey"], options)
+    assert (len(one), v1) == (1, False)
+    request = {"instances": [{"data": text}, {"b64": text}]}
+    for body in (request, json.dumps(request).encode()):
+        two, v1 = read_body(body, options)
+        assert ([pixels.shape for pixels in two], v1) == ([(3, 32, 32)] * 2, True)
+
+
+def png_of(width: int, height: int) -> bytes:
+    """A PNG whose header promises a huge picture; its data hold none of it."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    data = zlib.compress(b"\0" * 1000)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+BAD: dict[str, tuple[Any, str]] = {
+    "no image": (b"no image at all", "15 bytes that are no image"),
+    "truncated": (MODES["JPEG"][:300], "cannot be decoded"),
+    "empty": (b"", "empty image"),
+    "empty text": ("", "empty image"),
+    "not base64": ("käse!", "not base64"),
+    "base64 of nothing sensible": ("bm8gaW1hZ2U=", "8 bytes that are no image"),
+    "number": (42, "int where an image"),
+    "null": (None, "NoneType where an image"),
+    "list of pixels": ([[0, 1], [2, 3]], "list where an image"),
+    "wrong key": ({"picture": "aaaa"}, "no image under any of data, b64, image, body (found picture)"),
+    "empty object": ({}, "(found nothing)"),
+    "bomb": (png_of(9000, 9000), "9000x9000 pixels, over the limit of 50 megapixels"),
+    "larger bomb": (png_of(60000, 60000), "far more pixels, over the limit of 50 megapixels"),
+    "32-bit samples": (encoded(Image.fromarray(np.ones((4, 4), np.float32)), "TIFF"), "32-bit samples"),
+    "PostScript": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n", "no image"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_with_row_and_reason(name: str) -> None:
+    value, reason = BAD[name]
+    good = base64.b64encode(MODES["grey"]).decode()
+    with pytest.raises(BadInput) as refusal:
+        read_instances([{"data": good}, value], options_of(processor("vit")))
+    assert str(refusal.value).startswith("instances[1]: ")
+    assert reason in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("instances", [None, [], {}, "text", {"data": "x"}], ids=repr)
+def test_instances_must_be_a_list_with_something_in_it(instances: Any) -> None:
+    with pytest.raises(BadInput, match="at least one instance"):
+        read_instances(instances, options_of(processor("vit")))
+
+
+def test_every_bad_row_is_named_up_to_five() -> None:
+    with pytest.raises(BadInput, match=r"instances\[0\].*instances\[4\].*and 3 more"):
+        read_instances([b"x"] * 8, options_of(processor("vit")))
+
+
+def test_too_many_instances_are_refused_before_any_is_decoded() -> None:
+    with pytest.raises(BadInput, match="65 instances in one request; the limit is 64"):
+        read_instances([b"x"] * 65, options_of(processor("vit")))
+
+
+def test_a_body_that_looks_like_json_and_is_none() -> None:
+    with pytest.raises(BadInput, match="begins like JSON"):
+        read_body(b'{"instances": [', {})
+
+
+def test_a_strip_is_refused_instead_of_filling_the_memory() -> None:
+    strip = encoded(Image.new("RGB", (1, 60_000)))
+    with pytest.raises(BadInput, match=r"instances\[0\]: a strip of 1x60000 pixels"):
+        read_instances([strip], options_of(processor("bit", size={"shortest_edge": 224})))
+
+
+def test_large_images_that_nobody_makes_small_are_limited_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(image_input, "MAX_PIXELS", 2_000_000)
+    images = [encoded(Image.new("RGB", (1000, 900)))] * 3
+    assert len(read_instances(images[:2], options_of(processor("vit-as-it-comes")))) == 2
+    with pytest.raises(BadInput, match=r"up to \[2\] are together over the limit of 2 megapixels"):
+        read_instances(images, options_of(processor("vit-as-it-comes")))
+    assert len(read_instances(images, options_of(processor("vit")))) == 3
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_damaged_bytes_are_refused_or_read_and_never_anything_else(mode: str) -> None:
+    random = np.random.default_rng(0)
+    for _ in range(60):
+        damaged = bytearray(MODES[mode])
+        for place in random.integers(0, len(damaged), random.integers(1, 12)):
+            damaged[place] = random.integers(0, 256)
+        try:
+            read = read_image(bytes(damaged[: random.integers(1, len(damaged) + 1)]), composite=True)
+        except BadInput:
+            continue
+        assert read.mode == "RGB"
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        ({"do_pad": True}, "do_pad"),
+        ({"do_reduce_labels": True}, "do_reduce_labels"),
+        ({"rescale_offset": True}, "rescale_offset"),
+        ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "size"),
+        ({"size": {"max_height": 32, "max_width": 64}}, "size"),
+        ({"resample": 17}, "resample"),
+        ({"image_mean": 0.5}, "image_mean"),
+        ({"image_std": [0.5]}, "image_std"),
+        ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "crop_size"),
+        ({"crop_pct": 0.9}, "crop_pct"),
+    ],
+    ids=str,
+)
+def test_an_option_that_cannot_be_reproduced_is_named(change: dict[str, Any], named: str) -> None:
+    (fault,) = image_input.unknown_options({**processor("vit").to_dict(), **change})
+    assert fault.startswith(f"{named}=")
