@@ -1,0 +1,240 @@
+"""Knative's rules: from a template to revisions, from traffic targets to the traffic that is really programmed.
+
+Pure functions over Kubernetes objects; each takes the objects as stored and returns a status. They follow
+Knative 1.21's controllers (facts/kserve.md 1.3, 2.5): pkg/reconciler/{service,configuration,route,revision}.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from datetime import datetime
+
+from sandbox.interfaces import Manifest
+from sandbox.kube import pods as pod_rules
+from sandbox.kube.conditions import FALSE, TRUE, UNKNOWN, aggregate, condition, find, info, listed, renamed, state
+
+MIN_SCALE = "autoscaling.knative.dev/min-scale"
+PROGRESS_DEADLINE = "serving.knative.dev/progress-deadline"
+GENERATION = "serving.knative.dev/configurationGeneration"
+WEBHOOK = "validation.webhook.serving.knative.dev"
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
+_SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
+
+
+def revision_name(configuration: Manifest) -> str:
+    """`<configuration>-00002`: the number is the configuration's generation, which only the template moves."""
+    meta = configuration["metadata"]
+    return f"{meta['name']}-{meta['generation']:05d}"
+
+
+def validation_problems(service_spec: Manifest) -> list[str]:
+    """What Knative's webhook finds wrong with a Service's traffic."""
+    targets = service_spec.get("traffic", [])
+    problems = [
+        f"expected 0 <= {target['percent']} <= 100: spec.traffic[{n}].percent"
+        for n, target in enumerate(targets)
+        if not 0 <= target["percent"] <= 100
+    ]
+    total = sum(target["percent"] for target in targets)
+    if total != 100:
+        problems.append(f"Traffic targets sum to {total}, want 100: spec.traffic")
+    return problems
+
+
+def min_scale(revision: Manifest) -> int:
+    """Pods that a revision needs to be ready. Scale to zero is not stood in for: at least one."""
+    return max(1, int(revision["metadata"].get("annotations", {}).get(MIN_SCALE, 1)))
+
+
+def progress_deadline(revision: Manifest, default: float) -> float:
+    """Seconds that a revision has to become ready; the annotation is a Go duration (`600s`, `10m`)."""
+    text = revision["metadata"].get("annotations", {}).get(PROGRESS_DEADLINE, "")
+    parts = _DURATION.findall(text)
+    return sum(float(n) * _SECONDS[unit] for n, unit in parts) if parts else default
+
+
+def revision_status(revision: Manifest, pods: list[Manifest], late: bool, now: str) -> Manifest:
+    """A revision's conditions from its pods; `late` says that its progress deadline has passed.
+
+    Once ready, a revision stays ready when its pods go away (scaled to zero) or start again; only a container
+    that ends with an error, with no other pod ready, takes it back, and it recovers by itself.
+    """
+    before = revision.get("status", {})
+    ready = pod_rules.ready_count(pods)
+    crashed = next((e for p in pods if (e := pod_rules.failure(pod_rules.container_status(p, pod_rules.MAIN)))), None)
+    healthy, available = _unless_known(before, "ContainerHealthy"), _unless_known(before, "ResourcesAvailable")
+    if ready >= min_scale(revision):
+        healthy, available = condition("ContainerHealthy", TRUE), condition("ResourcesAvailable", TRUE)
+    elif ready == 0 and crashed:
+        text = f"Container failed with: {crashed.get('message', '')}"
+        healthy = condition("ContainerHealthy", FALSE, f"ExitCode{crashed['exitCode']}", text)
+    elif late and available["status"] == UNKNOWN:
+        initialising = any(not pod_rules.container_status(p, pod_rules.INIT)["ready"] for p in pods)
+        if initialising:
+            available = condition("ResourcesAvailable", FALSE, "PodInitializing")
+        else:
+            text = "Initial scale was never achieved"
+            available = condition("ResourcesAvailable", FALSE, "ProgressDeadlineExceeded", text)
+    top = aggregate("Ready", (healthy, available))
+    active = info(condition("Active", TRUE if pods else FALSE, "NoTraffic", "The target is not receiving traffic."))
+    return {
+        "actualReplicas": ready,
+        "desiredReplicas": len(pods),
+        "observedGeneration": revision["metadata"]["generation"],
+        "conditions": listed((healthy, available, top, active), before, now),
+    }
+
+
+def _unless_known(before: Manifest, type_: str) -> Manifest:
+    known = find(before, type_)
+    return renamed(known, type_) if known else condition(type_, UNKNOWN, "Deploying")
+
+
+def configuration_status(configuration: Manifest, revisions: list[Manifest], now: str) -> Manifest:
+    """Which revision was created last and which was ready last; the latter never goes backwards.
+
+    `revisions` are all of this configuration's, the one of its present generation among them.
+    """
+    before = configuration.get("status", {})
+    by_name = {r["metadata"]["name"]: r for r in revisions}
+    created = revision_name(configuration)
+    ready = before.get("latestReadyRevisionName", "")
+    floor = generation_of(by_name[ready]) if ready in by_name else 0
+    for revision in sorted(revisions, key=generation_of, reverse=True):
+        in_range = floor <= generation_of(revision) <= configuration["metadata"]["generation"]
+        if in_range and state(revision.get("status", {}), "Ready") == TRUE:
+            ready = revision["metadata"]["name"]
+            break
+    latest = find(by_name[created].get("status", {}), "Ready") or condition("Ready")
+    if latest["status"] == FALSE:
+        text = f'Revision "{created}" failed with message: {latest.get("message", "")}.'
+        top = condition("Ready", FALSE, "RevisionFailed", text)
+    else:
+        top = condition("Ready", TRUE if ready == created else UNKNOWN)
+    names = {"latestCreatedRevisionName": created} | ({"latestReadyRevisionName": ready} if ready else {})
+    observed = {"observedGeneration": configuration["metadata"]["generation"]}
+    return names | observed | {"conditions": listed([top], before, now)}
+
+
+def generation_of(revision: Manifest) -> int:
+    return int(revision["metadata"]["labels"][GENERATION])
+
+
+@dataclass(frozen=True)
+class Resolution:
+    """What a route's targets mean now: the traffic, or the reason why the former traffic has to stay."""
+
+    traffic: list[Manifest] | None
+    problem: Manifest | None = None
+
+
+def resolve(route: Manifest, configuration: Manifest, revisions: dict[str, Manifest], domain: str) -> Resolution:
+    """Targets → revisions. `latestRevision` is the configuration's latest *ready*; a named one must be ready."""
+    meta = route["metadata"]
+    config_status = configuration.get("status", {})
+    resolved: list[Manifest] = []
+    for target in route["spec"]["traffic"]:
+        if target.get("latestRevision"):
+            name = config_status.get("latestReadyRevisionName")
+            if not name:
+                return Resolution(None, _unready_configuration(meta["name"], config_status))
+        else:
+            name = target["revisionName"]
+            problem = _unready_revision(name, revisions.get(name))
+            if problem:
+                return Resolution(None, problem)
+        entry = {**target, "revisionName": name, "latestRevision": bool(target.get("latestRevision"))}
+        if "tag" in target:
+            entry["url"] = f"http://{host(meta['name'], meta['namespace'], domain, target['tag'])}"
+        resolved.append(entry)
+    return Resolution(resolved)
+
+
+def host(name: str, namespace: str, domain: str, tag: str = "") -> str:
+    """`prev-digits-predictor.models.localhost:8080`; the domain carries the front door's port."""
+    return f"{tag}-{name}.{namespace}.{domain}" if tag else f"{name}.{namespace}.{domain}"
+
+
+def _unready_configuration(name: str, status: Manifest) -> Manifest:
+    if state(status, "Ready") == FALSE:
+        return condition("Ready", FALSE, "RevisionMissing", f'Configuration "{name}" does not have any ready Revision.')
+    text = f'Configuration "{name}" is waiting for a Revision to become ready.'
+    return condition("Ready", UNKNOWN, "RevisionMissing", text)
+
+
+def _unready_revision(name: str, revision: Manifest | None) -> Manifest | None:
+    if revision is None:
+        return condition("Ready", FALSE, "RevisionMissing", f'Revision "{name}" referenced in traffic not found.')
+    is_ready = state(revision.get("status", {}), "Ready")
+    if is_ready == TRUE:
+        return None
+    text = "failed to become ready" if is_ready == FALSE else "is not yet ready"
+    return condition("Ready", is_ready, "RevisionMissing", f'Revision "{name}" {text}.')
+
+
+def route_status(route: Manifest, resolution: Resolution, programmed: bool, domain: str, now: str) -> Manifest:
+    """A route's status; unless the resolved traffic is `programmed`, the former traffic is what it still tells."""
+    before, meta = route.get("status", {}), route["metadata"]
+    top = resolution.problem or condition("Ready", TRUE)
+    traffic = resolution.traffic
+    if not programmed:
+        traffic = before.get("traffic")
+        text = "Ingress has not yet been reconciled."
+        top = resolution.problem or condition("Ready", UNKNOWN, "IngressNotConfigured", text)
+    return {
+        "url": f"http://{host(meta['name'], meta['namespace'], domain)}",
+        "address": {"url": f"http://{meta['name']}.{meta['namespace']}.svc.cluster.local"},
+        "observedGeneration": meta["generation"],
+        "conditions": listed([top], before, now),
+    } | ({"traffic": traffic} if traffic else {})
+
+
+def shares(traffic: list[Manifest]) -> dict[str, int]:
+    """Percent of the traffic by revision name; a revision that is named twice has the sum."""
+    total: dict[str, int] = defaultdict(int)
+    for target in traffic:
+        total[target["revisionName"]] += target.get("percent", 0)
+    return dict(total)
+
+
+def service_status(service: Manifest, configuration: Manifest, route: Manifest, now: str) -> Manifest:
+    """A Knative Service's status: its configuration's and its route's, each only when they are up to date.
+
+    While the configuration lags, its former revision names stay, but the route's traffic is taken over: this is
+    the window of the residual race (facts/kserve.md 3.1).
+    """
+    before = service.get("status", {})
+    status = {k: v for k, v in before.items() if k not in ("conditions", "observedGeneration")}
+    config_status, route_state = configuration.get("status", {}), route.get("status", {})
+    lag = "The {} is still working to reflect the latest desired specification."
+    if config_status.get("observedGeneration") == configuration["metadata"]["generation"]:
+        for name in ("latestCreatedRevisionName", "latestReadyRevisionName"):
+            status |= {name: config_status[name]} if name in config_status else {}
+        configured = renamed(find(config_status, "Ready"), "ConfigurationsReady")
+    else:
+        configured = condition("ConfigurationsReady", UNKNOWN, "OutOfDate", lag.format("Configuration"))
+    if route_state.get("observedGeneration") == route["metadata"]["generation"]:
+        status |= {k: route_state[k] for k in ("url", "address", "traffic") if k in route_state}
+        routed = renamed(find(route_state, "Ready"), "RoutesReady")
+    else:
+        routed = condition("RoutesReady", UNKNOWN, "OutOfDate", lag.format("Route"))
+    if routed["status"] == TRUE and not _migrated(route, config_status):
+        text = "Traffic is not yet migrated to the latest revision."
+        routed = condition("RoutesReady", UNKNOWN, "TrafficNotMigrated", text)
+    status["observedGeneration"] = service["metadata"]["generation"]
+    status["conditions"] = listed((configured, routed, aggregate("Ready", (routed, configured))), before, now)
+    return status
+
+
+def _migrated(route: Manifest, config_status: Manifest) -> bool:
+    latest = config_status.get("latestReadyRevisionName")
+    wanted = [
+        (latest if t.get("latestRevision") else t["revisionName"], t["percent"]) for t in route["spec"]["traffic"]
+    ]
+    return wanted == [(t["revisionName"], t["percent"]) for t in route["status"].get("traffic", [])]
+
+
+def started_at(revision: Manifest) -> datetime:
+    return datetime.fromisoformat(revision["metadata"]["creationTimestamp"])
