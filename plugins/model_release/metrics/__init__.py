@@ -1,0 +1,25 @@
+"""Prometheus → counts by revision and window. Reads only; judges nothing."""
+
+from __future__ import annotations
+
+from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
+from .profiles import PROFILES, RevisionMetrics, profile
+from .prometheus import Answer, Prometheus, Series
+from .windows import WindowReader, read_windows
+
+__all__ = [
+    "PROFILES",
+    "Answer",
+    "Presence",
+    "Prometheus",
+    "RevisionMetrics",
+    "Series",
+    "WindowReader",
+    "bucket_edges",
+    "check_limits",
+    "presence",
+    "profile",
+    "quantile",
+    "read_windows",
+    "request_rate",
+]

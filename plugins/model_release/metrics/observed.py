@@ -1,0 +1,171 @@
+"""What Prometheus holds about a revision, asked before any traffic moves: so that a mistyped profile, a limit off
+the live buckets or scrapes that are too rare are found while nothing depends on them."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import statistics
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from model_release.errors import MetricsRefused
+from model_release.metrics.profiles import PROFILES, RevisionMetrics
+from model_release.metrics.prometheus import Prometheus, milliseconds
+from model_release.spec import Metric, format_duration
+
+RECENT = timedelta(minutes=5)
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Whether a revision's requests are counted. `sentence` says it to a person, with the query."""
+
+    ok: bool
+    sentence: str
+    query: str
+    scrape_seconds: float | None = None  # how often the revision's counters are scraped; None if that is unknown
+
+
+def presence(
+    prometheus: Prometheus,
+    metrics: RevisionMetrics,
+    namespace: str,
+    revision: str,
+    *,
+    window: timedelta | None = None,
+    now: datetime | None = None,
+) -> Presence:
+    """Whether the revision's request counter was scraped in the last five minutes, and often enough for `window`.
+
+    If it was not, the sentence names the query and what comes near: the revision's target without requests, the
+    same metric for other revisions, the metrics of another profile, or metrics of a similar name.
+    """
+    until = milliseconds(now or datetime.now(UTC))
+    after = until - milliseconds_of(RECENT)
+    query = metrics.requests_of(namespace, [revision])
+    found = prometheus.raw(query, after, until)
+    if found:
+        newest = max(series.samples[-1][0] for series in found)
+        # The median: a gap, as a restart of Prometheus leaves, says nothing about how often it scrapes.
+        gaps = [later - earlier for series in found for (earlier, _), (later, _) in pairwise(series.samples)]
+        seconds = statistics.median(gaps) / 1000 if gaps else None
+        if window is not None and seconds is not None and window.total_seconds() < 2 * seconds:
+            fitting = format_duration(timedelta(seconds=math.ceil(2 * seconds)))
+            sentence = (
+                f"{query} is scraped every {seconds:g} s, and a window of {format_duration(window)} does not hold two "
+                f"scrapes; {fitting} would"
+            )
+            return Presence(False, sentence, query, seconds)
+        age = (until - newest) / 1000
+        return Presence(True, f"{query} has {len(found)} series, the newest sample {age:.0f} s old", query, seconds)
+    return Presence(False, f"{query} is empty: {_near(prometheus, metrics, namespace, revision, after, until)}", query)
+
+
+def _near(
+    prometheus: Prometheus, metrics: RevisionMetrics, namespace: str, revision: str, after: int, until: int
+) -> str:
+    for targets in metrics.targets_of(namespace, [revision]):
+        if any(value == 1 for series in prometheus.raw(targets, after, until) for _, value in series.samples):
+            return f"the revision is scraped ({targets}), and has answered no request or counts under other names"
+    names = prometheus.label_values("__name__", after=after, until=until)
+    if metrics.requests in names:
+        others = prometheus.label_values(metrics.revision_label, metrics.requests, after=after, until=until)
+        if others:
+            return f"{metrics.requests} exists, with {metrics.revision_label} {_listed(revision, others)}"
+        return f"{metrics.requests} exists, but without the label {metrics.revision_label}"
+    for other in PROFILES.values():
+        if other.requests in names:
+            return f"{metrics.requests} does not exist, but {other.requests} does: judge.profile {other.name} reads it"
+    near = difflib.get_close_matches(metrics.requests, names, n=_SHOWN, cutoff=0.5)
+    if near:
+        return f"{metrics.requests} does not exist; near are {', '.join(near)}"
+    if not names:
+        return "Prometheus holds no series at all"
+    return f"neither {metrics.requests} nor any other profile's metrics exist; is the revision scraped?"
+
+
+def bucket_edges(
+    prometheus: Prometheus,
+    metrics: RevisionMetrics,
+    namespace: str,
+    revision: str,
+    *,
+    now: datetime | None = None,
+) -> tuple[float, ...]:
+    """The finite upper edges, in milliseconds and in order, of the revision's live histogram; empty if it has none."""
+    query = f"group by (le) (last_over_time({metrics.buckets_of(namespace, [revision])}[5m]))"
+    edges = {metrics.edge_ms(series.labels["le"]) for series in prometheus.query(query, now).series}
+    return tuple(sorted(edge for edge in edges if math.isfinite(edge)))
+
+
+def check_limits(edges: Sequence[float], metrics: Iterable[Metric], histogram: str = "the live histogram") -> None:
+    """Refuses a limit (`above`) that lies on none of the live edges, with the nearest ones named.
+
+    Raises:
+        MetricsRefused: for the first such metric. No edges at all refuse nothing: `presence` speaks of that.
+    """
+    for metric in metrics:
+        if metric.above is None or not edges:
+            continue
+        limit = metric.above / timedelta(milliseconds=1)
+        if limit not in edges:
+            near = sorted(sorted(edges, key=lambda edge: abs(edge - limit))[:2])
+            named = " or ".join(format_duration(timedelta(milliseconds=edge)) for edge in near)
+            raise MetricsRefused(
+                f"metrics.{metric.name}.above: {format_duration(metric.above)} is on no bucket's edge of {histogram}, "
+                f"so the share could only be guessed; {named} can be read exactly"
+            )
+
+
+def request_rate(
+    prometheus: Prometheus,
+    metrics: RevisionMetrics,
+    namespace: str,
+    revision: str,
+    *,
+    over: timedelta = RECENT,
+    now: datetime | None = None,
+) -> float | None:
+    """Requests a minute over the last `over`; None if Prometheus cannot tell (no series, or fewer than two samples)."""
+    selected = metrics.requests_of(namespace, [revision])
+    return _number(prometheus, f"60 * sum(rate({selected}[{milliseconds_of(over)}ms]))", now)
+
+
+def quantile(
+    prometheus: Prometheus,
+    metrics: RevisionMetrics,
+    namespace: str,
+    revision: str,
+    share: float,
+    *,
+    start: datetime,
+    end: datetime,
+) -> float | None:
+    """The duration in milliseconds that `share` of the requests stay under, between the two moments; for display.
+
+    Interpolated inside a bucket and never above the last edge: nothing to judge by. None without requests.
+    """
+    length = milliseconds(end) - milliseconds(start)
+    added = f"sum by (le) (increase({metrics.buckets_of(namespace, [revision])}[{length}ms]))"
+    found = _number(prometheus, f"histogram_quantile({share!r}, {added})", end)
+    return None if found is None else found / metrics.units_per_ms
+
+
+def milliseconds_of(length: timedelta) -> int:
+    return round(length / timedelta(milliseconds=1))
+
+
+def _number(prometheus: Prometheus, query: str, at: datetime | None) -> float | None:
+    series = prometheus.query(query, at).series
+    value = series[0].samples[0][1] if series else math.nan
+    return value if math.isfinite(value) else None
+
+
+def _listed(wanted: str, values: list[str]) -> str:
+    near = difflib.get_close_matches(wanted, values, n=_SHOWN, cutoff=0.3) or values[:_SHOWN]
+    more = f" and {len(values) - len(near)} more" if len(values) > len(near) else ""
+    return ", ".join(near) + more

@@ -1,0 +1,243 @@
+"""Prometheus' HTTP API, as far as counts need it: an instant query, raw samples of a selector, label values.
+
+Reads only, so everything may be repeated. Source: https://prometheus.io/docs/prometheus/latest/querying/api/
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import Any
+from urllib.parse import urlsplit
+
+import requests
+
+from model_release.errors import MetricsRefused, MetricsUnavailable
+
+Labels = dict[str, str]
+
+# Prometheus' documentation recommends POST where a query might outgrow what servers and proxies accept in a URL.
+_LONGEST_URL_QUERY = 2000
+_LONGEST_SHOWN = 300
+# 429 and 5xx pass by themselves. 422 does not: the query could not be executed, and will not be next time.
+_PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class Series:
+    """One series. `samples` are (milliseconds since the epoch, value), oldest first; a value may be NaN or infinite."""
+
+    labels: Labels
+    samples: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a query gave, and what Prometheus remarked about it."""
+
+    series: list[Series]
+    warnings: tuple[str, ...] = ()
+
+
+def quoted(value: str) -> str:
+    """A PromQL string literal of any text: the one place where text enters a query."""
+    escaped = value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n").replace("\r", r"\r")
+    return f'"{escaped}"'
+
+
+def selector(
+    metric: str,
+    equal: Mapping[str, str],
+    one_of: Mapping[str, Iterable[str]] | None = None,
+    beginning: Mapping[str, Iterable[str]] | None = None,
+) -> str:
+    """`metric{a="x",b=~"y|z",c=~"(v|w).*"}` with every text escaped and matched literally."""
+    matchers = [f"{label}={quoted(value)}" for label, value in equal.items()]
+    matchers += [f"{label}=~{quoted(_either(values))}" for label, values in (one_of or {}).items()]
+    matchers += [f"{label}=~{quoted(f'({_either(values)}).*')}" for label, values in (beginning or {}).items()]
+    return f"{metric}{{{','.join(matchers)}}}"
+
+
+def _either(values: Iterable[str]) -> str:
+    return "|".join(literal(value) for value in dict.fromkeys(values))
+
+
+def literal(text: str) -> str:
+    """`text` as a regular expression (RE2) that matches only itself."""
+    return re.sub(r"[][\\.+*?()|{}^$]", lambda match: "\\" + match[0], text)
+
+
+def milliseconds(moment: datetime) -> int:
+    """Milliseconds since the epoch; a moment without a time zone is refused, for it could be any."""
+    if moment.tzinfo is None:
+        raise ValueError(f"{moment.isoformat()} has no time zone")
+    return round(moment.timestamp() * 1000)
+
+
+class Prometheus:
+    """A Prometheus, or what speaks its API (Thanos, Mimir, VictoriaMetrics).
+
+    `base_url` is the address before `/api/v1`. `token` is sent as bearer token, `basic` as user and password; at
+    most one of them. `timeout` in seconds is for each request. A session that is given is used as it is and stays
+    open. Not for several threads at once.
+
+    Every method raises MetricsUnavailable when Prometheus does not answer now (unreachable, too slow, 429, 5xx), and
+    MetricsRefused, with Prometheus' own words and the query, when it says no (400, 401, 403, 404, 422).
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        token: str | None = None,
+        basic: tuple[str, str] | None = None,
+        timeout: float = 10.0,
+        verify: bool | str = True,
+        session: requests.Session | None = None,
+    ) -> None:
+        address = urlsplit(base_url)
+        if address.scheme not in ("http", "https") or not address.hostname:
+            raise MetricsRefused(f"Prometheus: {base_url!r} is no address; http://prometheus:9090 is")
+        if address.username or address.password:
+            raise MetricsRefused("Prometheus: the address holds credentials; give them as token or basic instead")
+        if token is not None and basic is not None:
+            raise MetricsRefused("Prometheus: token and basic are two ways to sign in; give one")
+        self.base_url = base_url.rstrip("/")
+        self._timeout = timeout
+        self._owned = session is None
+        self._session = requests.Session() if session is None else session
+        if self._owned:
+            self._session.verify = verify
+        self._auth: Any = None if token is None else _Bearer(token)
+        if basic is not None:
+            self._auth = requests.auth.HTTPBasicAuth(*(part.encode() for part in basic))
+
+    def __enter__(self) -> Prometheus:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        if self._owned:
+            self._session.close()
+
+    def query(self, promql: str, at: datetime | None = None) -> Answer:
+        """An instant query; `at` is now unless said. Each series of a vector has one sample, a scalar has no labels."""
+        return self._query(promql, None if at is None else milliseconds(at))
+
+    def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
+        """Every sample that was scraped in (after, until], both in milliseconds since the epoch.
+
+        An answer that Prometheus itself calls incomplete is MetricsUnavailable: what is missing cannot be counted.
+        """
+        answer = self._query(f"{series_selector}[{max(until - after, 1)}ms]", until)
+        if answer.warnings:
+            raise MetricsUnavailable(f"{self._at} answers only in part: {answer.warnings[0]}; query: {series_selector}")
+        found = []
+        for series in answer.series:
+            # Prometheus 2 counts the range's left end in, Prometheus 3 does not.
+            samples = [sample for sample in series.samples if sample[0] > after]
+            if samples:
+                found.append(Series(series.labels, samples))
+        return found
+
+    def label_values(self, label: str, match: str | None = None, *, after: int, until: int) -> list[str]:
+        """The values of a label (`__name__`: of metrics) between the two, in order of the alphabet."""
+        params = {"start": _seconds(after), "end": _seconds(until)}
+        if match is not None:
+            params["match[]"] = match
+        values, _ = self._get(f"label/{label}/values", params, match or label)
+        return [str(value) for value in values]
+
+    @property
+    def _at(self) -> str:
+        return f"Prometheus at {self.base_url}"
+
+    def _query(self, promql: str, at: int | None) -> Answer:
+        params = {"query": promql} | ({} if at is None else {"time": _seconds(at)})
+        data, warnings = self._get("query", params, promql)
+        try:
+            return Answer(_series(data), warnings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise MetricsRefused(f"{self._at} answers what is no result ({error!r}); query: {promql}") from error
+
+    def _get(self, path: str, params: dict[str, str], query: str) -> tuple[Any, tuple[str, ...]]:
+        url = f"{self.base_url}/api/v1/{path}"
+        shown = query if len(query) <= _LONGEST_SHOWN else f"{query[:_LONGEST_SHOWN]}…"
+        long = path == "query" and len(query) > _LONGEST_URL_QUERY
+        try:
+            answer = self._session.request(
+                "POST" if long else "GET",
+                url,
+                params=None if long else params,
+                data=params if long else None,
+                auth=self._auth,
+                timeout=self._timeout,
+                allow_redirects=not long,
+            )
+        except requests.Timeout as error:
+            raise MetricsUnavailable(
+                f"{self._at} does not answer within {self._timeout:g} s; query: {shown}"
+            ) from error
+        except requests.RequestException as error:
+            raise MetricsUnavailable(f"{self._at} cannot be reached: {_innermost(error)}; query: {shown}") from error
+        try:
+            content = answer.json()
+        except requests.JSONDecodeError:
+            content = None
+        if not isinstance(content, dict):
+            content = {}
+        code = answer.status_code
+        if code == 200 and content.get("status") == "success" and "data" in content:
+            return content["data"], tuple(str(warning) for warning in content.get("warnings") or ())
+        said = content.get("error") or f"{code} {answer.reason}, {answer.headers.get('Content-Type', 'no content')}"
+        if code in _PASSING:
+            raise MetricsUnavailable(f"{self._at} cannot answer now ({code}): {said}; query: {shown}")
+        if code in (401, 403):
+            raise MetricsRefused(f"{self._at} refuses the credentials ({code}): {said}; query: {shown}")
+        if not content:
+            raise MetricsRefused(f"{url} is not Prometheus' API: it answers {said}; query: {shown}")
+        raise MetricsRefused(f"{self._at} refuses the query ({code}): {said}; query: {shown}")
+
+
+class _Bearer(requests.auth.AuthBase):
+    def __init__(self, token: str) -> None:
+        self._token = token
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        request.headers["Authorization"] = f"Bearer {self._token}"
+        return request
+
+
+def _seconds(moment: int) -> str:
+    """Exact to the millisecond, where a float's text might not be."""
+    return f"{moment // 1000}.{moment % 1000:03d}"
+
+
+def _series(data: Any) -> list[Series]:
+    kind, result = data["resultType"], data["result"]
+    if kind == "scalar":
+        return [Series({}, [_sample(result)])]
+    if kind == "vector":
+        return [Series(entry["metric"], [_sample(entry["value"])]) for entry in result if "value" in entry]
+    if kind == "matrix":
+        return [Series(e["metric"], [_sample(s) for s in e["values"]]) for e in result if "values" in e]
+    raise ValueError(f"result of type {kind}")
+
+
+def _sample(pair: list[Any]) -> tuple[int, float]:
+    return round(pair[0] * 1000), float(pair[1])
+
+
+def _innermost(error: BaseException) -> str:
+    """urllib3 wraps the reason (`Connection refused`) in three sentences of its own."""
+    reason: Any = error.args[0] if error.args else error
+    reason = getattr(reason, "reason", reason)
+    text = str(reason)
+    return text.rsplit(": ", 1)[-1] if "Errno" in text else text

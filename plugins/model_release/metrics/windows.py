@@ -1,0 +1,279 @@
+"""Prometheus → `judging.Window`s: what each revision was asked, and how much of it went badly, window by window."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections import Counter
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+
+from model_release.errors import MetricsRefused, MetricsUnavailable
+from model_release.judging import Side, Window
+from model_release.metrics.increases import Added, Ledger, Scrapes, Target, target_of
+from model_release.metrics.profiles import RevisionMetrics, code_pattern, profile
+from model_release.metrics.prometheus import Prometheus, Series, milliseconds, selector
+from model_release.spec import Judge
+
+# Prometheus itself looks back so far for a series' last sample.
+LOOKBACK_MS = 300_000
+# A rebuilt reader reads a long past in parts of this length.
+PART_MS = 300_000
+# A window with a silent stretch longer than this share of it has no data.
+SILENT = 0.75
+_REQUESTS = ""  # no metric has this name
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The samples of one part of time."""
+
+    requests: list[Series]
+    buckets: list[Series]
+
+
+class WindowReader:
+    """Reads the windows [start + k·window, start + (k+1)·window), each once, in order.
+
+    * Boundaries come from `start` alone, so a reader made anew (after a restart) gives the same windows from the
+      first on. `read` costs what is new: three to five queries a look, over the samples since the last window.
+    * A window is complete when every target that was scraped in it has been scraped at or after its end, or at
+      the latest `lag` (one window unless said) after its end.
+    * No data is None, never 0: no scrape of the revision's target, or silence for most of the window, or a value
+      that is no count; `Window.error` says which. What happened meanwhile is counted in the next window that has
+      data. A revision whose target is scraped and which has no series was asked nothing: 0.
+    * A metric on durations is None while the revision has requests and no histogram, or no bucket at the limit.
+    * Where the histogram is exposed later than the counter (Envoy merges histograms every five seconds), a window
+      could have more slow requests than requests: the surplus is carried into the next ones. Nothing is lost.
+
+    How increases are counted (restarts, new pods, gaps): `increases`. `start` wants a time zone; `window` is at
+    least two scrape intervals. `stable` is None where there is none beside the canary. Not for several threads.
+    """
+
+    def __init__(
+        self,
+        prometheus: Prometheus,
+        judge: Judge,
+        *,
+        namespace: str,
+        canary: str,
+        stable: str | None,
+        start: datetime,
+        window: timedelta,
+        lag: timedelta | None = None,
+        metrics: RevisionMetrics | None = None,
+    ) -> None:
+        if canary == stable:
+            raise ValueError(f"canary and stable are one revision: {canary}")
+        self._prometheus = prometheus
+        self._judge = judge
+        self._metrics = profile(judge.profile) if metrics is None else metrics
+        self._namespace = namespace
+        self._canary, self._stable = canary, stable
+        self._revisions = [canary] if stable is None else [canary, stable]
+        self._window = round(window.total_seconds() * 1000)
+        self._lag = self._window if lag is None else round(lag.total_seconds() * 1000)
+        self._limits = {m.name: m.above / timedelta(milliseconds=1) for m in judge.metrics if m.above is not None}
+        self._codes = {m.name: code_pattern(m.codes) for m in judge.metrics if m.above is None}
+        self._position = milliseconds(start)
+        self._ledger = Ledger(self._position, self._window)
+        self._read_until = self._position - max(LOOKBACK_MS, 2 * self._window)
+        # Which targets count for a revision, and since when they are known to.
+        self._owned: dict[str, dict[Target, int]] = {name: {} for name in self._revisions}
+        # What is still to be counted of each revision: requests under _REQUESTS, bad ones under the metric's name.
+        self._pending: dict[str, Counter[str]] = {name: Counter() for name in self._revisions}
+
+    @property
+    def position(self) -> datetime:
+        """The end of the last window that was read; `start` before the first."""
+        return _moment(self._position)
+
+    def read(self, end: datetime | None = None, *, now: datetime | None = None) -> list[Window]:
+        """The windows that are complete, end no later than `end` (now unless said) and were not read before.
+
+        `now` is the clock that `lag` is measured by. When Prometheus fails half-way through a long past, what is
+        read is given and the next call goes on; when it fails at once, nothing has changed.
+
+        Raises:
+            MetricsUnavailable, MetricsRefused: as `Prometheus` says.
+        """
+        clock = milliseconds(now or datetime.now(UTC))
+        until = clock if end is None else milliseconds(end)
+        windows: list[Window] = []
+        while self._position + self._window <= until:
+            whole = max(1, PART_MS // self._window)
+            last = self._position + min(whole, (until - self._position) // self._window) * self._window
+            try:
+                reading = self._fetch(self._read_until, last + self._lag)
+            except (MetricsUnavailable, MetricsRefused):
+                if windows:
+                    return windows
+                raise
+            while self._position < last:
+                if not self._complete(self._position + self._window, clock):
+                    return windows
+                windows.append(self._next(reading))
+        return windows
+
+    def _fetch(self, after: int, until: int) -> _Reading:
+        raw, metrics = self._prometheus.raw, self._metrics
+        requests = raw(metrics.requests_of(self._namespace, self._revisions), after, until)
+        limits = sorted(set(self._limits.values()))
+        buckets = raw(metrics.buckets_of(self._namespace, self._revisions, limits), after, until) if limits else []
+        up = [
+            series
+            for found in metrics.targets_of(self._namespace, self._revisions)
+            for series in raw(found, after, until)
+        ]
+        for series in up:
+            self._own(metrics.target_revision(series.labels, self._revisions), series)
+        for series in (*requests, *buckets):
+            owner = metrics.revision_of(series.labels)
+            for name in self._revisions if metrics.shared else [owner]:
+                self._own(name, series)
+        owned = {target for targets in self._owned.values() for target in targets}
+        if missing := owned - {target_of(series.labels) for series in up}:
+            # Whether a series was born is told by the scrapes before it, so a new target's past is read too.
+            past = after if missing <= self._ledger.scrapes.keys() else min(after, self._position - LOOKBACK_MS)
+            jobs, instances = zip(*sorted(missing), strict=True)
+            up += raw(selector("up", {}, {"job": jobs, "instance": instances}), past, until)
+        self._ledger.seen(up, (*requests, *buckets))
+        return _Reading(requests, buckets)
+
+    def _own(self, revision: str | None, series: Series) -> None:
+        if revision in self._owned:
+            targets, target = self._owned[revision], target_of(series.labels)
+            targets[target] = min(targets.get(target, series.samples[0][0]), series.samples[0][0])
+
+    def _scrapes(self, revision: str, end: int) -> list[Scrapes]:
+        """The scrapes of the targets that were known to count for the revision by `end`."""
+        return [self._ledger.scrapes[target] for target, since in self._owned[revision].items() if since <= end]
+
+    def _complete(self, end: int, clock: int) -> bool:
+        if clock >= end + self._lag:
+            return True
+        recent = end - 2 * self._window
+        every = [scrapes for name in self._revisions for scrapes in self._scrapes(name, end)]
+        live = [scrapes for scrapes in every if scrapes.good and scrapes.good[-1] > recent]
+        return bool(live) and all(scrapes.last >= end for scrapes in live)
+
+    def _next(self, reading: _Reading) -> Window:
+        start, end = self._position, self._position + self._window
+        requests, strange = self._ledger.advance(reading.requests, end)
+        buckets, strange_buckets = self._ledger.advance(reading.buckets, end)
+        self._count(requests, buckets)
+        errors: list[str] = []
+        sides = {}
+        for name in self._revisions:
+            trouble = self._trouble(name, start, end, [*strange, *strange_buckets])
+            if trouble is None:
+                sides[name], notes = self._side(name)
+                errors += notes
+            else:
+                sides[name] = Side(None, {metric.name: None for metric in self._judge.metrics})
+                errors.append(trouble)
+        self._position = self._read_until = end
+        for scrapes in self._ledger.scrapes.values():
+            scrapes.forget(end - 2 * self._window)
+        return Window(
+            canary=sides[self._canary],
+            stable=None if self._stable is None else sides[self._stable],
+            start=_moment(start).isoformat(timespec="milliseconds"),
+            end=_moment(end).isoformat(timespec="milliseconds"),
+            error="; ".join(errors) or None,
+        )
+
+    def _count(self, requests: list[Added], buckets: list[Added]) -> None:
+        """Adds what the counters got to what is pending."""
+        for added in requests:
+            pending = self._pending.get(self._metrics.revision_of(added.labels) or "")
+            if pending is None:
+                continue
+            pending[_REQUESTS] += added.amount
+            code = added.labels.get(self._metrics.code_label, "")
+            for name, bad in self._codes.items():
+                if bad.fullmatch(code):
+                    pending[name] += added.amount
+        for added in buckets:
+            pending = self._pending.get(self._metrics.revision_of(added.labels) or "")
+            if pending is None:
+                continue
+            edge = self._metrics.edge_ms(added.labels["le"])
+            for name, limit in self._limits.items():
+                # Slower than the limit: all that the last bucket got and the one at the limit did not.
+                pending[name] += added.amount * ((edge == math.inf) - (edge == limit))
+
+    def _side(self, revision: str) -> tuple[Side, list[str]]:
+        """What is pending, as far as it can be told now; the rest stays pending."""
+        pending = self._pending[revision]
+        requests = pending.pop(_REQUESTS, 0)
+        edges = {
+            self._metrics.edge_ms(labels["le"])
+            for labels in self._ledger.known()
+            if "le" in labels and self._metrics.revision_of(labels) == revision
+        }
+        bad: dict[str, int | None] = {}
+        notes = []
+        for metric in self._judge.metrics:
+            limit = self._limits.get(metric.name)
+            if limit is not None and requests and limit not in edges:
+                bad[metric.name] = None
+                selected = self._metrics.buckets_of(self._namespace, [revision], [limit])
+                notes.append(f"{revision}: {metric.name}: no bucket at {limit:g} ms; query: {selected}")
+                continue
+            bad[metric.name] = min(max(pending[metric.name], 0), requests)
+            pending[metric.name] -= bad[metric.name] or 0
+        return Side(requests, bad), notes
+
+    def _trouble(self, revision: str, start: int, end: int, strange: list[Series]) -> str | None:
+        """Why there is no data of this revision in the window, in one line that names the query; None if there is."""
+        query = self._metrics.requests_of(self._namespace, [revision])
+        for series in strange:
+            if self._metrics.revision_of(series.labels) == revision:
+                name = series.labels.get("__name__", self._metrics.requests)
+                return f"{revision}: {name} held a value that is no count (NaN, infinite or a fraction); query: {query}"
+        good = sorted({moment for scrapes in self._scrapes(revision, end) for moment in scrapes.good})
+        inside = good[bisect_right(good, start) : bisect_right(good, end)]
+        if not inside:
+            return f"{revision}: nothing was scraped; query: {query}"
+        longest = max(later - earlier for earlier, later in pairwise([start, *inside, end]))
+        if longest > SILENT * self._window:
+            return f"{revision}: nothing was scraped for {longest / 1000:g} s of the window; query: {query}"
+        return None
+
+
+def read_windows(
+    prometheus: Prometheus,
+    judge: Judge,
+    *,
+    namespace: str,
+    canary: str,
+    stable: str | None,
+    start: datetime,
+    end: datetime,
+    window: timedelta,
+    lag: timedelta | None = None,
+    metrics: RevisionMetrics | None = None,
+    now: datetime | None = None,
+) -> list[Window]:
+    """The complete windows of [start, end), all at once; parameters and errors as in `WindowReader`."""
+    reader = WindowReader(
+        prometheus,
+        judge,
+        namespace=namespace,
+        canary=canary,
+        stable=stable,
+        start=start,
+        window=window,
+        lag=lag,
+        metrics=metrics,
+    )
+    windows: list[Window] = []
+    while part := reader.read(end, now=now):
+        windows += part
+    return windows
+
+
+def _moment(milliseconds_: int) -> datetime:
+    return datetime.fromtimestamp(milliseconds_ // 1000, UTC) + timedelta(milliseconds=milliseconds_ % 1000)

@@ -1,0 +1,101 @@
+"""What each stack's metrics pages look like, from single requests: the shapes of facts/kserve.md 5 and of
+data/serving/envoy_stats_two_revisions.txt after relabelling."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from model_release.spec import BUCKET_EDGES_MS, Profile
+
+NAMESPACE = "models"
+
+
+@dataclass(frozen=True)
+class Request:
+    moment: float  # seconds
+    code: int
+    duration_ms: float
+
+
+@dataclass
+class Page:
+    """One process that counts: a queue-proxy of one revision, or a gateway of several."""
+
+    profile: Profile
+    instance: str
+    job: str = "models/kserve-revisions"
+    le_as_float: bool = False
+    requests: dict[str, list[Request]] = field(default_factory=dict)  # by revision
+
+    def target(self, revision: str) -> dict[str, str]:
+        """The labels that the scrape itself sets."""
+        labels = {"job": self.job, "instance": self.instance}
+        if self.profile == "knative":
+            labels |= {"namespace": NAMESPACE, "pod": f"{revision}-deployment-{self.instance}"}
+        elif self.profile == "knative-otel":
+            labels |= {"k8s_namespace_name": NAMESPACE, "kn_revision_name": revision}
+        return labels
+
+    def exposed(self, until: float) -> list[tuple[str, dict[str, str], float]]:
+        """Every series of the page at that moment: name, labels, value."""
+        lines = []
+        for revision, every in self.requests.items():
+            seen = [request for request in every if request.moment <= until]
+            labels = self.target(revision) | self._labels(revision)
+            codes = Counter(request.code for request in seen)
+            for code, count in codes.items():
+                of_code = [request for request in seen if request.code == code]
+                lines += self._counted(labels, code, count, of_code)
+            if self.profile == "istio" and seen:
+                lines += self._histogram("istio_request_duration_milliseconds", labels, seen)
+        return lines
+
+    def _labels(self, revision: str) -> dict[str, str]:
+        if self.profile == "knative":
+            service = revision.rsplit("-", 1)[0]
+            return {
+                "configuration_name": service,
+                "container_name": "queue-proxy",
+                "namespace_name": NAMESPACE,
+                "pod_name": f"{revision}-deployment-{self.instance}",
+                "revision_name": revision,
+                "service_name": service,
+            }
+        if self.profile == "knative-otel":
+            return {"http_request_method": "POST", "url_scheme": "http", "server_address": "digits.models"}
+        return {
+            "reporter": "source",
+            "source_workload": "istio-ingressgateway",
+            "destination_workload": f"{revision}-deployment",
+            "destination_workload_namespace": NAMESPACE,
+            "destination_canonical_service": revision,
+        }
+
+    def _counted(
+        self, labels: dict[str, str], code: int, count: int, seen: Sequence[Request]
+    ) -> list[tuple[str, dict[str, str], float]]:
+        if self.profile == "knative-otel":
+            with_code = labels | {"http_response_status_code": str(code)}
+            name = "http_server_request_duration_seconds"
+            return [(f"{name}_count", with_code, count), *self._histogram(name, with_code, seen)]
+        with_code = labels | {"response_code": str(code)}
+        if self.profile == "istio":
+            return [("istio_requests_total", with_code, count)]
+        with_code |= {"response_code_class": f"{code // 100}xx"}
+        return [
+            ("revision_request_count", with_code, count),
+            *self._histogram("revision_request_latencies", with_code, seen),
+        ]
+
+    def _histogram(
+        self, name: str, labels: dict[str, str], seen: Sequence[Request]
+    ) -> list[tuple[str, dict[str, str], float]]:
+        lines: list[tuple[str, dict[str, str], float]] = []
+        for edge in BUCKET_EDGES_MS[self.profile]:
+            value = edge / 1000 if self.profile == "knative-otel" else edge
+            le = str(float(value)) if self.le_as_float else f"{value:g}"
+            count = sum(request.duration_ms <= edge for request in seen)
+            lines.append((f"{name}_bucket", labels | {"le": le}, count))
+        return [*lines, (f"{name}_bucket", labels | {"le": "+Inf"}, len(seen))]

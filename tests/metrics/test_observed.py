@@ -1,0 +1,103 @@
+"""What the preflight is told about a revision."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import pytest
+
+from model_release.errors import MetricsRefused
+from model_release.metrics import (
+    PROFILES,
+    Prometheus,
+    bucket_edges,
+    check_limits,
+    presence,
+    profile,
+    quantile,
+    request_rate,
+)
+from model_release.spec import BUCKET_EDGES_MS, Judge, Profile
+
+from .conftest import NAMESPACE, STABLE, History, at
+from .stacks import Page, Request
+
+Serve = Callable[[History], Prometheus]
+JudgeOf = Callable[..., Judge]
+
+
+def lively(name: Profile) -> History:
+    """The stable revision, a request a second of 80 ms, scraped every 5 s."""
+    history = History()
+    requests = [Request(float(second), 200, 80) for second in range(-400, 1)]
+    page = Page(name, "a:9091", requests={STABLE: requests})
+    for scrape in range(-400, 1, 5):
+        for metric, labels, value in page.exposed(scrape):
+            history.add(metric, labels, {scrape: value})
+    return history
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_a_revision_that_is_counted(name: Profile, serve: Serve) -> None:
+    prometheus, metrics = serve(lively(name)), profile(name)
+    found = presence(prometheus, metrics, NAMESPACE, STABLE, window=timedelta(seconds=10), now=at(1))
+    assert found.ok, found.sentence
+    assert found.scrape_seconds == 5
+    assert found.sentence.startswith(found.query)
+    rare = presence(prometheus, metrics, NAMESPACE, STABLE, window=timedelta(seconds=9), now=at(1))
+    assert not rare.ok
+    assert "does not hold two scrapes; 10s would" in rare.sentence
+    assert bucket_edges(prometheus, metrics, NAMESPACE, STABLE, now=at(1)) == BUCKET_EDGES_MS[name]
+    assert request_rate(prometheus, metrics, NAMESPACE, STABLE, now=at(1)) == pytest.approx(60, rel=0.01)
+    p95 = quantile(prometheus, metrics, NAMESPACE, STABLE, 0.95, start=at(-300), end=at(0))
+    edges = sorted(BUCKET_EDGES_MS[name])
+    below, above = max(e for e in edges if e < 80), min(e for e in edges if e >= 80)
+    assert p95 == pytest.approx(below + 0.95 * (above - below))
+
+
+@pytest.mark.parametrize(
+    ("asked", "revision", "said"),
+    [
+        ("knative-otel", STABLE, "revision_request_count does: judge.profile knative reads it"),
+        ("knative", "digits-predictor-00007", f"revision_request_count exists, with revision_name {STABLE}"),
+    ],
+)
+def test_a_mistyped_profile_or_revision(asked: Profile, revision: str, said: str, serve: Serve) -> None:
+    found = presence(serve(lively("knative")), profile(asked), NAMESPACE, revision, now=at(1))
+    assert not found.ok
+    assert said in found.sentence
+    assert revision in found.query
+    assert found.query in found.sentence
+
+
+def test_other_reasons_for_no_counts(serve: Serve) -> None:
+    def said(history: History) -> str:
+        found = presence(serve(history), profile("knative"), NAMESPACE, STABLE, now=at(1))
+        assert not found.ok
+        return found.sentence
+
+    idle, near, far = History(), History(), History()
+    pod = {"job": "pods", "instance": "a", "namespace": NAMESPACE, "pod": f"{STABLE}-deployment-6d-x"}
+    idle.add("up", pod, {0: 1})
+    near.add("revision_app_request_count", {"job": "pods"}, {0: 1})
+    far.add("up", {"job": "node"}, {0: 1})
+    assert "the revision is scraped" in said(idle)
+    assert "near are revision_app_request_count" in said(near)
+    assert "is the revision scraped?" in said(far)
+    assert "holds no series at all" in said(History())
+
+
+def test_nothing_to_tell_is_none(serve: Serve) -> None:
+    prometheus, metrics = serve(History()), profile("istio")
+    assert request_rate(prometheus, metrics, NAMESPACE, STABLE, now=at(1)) is None
+    assert quantile(prometheus, metrics, NAMESPACE, STABLE, 0.5, start=at(-60), end=at(0)) is None
+    assert bucket_edges(prometheus, metrics, NAMESPACE, STABLE, now=at(1)) == ()
+
+
+def test_a_limit_off_the_live_edges_is_refused(judge_of: JudgeOf) -> None:
+    metrics = judge_of("istio", above="500ms").metrics
+    check_limits((250.0, 500.0, 1000.0), metrics)
+    check_limits((), metrics)
+    with pytest.raises(MetricsRefused, match=r"metrics\.slow\.above: 500ms .* 400ms or 600ms can be read exactly"):
+        check_limits((100.0, 400.0, 600.0, 2000.0), metrics)

@@ -1,0 +1,379 @@
+"""Windows against the truth, from exact histories in a real Prometheus."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from model_release.errors import MetricsRefused, MetricsUnavailable
+from model_release.judging import Window
+from model_release.metrics import Prometheus, Series, WindowReader, profile, read_windows
+from model_release.spec import Judge, Profile
+
+from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
+from .stacks import Page, Request
+
+Serve = Callable[[History], Prometheus]
+JudgeOf = Callable[..., Judge]
+TEN = timedelta(seconds=10)
+GATEWAY = {"job": "istio-ingressgateway", "instance": "10.0.0.1:15020"}
+
+
+def read(prometheus: Prometheus, judge: Judge, seconds: float, **more: Any) -> list[Window]:
+    options: dict[str, Any] = {"stable": STABLE, "window": TEN, "now": at(seconds + 10)} | more
+    return read_windows(
+        prometheus, judge, namespace=NAMESPACE, canary=CANARY, start=OPENING, end=at(seconds), **options
+    )
+
+
+def counts(windows: Sequence[Window], side: str) -> list[tuple[int | None, int | None, int | None]]:
+    sides = [getattr(window, side) for window in windows]
+    return [(s.requests, s.bad["errors"], s.bad["slow"]) for s in sides]
+
+
+def gateway(history: History, revision: str, code: int, samples: dict[float, float]) -> None:
+    history.add("istio_requests_total", GATEWAY | _istio(revision) | {"response_code": str(code)}, samples)
+
+
+def durations(history: History, revision: str, le: str, samples: dict[float, float]) -> None:
+    history.add("istio_request_duration_milliseconds_bucket", GATEWAY | _istio(revision) | {"le": le}, samples)
+
+
+def _istio(revision: str) -> dict[str, str]:
+    return {
+        "reporter": "source",
+        "destination_workload": f"{revision}-deployment",
+        "destination_workload_namespace": NAMESPACE,
+    }
+
+
+def up(history: History, moments: Sequence[float], value: float = 1, labels: dict[str, str] = GATEWAY) -> None:
+    history.add("up", labels, dict.fromkeys(moments, value))
+
+
+def traffic(seed: int, rate: float, begin: float, end: float, bad: float) -> list[Request]:
+    chance = random.Random(seed)
+    requests, moment = [], begin
+    while (moment := moment + chance.expovariate(rate)) < end:
+        code = 503 if chance.random() < bad else chance.choice([200, 200, 200, 400])
+        requests.append(Request(moment, code, chance.choice([30, 240, 500, 501, 800, 20_000])))
+    return requests
+
+
+def truth(requests: Sequence[Request], scrapes: Sequence[float], windows: int) -> list[tuple[int, int, int]]:
+    """Each request counts at the first scrape after it."""
+    told = [[0, 0, 0] for _ in range(windows)]
+    for request in requests:
+        scrape = next((moment for moment in scrapes if moment >= request.moment), None)
+        if scrape is None or not 0 < scrape <= 10 * windows:
+            continue
+        window = told[math.ceil(scrape / 10) - 1]
+        window[0] += 1
+        window[1] += request.code >= 500
+        window[2] += request.duration_ms > 500
+    return [(a, b, c) for a, b, c in told]
+
+
+@pytest.mark.parametrize("le_as_float", [False, True], ids=["le-as-exposed", "le-of-prometheus-3"])
+@pytest.mark.parametrize("name", ["knative", "knative-otel", "istio"])
+def test_counts_are_the_truth_on_every_stack(name: Profile, le_as_float: bool, serve: Serve, judge_of: JudgeOf) -> None:
+    scrapes = [second + 0.3 for second in range(-30, 75)]
+    stable, canary = traffic(1, 20, -30, 75, 0.02), traffic(2, 3, 0, 75, 0.2)
+    if name == "istio":
+        pages = [Page(name, "gw:15020", "istio", le_as_float, {STABLE: stable, CANARY: canary})]
+    else:  # two pods of the stable revision
+        pages = [
+            Page(name, "a:9091", le_as_float=le_as_float, requests={STABLE: stable[::2]}),
+            Page(name, "b:9091", le_as_float=le_as_float, requests={STABLE: stable[1::2]}),
+            Page(name, "c:9091", le_as_float=le_as_float, requests={CANARY: canary}),
+        ]
+    history = History()
+    for page in pages:
+        for scrape in scrapes:
+            history.add("up", page.target(next(iter(page.requests))), {scrape: 1})
+            for metric, labels, value in page.exposed(scrape):
+                history.add(metric, labels, {scrape: value})
+    prometheus, judge = serve(history), judge_of(name)
+
+    windows = read(prometheus, judge, 60)
+
+    assert counts(windows, "canary") == truth(canary, scrapes, 6)
+    assert counts(windows, "stable") == truth(stable, scrapes, 6)
+    assert [window.error for window in windows] == [None] * 6
+    assert windows[1].start == "2026-01-05T10:00:10.000+00:00"
+    assert windows[1].end == windows[2].start
+
+    reader = WindowReader(
+        prometheus, judge, namespace=NAMESPACE, canary=CANARY, stable=STABLE, start=OPENING, window=TEN
+    )
+    looks = [reader.read(at(s), now=at(s)) for s in range(3, 62, 3)]
+    assert [window for look in looks for window in look] == windows
+    assert max(len(look) for look in looks) == 1
+
+
+def test_a_window_is_complete_only_when_scraped_past_its_end(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    moments = [-1.0, 4.0, 9.0, 12.0]
+    up(history, moments)
+    gateway(history, CANARY, 200, {-1: 1, 4: 2, 9: 3, 12: 9})
+    prometheus, judge = serve(history), judge_of("istio")
+    early = read(prometheus, judge, 9.9, now=at(9.9))
+    past = read(prometheus, judge, 10, now=at(10.1))
+    behind = read(prometheus, judge, 20, now=at(20.1))
+    patient = read(prometheus, judge, 20, now=at(30))
+    assert (len(early), len(past), len(behind), len(patient)) == (0, 1, 1, 2)
+    assert past[0].canary.requests == 2
+
+
+def test_restarts_new_pods_and_pods_that_go(serve: Serve, judge_of: JudgeOf) -> None:
+    """One pod restarts at 12 s, a second comes at 21 s and goes at 33 s; the stable revision has been there."""
+    history = History()
+
+    def pod(revision: str, instance: str, values: dict[float, float], code: int = 200) -> None:
+        target = {"job": "pods", "instance": instance, "k8s_namespace_name": NAMESPACE, "kn_revision_name": revision}
+        history.add("up", target, dict.fromkeys(values, 1))
+        name = "http_server_request_duration_seconds"
+        labels = target | {"http_response_status_code": str(code)}
+        history.add(f"{name}_count", labels, values)
+        history.add(f"{name}_bucket", labels | {"le": "0.5"}, values)
+        history.add(f"{name}_bucket", labels | {"le": "+Inf"}, values)
+
+    seconds = [float(s) for s in range(-5, 52)]
+    pod(STABLE, "s", {s: 1e9 + 2 * s for s in seconds})
+    pod(CANARY, "a", {s: 100 + s if s < 12 else s - 11 for s in seconds})
+    pod(CANARY, "b", {s: 3 + s - 21 for s in seconds if 21 <= s < 33}, code=500)
+    windows = read(serve(history), judge_of("knative-otel"), 50)
+    # a: 10; 1 + restart at 12 s with 1, then 8 more; b is born with 3 and adds 1 a second, to 32 s
+    assert counts(windows, "canary") == [(10, 0, 0), (10, 0, 0), (10 + 12, 12, 0), (10 + 2, 2, 0), (10, 0, 0)]
+    assert counts(windows, "stable") == [(20, 0, 0)] * 5
+
+
+def test_scaled_to_zero_is_no_data_and_a_gateway_without_requests_is_zero(serve: Serve, judge_of: JudgeOf) -> None:
+    pods, gate = History(), History()
+    target = {"job": "pods", "instance": "a", "k8s_namespace_name": NAMESPACE}
+    seconds = [float(s) for s in range(-5, 25)]
+    for revision, moments in ((STABLE, seconds), (CANARY, [s for s in seconds if s < 8])):
+        labels = target | {"instance": revision, "kn_revision_name": revision}
+        up(pods, moments, labels=labels)
+        labels |= {"http_response_status_code": "200"}
+        for name, le in (("count", {}), ("bucket", {"le": "0.5"}), ("bucket", {"le": "+Inf"})):
+            pods.add(f"http_server_request_duration_seconds_{name}", labels | le, {s: 10 + s for s in moments})
+    windows = read(serve(pods), judge_of("knative-otel"), 20)
+    assert counts(windows, "canary") == [(7, 0, 0), (None, None, None)]
+    assert counts(windows, "stable") == [(10, 0, 0)] * 2
+    assert windows[0].error is None
+    assert "nothing was scraped" in (windows[1].error or "")
+    assert f'kn_revision_name=~"{CANARY}"' in (windows[1].error or "")
+
+    up(gate, seconds)
+    gateway(gate, CANARY, 200, dict.fromkeys(seconds, 7))
+    windows = read(serve(gate), judge_of("istio"), 20)
+    assert counts(windows, "canary") == [(0, 0, 0)] * 2
+    assert counts(windows, "stable") == [(0, 0, 0)] * 2
+
+
+def test_a_pod_without_requests_is_zero(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 25)]
+    for revision in (CANARY, STABLE):
+        pod = {"job": "p", "instance": revision, "namespace": NAMESPACE, "pod": f"{revision}-deployment-6d-x"}
+        up(history, seconds, labels=pod)
+    windows = read(serve(history), judge_of("knative"), 20)
+    assert counts(windows, "canary") == counts(windows, "stable") == [(0, 0, 0)] * 2
+
+
+def test_nothing_at_all_is_no_data(serve: Serve, judge_of: JudgeOf) -> None:
+    windows = read(serve(History()), judge_of("istio"), 20)
+    assert counts(windows, "canary") == counts(windows, "stable") == [(None, None, None)] * 2
+
+
+def test_a_gap_is_no_data_and_its_counts_come_with_the_next_window(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [s for s in range(-5, 45) if not 11 < s < 29]
+    up(history, seconds)
+    for revision, step in ((CANARY, 1), (STABLE, 9)):
+        gateway(history, revision, 200, {s: 1000 + step * s for s in seconds})
+        gateway(history, revision, 503, {s: 50 + (s >= 29) for s in seconds})
+        for le in ("500", "+Inf"):
+            durations(history, revision, le, {s: 1000 + step * s for s in seconds})
+    windows = read(serve(history), judge_of("istio"), 40)
+    assert counts(windows, "canary") == [(10, 0, 0), (None, None, None), (None, None, None), (31, 1, 0)]
+    assert counts(windows, "stable") == [(90, 0, 0), (None, None, None), (None, None, None), (271, 1, 0)]
+    assert "nothing was scraped for 9 s" in (windows[1].error or "")
+
+
+def test_prometheus_started_anew_does_not_count_history(serve: Serve, judge_of: JudgeOf) -> None:
+    """Its store is lost at the opening: the first sample of every old counter is no increase, a new pod's is."""
+    history = History()
+    for revision, offset, begin in ((STABLE, 0.1, 1), (CANARY, 0.8, 1), (CANARY, 0.5, 14)):
+        moments = [second + offset for second in range(begin, 35)]
+        target = {"job": "pods", "instance": f"{revision}-{begin}", "namespace": NAMESPACE}
+        target |= {"pod": f"{revision}-deployment-{begin}"}
+        up(history, moments, labels=target)
+        labels = target | {"namespace_name": NAMESPACE, "revision_name": revision, "response_code": "200"}
+        old = 5_000_000 if begin == 1 else 2
+        values = {moment: old + round(moment - moments[0]) for moment in moments}
+        history.add("revision_request_count", labels, values)
+        for le in ("500", "+Inf"):
+            history.add("revision_request_latencies_bucket", labels | {"le": le}, values)
+    windows = read(serve(history), judge_of("knative"), 30)
+    assert counts(windows, "stable") == [(8, 0, 0), (10, 0, 0), (10, 0, 0)]
+    assert counts(windows, "canary") == [(8, 0, 0), (10 + 2 + 5, 0, 0), (20, 0, 0)]
+
+
+def test_a_gap_over_the_opening_does_not_count_what_was_before(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    up(history, [-60, 2, 5, 8, 11])
+    gateway(history, STABLE, 200, {-60: 100, 2: 5100, 5: 5103, 8: 5106, 11: 5109})
+    windows = read(serve(history), judge_of("istio"), 10, now=at(12))
+    assert windows[0].stable is not None
+    assert windows[0].stable.requests == 6
+
+
+def test_a_lagging_histogram_loses_nothing_and_is_never_more_than_the_requests(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 45)]
+    up(history, seconds)
+    # 6 of 10 requests are slow in the first window and are told of 11 s later; then there are 2 requests a window.
+    gateway(history, CANARY, 200, {s: max(0, min(s, 10)) + max(0, (s - 10) // 5) for s in seconds})
+    durations(history, CANARY, "500", {s: 4 if s >= 11 else 0 for s in seconds})
+    durations(history, CANARY, "+Inf", {s: 10 if s >= 11 else 0 for s in seconds})
+    windows = read(serve(history), judge_of("istio"), 40, stable=None)
+    assert counts(windows, "canary") == [(10, 0, 0), (2, 0, 2), (2, 0, 2), (2, 0, 2)]
+    assert all(window.stable is None for window in windows)
+
+
+def test_a_histogram_that_is_not_there_is_no_data(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 25)]
+    up(history, seconds)
+    gateway(history, CANARY, 200, {s: 100 + s for s in seconds})
+    durations(history, CANARY, "+Inf", {s: 100 + s for s in seconds})
+    windows = read(serve(history), judge_of("istio"), 20)
+    assert counts(windows, "canary") == [(10, 0, None)] * 2
+    assert "no bucket at 500 ms" in (windows[0].error or "")
+
+
+@pytest.mark.parametrize("strange", [math.nan, math.inf, -1.0, 104.5])
+def test_a_value_that_is_no_count_is_no_data(strange: float, serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 35)]
+    up(history, seconds)
+    gateway(history, CANARY, 200, {s: strange if s == 15 else 100 + s for s in seconds})
+    for le in ("500", "+Inf"):
+        durations(history, CANARY, le, {s: 100 + s for s in seconds})
+    windows = read(serve(history), judge_of("istio"), 30)
+    assert counts(windows, "canary") == [(10, 0, 0), (None, None, None), (20, 0, 0)]
+    assert "no count" in (windows[1].error or "")
+
+
+def test_single_codes_and_istio_seen_from_the_pods(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 25)]
+    up(history, seconds)
+    for code, step in ((200, 5), (500, 2), (503, 1)):
+        labels = GATEWAY | _istio(CANARY) | {"reporter": "destination", "response_code": str(code)}
+        history.add("istio_requests_total", labels, {s: 100 + step * s for s in seconds})
+    prometheus, pods = serve(history), profile("istio", reporter="destination")
+    windows = read(prometheus, judge_of("istio", codes="503"), 10, metrics=pods, stable=None)
+    assert (windows[0].canary.requests, windows[0].canary.bad["errors"]) == (80, 10)
+
+
+def test_many_pods_are_read_exactly(serve: Serve, judge_of: JudgeOf) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-10, 15, 2)]
+    for pod in range(250):
+        target = {"job": "pods", "instance": f"10.1.{pod // 200}.{pod % 200}:9091"}
+        up(history, seconds, labels=target)
+        labels = target | {"namespace_name": NAMESPACE, "revision_name": STABLE, "response_code": "200"}
+        history.add("revision_request_count", labels, {s: 1e9 + pod * (s + 10) for s in seconds})
+    windows = read(serve(history), judge_of("knative"), 10)
+    assert windows[0].stable is not None
+    assert windows[0].stable.requests == 10 * sum(range(250))
+
+
+def test_a_look_that_fails_changes_nothing(serve: Serve, judge_of: JudgeOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 25)]
+    up(history, seconds)
+    gateway(history, CANARY, 200, {s: 100 + s for s in seconds})
+    prometheus, judge = serve(history), judge_of("istio")
+    reader = WindowReader(prometheus, judge, namespace=NAMESPACE, canary=CANARY, stable=None, start=OPENING, window=TEN)
+    before = reader.position
+    with monkeypatch.context() as patch:
+        patch.setattr(prometheus, "base_url", "http://127.0.0.1:9")
+        with pytest.raises(MetricsUnavailable, match="Connection refused"):
+            reader.read(at(20), now=at(40))
+    assert reader.position == before
+    assert [window.canary.requests for window in reader.read(at(20), now=at(40))] == [10, 10]
+    assert reader.position == at(20)
+
+
+@pytest.mark.parametrize("trouble", [MetricsUnavailable, MetricsRefused])
+def test_a_failure_half_way_loses_no_window(
+    trouble: type[Exception], serve: Serve, judge_of: JudgeOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    history = History()
+    seconds = [float(s) for s in range(-5, 695)]
+    up(history, seconds)
+    gateway(history, CANARY, 200, {s: 100 + s for s in seconds})
+    prometheus, judge = serve(history), judge_of("istio")
+    reader = WindowReader(prometheus, judge, namespace=NAMESPACE, canary=CANARY, stable=None, start=OPENING, window=TEN)
+    real = prometheus.raw
+
+    def failing(query: str, after: int, until: int) -> list[Series]:
+        if until > at(400).timestamp() * 1000:
+            raise trouble("no more")
+        return real(query, after, until)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(prometheus, "raw", failing)
+        first = reader.read(at(600), now=at(700))
+        with pytest.raises(trouble):
+            reader.read(at(600), now=at(700))
+    rest = reader.read(at(600), now=at(700))
+    assert (len(first), len(rest)) == (30, 30)
+    assert first + rest == read(prometheus, judge, 600, stable=None, now=at(700))
+
+
+def test_the_buckets_of_a_histogram_restart_together(serve: Serve, judge_of: JudgeOf) -> None:
+    """After the restart at 5 s the bucket at the limit is above what it was before: alone it would show nothing."""
+    history = History()
+    up(history, [-1, 2, 5, 8, 11])
+    gateway(history, CANARY, 200, {-1: 100, 2: 100, 5: 50, 8: 60, 11: 60})
+    durations(history, CANARY, "500", {-1: 2, 2: 2, 5: 10, 8: 18, 11: 18})
+    durations(history, CANARY, "+Inf", {-1: 100, 2: 100, 5: 50, 8: 60, 11: 60})
+    windows = read(serve(history), judge_of("istio"), 10, now=at(12))
+    assert counts(windows, "canary") == [(60, 0, 42)]
+
+
+def test_a_gateway_that_counts_its_first_request_later(serve: Serve, judge_of: JudgeOf) -> None:
+    """Until then nothing shows that it is the one; look by look and all at once tell the same."""
+    history = History()
+    seconds = [float(s) for s in range(-5, 45)]
+    up(history, seconds)
+    later = [s for s in seconds if s > 20]
+    gateway(history, CANARY, 503, {s: 3 + (s - 21) // 5 for s in later})
+    for le, part in (("500", 0), ("+Inf", 1)):
+        durations(history, CANARY, le, {s: part * (3 + (s - 21) // 5) for s in later})
+    prometheus, judge = serve(history), judge_of("istio")
+    windows = read(prometheus, judge, 40)
+    assert counts(windows, "canary") == [(None, None, None), (None, None, None), (4, 4, 4), (2, 2, 2)]
+    assert counts(windows, "stable") == [(None, None, None), (None, None, None), (0, 0, 0), (0, 0, 0)]
+    reader = WindowReader(
+        prometheus,
+        judge,
+        namespace=NAMESPACE,
+        canary=CANARY,
+        stable=STABLE,
+        start=OPENING,
+        window=TEN,
+        lag=timedelta(0),  # no look sees what comes after it, as in life
+    )
+    looks = [window for s in (10, 20, 30, 40) for window in reader.read(now=at(s))]
+    assert looks == windows
