@@ -1,0 +1,375 @@
+"""The way forward: plan, stage at 0 %, open, shift, promote.
+
+Each verb reads the live state, does what is left to do in at most one write, and may be called again at any time.
+Each write has a pure `assess_…` that tells from a later read whether it took effect, by the **names** of revisions:
+KServe updates status some time after the write, says Ready for the old state meanwhile, and calls the revision that
+was ready last "latest" (facts/kserve.md 2.4, 3.1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from typing import Any
+
+from model_release.errors import (
+    CanaryLost,
+    ClusterRefused,
+    ClusterUnavailable,
+    ForeignService,
+    RevisionFailed,
+    SpecError,
+)
+from model_release.serving.inference_service import InferenceService, InferenceServices, Template
+from model_release.serving.manifest import (
+    MANAGED_BY,
+    Manifest,
+    holds,
+    matches,
+    replacement,
+    template_of,
+    without_none,
+)
+from model_release.serving.objects import retrying
+from model_release.serving.progress import Progress, State, failure_of, trouble_of
+
+
+class Kind(StrEnum):
+    """What a release would change."""
+
+    FIRST = "first deployment"
+    NEW = "new template"
+    NOTHING = "nothing new"
+    STAGED = "already staged"
+
+
+@dataclass(frozen=True)
+class Change:
+    """What is left to do until the manifest's template is live, and the revision that already has it, if any."""
+
+    kind: Kind
+    sentence: str
+    revision: str | None = None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What served before the release touched anything. Recorded by the claim, kept in the lease, JSON-able.
+
+    `revision` None: nothing had ever been rolled out. `uid` None: there was no InferenceService. `template` None:
+    what was in the spec was not the serving revision's, and no lease remembered it; a roll-back then ends at 0 %.
+    `created` is the revision that was the latest before, when the release will make another.
+    """
+
+    uid: str | None = None
+    revision: str | None = None
+    template: Template | None = None
+    storage_uri: str | None = None
+    created: str | None = None
+    percent: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Baseline:
+        return cls(**given)
+
+
+@dataclass(frozen=True)
+class Canary:
+    """What this release opened, and against what. Everything a look needs to know that it judges the right thing."""
+
+    namespace: str
+    name: str
+    uid: str
+    revision: str
+    baseline: str | None  # None: the first deployment
+    template: str  # InferenceService.template_digest
+
+    def as_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, given: Mapping[str, Any]) -> Canary:
+        return cls(**given)
+
+
+def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
+    """What a release of `wanted` would have to do. Reads only; may be asked at any stage.
+
+    Raises:
+        ForeignService: it exists and does not carry our label.
+        ClusterRefused: it does not run in Knative mode.
+        ClusterUnavailable: it is being deleted; passes by itself.
+        RevisionFailed: the same template was already rolled out without a canary, by another hand, and fails.
+    """
+    if live is None:
+        return Change(Kind.FIRST, f"{_key(wanted)} does not exist yet and will be created")
+    check_ours(live)
+    revision, percent = live.latest_created, live.canary_percent
+    if live.rolled_out is None:
+        return Change(Kind.FIRST, f"{live.key} exists and no revision of it was ever ready", revision)
+    if not matches(live, wanted):
+        return Change(Kind.NEW, f"{live.key} gets a new template; {live.rolled_out} serves meanwhile")
+    if not live.is_split:
+        if live.model_status.transition in ("BlockedByFailedLoad", "InvalidSpec"):
+            raise RevisionFailed(f"{live.key} already has this template, without a canary, and {failure_of(live)}")
+        end = "has all of the traffic" if live.serving == {revision: 100} else "is taking over all of the traffic"
+        return Change(Kind.NOTHING, f"nothing new: {revision} already has this template and {end}", revision)
+    staged = revision if revision != live.rolled_out else None
+    return Change(Kind.STAGED, f"{live.key} already has this template, at {percent} %", staged)
+
+
+def check_ours(live: InferenceService) -> None:
+    """Refuse a service that is another's, in another mode, or on its way out (errors: see `plan_change`)."""
+    label, value = MANAGED_BY
+    if live.labels.get(label) != value:
+        raise ForeignService(
+            f"InferenceService {live.key} exists and was not made by this project; to hand it over: "
+            f"kubectl label inferenceservice -n {live.namespace} {live.name} {label}={value} "
+            "(makes a new revision of the same model), or name another service in the model file"
+        )
+    if live.deployment_mode not in (None, "Knative"):
+        raise ClusterRefused(
+            f"InferenceService {live.key} runs in {live.deployment_mode} mode, in which KServe ignores "
+            "canaryTrafficPercent and moves all traffic at once; a canary needs Knative mode "
+            "(annotation serving.kserve.io/deploymentMode: Knative, on a service made anew)"
+        )
+    if live.being_deleted:
+        raise ClusterUnavailable(f"InferenceService {live.key} is being deleted; wait until it is gone")
+
+
+def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline | None = None) -> Baseline:
+    """The baseline, as the claim records it before any write.
+
+    When an earlier release left its canary's template in the spec, the serving revision's own template is taken from
+    `known`, the baseline that the lease last carried, if that is of the same revision.
+
+    Raises:
+        ClusterUnavailable: the service is in the midst of a roll-out; which revision is stable, is not settled yet.
+    """
+    if live is None:
+        return Baseline()
+    created = None if matches(live, wanted) else live.latest_created
+    if live.rolled_out is None:
+        return Baseline(uid=live.uid, created=created, percent=live.canary_percent)
+    if not live.is_split and live.latest_ready != live.rolled_out:
+        raise ClusterUnavailable(
+            f"InferenceService {live.key} is in the midst of a roll-out from {live.rolled_out} to {live.latest_ready}"
+            f"{live.other_writer()}; which of them is stable is known when it ends"
+        )
+    template: Template | None = None
+    if live.latest_created == live.rolled_out:
+        template = live.template
+    elif known is not None and (known.uid, known.revision) == (live.uid, live.rolled_out):
+        template = known.template
+    return Baseline(
+        uid=live.uid,
+        revision=live.rolled_out,
+        template=template,
+        storage_uri=(template or {}).get("model", {}).get("storageUri"),
+        created=created,
+        percent=live.canary_percent,
+    )
+
+
+def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> InferenceService:
+    """Bring `wanted` into the cluster without giving it a user's request: created, or as a new template at 0 %.
+
+    Template and 0 % are one write; a leftover canary of an earlier release loses its traffic by it. Again: nothing
+    is written that is there; a canary of this template that was already opened goes back to 0 %; one that was
+    promoted stays promoted. (On a first deployment there is no split: the revision takes 100 % when it is ready.)
+
+    Raises:
+        CanaryLost: the service that was claimed is gone or was made anew.
+        As `plan_change`; ClusterUnavailable when nothing could be written.
+    """
+    namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+
+    def attempt() -> InferenceService:
+        live = services.get(namespace, name)
+        if live is None:
+            if baseline.uid is not None:
+                raise CanaryLost(f"InferenceService {namespace}/{name} was deleted after it was claimed")
+            return services.create(without_none(wanted))
+        if baseline.uid not in (None, live.uid):
+            raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
+        patch = _stage_patch(live, wanted)
+        return live if patch is None else services.patch(live, patch)
+
+    return retrying(attempt)
+
+
+def _stage_patch(live: InferenceService, wanted: Manifest) -> dict[str, Any] | None:
+    change = plan_change(live, wanted)
+    first = live.rolled_out is None
+    if change.kind is Kind.NOTHING or (first and matches(live, wanted)):
+        return None
+    if change.kind is Kind.STAGED:
+        return {"spec": {"predictor": {"canaryTrafficPercent": 0}}} if live.canary_percent else None
+    predictor = replacement(live.template, template_of(wanted))
+    predictor["canaryTrafficPercent"] = None if first else 0
+    metadata = {key: wanted["metadata"].get(key, {}) for key in ("labels", "annotations")}
+    return {"metadata": metadata, "spec": {"predictor": predictor}}
+
+
+def assess_staged(live: InferenceService | None, wanted: Manifest, baseline: Baseline) -> Progress:
+    """Whether the staged revision is ready at 0 %, with the baseline at 100 (facts/kserve.md 2.4).
+
+    READY names the revision. FAILING and FAILED carry KServe's own message.
+    """
+    if live is None:
+        return Progress(State.LOST, f"InferenceService {_key(wanted)} was deleted")
+    if baseline.uid not in (None, live.uid):
+        return Progress(State.LOST, f"InferenceService {live.key} was deleted and made anew")
+    if not holds(live.template, template_of(wanted)):
+        return Progress(State.LOST, f"{live.key} no longer has the staged template{live.other_writer()}")
+    if baseline.revision is not None:
+        if live.prev_revision not in (None, baseline.revision):
+            return _wrong_baseline(live, baseline.revision)
+        if live.canary_percent != 0 and live.rolled_out == baseline.revision:
+            return Progress(
+                State.LOST, f"{live.key} was opened to {live.canary_percent} % by another hand{live.other_writer()}"
+            )
+    revision = live.latest_created
+    if baseline.revision is not None and not live.is_split and live.serving == {revision: 100}:
+        if revision != baseline.revision:
+            return Progress(State.READY, f"{revision} already has all of the traffic", revision)
+        if baseline.created is None:
+            return Progress(State.FAILED, f"nothing to stage: {revision} already serves this template", revision)
+    if revision is None or revision in (baseline.revision, baseline.created):
+        return trouble_of(live, None) or Progress(State.WAITING, f"{live.key}: no new revision yet")
+    if trouble := trouble_of(live, revision):
+        return trouble
+    if live.latest_ready != revision:
+        return Progress(
+            State.WAITING, f"{revision} is starting ({live.model_status.target or 'no state yet'})", revision
+        )
+    expected = {revision: 100} if baseline.revision is None else {baseline.revision: 100}
+    status = live.model_status
+    if live.serving != expected or not live.ready or (status.transition, status.target) != ("UpToDate", "Loaded"):
+        return Progress(State.WAITING, f"{revision} is ready, its route is not yet", revision)
+    return Progress(State.READY, f"{revision} is ready; traffic {tell_traffic(live)}", revision)
+
+
+def canary_of(live: InferenceService, baseline: Baseline) -> Canary:
+    """What was staged, once `assess_staged` said READY of this same read."""
+    if live.latest_created in (None, baseline.revision):
+        raise CanaryLost(f"{live.key} has no revision beside {baseline.revision}")
+    return Canary(live.namespace, live.name, live.uid, live.latest_created, baseline.revision, live.template_digest)
+
+
+def shift(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
+    """Give the canary `percent` of the traffic, and the baseline the rest. Again: no write.
+
+    Raises:
+        SpecError: percent is not 1 to 99, or the canary is a first deployment.
+        CanaryLost: what is live is not this canary beside this baseline (see `check_untouched`).
+    """
+    if not 1 <= percent <= 99:
+        raise SpecError(f"{percent} % is no step of a canary; 1 to 99 are (0 is a roll-back, 100 a promotion)")
+    if canary.baseline is None:
+        raise SpecError(f"{canary.revision} is a first deployment: there is nothing to share the traffic with")
+
+    def decide(live: InferenceService) -> dict[str, Any] | None:
+        check_untouched(live, canary)
+        if live.canary_percent == percent:
+            return None
+        return {"spec": {"predictor": {"canaryTrafficPercent": percent}}}
+
+    return services.change(canary.namespace, canary.name, decide)
+
+
+def assess_split(live: InferenceService | None, canary: Canary, percent: int) -> Progress:
+    """Whether the traffic is split as asked, by name."""
+    try:
+        check_untouched(live, canary, percent)
+    except CanaryLost as lost:
+        return Progress(State.LOST, str(lost), canary.revision)
+    if live is None or canary.baseline is None:
+        return Progress(State.LOST, f"{canary.revision} is a first deployment: there is no split", canary.revision)
+    if live.serving == {canary.revision: percent, canary.baseline: 100 - percent} and live.ready:
+        return Progress(State.READY, f"traffic {tell_traffic(live)}", canary.revision)
+    return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}; {percent} % asked for", canary.revision)
+
+
+def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
+    """Give the canary everything by removing the split. Again: no write.
+
+    Args:
+        percent: the share at which the canary was judged; it must still have it.
+
+    Raises:
+        CanaryLost: what is live is not what was judged.
+    """
+
+    def decide(live: InferenceService) -> dict[str, Any] | None:
+        if live.canary_percent is None:
+            check_untouched(live, canary, None)
+            return None
+        check_untouched(live, canary, None if live.canary_percent == 100 else percent)
+        return {"spec": {"predictor": {"canaryTrafficPercent": None}}}
+
+    return services.change(canary.namespace, canary.name, decide)
+
+
+def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
+    """Whether the canary has 100 % and KServe counts it as rolled out."""
+    try:
+        check_untouched(live, canary, None)
+    except CanaryLost as lost:
+        return Progress(State.LOST, str(lost), canary.revision)
+    if live is not None and live.serving == {canary.revision: 100} and live.rolled_out == canary.revision:
+        return Progress(State.READY, f"{canary.revision} has all of the traffic", canary.revision)
+    return Progress(State.WAITING, "the traffic has not moved yet", canary.revision)
+
+
+ANY = -1
+
+
+def check_untouched(live: InferenceService | None, canary: Canary, percent: int | None = ANY) -> None:
+    """Nothing, when the live service still is what this release opened: object, template, revision, baseline, split.
+
+    Args:
+        percent: what the spec must ask for; None for "promoted, no split"; left out, any share will do.
+
+    Raises:
+        CanaryLost: naming what changed and, from managedFields, who changed it.
+    """
+    where = f"{canary.namespace}/{canary.name}"
+    if live is None:
+        raise CanaryLost(f"InferenceService {where} was deleted")
+    by = live.other_writer()
+    if live.uid != canary.uid:
+        raise CanaryLost(f"InferenceService {where} was deleted and made anew{by}")
+    if live.template_digest != canary.template:
+        raise CanaryLost(f"the template of {where} is not the one that was staged{by}")
+    if live.latest_created != canary.revision or live.latest_ready != canary.revision:
+        raise CanaryLost(f"{where} has another revision, {live.latest_created}, after {canary.revision}{by}")
+    if percent != ANY and live.canary_percent not in ({None, 100} if percent is None else {percent}):
+        asked = "promoted" if percent is None else f"at {percent} %"
+        raise CanaryLost(f"{canary.revision} should be {asked}; the spec says {live.canary_percent} %{by}")
+    if percent == ANY and canary.baseline is not None and not live.is_split:
+        raise CanaryLost(f"the split of {where} was removed: {canary.revision} takes everything{by}")
+    if live.is_split and live.prev_revision not in (None, canary.baseline):
+        raise CanaryLost(f"{where} splits with {live.prev_revision} instead of {canary.baseline}{by}")
+
+
+def tell_traffic(live: InferenceService) -> str:
+    """`…-00002 30 %, …-00001 70 %`."""
+    return ", ".join(f"{name} {percent} %" for name, percent in live.serving.items()) or "none"
+
+
+def _wrong_baseline(live: InferenceService, baseline: str) -> Progress:
+    return Progress(
+        State.WRONG_BASELINE,
+        f"{live.key} shares its traffic with {live.prev_revision} and not with {baseline}: KServe took the new "
+        f"template for a late roll-back; {baseline}'s content is to be brought back before a release begins anew",
+        live.latest_created,
+    )
+
+
+def _key(wanted: Manifest) -> str:
+    return f"{wanted['metadata']['namespace']}/{wanted['metadata']['name']}"

@@ -1,0 +1,291 @@
+"""The way back: traffic off the canary at once, then the stable template into the spec again.
+
+`settle` brings any state that a release can leave behind to one where a proven revision has all of the traffic.
+It is built of steps that read the live state and make at most one write; a task may loop over them, a trigger may
+poll them, and whoever is killed in between leaves a state that the next call goes on from.
+
+Three of KServe's rules shape it (facts/kserve.md 3.1). 0 % is the only roll-back that takes effect at once and makes
+no revision. Bringing the stable template back in the same write as removing the split would give the *canary* all
+of the traffic until the new revision is ready. And 0 % on a service whose latest revision is already rolled out
+means "one version further back" to KServe, which is right after a promotion and wrong in any other case.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from model_release.errors import NotSettled
+from model_release.serving.inference_service import InferenceService, InferenceServices, Template
+from model_release.serving.manifest import MANAGED_BY, holds, replacement
+from model_release.serving.objects import retrying
+from model_release.serving.progress import Progress, State, wait
+from model_release.serving.rollout import Baseline, tell_traffic
+
+Remember = Callable[[str], None]
+
+# Seconds for which the restored template's revision may fail to load before waiting for it ends. Longer than a
+# canary's: its content has served before, so the trouble is most likely the cluster's, and passes.
+RESTORE_GRACE = 60.0
+
+
+@dataclass(frozen=True)
+class Release:
+    """What a release knows of itself when it ends, from its lease.
+
+    Attributes:
+        canary: the revision it staged, when it came so far as to know it.
+        promoted: the verdict was "promote", and the write may have been done.
+        barred: revisions that must never get traffic from a settle: those that were the latest when the stable
+            template was written back. Until status shows a newer one, "latest" still means one of them.
+    """
+
+    namespace: str
+    name: str
+    baseline: Baseline
+    canary: str | None = None
+    promoted: bool = False
+    barred: tuple[str, ...] = ()
+
+    def bars(self, revision: str | None) -> bool:
+        return revision is None or revision == self.canary or revision in self.barred
+
+
+def settle(
+    services: InferenceServices,
+    release: Release,
+    remember: Remember,
+    *,
+    deadline: float = 900.0,
+    poll: float = 2.0,
+    tell: Callable[[Progress], None] = lambda _: None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> str:
+    """Whatever happened: end with all of the traffic on a proven revision. Returns one sentence that says which.
+
+    Again: reads, finds it settled, writes nothing. A deadline (seconds) that passes while the baseline already has
+    all of the traffic is no incident: only the spec's template is not clean then, and the sentence says so.
+
+    Args:
+        remember: called with a revision's name before the stable template is written back; it must store it (the
+            lease's `barred`) before it returns, so that whoever goes on after a crash knows it.
+
+    Raises:
+        NotSettled: the traffic is not on a proven revision, and why.
+        ClusterUnavailable: the API was away until the deadline; nobody knows where the traffic is.
+        ClusterRefused: the API refuses the write.
+    """
+    barred = list(release.barred)
+
+    def note(revision: str) -> None:
+        remember(revision)
+        barred.append(revision)
+
+    def step() -> Progress:
+        now = replace(release, barred=tuple(barred))
+        return settle_step(services, now, note)
+
+    progress = wait(step, deadline, poll=poll, clock=clock, sleep=sleep, tell=tell)
+    if progress.state is State.READY:
+        return progress.sentence
+    live = services.get(release.namespace, release.name)
+    stable = release.baseline.revision
+    if live is not None and stable is not None and live.serving == {stable: 100} and live.canary_percent == 0:
+        return f"{stable} has all of the traffic; its template could not be brought back yet: {progress.sentence}"
+    raise NotSettled(f"{release.namespace}/{release.name} is not settled: {progress.sentence}")
+
+
+def settle_step(services: InferenceServices, release: Release, remember: Remember) -> Progress:
+    """One read and at most one write on the way to a settled service. READY when there is nothing left to do."""
+
+    def attempt() -> Progress:
+        return _step(services, services.get(release.namespace, release.name), release, remember)
+
+    return retrying(attempt)
+
+
+def _step(services: InferenceServices, live: InferenceService | None, release: Release, remember: Remember) -> Progress:
+    key, baseline = f"{release.namespace}/{release.name}", release.baseline
+    if live is None:
+        if baseline.revision is None:
+            return Progress(State.READY, f"{key} does not exist; no traffic to settle")
+        return Progress(State.FAILED, f"InferenceService {key} was deleted; {baseline.revision} is gone with it")
+    if baseline.uid not in (None, live.uid):
+        return Progress(
+            State.FAILED, f"InferenceService {key} was deleted and made anew by another hand; left as it is"
+        )
+    if release.promoted and not live.is_split and not _has_stable_template(live, release):
+        return _promoted(services, live, release)
+    if baseline.revision is None:
+        return _first(services, live, release)
+    if is_clean(live, release):
+        return Progress(State.READY, f"{live.rolled_out} has all of the traffic", live.rolled_out)
+    if live.canary_percent != 0:
+        return _close(services, live, release, remember)
+    return _restore(services, live, release, remember)
+
+
+def is_clean(live: InferenceService, release: Release) -> bool:
+    """No split, and one proven revision that is created, ready, rolled out and served: the baseline, or its content."""
+    stable, known = live.rolled_out, release.baseline.template is not None
+    return (
+        stable is not None
+        and not live.is_split
+        and live.latest_created == live.latest_ready == stable
+        and live.serving == {stable: 100}
+        and not release.bars(stable)
+        and (_has_stable_template(live, release) if known else stable == release.baseline.revision)
+    )
+
+
+def roll_back(services: InferenceServices, release: Release, remember: Remember) -> InferenceService | None:
+    """Take the traffic off the canary now; the steps of `settle` until a proven revision serves, without the cleaning
+    up. To be called until `assess_rolled_back` of what it returns is over; then again: no write.
+
+    During a canary, and after a promotion while KServe still knows the baseline as the revision before, the first call
+    does it, and it takes seconds. Else the baseline's template is staged again, and the promoted revision serves
+    until that is ready; the calls go on with each step.
+
+    Returns the service as it is after the step, None when there is none.
+    """
+
+    def attempt() -> InferenceService | None:
+        live = services.get(release.namespace, release.name)
+        if live is not None and assess_rolled_back(live, release).state is not State.READY:
+            _step(services, live, release, remember)
+            live = services.get(release.namespace, release.name)
+        return live
+
+    return retrying(attempt)
+
+
+def assess_rolled_back(live: InferenceService | None, release: Release) -> Progress:
+    """Whether the baseline, or its content in a newer revision, has all of the traffic; by name. Not by Ready: that
+    stays False after a canary that never came up."""
+    stable = release.baseline.revision
+    if live is None:
+        return Progress(State.LOST, f"InferenceService {release.namespace}/{release.name} was deleted")
+    if stable is not None and live.serving == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
+        return Progress(State.READY, f"{stable} has all of the traffic", stable)
+    if is_clean(live, release):
+        return Progress(
+            State.READY, f"{live.rolled_out} has all of the traffic, with {stable}'s content", live.rolled_out
+        )
+    if live.canary_percent == 0 and stable is not None and live.prev_revision not in (None, stable, release.canary):
+        return Progress(State.WRONG_BASELINE, f"the traffic went to {live.prev_revision} and not to {stable}")
+    return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+
+
+def _promoted(services: InferenceServices, live: InferenceService, release: Release) -> Progress:
+    if live.latest_created != release.canary:
+        return Progress(
+            State.FAILED,
+            f"{release.canary} was promoted, and {live.latest_created} came after it{live.other_writer()}",
+        )
+    if live.canary_percent == 100:
+        services.patch(live, _split(None))
+    elif live.serving == {release.canary: 100} and live.rolled_out == release.canary:
+        return Progress(State.READY, f"{release.canary} was promoted and has all of the traffic", release.canary)
+    return Progress(State.WAITING, f"{release.canary} was promoted; traffic is still {tell_traffic(live)}")
+
+
+def _first(services: InferenceServices, live: InferenceService, release: Release) -> Progress:
+    """Nothing was ever proven here. What this release created goes; what it found stays and is told."""
+    label, value = MANAGED_BY
+    if release.baseline.uid is not None:
+        if live.serving:
+            return Progress(
+                State.FAILED, f"{live.key} never had a proven revision, and {tell_traffic(live)} is served now"
+            )
+        return Progress(State.READY, f"{live.key} had no ready revision before, and has none now")
+    if live.labels.get(label) != value:
+        return Progress(State.READY, f"InferenceService {live.key} was made by another hand; left as it is")
+    if not live.being_deleted:
+        services.delete(live)
+    return Progress(State.WAITING, f"InferenceService {live.key}, made by this release and never proven, is deleted")
+
+
+def _close(services: InferenceServices, live: InferenceService, release: Release, remember: Remember) -> Progress:
+    """The spec gives, or may give, traffic to something else than the baseline: 0 %."""
+    baseline = release.baseline
+    restored = _has_stable_template(live, release)
+    if restored and not release.bars(live.latest_created) and not (live.is_split or release.bars(live.latest_ready)):
+        # The split was just removed from the restored template, or was never there: only the route has to follow.
+        return Progress(State.WAITING, f"{live.latest_created} is taking over; traffic is still {tell_traffic(live)}")
+    if live.rolled_out == baseline.revision or live.previous_rolled_out == baseline.revision:
+        services.patch(live, _split(0))
+        return Progress(State.WAITING, f"set to 0 %; {baseline.revision} gets all of the traffic")
+    if baseline.template is None:
+        return Progress(
+            State.FAILED,
+            f"KServe no longer knows {baseline.revision} as the revision before {live.rolled_out}, and its template "
+            "is not on record; release its version anew",
+        )
+    return _write_back(services, live, release, remember)
+
+
+def _restore(services: InferenceServices, live: InferenceService, release: Release, remember: Remember) -> Progress:
+    """At 0 %: the stable template again, and the split removed once that is ready."""
+    baseline, latest = release.baseline, live.latest_created
+    if baseline.template is None:
+        if live.serving == {baseline.revision: 100}:
+            said = f"{baseline.revision} has all of the traffic; the spec keeps the other template at 0 %"
+            return Progress(State.READY, said, baseline.revision)
+        return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+    if not _has_stable_template(live, release):
+        if latest == baseline.revision and live.model_status.transition == "InvalidSpec":
+            # KServe made no revision of it and never will: there is nothing that could become "latest".
+            services.patch(live, _whole(live, baseline.template, None))
+            return Progress(State.WAITING, "the stable template is written back; KServe had refused the other")
+        if latest == baseline.revision:
+            # Written back now, KServe might see no change of template, but a 0 % on a rolled out revision.
+            return Progress(State.WAITING, "KServe has not acted on the new template yet")
+        if _roll_back_pending(live, release):
+            return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+        return _write_back(services, live, release, remember)
+    if latest != live.latest_ready or release.bars(latest):
+        said = f"the stable template is back at 0 %; {latest} is not ready yet"
+        if live.model_status.transition == "BlockedByFailedLoad" and not release.bars(latest):
+            return Progress(State.FAILING, f"{said}: {live.model_status.failure}", latest, RESTORE_GRACE)
+        return Progress(State.WAITING, said, latest)
+    services.patch(live, _split(None))
+    return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
+
+
+def _has_stable_template(live: InferenceService, release: Release) -> bool:
+    # Both ways: a canary may be the stable template with one field more, and is not it.
+    stable = release.baseline.template
+    return stable is not None and holds(live.template, stable) and holds(stable, live.template)
+
+
+def _roll_back_pending(live: InferenceService, release: Release) -> bool:
+    """Whether the 0 % that was written will still move traffic.
+
+    Not when it rests on a proven revision: the baseline, or the one before it after KServe's race. Not when KServe no
+    longer can take it for a late roll-back, because another revision came after the one that is rolled out. And not
+    when the baseline is gone, so that the route stays as it was.
+    """
+    stable = live.rolled_out
+    if stable is not None and live.serving == {stable: 100}:
+        return release.bars(stable) and not (live.prev_revision == stable != live.latest_created)
+    route = live.conditions.get("PredictorRouteReady")
+    return not (route is not None and route.status == "False")
+
+
+def _write_back(services: InferenceServices, live: InferenceService, release: Release, remember: Remember) -> Progress:
+    template, latest = release.baseline.template or {}, live.latest_created
+    if latest is not None and not release.bars(latest) and not _has_stable_template(live, release):
+        remember(latest)
+    services.patch(live, _whole(live, template, 0))
+    return Progress(State.WAITING, "the stable template is written back, at 0 %")
+
+
+def _whole(live: InferenceService, template: Template, percent: int | None) -> dict[str, Any]:
+    return {"spec": {"predictor": {**replacement(live.template, template), "canaryTrafficPercent": percent}}}
+
+
+def _split(percent: int | None) -> dict[str, Any]:
+    return {"spec": {"predictor": {"canaryTrafficPercent": percent}}}
