@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import StrEnum
 from typing import Any, Protocol
 
 
-class Phase(str, Enum):
+class Phase(StrEnum):
     """The life of a revision's pod, as far as KServe's status tells it apart (facts/kserve.md 2.5)."""
 
     PENDING = "Pending"  # no process yet

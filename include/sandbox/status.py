@@ -1,0 +1,91 @@
+"""What runs in a state folder, as the supervisor last wrote it down and the system has it now."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from sandbox.errors import SandboxError
+from sandbox.process import processes
+
+FILE = "status.json"
+_LOCK = "supervisor.lock"
+
+
+def status(state_dir: Path) -> dict[str, Any]:
+    """{"ready", "pid", "parts": {name: {"running", "url", "pid"}}, "load", "processes", "memory_mb"}.
+
+    Memory is in MB (PSS where the system tells), `load` the load's last summary or None.
+    {"ready": False, "parts": {}} if nothing runs; a supervisor that was killed counts as nothing.
+    """
+    found, leader = _read(state_dir / FILE), supervisor(state_dir)
+    if found is None or leader is None:
+        return {"ready": False, "parts": {}}
+    members = [*processes(state_dir), leader]
+    memory = round(sum(_memory(process) for process in members) / 2**20)
+    return {**found, "load": _read(state_dir / "load.json"), "processes": len(members), "memory_mb": memory}
+
+
+def part_runs(state_dir: Path, part: str) -> bool:
+    """Whether the supervisor says that this part runs."""
+    found = _read(state_dir / FILE) or {"parts": {}}
+    return bool(found["parts"].get(part, {}).get("running"))
+
+
+def is_ready(state_dir: Path) -> bool:
+    """Whether the supervisor says that all parts answer."""
+    return bool((_read(state_dir / FILE) or {}).get("ready"))
+
+
+@contextlib.contextmanager
+def sole_supervisor(state_dir: Path) -> Iterator[None]:
+    """Holds the state folder's lock. The kernel lets go of it when the supervisor ends, however it ends.
+
+    Raises SandboxError if another process holds it.
+    """
+    with (state_dir / _LOCK).open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            line = f"a sandbox runs in {state_dir} already: stop it with `python -m sandbox down`"
+            raise SandboxError(line) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def supervisor(state_dir: Path) -> psutil.Process | None:
+    """Who holds the lock of the state folder; None if nobody does."""
+    try:
+        with (state_dir / _LOCK).open("r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                return psutil.Process(int(lock.read()))
+    except (FileNotFoundError, psutil.NoSuchProcess, ValueError):
+        pass
+    return None
+
+
+def _read(file: Path) -> dict[str, Any] | None:
+    try:
+        content: dict[str, Any] = json.loads(file.read_text())
+    except FileNotFoundError:
+        return None
+    return content
+
+
+def _memory(process: psutil.Process) -> int:
+    try:
+        full = process.memory_full_info()
+        return int(getattr(full, "pss", full.uss))
+    except psutil.Error:
+        return 0
