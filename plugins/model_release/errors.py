@@ -127,6 +127,12 @@ class MetricsRefused(ReleaseError):
     mended_by = "the author of the model file, or whoever runs Prometheus"
 
 
+class ReleaseFailed(ReleaseError):
+    """The outcome of a release that came to no verdict: its run fails with the sentence of what went wrong."""
+
+    mended_by = "whoever the failed task names"
+
+
 class RolledBack(ReleaseError):
     """The outcome of a release that was judged and rolled back: its run fails with the judge's sentence."""
 

@@ -1,0 +1,17 @@
+"""`release_<model>`: one DAG for each model file in include/models/.
+
+A model file is all there is to write. What the DAG does with it is `model_release.tasks.dag.release_dag`.
+(Airflow opens only those files of its DAG folder that have its name in them.)
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from model_release.spec import load_all
+from model_release.tasks.dag import release_dag
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+for spec in load_all(PROJECT / "include" / "models").values():
+    globals()[f"release_{spec.model}"] = release_dag(spec, PROJECT)

@@ -1,0 +1,249 @@
+"""The decision record: what was planned, counted, decided and done in one release. Data only, no I/O.
+
+Whoever stores it writes `to_json()`; whoever doubts a decision reads it with `from_json()` and calls `replay()`,
+which judges the recorded counts again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, get_args
+
+from .judge import Judge
+from .policy import Policy
+from .verdict import Verdict
+from .window import EvidenceError, Side, Window, windows_from
+
+FORMAT = 1
+Outcome = Literal["promoted", "rolled_back", "first", "nothing_new", "inconclusive", "failed", "published"]
+OUTCOMES = frozenset(get_args(Outcome))
+
+
+class RecordError(ValueError):
+    """A document that is no decision record. The message is one line and begins with the field's path."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of a replayed release: after `window` windows of a step, the judge said `verdict`."""
+
+    percent: int
+    opened: str
+    window: int
+    end: str | None
+    verdict: Verdict
+
+    @property
+    def line(self) -> str:
+        """The look as one line for a log or a terminal."""
+        when = f"{self.end}  " if self.end else ""
+        return f"{when}{self.percent:>3} %  window {self.window:>3}  {self.verdict.decision:<12}  {self.verdict.reason}"
+
+
+@dataclass
+class Record:
+    """One release from its start to its end. Recording the same thing twice replaces it, so a task may run again.
+
+    The keys are: a step by `percent` and `opened`; a change of traffic by `time` and `task`.
+    """
+
+    release: str
+    model: str
+    service: str
+    version: str | None
+    started: str
+    baseline: dict[str, Any] | None = None
+    canary: dict[str, Any] | None = None
+    run: dict[str, Any] = field(default_factory=dict)
+    ended: str | None = None
+    outcome: str | None = None
+    reason: str = ""
+    plan: dict[str, Any] | None = None
+    steps: list[dict[str, Any]] = field(default_factory=list)
+    traffic: list[dict[str, Any]] = field(default_factory=list)
+    approvals: list[dict[str, Any]] = field(default_factory=list)
+    format: int = FORMAT
+
+    @classmethod
+    def new(
+        cls,
+        release: str,
+        *,
+        model: str,
+        service: str,
+        version: str | None,
+        started: str,
+        baseline: Mapping[str, Any] | None = None,
+        canary: Mapping[str, Any] | None = None,
+        run: Mapping[str, Any] | None = None,
+        plan: Mapping[str, Any] | None = None,
+    ) -> Record:
+        """A record at the release's start; `service` is namespace/name, `started` ISO 8601."""
+        return cls(
+            release=release,
+            model=model,
+            service=service,
+            version=version,
+            started=started,
+            baseline=None if baseline is None else dict(baseline),
+            canary=None if canary is None else dict(canary),
+            run=dict(run or {}),
+            plan=None if plan is None else dict(plan),
+        )
+
+    def record_step(
+        self,
+        percent: int,
+        opened: str,
+        *,
+        window_seconds: float,
+        policy: Policy,
+        windows: Sequence[Window],
+        final: bool,
+        verdict: Verdict,
+    ) -> None:
+        """What was counted and said at one step, as far as it got."""
+        _put(
+            self.steps,
+            ("percent", "opened"),
+            {
+                "percent": percent,
+                "opened": opened,
+                "window_seconds": window_seconds,
+                "policy": policy.to_dict(),
+                "windows": [w.to_dict() for w in windows],
+                "final": final,
+                "verdict": verdict.to_dict(),
+            },
+        )
+
+    def record_traffic(self, time: str, task: str, percent: int, revisions: Mapping[str, int]) -> None:
+        """A change of traffic as it was verified: each revision's percent after it."""
+        entry = {"time": time, "task": task, "percent": percent, "revisions": dict(revisions)}
+        _put(self.traffic, ("time", "task"), entry)
+
+    def record_approval(self, time: str, who: str, decision: str, reason: str = "") -> None:
+        """What a named person decided."""
+        _put(self.approvals, ("time", "who"), {"time": time, "who": who, "decision": decision, "reason": reason})
+
+    def finish(self, outcome: str, reason: str, ended: str) -> None:
+        """How the release ended; called again, the last call stands."""
+        if outcome not in OUTCOMES:
+            raise RecordError(f"outcome: {outcome!r} is none of {', '.join(sorted(OUTCOMES))}")
+        self.outcome, self.reason, self.ended = outcome, reason, ended
+
+    def to_dict(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in _FIELDS}
+
+    def to_json(self) -> str:
+        return json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, data: Any) -> Record:
+        """Raises RecordError for anything that is no record of this format."""
+        if not isinstance(data, Mapping):
+            raise RecordError(f"record: a mapping is expected here, not {type(data).__name__}")
+        if data.get("format") != FORMAT:
+            raise RecordError(f"format: {data.get('format')!r} is unknown; this judge reads format {FORMAT}")
+        unknown = next((key for key in data if key not in _FIELDS), None)
+        if unknown is not None:
+            raise RecordError(f"{unknown}: unknown field of a record")
+        for name in ("release", "model", "service", "started"):
+            if not isinstance(data.get(name), str):
+                raise RecordError(f"{name}: {data.get(name)!r} is not text")
+        for name in ("steps", "traffic", "approvals"):
+            if not isinstance(data.get(name, []), list):
+                raise RecordError(f"{name}: a list is expected here")
+        if data.get("outcome") is not None and data["outcome"] not in OUTCOMES:
+            raise RecordError(f"outcome: {data['outcome']!r} is none of {', '.join(sorted(OUTCOMES))}")
+        return cls(**{"version": None, **data})
+
+    @classmethod
+    def from_json(cls, text: str) -> Record:
+        try:
+            data = json.loads(text)
+        except ValueError as refusal:
+            raise RecordError(f"record: not JSON: {refusal}") from None
+        return cls.from_dict(data)
+
+    def replay(self, policy: Policy | None = None) -> list[Look]:
+        """Every look of every step judged again, by the recorded policies or by another one.
+
+        With the recorded policies the last look of each step gives the recorded verdict. Another policy keeps
+        each step's own `traffic` and `steps`, which belong to the release and not to taste.
+        """
+        looks = []
+        for i, step in enumerate(self.steps):
+            if not isinstance(step, Mapping):
+                raise RecordError(f"steps[{i}]: a mapping is expected here, not {type(step).__name__}")
+            try:
+                recorded = Policy.from_dict(step["policy"], f"steps[{i}].policy")
+                windows = windows_from(step["windows"], f"steps[{i}].windows")
+                percent, opened, final = step["percent"], step["opened"], bool(step["final"])
+            except KeyError as missing:
+                raise RecordError(f"steps[{i}].{missing.args[0]}: is missing") from None
+            if policy is not None:
+                recorded = _placed(policy, recorded)
+                windows = [_asked_for(window, recorded) for window in windows]
+            one = Judge(recorded)
+            for n, window in enumerate(windows, start=1):
+                verdict = one.add(window)
+                if n == len(windows) and final and not one.decided:
+                    verdict = one.verdict(final=True)
+                looks.append(Look(percent, opened, n, window.end, verdict))
+                if one.decided:
+                    break
+            if not windows:
+                looks.append(Look(percent, opened, 0, None, one.verdict(final=final)))
+        return looks
+
+    def differences(self) -> list[str]:
+        """Where a replay does not give the recorded verdict: one line for each such step, none when all is well."""
+        said = {(look.percent, look.opened): look.verdict for look in self.replay()}
+        lines = []
+        for i, step in enumerate(self.steps):
+            now, then = said[step["percent"], step["opened"]].to_dict(), step.get("verdict")
+            if now != then:
+                was = then.get("decision") if isinstance(then, Mapping) else then
+                lines.append(f"steps[{i}]: recorded {was}, replayed {now['decision']}: {now['reason']}")
+        return lines
+
+
+_FIELDS = ("format", *(f.name for f in fields(Record) if f.name != "format"))
+
+
+def _placed(policy: Policy, recorded: Policy) -> Policy:
+    """Another policy at a step's place, which must judge metrics that were counted."""
+    counted = {m.name for m in recorded.metrics}
+    for i, metric in enumerate(policy.metrics):
+        if metric.name not in counted:
+            raise EvidenceError(
+                f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
+            )
+    placed = policy.to_dict() | {"traffic": recorded.traffic, "steps": recorded.steps}
+    return Policy.from_dict(placed)
+
+
+def _asked_for(window: Window, policy: Policy) -> Window:
+    """The window without the counts of metrics that another policy does not ask for."""
+    metrics, values = {m.name for m in policy.metrics}, {v.name for v in policy.values}
+
+    def part(side: Side) -> Side:
+        return Side(side.requests, {name: bad for name, bad in side.bad.items() if name in metrics})
+
+    return replace(
+        window,
+        canary=part(window.canary),
+        stable=None if window.stable is None else part(window.stable),
+        values={name: sides for name, sides in window.values.items() if name in values},
+    )
+
+
+def _put(entries: list[dict[str, Any]], key: tuple[str, ...], entry: dict[str, Any]) -> None:
+    for i, there in enumerate(entries):
+        if all(there.get(k) == entry[k] for k in key):
+            entries[i] = entry
+            return
+    entries.append(entry)

@@ -1,0 +1,110 @@
+"""The words. A tired person at night reads one of these and knows what happened and why."""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+from .policy import MetricPolicy
+
+
+def share(value: float) -> str:
+    """0.045 → "4.5 %"; one decimal, and two digits below 0.1 %."""
+    percent = 100 * value
+    if percent == 0:
+        return "0 %"
+    text = f"{percent:.1f}" if percent >= 0.1 else f"{float(f'{percent:.2g}'):f}".rstrip("0")
+    return f"{text.removesuffix('.0')} %"
+
+
+def bound(value: float) -> str:
+    """A limit as it was written, up to three digits: 0.0075 → "0.75 %"."""
+    return f"{100 * value:.3g} %"
+
+
+def count(value: float) -> str:
+    """2790 → "2 790"."""
+    return f"{int(value):,}".replace(",", " ")
+
+
+def number(value: float) -> str:
+    """A plain number, at most six digits."""
+    return f"{value:.6g}"
+
+
+def times(ratio: float) -> str:
+    return "1 times" if ratio == 1 else f"{number(ratio)} times"
+
+
+def evidence(value: float | None) -> str:
+    """Rounded down, so that "200" is never said of 199.7."""
+    if value is None:
+        return "none"
+    if value >= 1e6:
+        return "over a million"
+    if value >= 10:
+        return count(math.floor(value))
+    return number(math.floor(value * 10 + 1e-9) / 10)
+
+
+def about(value: float) -> str:
+    """Two digits, rounded up: 1 234 → "1 300"."""
+    if value < 10:
+        return str(math.ceil(value))
+    step = 10 ** (int(math.log10(value)) - 1)
+    return count(math.ceil(value / step) * step)
+
+
+def duration(minutes: float) -> str:
+    """0.4 → "25 s", 2 → "2 min", 360 → "6 h"."""
+    seconds = minutes * 60
+    if seconds < 55:
+        return f"{max(5, math.ceil(seconds / 5) * 5)} s"
+    if minutes < 120:
+        return f"{math.ceil(minutes - 0.05)} min"
+    hours = minutes / 60
+    if hours < 48:
+        return f"{number(math.ceil(hours * 2) / 2)} h"
+    return f"{math.ceil(hours / 24)} days"
+
+
+def plural(how_many: int, noun: str) -> str:
+    return f"{count(how_many)} {noun}" if how_many == 1 else f"{count(how_many)} {noun}s"
+
+
+@lru_cache(maxsize=256)
+def limit(metric: MetricPolicy) -> str:
+    """The limits of a metric, without a verb."""
+    parts = []
+    if metric.max_rate is not None:
+        parts.append(rate_limit(metric))
+    if metric.max_ratio is not None:
+        parts.append(ratio_limit(metric))
+    return " and ".join(parts) or "none, shown only"
+
+
+def limits(metric: MetricPolicy) -> str:
+    both = metric.max_rate is not None and metric.max_ratio is not None
+    return f"the {'limits are' if both else 'limit is'} {limit(metric)}"
+
+
+def rate_limit(metric: MetricPolicy) -> str:
+    return bound(metric.max_rate or 0.0)
+
+
+def ratio_limit(metric: MetricPolicy) -> str:
+    ratio = metric.max_ratio or 0.0
+    words = "stable's own rate" if ratio == 1 else f"{times(ratio)} stable"
+    return f"{words} (never below {bound(ratio * metric.floor)})" if metric.floor else words
+
+
+def fact(metric: MetricPolicy, canary: dict[str, int], stable: dict[str, int], compared: bool) -> str:
+    """ "14 of 310 canary requests failed (4.5 %), 9 of 2 790 on stable (0.3 %)"."""
+    n, b = canary["requests"], canary["bad"]
+    if n == 0:
+        return f"no canary request to count for {metric.name} yet"
+    words = f"{count(b)} of {count(n)} canary requests {metric.verb} ({share(b / n)})"
+    m, s = stable["requests"], stable["bad"]
+    if m:
+        return f"{words}, {count(s)} of {count(m)} on stable ({share(s / m)})"
+    return f"{words}, no request on stable to compare with" if compared else words

@@ -1,0 +1,99 @@
+"""What the judge answers: plain data, no rules."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+Decision = Literal["promote", "rollback", "continue", "inconclusive"]
+State = Literal["pass", "fail", "undecided", "no_data"]
+# Why a window decided, in the order in which they are looked at: a later one is only asked when none before it holds.
+ROLL_BACK, NO_DATA, WRONG_SPLIT, BAD_VALUE, PROMOTE, CONTINUE = range(1, 7)
+
+Outcome = Literal["successful", "failed", "inconclusive", "error", "pending"]
+
+
+@dataclass(frozen=True)
+class MetricVerdict:
+    """One share of bad requests, as far as it is known after the last judged window.
+
+    Evidence is None for a metric without limits. `requests_needed` are canary requests still to come until
+    this metric decides if it goes on as so far; None when it would not, or when it has decided.
+    """
+
+    name: str
+    state: State
+    evidence_against: float | None
+    needed_against: float
+    evidence_for: float | None
+    needed_for: float
+    canary: dict[str, int]
+    stable: dict[str, int]
+    limit: str
+    design_effect: float
+    requests_needed: int | None
+    observe: bool
+    critical: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class ValueVerdict:
+    """One value metric: its last measurement, and its counters so far."""
+
+    name: str
+    state: Outcome  # what the counters say; "pending" while neither success nor a limit is reached
+    last: Outcome  # the last measurement alone
+    canary: float | None
+    stable: float | None
+    limit: str
+    measurements: int
+    failures: int
+    failures_allowed: int
+    inconclusive: int
+    consecutive_errors: int
+    observe: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class TrafficVerdict:
+    """The canary's share of all requests, and the evidence that it is not near the wanted one."""
+
+    wanted: float
+    seen: float | None
+    evidence: float
+    needed: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judge's answer after `windows_used` windows (those of the warm-up are counted).
+
+    `requests_needed` and `minutes_needed` say, for `continue` and `inconclusive`, how much more of the canary's
+    traffic would decide if things go on as so far; None when more of the same would not.
+    """
+
+    decision: Decision
+    windows_used: int
+    reason: str
+    metrics: tuple[MetricVerdict, ...]
+    values: tuple[ValueVerdict, ...] = ()
+    traffic: TrafficVerdict | None = None
+    requests_needed: int | None = None
+    minutes_needed: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON data; the same counts give the same document on any machine."""
+        out = asdict(self)
+        out["metrics"] = list(out["metrics"])
+        out["values"] = [{**v, "canary": written(v["canary"]), "stable": written(v["stable"])} for v in out["values"]]
+        return out
+
+
+def written(value: float | None) -> float | str | None:
+    """JSON has no NaN and no infinity; they are written as Prometheus writes them."""
+    if value is None or math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "+Inf" if value > 0 else "-Inf"

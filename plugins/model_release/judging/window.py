@@ -1,0 +1,165 @@
+"""What was counted: one window of time, for the canary and for the stable revision."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from .verdict import written
+
+# Above this a float no longer tells neighbouring whole numbers apart.
+LARGEST_COUNT = 2**53
+_UNUSUAL = {"NaN": math.nan, "+Inf": math.inf, "Inf": math.inf, "-Inf": -math.inf}
+
+
+class EvidenceError(ValueError):
+    """Counts that cannot be true. The message is one line and begins with the field's path."""
+
+
+def _known(path: str, data: Any, allowed: tuple[str, ...]) -> Mapping[str, Any]:
+    if not isinstance(data, Mapping):
+        raise EvidenceError(f"{path}: a mapping is expected here, not {type(data).__name__}")
+    for key in data:
+        if key not in allowed:
+            raise EvidenceError(f"{path}.{key}: unknown field; known are {', '.join(allowed)}")
+    return data
+
+
+def _count(path: str, value: Any) -> int | None:
+    """A count, or None for no data (null or NaN). Rates and averages are refused: they are no whole numbers."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise EvidenceError(f"{path}: {value!r} is not a count; a whole number or null is expected")
+    if value < 0:
+        raise EvidenceError(f"{path}: {value!r} is negative; a counter's increase cannot be")
+    if value > LARGEST_COUNT or value != int(value):
+        raise EvidenceError(f"{path}: {value!r} is not a whole number up to 2^53; counts, never rates")
+    return int(value)
+
+
+def _measured(path: str, value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, str) and value in _UNUSUAL:
+        return _UNUSUAL[value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise EvidenceError(f"{path}: {value!r} is not a number; a number, null or Prometheus's NaN is expected")
+    return float(value)
+
+
+def _moment(path: str, value: Any) -> None:
+    if value is None:
+        return
+    try:
+        datetime.fromisoformat(value)
+    except (TypeError, ValueError):
+        raise EvidenceError(f"{path}: {value!r} is not an ISO 8601 time") from None
+
+
+@dataclass(frozen=True)
+class Side:
+    """One revision's requests in a window, and how many of them were bad in the eyes of each metric."""
+
+    requests: int | None = None
+    bad: Mapping[str, int | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "requests", _count("side.requests", self.requests))
+        if not isinstance(self.bad, Mapping):
+            raise EvidenceError("side.bad: a mapping of metric to count is expected here")
+        bad = {str(name): _count(f"side.bad.{name}", value) for name, value in self.bad.items()}
+        for name, value in bad.items():
+            if self.requests is not None and value is not None and value > self.requests:
+                raise EvidenceError(f"side.bad.{name}: {value} bad of {self.requests} requests cannot be")
+        object.__setattr__(self, "bad", bad)
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str) -> Side:
+        given = _known(path, data, ("requests", "bad"))
+        bad = given.get("bad")
+        try:
+            return cls(given.get("requests"), {} if bad is None else bad)
+        except EvidenceError as refusal:
+            raise EvidenceError(path + str(refusal).removeprefix("side")) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"requests": self.requests, "bad": dict(self.bad)}
+
+
+@dataclass(frozen=True)
+class Window:
+    """The increases of the counters between `start` and `end`; windows do not overlap.
+
+    None for a count means that it could not be measured (no data), which is not zero. `stable=None` means
+    that there is no stable revision beside the canary, as after the promotion: nothing is missing then.
+    `values` holds the value metrics' measurements, `error` the query that failed, in one line.
+    """
+
+    canary: Side
+    stable: Side | None = None
+    start: str | None = None
+    end: str | None = None
+    values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def seconds(self) -> float | None:
+        """The window's length; None where its ends are not both known."""
+        if self.start is None or self.end is None:
+            return None
+        try:
+            length = (datetime.fromisoformat(self.end) - datetime.fromisoformat(self.start)).total_seconds()
+        except TypeError:  # one end has a time zone and the other has none
+            return None
+        return length if length > 0 else None
+
+    def __post_init__(self) -> None:
+        _moment("window.start", self.start)
+        _moment("window.end", self.end)
+        if self.error is not None and not isinstance(self.error, str):
+            raise EvidenceError(f"window.error: {self.error!r} is not text")
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str = "window") -> Window:
+        given = _known(path, data, ("start", "end", "canary", "stable", "values", "error"))
+        if given.get("canary") is None:
+            raise EvidenceError(f"{path}.canary: is missing; its counts may be null, it may not")
+        values: dict[str, dict[str, float | None]] = {}
+        measured = given["values"] if given.get("values") is not None else {}
+        if not isinstance(measured, Mapping):
+            raise EvidenceError(f"{path}.values: a mapping of name to measurements is expected here")
+        for name, sides in measured.items():
+            where = f"{path}.values.{name}"
+            entry = _known(where, sides, ("canary", "stable"))
+            values[str(name)] = {s: _measured(f"{where}.{s}", entry.get(s)) for s in ("canary", "stable")}
+        stable = given.get("stable")
+        canary = Side.from_dict(given["canary"], f"{path}.canary")
+        beside = None if stable is None else Side.from_dict(stable, f"{path}.stable")
+        try:
+            return cls(canary, beside, given.get("start"), given.get("end"), values, given.get("error"))
+        except EvidenceError as refusal:
+            raise EvidenceError(path + str(refusal).removeprefix("window")) from None
+
+    def to_dict(self) -> dict[str, Any]:
+        out: dict[str, Any] = {
+            "start": self.start,
+            "end": self.end,
+            "canary": self.canary.to_dict(),
+            "stable": None if self.stable is None else self.stable.to_dict(),
+        }
+        if self.values:
+            out["values"] = {n: {s: written(v) for s, v in sides.items()} for n, sides in self.values.items()}
+        if self.error:
+            out["error"] = self.error
+        return out
+
+
+def windows_from(data: Any, path: str = "windows") -> list[Window]:
+    """A list of windows from JSON; the error names the window's place in the list."""
+    if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
+        raise EvidenceError(f"{path}: a list of windows is expected here, not {type(data).__name__}")
+    return [Window.from_dict(entry, f"{path}[{i}]") for i, entry in enumerate(data)]

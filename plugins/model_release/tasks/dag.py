@@ -1,0 +1,94 @@
+"""The DAG of one model: how its tasks hang together, and nothing else.
+
+```
+resolve ─► export ─► archive ─► publish ─► claim ─► stage ─► smoke ─► open_10 ─► watch_10 ─► decide_10 ─► … ─► promote
+   └──(a version that is there)────▲                           │                                 │               │
+                                                               └─► go_live (first deployment)    └─► roll_back ◄─ bake
+settle: the teardown of claim, whatever happened ─► report
+```
+
+There is no `dagrun_timeout`: it would end a run without its teardown (facts/airflow.md 2.3). Each wait has a
+deadline of its own instead.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from airflow.sdk import DAG, TriggerRule
+
+from model_release.spec import ModelSpec
+from model_release.tasks.base import RETRIES
+from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
+from model_release.tasks.finish import Report, Settle
+from model_release.tasks.params import form
+from model_release.tasks.serve import ClaimService, GoLive, Open, Promote, RollBack, Smoke, Stage
+from model_release.tasks.watch import Decide, WatchBake, WatchCanary
+
+ROLL_BACK = "roll_back"
+
+
+def release_dag(spec: ModelSpec, project: Path) -> DAG:
+    """`release_<model>`. `project` is the folder that holds dags/ and include/."""
+    steps = spec.rollout.steps
+    with DAG(
+        f"release_{spec.model}",
+        description=f"Releases {spec.model} on {spec.service.key} by canary: {_path(spec)}",
+        doc_md=_documentation(spec),
+        schedule=spec.schedule,
+        start_date=datetime(2024, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        params=form(),
+        default_args=RETRIES,
+        tags=["model-release", spec.model, spec.service.key],
+    ) as dag:
+        common: dict[str, Any] = {"spec": spec}
+        build = {**common, "root": project}
+        resolve = Resolve(task_id="resolve", **build)
+        export = Export(task_id="export", **build)
+        archive = ArchiveModel(task_id="archive", **build)
+        publish = Publish(task_id="publish", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
+        resolve >> export >> archive >> publish
+        resolve >> publish
+
+        claim = ClaimService(task_id="claim", root=project, **common).as_setup()
+        stage = Stage(task_id="stage", root=project, **common)
+        smoke = Smoke(task_id="smoke", first="go_live", step=f"open_{steps[0]}", **common)
+        go_live = GoLive(task_id="go_live", **common)
+        promote = Promote(task_id="promote", last_watch=f"watch_{steps[-1]}", **common)
+        roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
+        settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
+        report = Report(task_id="report", trigger_rule=TriggerRule.ALL_DONE, **common)
+
+        publish >> claim >> stage >> smoke >> go_live
+        before: Any = smoke
+        for number, percent in enumerate(steps):
+            after = f"open_{steps[number + 1]}" if number + 1 < len(steps) else "promote"
+            opened = Open(task_id=f"open_{percent}", percent=percent, **common)
+            watch = WatchCanary(task_id=f"watch_{percent}", percent=percent, **common)
+            decide = Decide(task_id=f"decide_{percent}", watch=watch.task_id, onward=after, back=ROLL_BACK, **common)
+            before >> opened >> watch >> decide >> roll_back
+            before = decide
+        before >> promote
+        last: Any = promote
+        if spec.rollout.bake:
+            bake = WatchBake(task_id="bake", **common)
+            decide = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
+            promote >> bake >> decide >> roll_back
+            last = bake
+        # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
+        [last, roll_back, go_live] >> settle >> report
+        publish >> report
+    return dag
+
+
+def _path(spec: ModelSpec) -> str:
+    return " → ".join(f"{percent} %" for percent in (*spec.rollout.steps, 100))
+
+
+def _documentation(spec: ModelSpec) -> str:
+    # The model file is part of the DAG: shown with it, and a change of it is a new version of the DAG.
+    return f"### {spec.model}\n\n```json\n{spec.model_dump_json(indent=2, exclude_none=True)}\n```\n"

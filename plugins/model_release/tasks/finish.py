@@ -1,0 +1,93 @@
+"""How a run ends: settled, and with one true sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from model_release.errors import ReleaseFailed, RolledBack
+from model_release.tasks import records
+from model_release.tasks.base import TROUBLE, ReleaseOperator
+from model_release.tasks.run import Run
+from model_release.tasks.service import ReleasedService
+
+
+class Settle(ReleaseOperator):
+    """The teardown of the claim. Whatever happened before it (success, failure, kill, "mark failed"), it reads the live
+    state, brings the traffic to a proven revision and the stable template into the spec, and gives the lease free.
+
+    It fails the run, and keeps the lease so that no other release begins, when it cannot. Run again, it finds the
+    lease given free and does nothing.
+    """
+
+    def release(self, context: Any, run: Run) -> str:
+        from model_release.serving.settle import settle
+
+        released = ReleasedService(self.spec, run)
+        lease = released.leases.read(released.namespace, released.name)
+        claim = lease.claim if lease else None
+        if claim is None or claim.owner.identity != released.owner.identity:
+            return f"this run holds no claim on {self.spec.service.key}; nothing to settle"
+        release = claim.as_release(released.namespace, released.name)
+        sentence = "nothing was touched"
+        if release is not None:
+            sentence = settle(
+                released.services,
+                release,
+                released.leases.bar(released.namespace, released.name, released.owner),
+                tell=lambda progress: self.log.info("%s", progress.sentence),
+            )
+            released.record_traffic("settle", 100, released.live())
+        released.leases.release(released.namespace, released.name, released.owner)
+        self.log.info("Settled: %s", sentence)
+        return sentence
+
+
+class Report(ReleaseOperator):
+    """Says how the release ended, in one sentence: as its own log, as its result, in the record. A release that was
+    rolled back, or came to nothing, ends as a failed run whose last task says why. Run again, it says the same."""
+
+    def release(self, context: Any, run: Run) -> str:
+        outcome, sentence, settled = self.ending(context, run)
+        records.change(self.spec, run, lambda record: record.finish(outcome, sentence, record.ended or records.now()))
+        version = (context["ti"].xcom_pull(task_ids="publish") or {}).get("version", "")
+        line = f"{' '.join(filter(None, [self.spec.model, version]))}: {sentence}"
+        line += f" Settled: {settled}." if settled else ""
+        self.log.info("%s", line)
+        if outcome in ("promoted", "first", "nothing_new", "published"):
+            return line
+        context["ti"].xcom_push(key="return_value", value=line)
+        raise RolledBack(line) if outcome == "rolled_back" else ReleaseFailed(line)
+
+    def ending(self, context: Any, run: Run) -> tuple[str, str, str | None]:
+        """Outcome, its sentence, and what `settle` said; from the states of this run's tasks and what they left."""
+        ti = context["ti"]
+        states = ti.get_task_states(run.dag_id, run_ids=[run.run_id])[run.run_id]
+        settled = ti.xcom_pull(task_ids="settle")
+        failed = [task for task, state in states.items() if state == "failed" and task != self.task_id]
+        if states.get("roll_back") == "success" and failed in ([], ["settle"]):
+            return "rolled_back", self.why_back(ti, states), settled
+        if failed:
+            task = failed[-1] if "settle" not in failed else "settle"
+            why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "Airflow ended it; its log says why"
+            return "failed", f"task {task} failed: {why}", settled
+        if states.get("go_live") == "success":
+            return "first", "live at 100 %, the first version of the service.", None
+        if states.get("promote") == "success":
+            return "promoted", self.last_reason(ti), None
+        if (ti.xcom_pull(task_ids="stage") or {}).get("kind") == "nothing_new":
+            return "nothing_new", "the stable version already; nothing new.", None
+        if states.get("publish") == "success" and not run.moves_traffic:
+            return "published", "published; no traffic was moved.", None
+        return "failed", "the run was ended before it came to a decision.", settled
+
+    def why_back(self, ti: Any, states: dict[str, Any]) -> str:
+        """The sentence of the verdict that turned the release back."""
+        for task in [task for task in states if task.startswith("decide_")]:
+            if back := ti.xcom_pull(task_ids=task, key="back"):
+                return str(back)
+        return ""
+
+    def last_reason(self, ti: Any) -> str:
+        """The sentence of the verdict that promoted."""
+        verdict = ti.xcom_pull(task_ids=f"watch_{self.spec.rollout.steps[-1]}") or {}
+        return str(verdict.get("reason", ""))

@@ -1,0 +1,142 @@
+"""One look at a canary: is it still ours, what was counted since, and what does the judge say.
+
+Everything that the watching trigger does between two naps, without Airflow: so it can be tested, and run, alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from model_release.errors import CanaryLost, ClusterUnavailable, MetricsUnavailable
+from model_release.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from model_release.judging import Judge, Window
+    from model_release.metrics import WindowReader
+    from model_release.serving.inference_service import InferenceServices
+    from model_release.serving.rollout import Canary
+
+# A scrape is a second to a minute old; looking twice in a window finds it soon after it is complete.
+LOOKS_IN_A_WINDOW = 2
+# How long the cluster or Prometheus may be away before the canary, which nobody watches meanwhile, is taken back.
+BLIND = timedelta(minutes=2)
+
+
+@dataclass(frozen=True)
+class Look:
+    """What a look has to say, a line each, and whether it was the last."""
+
+    lines: tuple[str, ...] = ()
+    over: bool = False
+
+
+@dataclass
+class Watch:
+    """A canary at one share of the traffic, from its opening to the decision or the deadline.
+
+    A watch made anew (the triggerer was restarted, the canary moved to another) reads the same windows from the
+    opening on and comes to the same verdict: nothing that it knows exists only here.
+    """
+
+    services: InferenceServices
+    reader: WindowReader
+    judge: Judge
+    canary: Canary
+    percent: int | None
+    window: timedelta
+    deadline: datetime
+    windows: list[Window] = field(default_factory=list)
+    final: bool = False
+    lost: str | None = None
+    trouble: str = ""
+    _pending: list[Window] = field(default_factory=list)
+    _blind_since: datetime | None = None
+
+    @classmethod
+    def begin(cls, *, spec: str, canary: dict[str, Any], percent: int | None, opened: str, deadline: str) -> Watch:
+        """`percent` None: the bake, in which the promoted canary is judged alone. Times are ISO 8601."""
+        from model_release.judging import Judge, Policy
+        from model_release.metrics import WindowReader
+        from model_release.serving.inference_service import InferenceServices
+        from model_release.serving.rollout import Canary
+        from model_release.tasks import connections
+
+        model, one = ModelSpec.model_validate_json(spec), Canary.from_dict(canary)
+        reader = WindowReader(
+            connections.prometheus(),
+            model.judge,
+            namespace=one.namespace,
+            canary=one.revision,
+            stable=None if percent is None else one.baseline,
+            start=datetime.fromisoformat(opened),
+            window=model.rollout.window,
+        )
+        return cls(
+            services=InferenceServices(connections.cluster()),
+            reader=reader,
+            judge=Judge(Policy.from_dict(model.policy(percent))),
+            canary=one,
+            percent=percent,
+            window=model.rollout.window,
+            deadline=datetime.fromisoformat(deadline),
+        )
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        return self.window.total_seconds() / LOOKS_IN_A_WINDOW
+
+    def look(self, now: datetime | None = None) -> Look:
+        """Looks once. Windows count only when the live service was, after they ended, still what was opened."""
+        from model_release.serving.rollout import check_untouched
+
+        moment = now or datetime.now(UTC)
+        late = moment >= self.deadline
+        lines: list[str] = []
+        try:
+            self._pending += self.reader.read(min(moment, self.deadline), now=moment)
+            check_untouched(self.services.get(self.canary.namespace, self.canary.name), self.canary, self.percent)
+            while self._pending and not self.judge.decided:
+                lines.append(self._take(self._pending.pop(0)))
+            self.trouble, self._blind_since = "", None
+        except CanaryLost as error:
+            self.lost = str(error)
+            return Look((f"Lost: {error}",), over=True)
+        except (ClusterUnavailable, MetricsUnavailable) as error:
+            if str(error) != self.trouble:
+                self.trouble = str(error)
+                lines.append(f"Not judged: {error}")
+            self._blind_since = self._blind_since or moment
+            late = late or moment - self._blind_since >= max(BLIND, 3 * self.window)
+        if late and not self.judge.decided:
+            self.final = True
+            lines.append(f"No more windows: {self.judge.verdict(final=True).reason}")
+        return Look(tuple(lines), over=late or self.judge.decided)
+
+    def outcome(self) -> dict[str, Any]:
+        """What the watch hands to its task, which judges the same counts again: they go into the record."""
+        if self.lost:
+            return {"error": CanaryLost.__name__, "sentence": self.lost}
+        return {
+            "windows": [window.to_dict() for window in self.windows],
+            "final": self.final,
+            "trouble": self.trouble,
+        }
+
+    def _take(self, window: Window) -> str:
+        self.windows.append(window)
+        verdict = self.judge.add(window)
+        share = "promoted" if self.percent is None else f"{self.percent} %"
+        counts = f"canary {_counts(window.canary)}"
+        if window.stable is not None:
+            counts += f", stable {_counts(window.stable)}"
+        return f"{share} window {len(self.windows)}: {counts}. {verdict.reason}"
+
+
+def _counts(side: Any) -> str:
+    if side.requests is None:
+        return "no data"
+    bad = "".join(f", {count} {name}" for name, count in side.bad.items() if count)
+    return f"{side.requests} requests{bad}"

@@ -1,0 +1,61 @@
+"""The decision record of this run's release, in the store: read, changed and written back by each task that has
+something to add. Two writers at one moment cannot lose each other's words: the write is conditional."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from model_release.errors import StoreUnavailable
+from model_release.spec import ModelSpec
+from model_release.tasks import connections
+from model_release.tasks.run import Run
+
+if TYPE_CHECKING:
+    from model_release.judging.record import Record
+
+_TRIES = 5  # each lost race is another task that wrote; a run has only a few at once
+
+
+def now() -> str:
+    """This moment as records write it: ISO 8601, UTC, whole milliseconds."""
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def read(spec: ModelSpec, run: Run) -> Record | None:
+    """The record so far; None before the first word."""
+    from model_release.judging.record import Record
+
+    found, _ = connections.store(spec.store).read_json(f"releases/{run.release}.json")
+    return None if found is None else Record.from_dict(found)
+
+
+def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None]) -> Record:
+    """Applies `edit` to the record, which is begun where there is none, and stores it. `edit` may be called more than
+    once; what it records again replaces what it had recorded."""
+    from model_release.judging.record import Record
+
+    store, key = connections.store(spec.store), f"releases/{run.release}.json"
+    for left in reversed(range(_TRIES)):
+        found, tag = store.read_json(key)
+        record = (
+            Record.new(
+                run.release,
+                model=spec.model,
+                service=spec.service.key,
+                version=None,
+                started=now(),
+                run={"dag_id": run.dag_id, "run_id": run.run_id, "url": run.url, "note": run.params.get("note")},
+            )
+            if found is None
+            else Record.from_dict(found)
+        )
+        edit(record)
+        try:
+            store.write_json(key, record.to_dict(), if_match=tag)
+            break
+        except StoreUnavailable:
+            if not left:
+                raise
+    return record

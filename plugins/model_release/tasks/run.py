@@ -1,0 +1,49 @@
+"""Which run this is: the one identity that lease, record and log share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote
+
+from model_release.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class Run:
+    """The Airflow run that releases. Equal for all tries and all tasks of it."""
+
+    dag_id: str
+    run_id: str
+    url: str
+    installation: str
+    release: str  # the release's name in the store: model, time, and a digest that tells runs of one second apart
+    moves_traffic: bool
+    params: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, context: Mapping[str, Any], spec: ModelSpec) -> Run:
+        """From a task's context. A backfill rebuilds versions and moves no traffic unless its conf says so."""
+        dag_run, params = context["dag_run"], dict(context["params"])
+        run_id = str(dag_run.run_id)
+        base = installation()
+        digest = hashlib.sha256(f"{base} {dag_run.dag_id} {run_id}".encode()).hexdigest()[:8]
+        wanted = params.get("rollout") or ("none" if str(dag_run.run_type) == "backfill" else "canary")
+        return cls(
+            dag_id=str(dag_run.dag_id),
+            run_id=run_id,
+            url=f"{base}/dags/{quote(str(dag_run.dag_id))}/runs/{quote(run_id)}",
+            installation=base,
+            release=f"{spec.model}-{dag_run.run_after:%Y%m%dT%H%M%S}-{digest}",
+            moves_traffic=wanted == "canary",
+            params=params,
+        )
+
+
+def installation() -> str:
+    """This Airflow's address: links begin with it, and leases tell two Airflows apart by it."""
+    from airflow.sdk.configuration import conf
+
+    return str(conf.get("api", "base_url", fallback="http://localhost:8080")).rstrip("/")

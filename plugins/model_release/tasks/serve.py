@@ -1,0 +1,347 @@
+"""Version → traffic: claim, stage, smoke, open, promote, roll back.
+
+Each task reads the live state first and does what is left to do; each change is verified by the names of revisions
+before the task ends, and recorded. The lease holds what the next one, or whoever cleans up, has to know.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from airflow.sdk import BaseBranchOperator
+from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
+
+from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, RevisionFailed, ServiceBusy
+from model_release.tasks import connections, records, service
+from model_release.tasks.base import ReleaseOperator, telling
+from model_release.tasks.run import Run
+from model_release.tasks.service import ReleasedService
+from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger, run_is_over
+
+if TYPE_CHECKING:
+    from model_release.serving.rollout import Canary
+
+_SLACK = timedelta(minutes=1)
+# A change of the split reaches the gateway in seconds; minutes mean that something is wrong.
+_ROUTE_SECONDS = 120.0
+
+
+class ClaimService(ReleaseOperator):
+    """Takes the service's lease for this run, waits in line for it where it must, and records the baseline before
+    anything is touched. What an earlier run that is over left behind is settled first.
+
+    Run again, it has the lease already and keeps the baseline that it recorded.
+    """
+
+    def __init__(self, *, root: Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+
+    def release(self, context: Any, run: Run) -> Any:
+        if not run.moves_traffic:
+            raise AirflowSkipException("this run builds and publishes; it was not told to move traffic")
+        return self._claim(context, run)
+
+    def in_line(self, context: Any, event: dict[str, Any]) -> Any:
+        """The lease may be free now: looked at again, by the same way."""
+        with telling(self, context):
+            return self._claim(context, Run.of(context, self.spec), late=event["late"])
+
+    def _claim(self, context: Any, run: Run, *, late: bool = False) -> dict[str, Any]:
+        from model_release.serving.lease import Held
+
+        released = ReleasedService(self.spec, run)
+        lease = released.leases.acquire(released.namespace, released.name, released.owner, run.release)
+        if isinstance(lease, Held) and lease.by and not lease.frozen and run_is_over(lease.by):
+            self.log.warning("%s; that run is over, and its lease passes on", lease)
+            lease = released.leases.acquire(
+                released.namespace, released.name, released.owner, run.release, over=lease.by
+            )
+        if isinstance(lease, Held):
+            self._wait(str(lease), late or lease.frozen is not None)
+        self._settle_inherited(released)
+        return self._record_baseline(context, released)
+
+    def _wait(self, why: str, given_up: bool) -> NoReturn:
+        if given_up or not self.spec.rollout.wait_for_lease:
+            raise ServiceBusy(why)
+        self.log.info("%s", why)
+        deadline = datetime.now(UTC) + self.spec.rollout.wait_for_lease
+        raise TaskDeferred(
+            trigger=LeaseTrigger(
+                namespace=self.spec.service.namespace, name=self.spec.service.name, deadline=deadline.isoformat()
+            ),
+            method_name=self.in_line.__name__,
+            timeout=self.spec.rollout.wait_for_lease + _SLACK,
+        )
+
+    def _settle_inherited(self, released: ReleasedService) -> None:
+        from model_release.serving.settle import settle
+
+        claim = released.claim()
+        left = claim.inherited.as_release(released.namespace, released.name) if claim.inherited else None
+        if left is not None:
+            sentence = settle(
+                released.services,
+                left,
+                released.leases.bar(released.namespace, released.name, released.owner),
+                tell=lambda progress: self.log.info("Settling what was left: %s", progress.sentence),
+            )
+            self.log.info("Left by %s and settled: %s", claim.inherited and claim.inherited.owner.run_id, sentence)
+        if claim.inherited is not None:
+            released.note(inherited=None, barred=())
+
+    def _record_baseline(self, context: Any, released: ReleasedService) -> dict[str, Any]:
+        from model_release.serving.rollout import baseline_of, plan_change
+
+        claim = released.claim()
+        version = service.published(context)
+        wanted = released.wanted(self.root, version["uri"])
+        live = released.live()
+        baseline = claim.baseline
+        if baseline is None:
+            plan_change(live, wanted)  # refuses, before anything is recorded, what can never be released
+            lease = released.leases.read(released.namespace, released.name)
+            baseline = baseline_of(live, wanted, lease.known if lease else None)
+            released.note(baseline=baseline)
+        revision = baseline.revision
+
+        def begin(record: Any) -> None:
+            record.version = version["version"]
+            record.baseline = {"revision": revision, "storage_uri": baseline.storage_uri} if revision else None
+
+        released.record(begin)
+        self.log.info("%s is claimed; baseline: %s", self.spec.service.key, revision or "none, a first deployment")
+        return {"baseline": revision}
+
+
+class Stage(ReleaseOperator):
+    """Brings the version into the cluster at 0 % and waits, in the triggerer, until its revision is ready.
+
+    Run again: what is written is not written again; what is ready is found ready.
+    """
+
+    def __init__(self, *, root: Path, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.root = root
+
+    def release(self, context: Any, run: Run) -> Any:
+        from model_release.serving.rollout import Kind, plan_change, stage
+
+        released = ReleasedService(self.spec, run)
+        wanted = released.wanted(self.root, service.published(context)["uri"])
+        baseline = released.baseline()
+        change = plan_change(released.live(), wanted)
+        self.log.info("%s", change.sentence)
+        if change.kind is Kind.NOTHING and change.revision == baseline.revision:
+            return {"kind": "nothing_new", "sentence": change.sentence, "canary": None}
+        released.note(stage="staging")
+        stage(released.services, wanted, baseline)
+        deadline = datetime.now(UTC) + self.spec.rollout.ready_within
+        raise TaskDeferred(
+            trigger=RevisionTrigger(wanted=wanted, baseline=baseline.as_dict(), deadline=deadline.isoformat()),
+            method_name=self.is_ready.__name__,
+            timeout=self.spec.rollout.ready_within + _SLACK,
+        )
+
+    def is_ready(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
+        """Looks for itself at what the trigger saw."""
+        with telling(self, context):
+            return self._is_ready(context, event, Run.of(context, self.spec))
+
+    def _is_ready(self, context: Any, event: dict[str, Any], run: Run) -> dict[str, Any]:
+        from model_release.serving.progress import State
+        from model_release.serving.rollout import assess_staged, canary_of
+
+        if event["state"] in (State.LOST.value, State.WRONG_BASELINE.value):
+            raise CanaryLost(event["sentence"])
+        if event["state"] == State.FAILED.value:
+            raise RevisionFailed(event["sentence"])
+        if event["state"] != State.READY.value:
+            raise RevisionFailed(f"not ready in time: {event['sentence']}")
+        released = ReleasedService(self.spec, run)
+        baseline, live = released.baseline(), released.live()
+        progress = assess_staged(live, released.wanted(self.root, service.published(context)["uri"]), baseline)
+        if live is None or progress.state is not State.READY:
+            raise ClusterUnavailable(f"was ready and is not: {progress.sentence}")
+        canary = canary_of(live, baseline)
+        released.note(stage="staged", canary=canary.revision)
+        released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))
+        released.record_traffic("stage", 0 if baseline.revision else 100, live)
+        self.log.info("%s", progress.sentence)
+        return {
+            "kind": "canary" if baseline.revision else "first",
+            "sentence": progress.sentence,
+            "canary": canary.as_dict(),
+        }
+
+
+class Smoke(ReleaseOperator, BaseBranchOperator):
+    """Asks the staged revision, which has no traffic, for real predictions, and compares them with what its archive
+    answered when it was built. Then the branch: to the first step, past all steps for a first deployment, or to
+    nothing where nothing is new. Run again, it asks again.
+    """
+
+    def __init__(self, *, first: str, step: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.first, self.step = first, step
+
+    def execute(self, context: Any) -> Any:
+        return BaseBranchOperator.execute(self, context)
+
+    def choose_branch(self, context: Any) -> str | list[str]:
+        with telling(self, context):
+            found = service.staged(context)
+            if found["kind"] == "nothing_new":
+                return []
+            self.ask(context, ReleasedService(self.spec, Run.of(context, self.spec)))
+        return self.first if found["kind"] == "first" else self.step
+
+    def ask(self, context: Any, released: ReleasedService) -> None:
+        """Raises `SmokeFailed` unless the staged revision itself answers as it should."""
+        from model_release.serving.rollout import check_untouched
+        from model_release.serving.smoke import smoke, smoke_url
+
+        canary, live = service.canary(context), released.live()
+        check_untouched(live, canary)
+        store = connections.store(self.spec.store)
+        sample = store.smoke(store.version(service.published(context)["version"]))
+        answered = smoke(smoke_url(live), self.spec.service.name, sample, ingress=connections.ingress())  # type: ignore[arg-type]
+        # Another revision could have come up between the two reads and answered in its place.
+        check_untouched(released.live(), canary)
+        self.log.info(
+            "%s answers %d images as it should, in %.0f ms",
+            canary.revision,
+            len(answered.answers),
+            1000 * answered.seconds,
+        )
+
+
+class Open(ReleaseOperator):
+    """Gives the canary `percent` of the traffic. Run again, it finds the split and keeps the moment of its opening."""
+
+    def __init__(self, *, percent: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.percent = percent
+
+    def release(self, context: Any, run: Run) -> dict[str, Any]:
+        from model_release.serving.progress import State, wait
+        from model_release.serving.rollout import assess_split, shift
+
+        released, canary = ReleasedService(self.spec, run), service.canary(context)
+        claim = released.claim()
+        shift(released.services, canary, self.percent)
+        progress = wait(
+            lambda: assess_split(released.live(), canary, self.percent),
+            _ROUTE_SECONDS,
+            poll=0.5,
+            tell=lambda told: self.log.info("%s", told.sentence),
+        )
+        if progress.state is State.LOST:
+            raise CanaryLost(progress.sentence)
+        if progress.state is not State.READY:
+            raise ClusterUnavailable(f"the split did not take effect: {progress.sentence}")
+        if claim.percent != self.percent or claim.opened_at is None:
+            claim = released.note(stage=f"open at {self.percent} %", percent=self.percent, opened_at=records.now())
+            released.record_traffic(self.task_id, self.percent, released.live())
+        return {"opened_at": claim.opened_at, "traffic": progress.sentence}
+
+
+class GoLive(ReleaseOperator):
+    """The first deployment: KServe gave the revision all of the traffic when it became ready, for there was no other.
+    Verified by name, and recorded. Run again, it finds it so."""
+
+    outcome = "first"
+
+    def release(self, context: Any, run: Run) -> dict[str, Any]:
+        from model_release.serving.progress import State, wait
+        from model_release.serving.rollout import assess_promoted
+
+        released, canary = ReleasedService(self.spec, run), service.canary(context)
+        claim = released.claim()
+        self.check_proven(context, canary.revision)
+        if not claim.promoted:
+            # Before the write: whoever comes after a crash has to know that this revision was proven.
+            claim = released.note(stage=f"{self.task_id} begun", promoted=True)
+        self.move(released, canary)
+        progress = wait(
+            lambda: assess_promoted(released.live(), canary),
+            _ROUTE_SECONDS,
+            poll=0.5,
+            tell=lambda told: self.log.info("%s", told.sentence),
+        )
+        if progress.state is State.LOST:
+            raise CanaryLost(progress.sentence)
+        if progress.state is not State.READY:
+            raise ClusterUnavailable(f"the traffic did not move: {progress.sentence}")
+        if claim.stage != self.task_id:
+            claim = released.note(stage=self.task_id, percent=None, opened_at=records.now())
+            released.record_traffic(self.task_id, 100, released.live())
+        released.record(lambda record: record.finish(self.outcome, progress.sentence, records.now()))
+        return {"promoted_at": claim.opened_at, "revision": canary.revision}
+
+    def check_proven(self, context: Any, revision: str) -> None:
+        """The smoke prediction is all the proof that a first deployment can have."""
+
+    def move(self, released: ReleasedService, canary: Canary) -> None:
+        """KServe has done it."""
+
+
+class Promote(GoLive):
+    """Gives the canary all of the traffic: the revision that was judged, by name, and no other. Run again, it finds
+    it promoted."""
+
+    outcome = "promoted"
+
+    def __init__(self, *, last_watch: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.last_watch = last_watch
+
+    def check_proven(self, context: Any, revision: str) -> None:
+        verdict = context["ti"].xcom_pull(task_ids=self.last_watch) or {}
+        if (verdict.get("decision"), verdict.get("revision")) != ("promote", revision):
+            raise CanaryLost(
+                f"no verdict of {self.last_watch} says to promote {revision}; nothing is promoted unproven"
+            )
+
+    def move(self, released: ReleasedService, canary: Canary) -> None:
+        from model_release.serving.rollout import promote
+
+        promote(released.services, canary, self.spec.rollout.steps[-1])
+
+
+class RollBack(ReleaseOperator):
+    """Takes the traffic off the canary at once, and verifies by name that the baseline has it: during the canary and,
+    late, after its promotion. Bringing the stable template back into the spec is left to `settle`, which needs no
+    haste. Run again, it finds it rolled back."""
+
+    def release(self, context: Any, run: Run) -> dict[str, Any]:
+        from model_release.serving.progress import State, wait
+        from model_release.serving.settle import assess_rolled_back, roll_back
+
+        released = ReleasedService(self.spec, run)
+        # From here on this canary is not proven any more, whatever a crash leaves behind.
+        claim = released.note(stage="rolling back", promoted=False)
+        release = claim.as_release(released.namespace, released.name)
+        if release is None:
+            raise CanaryLost("no baseline was recorded: nothing was touched, and there is nothing to roll back to")
+        remember = released.leases.bar(released.namespace, released.name, released.owner)
+
+        def step() -> Any:
+            current = released.claim()
+            return assess_rolled_back(
+                roll_back(released.services, replace(release, barred=current.barred), remember), release
+            )
+
+        # Where KServe no longer knows the baseline as the revision before, it has to start anew from its template.
+        seconds = max(_ROUTE_SECONDS, self.spec.rollout.ready_within.total_seconds())
+        progress = wait(step, seconds, poll=0.5, tell=lambda told: self.log.info("%s", told.sentence))
+        if progress.state is not State.READY:
+            raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")
+        if claim.stage != "rolled back":
+            released.note(stage="rolled back", percent=0)
+            released.record_traffic(self.task_id, 0, released.live())
+        return {"revision": progress.revision, "sentence": progress.sentence}

@@ -1,0 +1,114 @@
+"""The InferenceService of a release, as the tasks of one run see it: cluster, lease, record, in one hand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from model_release.errors import CanaryLost, ServiceBusy
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, records
+from model_release.tasks.run import Run
+
+if TYPE_CHECKING:
+    from model_release.judging.record import Record
+    from model_release.serving.inference_service import InferenceService
+    from model_release.serving.lease import Claim, Owner
+    from model_release.serving.rollout import Baseline, Canary
+
+
+class ReleasedService:
+    """Clients are made when it is: once for each task."""
+
+    def __init__(self, spec: ModelSpec, run: Run) -> None:
+        from model_release.serving.inference_service import InferenceServices
+        from model_release.serving.lease import Leases
+
+        client = connections.cluster()
+        self.spec, self.run = spec, run
+        self.namespace, self.name = spec.service.namespace, spec.service.name
+        self.services, self.leases = InferenceServices(client), Leases(client)
+
+    @property
+    def owner(self) -> Owner:
+        """This run, as the lease names its holder."""
+        from model_release.serving.lease import Owner
+
+        return Owner(self.run.dag_id, self.run.run_id, self.run.url, self.run.installation)
+
+    def live(self) -> InferenceService | None:
+        """The service as it is now; None when there is none."""
+        return self.services.get(self.namespace, self.name)
+
+    def claim(self) -> Claim:
+        """What this run has recorded in the lease that it holds.
+
+        Raises:
+            ServiceBusy: this run does not hold the lease (any more): `settle` gave it free, or it passed on.
+        """
+        lease = self.leases.read(self.namespace, self.name)
+        claim = lease.claim if lease else None
+        if claim is None or claim.owner.identity != self.owner.identity:
+            holder = f"{claim.owner.dag_id} {claim.owner.run_id} holds it" if claim else "nobody holds it"
+            raise ServiceBusy(
+                f"this run has no claim on {self.spec.service.key} (any more): {holder}; clear the run's task claim, "
+                "and what follows it runs again"
+            )
+        return claim
+
+    def baseline(self) -> Baseline:
+        """What served before this release touched anything."""
+        baseline = self.claim().baseline
+        if baseline is None:
+            raise CanaryLost(f"no baseline of {self.spec.service.key} was recorded; clear the run's task claim")
+        return baseline
+
+    def note(self, **fields: Any) -> Claim:
+        """Records fields of the claim in the lease, where whoever comes after a crash finds them."""
+        lease = self.leases.update(self.namespace, self.name, self.owner, lambda claim: replace(claim, **fields))
+        return lease.claim or self.claim()
+
+    def wanted(self, root: Path, version_uri: str) -> dict[str, Any]:
+        """The manifest of the version that is released."""
+        from model_release.serving.manifest import load_base, manifest
+
+        return manifest(self.spec, version_uri, load_base(root / "include" / "manifests" / "inference_service.yaml"))
+
+    def record(self, edit: Callable[[Record], None]) -> Record:
+        """Adds to the decision record."""
+        return records.change(self.spec, self.run, edit)
+
+    def record_traffic(self, task: str, percent: int, live: InferenceService | None) -> None:
+        """A change of traffic that was verified, with the time and each revision's share."""
+        shares, when = dict(live.serving) if live else {}, records.now()
+        self.record(lambda record: record.record_traffic(when, task, percent, shares))
+
+
+def staged(context: Any) -> dict[str, Any]:
+    """What task `stage` found and left: {"kind", "sentence", "canary": {…} | None}."""
+    found = context["ti"].xcom_pull(task_ids="stage")
+    if not found:
+        raise CanaryLost(
+            "task stage left no result in this run; clear the run's task claim, and what follows it runs again"
+        )
+    return dict(found)
+
+
+def canary(context: Any) -> Canary:
+    """The canary that this run staged."""
+    from model_release.serving.rollout import Canary
+
+    found = staged(context)["canary"]
+    if not found:
+        raise CanaryLost("this run staged no canary")
+    return Canary.from_dict(found)
+
+
+def published(context: Any) -> dict[str, str]:
+    """The version that this run releases: {"version", "uri"}."""
+    found = context["ti"].xcom_pull(task_ids="publish")
+    if not found:
+        raise CanaryLost("task publish left no version in this run; clear it, and what follows it runs again")
+    return dict(found)

@@ -1,0 +1,144 @@
+"""The three waits of a release, without a worker: for the lease, for the new revision, for the evidence.
+
+They run in the triggerer. Each only reads; each may be started twice, moved to another triggerer or stopped at any
+moment, because all that it knows comes with it or from the cluster and Prometheus. None has an `on_kill`: Airflow
+3.3 calls that for triggers that merely moved (facts/airflow.md 2.3). The clients are synchronous and short; they
+work in threads, so that one triggerer waits for a thousand releases.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+from asgiref.sync import sync_to_async
+
+from model_release.errors import ClusterUnavailable, ReleaseError
+from model_release.tasks import connections
+from model_release.tasks.run import installation
+
+if TYPE_CHECKING:
+    from model_release.serving.lease import Owner
+
+
+class _ReleaseTrigger(BaseTrigger):
+    """Serializes exactly what it was given. `deadline` is a moment, so that a trigger that moved does not wait anew."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self.given = given
+        self.deadline = datetime.fromisoformat(given["deadline"])
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{type(self).__module__}.{type(self).__qualname__}", self.given
+
+    @property
+    def late(self) -> bool:
+        return datetime.now(UTC) >= self.deadline
+
+
+class LeaseTrigger(_ReleaseTrigger):
+    """Waits until a service's lease is free, or its holder's run is over.
+
+    Given: namespace, name, deadline. Event: {"late": bool}; whoever gets it looks again before taking anything.
+    """
+
+    POLL = 5.0
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from model_release.serving.lease import Leases
+
+        leases = Leases(await sync_to_async(connections.cluster)())
+        told = ""
+        while not self.late:
+            try:
+                lease = await asyncio.to_thread(leases.read, self.given["namespace"], self.given["name"])
+                claim = lease.claim if lease else None
+                if claim is None or await sync_to_async(run_is_over)(claim.owner):
+                    yield TriggerEvent({"late": False})
+                    return
+                line = f"In line behind {claim.owner.dag_id} {claim.owner.run_id} ({claim.stage}): {claim.owner.url}"
+            except ClusterUnavailable as error:
+                line = f"The cluster does not answer: {error}"
+            if line != told:
+                self.log.info(line)
+                told = line
+            await asyncio.sleep(self.POLL)
+        yield TriggerEvent({"late": True})
+
+
+class RevisionTrigger(_ReleaseTrigger):
+    """Waits until the staged revision is ready at 0 %, or can no longer become so.
+
+    Given: wanted (the manifest), baseline, deadline. Event: {"state", "sentence"} of `serving.progress`.
+    """
+
+    POLL = 1.0
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from model_release.serving.inference_service import InferenceServices
+        from model_release.serving.progress import Patience, Progress, State
+        from model_release.serving.rollout import Baseline, assess_staged
+
+        services = InferenceServices(await sync_to_async(connections.cluster)())
+        wanted, baseline = self.given["wanted"], Baseline.from_dict(self.given["baseline"])
+        namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+        clock, patience = asyncio.get_running_loop().time, Patience()
+        progress = Progress(State.WAITING, "nothing seen yet")
+        while True:
+            told = progress.sentence
+            try:
+                live = await asyncio.to_thread(services.get, namespace, name)
+                progress = patience.judge(assess_staged(live, wanted, baseline), clock())
+            except ClusterUnavailable as error:
+                progress = Progress(State.WAITING, f"the cluster does not answer: {error}")
+            if progress.sentence != told:
+                self.log.info(progress.sentence)
+            if progress.state.over or self.late:
+                yield TriggerEvent({"state": progress.state.value, "sentence": progress.sentence})
+                return
+            await asyncio.sleep(self.POLL)
+
+
+class CanaryTrigger(_ReleaseTrigger):
+    """Looks at the canary after each window, until the judge decides, the deadline comes, or the canary is no longer
+    the one that was opened.
+
+    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline. Event: what
+    `look.Watch.outcome` says: the windows and whether they are final, or what ended the watch.
+    """
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        from model_release.tasks.look import Watch
+
+        try:
+            watch = await sync_to_async(Watch.begin)(**self.given)
+            while True:
+                look = await asyncio.to_thread(watch.look)
+                for line in look.lines:
+                    self.log.info(line)
+                if look.over:
+                    break
+                await asyncio.sleep(watch.pause)
+            yield TriggerEvent(watch.outcome())
+        except ReleaseError as error:
+            yield TriggerEvent({"error": type(error).__name__, "sentence": str(error)})
+
+
+def run_is_over(owner: Owner) -> bool:
+    """Whether the lease's holder has ended, or was deleted, by the word of this Airflow. A run of another Airflow is
+    never over to us. Works in tasks and, in a thread, in triggers."""
+    from airflow.sdk.exceptions import AirflowRuntimeError
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    if owner.installation != installation():
+        return False
+    try:
+        return RuntimeTaskInstance.get_dagrun_state(owner.dag_id, owner.run_id) in ("success", "failed")
+    except AirflowRuntimeError as error:
+        if (error.error.detail or {}).get("status_code") == 404:
+            return True
+        raise

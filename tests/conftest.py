@@ -1,0 +1,117 @@
+"""The live stack: one sandbox with a real Airflow for a whole test session, on a copy of the project."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Live:
+    """A sandbox and its Airflow, driven as a person drives them."""
+
+    state: Path
+    project: Path
+
+    def sandbox(self, *words: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+        """`python -m sandbox …` for this sandbox."""
+        command = [sys.executable, "-m", "sandbox", *words, "--state", str(self.state)]
+        path = os.pathsep.join(str(PROJECT / part) for part in ("plugins", "include"))
+        done = subprocess.run(
+            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=timeout
+        )
+        assert done.returncode == 0 or not check, f"{' '.join(words)}: {done.stdout}{done.stderr}"
+        return done
+
+    @property
+    def status(self) -> dict[str, Any]:
+        """What `python -m sandbox status --json` says."""
+        found: dict[str, Any] = json.loads(self.sandbox("status", "--json").stdout)
+        return found
+
+    @property
+    def airflow(self) -> Any:
+        from sandbox.airflow_api import AirflowApi
+
+        return AirflowApi.of(self.state)
+
+    @property
+    def cluster(self) -> Any:
+        """A `kubernetes` ApiClient."""
+        from kubernetes.config import new_client_from_config
+
+        return new_client_from_config(str(self.state / "kubeconfig.yaml"))
+
+    def service(self, name: str = "digits", namespace: str = "models") -> Any:
+        """The live InferenceService, or None."""
+        from model_release.serving.inference_service import InferenceServices
+
+        return InferenceServices(self.cluster).get(namespace, name)
+
+    def lease(self, name: str = "digits", namespace: str = "models") -> Any:
+        from model_release.serving.lease import Leases
+
+        return Leases(self.cluster).read(namespace, name)
+
+    def store(self, uri: str = "s3://models/digits/") -> Any:
+        """The model store."""
+        import boto3
+
+        from model_release.artifact.store import Store
+
+        connection = json.loads(json.loads((self.state / "connections.json").read_text())["AIRFLOW_CONN_MODEL_STORE"])
+        client = boto3.client(
+            "s3",
+            endpoint_url=connection["extra"]["endpoint_url"],
+            aws_access_key_id=connection["login"],
+            aws_secret_access_key=connection["password"],
+            region_name=connection["extra"]["region_name"],
+        )
+        return Store(client, uri)
+
+    def records(self) -> list[dict[str, Any]]:
+        """Every decision record, oldest first."""
+        store = self.store()
+        from model_release.artifact.s3 import keys, split_uri
+
+        bucket, prefix = split_uri(store.uri)
+        names = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/")]
+        return sorted((store.read_json(name)[0] for name in names), key=lambda record: record["started"])
+
+    def finished(self, dag_id: str, run_id: str, patience: float = 300) -> dict[str, Any]:
+        """The run, once it has ended."""
+        end = time.monotonic() + patience
+        while time.monotonic() < end:
+            run: dict[str, Any] = self.airflow.run(dag_id, run_id)
+            if run["state"] in ("success", "failed"):
+                return run
+            time.sleep(0.5)
+        states = {name: task["state"] for name, task in self.airflow.tasks(dag_id, run_id).items()}
+        raise AssertionError(f"{run_id} has not ended after {patience:.0f} s: {states}")
+
+
+@pytest.fixture(scope="session")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """Started once for all tests that ask for it; stopped at the end of the session."""
+    folder = tmp_path_factory.mktemp("live")
+    project = folder / "project"
+    for part in ("dags", "plugins", "include"):
+        shutil.copytree(PROJECT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
+    stack = Live(folder / "state", project)
+    stack.sandbox("up", "--airflow", str(project), timeout=180)
+    try:
+        yield stack
+    finally:
+        stack.sandbox("down")

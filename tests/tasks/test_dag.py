@@ -1,0 +1,156 @@
+"""The wiring of a release DAG, and what it costs to parse."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from model_release.spec import ModelSpec, load
+from model_release.tasks.dag import release_dag
+
+PROJECT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "transformers", "kubernetes", "kubernetes_asyncio", "boto3", "botocore", "numpy", "sklearn", "PIL")
+
+
+def spec(**rollout: object) -> ModelSpec:
+    given = load(PROJECT / "include" / "models" / "digits.yaml").model_dump(mode="json", exclude_none=True)
+    given["rollout"] = rollout
+    return ModelSpec.model_validate(given)
+
+
+def wiring(model: ModelSpec) -> dict[str, set[str]]:
+    return {task.task_id: set(task.downstream_task_ids) for task in release_dag(model, PROJECT).tasks}
+
+
+def test_release_dag_with_two_steps_and_a_bake_is_wired_as_designed() -> None:
+    assert wiring(spec(steps=[10, 30], bake="5m")) == {
+        "resolve": {"export", "publish"},
+        "export": {"archive"},
+        "archive": {"publish"},
+        "publish": {"claim", "report"},
+        "claim": {"stage", "settle"},
+        "stage": {"smoke"},
+        "smoke": {"open_10", "go_live"},
+        "go_live": {"settle"},
+        "open_10": {"watch_10"},
+        "watch_10": {"decide_10"},
+        "decide_10": {"open_30", "roll_back"},
+        "open_30": {"watch_30"},
+        "watch_30": {"decide_30"},
+        "decide_30": {"promote", "roll_back"},
+        "promote": {"bake"},
+        "bake": {"decide_bake", "settle"},
+        "decide_bake": {"roll_back"},
+        "roll_back": {"settle"},
+        "settle": {"report"},
+        "report": set(),
+    }
+
+
+def test_release_dag_of_the_missions_own_flow_has_one_step_of_30() -> None:
+    tasks = wiring(spec(steps=[30]))
+    assert tasks["decide_30"] == {"promote", "roll_back"}
+    assert tasks["promote"] == {"settle"}
+    assert "bake" not in tasks
+
+
+def test_settle_is_the_teardown_of_the_claim_and_fails_the_run() -> None:
+    dag = release_dag(spec(steps=[30]), PROJECT)
+    settle, claim = dag.get_task("settle"), dag.get_task("claim")
+    assert claim.is_setup
+    assert settle.is_teardown
+    assert settle.on_failure_fail_dagrun
+    assert dag.dagrun_timeout is None, "it would end a run without its teardown"
+
+
+def test_no_branch_leads_straight_to_the_teardown() -> None:
+    """A branch skips what it does not choose, teardowns included."""
+    tasks = wiring(spec(steps=[10, 30], bake="5m"))
+    branches = [name for name in tasks if name.startswith("decide_") or name in ("smoke", "resolve")]
+    assert len(branches) == 5
+    assert all("settle" not in tasks[name] for name in branches)
+
+
+def test_a_change_of_the_model_file_is_a_change_of_the_dag() -> None:
+    assert release_dag(spec(steps=[30]), PROJECT).doc_md != release_dag(spec(steps=[40]), PROJECT).doc_md
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "accepted"),
+    [
+        ("version", None, True),
+        ("version", "0123456789abcdef", True),
+        ("version", "latest", False),
+        ("version", '"; rm -rf /', False),
+        ("version", "{{ conf }}", False),
+        ("rollout", None, True),
+        ("rollout", "canary", True),
+        ("rollout", "none", True),
+        ("rollout", "direct", False),
+        ("note", 'quotes " and { braces }\nand lines', True),
+        ("note", "x" * 1001, False),
+    ],
+)
+def test_the_form_takes_what_can_be_meant_and_nothing_else(name: str, value: object, accepted: bool) -> None:
+    params = release_dag(spec(steps=[30]), PROJECT).params
+    params.validate()
+    if accepted:
+        params[name] = value
+        assert params.validate()[name] == value
+    else:
+        with pytest.raises(Exception, match="Invalid input"):
+            params[name] = value
+
+
+def test_no_task_renders_templates_of_what_users_type() -> None:
+    dag = release_dag(spec(steps=[10, 30], bake="5m"), PROJECT)
+    assert all(not task.template_fields for task in dag.tasks)
+
+
+def test_dag_files_parse_without_anything_heavy() -> None:
+    code = (
+        "import runpy, sys, json\n"
+        "import airflow.sdk\n"
+        f"runpy.run_path({str(PROJECT / 'dags' / 'release.py')!r})\n"
+        f"print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))"
+    )
+    assert json.loads(_python(code)) == []
+
+
+def test_dag_files_parse_in_a_blink(tmp_path: Path) -> None:
+    """At most 1.3 times a bare `import airflow.sdk`, and 5 ms for each model file."""
+    models = 40
+    (tmp_path / "include" / "models").mkdir(parents=True)
+    (tmp_path / "dags").mkdir()
+    (tmp_path / "dags" / "release.py").write_text((PROJECT / "dags" / "release.py").read_text())
+    text = yaml.safe_load((PROJECT / "include" / "models" / "digits.yaml").read_text())
+    for number in range(models):
+        content = {**text, "model": f"model-{number}"}
+        (tmp_path / "include" / "models" / f"{number}.yaml").write_text(yaml.safe_dump(content))
+    # The bare import and all that follows it are measured in the same process, in turn: other load of the machine
+    # falls on both.
+    code = (
+        "import time, runpy\n"
+        "began = time.process_time()\n"
+        "from airflow.sdk import DAG, BaseOperator\n"
+        "bare = time.process_time() - began\n"
+        f"runpy.run_path({str(tmp_path / 'dags' / 'release.py')!r})\n"
+        "print(bare, time.process_time() - began)"
+    )
+    ratios = []
+    for _ in range(3):
+        bare, whole = map(float, _python(code).split())
+        ratios.append((whole - 0.005 * models) / bare)
+    assert min(ratios) <= 1.3
+
+
+def _python(code: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    return done.stdout.strip().splitlines()[-1]
