@@ -41,7 +41,7 @@ TRAFFIC_TOLERANCE = 0.02  # or its share within this difference
 
 LARGEST_LOG = 230.0  # evidence is reported up to 1e100: enough for anyone, far from overflow
 
-# Columns of `State.sums`: for each of three hypotheses (the absolute limit, the ratio to stable, the ratio's floor)
+# Columns of `State.sums`: for each of three hypotheses (the absolute limit, the ratio's floor, the ratio to stable)
 # the log wealth of every bet, then for each of the three the log likelihood ratio of every alternative.
 _K, _J = len(BETS), len(FRACTIONS)
 _AGAINST = slice(0, 3 * _K)
@@ -150,18 +150,17 @@ class Evidence:
 
         # Bad requests beyond what is fair, as a part of what is fair; 0, no bet, where there is nothing to share.
         excess = np.empty((*b.shape, 3))
-        excess[..., ::2] = (b[..., None] / self._alone - n[..., None]) / np.maximum(n, 1.0)[..., None]
+        excess[..., :2] = (b[..., None] / self._alone - n[..., None]) / np.maximum(n, 1.0)[..., None]
         all_bad = b_beside + s_beside
-        excess[..., 1] = (b_beside / part - all_bad) / np.maximum(all_bad, 1.0)
+        excess[..., 2] = (b_beside / part - all_bad) / np.maximum(all_bad, 1.0)
         wealth = np.log1p(excess[..., None] * BETS)
 
         likelihood = np.empty((*b.shape, 3, _J))
         b_, good_ = b[..., None, None], (n - b)[..., None, None]
-        likelihood[..., ::2, :] = b_ * LOG_FRACTIONS + good_ * self._good_logs
+        likelihood[..., :2, :] = b_ * LOG_FRACTIONS + good_ * self._good_logs
         rest = (1 - part)[..., None]
         whole = rest + part[..., None] * FRACTIONS
-        likelihood[..., 1, :] = b_beside[..., None] * (LOG_FRACTIONS - np.log(whole))
-        likelihood[..., 1, :] -= s_beside[..., None] * np.log(whole)
+        likelihood[..., 2, :] = b_beside[..., None] * LOG_FRACTIONS - all_bad[..., None] * np.log(whole)
 
         steps = np.empty((*b.shape, COLUMNS))
         steps[..., _AGAINST] = wealth.reshape(*b.shape, 3 * _K)
@@ -186,14 +185,14 @@ class Evidence:
         """log evidence against (..., M), and whether the absolute limit is the more broken one."""
         parts = _mix(sums[..., _AGAINST].reshape(*sums.shape[:-1], 3, _K), LOG_BET_WEIGHTS)
         rate = parts[..., 0] + self._rate_share
-        ratio = np.minimum(parts[..., 1], parts[..., 2] + self._no_floor) + self._ratio_share
+        ratio = np.minimum(parts[..., 2], parts[..., 1] + self._no_floor) + self._ratio_share
         return np.logaddexp(rate, ratio), rate >= ratio
 
     def favour(self, sums: Floats, design: Floats) -> Floats:
         """log evidence for (..., M), with counts divided by the design effect."""
         logs = sums[..., _FOR].reshape(*sums.shape[:-1], 3, _J) / design[..., None, None]
         parts = _mix(logs, LOG_FRACTION_WEIGHTS)
-        ratio = np.logaddexp(parts[..., 1] + self._relative_share, parts[..., 2] + self._floor_share)
+        ratio = np.logaddexp(parts[..., 2] + self._relative_share, parts[..., 1] + self._floor_share)
         out: Floats = np.minimum(parts[..., 0] + self._no_rate, ratio + self._no_ratio)
         return out
 
@@ -265,6 +264,8 @@ def _running(before: Floats, steps: Floats, axis: int) -> Floats:
 
 def _silence(before: Floats, known: Bools) -> Floats:
     """Windows without data in a row, up to and including each."""
+    if known.shape[-2] == 1:
+        return np.where(known, 0.0, before[..., None, :] + 1)
     order = np.arange(1, known.shape[-2] + 1)[:, None]
     last = np.maximum.accumulate(np.where(known, order, 0), axis=-2)
     out: Floats = order - last + np.where(last == 0, before[..., None, :], 0.0)

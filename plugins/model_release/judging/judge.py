@@ -191,8 +191,9 @@ class Rules:
             & (path.silent == 0)
             & ~failing
         )
-        codes: Codes = np.where((proven | self._aside).all(axis=-1), PROMOTE, CONTINUE)
+        codes: Codes = np.where(np.logical_and.reduce(proven | self._aside, axis=-1), PROMOTE, CONTINUE)
         codes[readings.split >= evidence.log_needed_split] = WRONG_SPLIT
-        codes[((path.silent >= policy.no_data_limit) & ~self._aside).any(axis=-1)] = NO_DATA
-        codes[(failing & self._critical).any(axis=-1)] = ROLL_BACK
+        gone = (path.silent >= policy.no_data_limit) & ~self._aside
+        codes[np.logical_or.reduce(gone, axis=-1)] = NO_DATA
+        codes[np.logical_or.reduce(failing & self._critical, axis=-1)] = ROLL_BACK
         return codes

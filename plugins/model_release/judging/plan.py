@@ -3,6 +3,7 @@
 The plan asks the judge's own evidence. Each bet's and each alternative's logarithm has a mean μ and a deviation σ
 over windows at the rates in question (bets: over windows drawn with a fixed seed), and after T windows it is taken
 to be T·μ − z·σ·√T: what four of five releases exceed. The rest is reading that off as any other state.
+Requests are taken as independent; bursts make it longer.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ from .window import EvidenceError, Side, Window, windows_from
 
 FORMAT = 1
 Outcome = Literal["promoted", "rolled_back", "first", "nothing_new", "inconclusive", "failed", "published"]
-OUTCOMES = frozenset(get_args(Outcome))
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
 
 class RecordError(ValueError):
@@ -131,7 +131,7 @@ class Record:
     def finish(self, outcome: str, reason: str, ended: str) -> None:
         """How the release ended; called again, the last call stands."""
         if outcome not in OUTCOMES:
-            raise RecordError(f"outcome: {outcome!r} is none of {', '.join(sorted(OUTCOMES))}")
+            raise RecordError(f"outcome: {outcome!r} is none of {', '.join(OUTCOMES)}")
         self.outcome, self.reason, self.ended = outcome, reason, ended
 
     def to_dict(self) -> dict[str, Any]:
@@ -157,7 +157,7 @@ class Record:
             if not isinstance(data.get(name, []), list):
                 raise RecordError(f"{name}: a list is expected here")
         if data.get("outcome") is not None and data["outcome"] not in OUTCOMES:
-            raise RecordError(f"outcome: {data['outcome']!r} is none of {', '.join(sorted(OUTCOMES))}")
+            raise RecordError(f"outcome: {data['outcome']!r} is none of {', '.join(OUTCOMES)}")
         return cls(**{"version": None, **data})
 
     @classmethod
@@ -184,6 +184,8 @@ class Record:
                 percent, opened, final = step["percent"], step["opened"], bool(step["final"])
             except KeyError as missing:
                 raise RecordError(f"steps[{i}].{missing.args[0]}: is missing") from None
+            if not isinstance(percent, int) or not isinstance(opened, str):
+                raise RecordError(f"steps[{i}]: percent {percent!r} or opened {opened!r} is no percent and time")
             if policy is not None:
                 recorded = _placed(policy, recorded)
                 windows = [_asked_for(window, recorded) for window in windows]

@@ -1,0 +1,153 @@
+"""The decision record: idempotent, plain JSON, and replayed to the same verdicts."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model_release.judging import Judge, Policy, judge
+from model_release.judging.__main__ import main
+from model_release.judging.record import Record, RecordError
+
+from .builders import policy, window
+
+
+def released(rate: float, *, final: bool = False, length: int = 80) -> Record:
+    record = Record.new(
+        "digits-20260301T020000",
+        model="digits",
+        service="models/digits",
+        version="3f9a",
+        started="2026-03-01T02:00:00Z",
+        baseline={"revision": "digits-predictor-00001", "version": "11aa"},
+        canary={"revision": "digits-predictor-00002"},
+        run={"dag_id": "release_digits", "run_id": "manual", "url": "http://127.0.0.1:8080/"},
+    )
+    rng = np.random.default_rng(7)
+    for percent in (10, 30):
+        p = policy(max_rate=0.02, max_ratio=1.5, floor=0.005, steps=2, traffic=percent / 100)
+        one, seen = Judge(p), []
+        for i in range(length):
+            n = 2 * percent
+            w = window((n, int(rng.binomial(n, rate))), (200 - n, int(rng.binomial(200 - n, 0.002))), at=i)
+            seen.append(w)
+            one.add(w)
+            if one.decided:
+                break
+        verdict = one.verdict(final=final and not one.decided)
+        record.record_step(
+            percent,
+            f"2026-03-01T02:{percent}:00Z",
+            window_seconds=10,
+            policy=p,
+            windows=seen,
+            final=final and not one.decided,
+            verdict=verdict,
+        )
+        if verdict.decision != "promote":
+            break
+    return record
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.05, 0.01])
+def test_a_record_replays_to_the_recorded_verdicts(rate: float) -> None:
+    record = released(rate, final=True)
+    again = Record.from_json(record.to_json())
+    assert again == record
+    assert again.differences() == []
+    last = {look.percent: look.verdict.to_dict() for look in again.replay()}
+    assert last == {step["percent"]: step["verdict"] for step in record.steps}
+
+
+def test_a_forged_record_is_found_out() -> None:
+    record = released(0.05)
+    forged = json.loads(record.to_json())
+    forged["steps"][-1]["verdict"]["decision"] = "promote"
+    assert Record.from_dict(forged).differences() == [
+        f"steps[0]: recorded promote, replayed rollback: {record.steps[0]['verdict']['reason']}"
+    ]
+
+
+def test_recording_twice_replaces() -> None:
+    record = released(0.0)
+    once = copy.deepcopy(record)
+    for _ in range(2):
+        step = once.steps[0]
+        p = Policy.from_dict(step["policy"])
+        seen = [window((20, 0), at=0)]
+        record.record_step(
+            10, step["opened"], window_seconds=10, policy=p, windows=seen, final=False, verdict=judge(p, seen)
+        )
+        record.record_traffic("2026-03-01T02:10:00Z", "open_10", 10, {"a-00001": 90, "a-00002": 10})
+        record.record_approval("2026-03-01T02:20:00Z", "ana", "promote", "looked at the figures")
+        record.finish("promoted", "Promoted.", "2026-03-01T02:31:00Z")
+    assert len(record.steps) == len(once.steps)
+    assert len(record.steps[0]["windows"]) == 1
+    assert (len(record.traffic), len(record.approvals)) == (1, 1)
+    assert record.steps[1] == once.steps[1]
+    record.record_traffic("2026-03-01T02:11:00Z", "open_10", 10, {})
+    assert len(record.traffic) == 2
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"format": 2}, "format: 2 is unknown"),
+        ({"outcome": "fine"}, "outcome: 'fine' is none of"),
+        ({"release": None}, "release: None is not text"),
+        ({"steps": {}}, "steps: a list"),
+        ({"colour": "red"}, "colour: unknown field"),
+    ],
+)
+def test_what_is_no_record_is_refused(change: dict[str, object], words: str) -> None:
+    data = json.loads(released(0.0).to_json()) | change
+    with pytest.raises(RecordError, match=words.split(":")[0]) as refusal:
+        Record.from_dict(data)
+    assert str(refusal.value).startswith(words)
+
+
+def test_an_unknown_outcome_is_refused() -> None:
+    with pytest.raises(RecordError):
+        released(0.0).finish("well", "", "2026-03-01T02:31:00Z")
+
+
+def test_replay_on_the_command_line_shows_each_look_as_a_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = released(0.05)
+    path = tmp_path / "record.json"
+    path.write_text(record.to_json())
+    assert main(["--replay", str(path)]) == 0
+    *looks, last = capsys.readouterr().out.splitlines()
+    assert len(looks) == len(record.steps[0]["windows"])
+    assert "10 %  window   1  continue" in looks[0]
+    assert "rollback" in looks[-1]
+    assert record.steps[0]["verdict"]["reason"] in looks[-1]
+    assert last == "the replay gives the recorded verdicts"
+
+
+def test_replay_with_another_policy_says_what_it_would_have_decided(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    record = released(0.05)
+    record.finish("rolled_back", record.steps[0]["verdict"]["reason"], "2026-03-01T02:31:00Z")
+    (tmp_path / "record.json").write_text(record.to_json())
+    lenient = {"metrics": [{"name": "errors", "max_rate": 0.5}], "min_requests": 20}
+    (tmp_path / "lenient.json").write_text(json.dumps(lenient))
+    assert main(["--replay", str(tmp_path / "record.json"), "--policy", str(tmp_path / "lenient.json")]) == 0
+    out = capsys.readouterr().out
+    assert "promote" in out
+    assert out.splitlines()[-1].endswith(record.reason)
+    lenient["metrics"][0]["name"] = "slow"  # type: ignore[index]
+    (tmp_path / "lenient.json").write_text(json.dumps(lenient))
+    assert main(["--replay", str(tmp_path / "record.json"), "--policy", str(tmp_path / "lenient.json")]) == 2
+    assert capsys.readouterr().err == "policy.metrics[0].name: 'slow' was not counted; counted are errors\n"
+
+
+def test_a_missing_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--replay", str(tmp_path / "none.json")]) == 2
+    assert capsys.readouterr().err.endswith("none.json: No such file or directory\n")
