@@ -18,14 +18,14 @@ $(VENV)/.installed: requirements.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"Python 3.11 is needed and $(PYTHON) is {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 …")'
 	@echo "Installing the packages of requirements.txt into $(VENV) (a few minutes, once)"
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --requirement requirements.txt
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
 	@printf '%s\n' "$(CURDIR)/plugins" "$(CURDIR)/include" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/model_release.pth
 	@$(BIN)/python -m sandbox.programs
 	@touch $@
 
 lock: ## requirements.txt anew from requirements.in
 	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock
-	@.cache/lock/bin/python -m pip install --quiet --requirement requirements.in
+	@.cache/lock/bin/python -m pip install -qq --requirement requirements.in
 	@{ echo "# Made by 'make lock' from requirements.in; every package exactly as tested. Do not edit."; \
 	   .cache/lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.txt
 	@rm -rf .cache/lock

@@ -91,6 +91,15 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("judge.metrics", [{"name": "errors", "floor": 0.1, "max_rate": 0.1}], "judge.metrics.0", "max_ratio"),
         ("judge.metrics", [{"name": "e", "max_rate": 0.1}] * 2, "judge", "two metrics are called 'e'"),
         ("judge.metrics", [{"name": "e", "observe": True}], "judge", "at least one must decide"),
+        ("judge.values", [{"name": "v", "query": "up"}], "judge.values.0", "no limit"),
+        ("judge.values", [{"name": "v", "query": "up{a='$pod'}", "max": 1}], "judge.values.0.query", "'$pod'"),
+        (
+            "judge.values",
+            [{"name": "v", "query": "up", "max": 1, "min": 2}],
+            "judge.values.0",
+            "every value would fail",
+        ),
+        ("judge.values", [{"name": "errors", "query": "up", "max": 1}], "judge", "two metrics are called 'errors'"),
         ("judge.metrics", [{"name": "s", "above": "600ms", "max_rate": 0.1}], "judge", "500ms or 750ms"),
     ],
 )

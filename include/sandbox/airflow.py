@@ -2,6 +2,8 @@
 
 `airflow standalone` with the project's own `dags/` and `plugins/`, a database of its own in the state folder, and
 the sandbox's connections. Nothing of it is what a team should run in production; docs of Airflow say what is.
+
+`python -m sandbox.airflow …` is the `airflow` command with one difference: see `main`.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -36,7 +39,7 @@ class Airflow:
         self.env = {**self._settings(project.resolve()), **connections}
         self.child = Child(
             "airflow",
-            [Path(sys.executable).with_name("airflow"), "standalone"],
+            [sys.executable, "-m", "sandbox.airflow", "standalone"],
             state_dir=state_dir,
             log=state_dir / "logs/airflow.log",
             env=self.env,
@@ -79,8 +82,6 @@ class Airflow:
         return {
             "AIRFLOW_HOME": str(self.home),
             "PYTHONPATH": path,
-            # `standalone` calls `airflow` by name.
-            "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
             # Two cores: one thread each for the models that tasks run beside the models that serve.
             "OMP_NUM_THREADS": "1",
             "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
@@ -90,6 +91,8 @@ class Airflow:
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
             # LocalExecutor keeps this many idle workers.
             "AIRFLOW__CORE__PARALLELISM": "3",
+            # The log servers are asked by this name, and listen there alone.
+            "AIRFLOW__CORE__HOSTNAME_CALLABLE": "sandbox.airflow.hostname",
             "AIRFLOW__CORE__FERNET_KEY": self._secrets["fernet"],
             "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"{self.url}/execution/",
             "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": f"{USER}:admin",
@@ -123,3 +126,38 @@ class Airflow:
             replace(file, json.dumps(made), mode=0o600)
         kept: dict[str, str] = json.loads(file.read_text())
         return kept
+
+
+def hostname() -> str:
+    """What Airflow's processes call this machine to each other."""
+    return LOOPBACK
+
+
+def main() -> None:
+    """Airflow's own command line, but every server it starts listens on loopback: the log servers of scheduler and
+    triggerer take every interface otherwise, and Airflow 3.3 has no setting for it (utils/serve_logs/core.py)."""
+    import uvicorn
+    from airflow.__main__ import main as airflow
+    from airflow.cli.commands import standalone_command
+
+    serve = uvicorn.run
+
+    def on_loopback(app: object, **settings: object) -> None:
+        serve(app, **{**settings, "host": LOOPBACK})  # type: ignore[arg-type]
+
+    class Component(standalone_command.SubCommand):
+        """`standalone` starts its components as `airflow …`, which would be without this difference."""
+
+        def run(self) -> None:
+            command = [sys.executable, "-m", "sandbox.airflow", *self.command]
+            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.env)
+            for line in self.process.stdout or ():
+                self.parent.output_queue.append((self.name, line))
+
+    uvicorn.run = on_loopback
+    standalone_command.SubCommand = Component
+    airflow()
+
+
+if __name__ == "__main__":
+    main()

@@ -207,19 +207,65 @@ class Metric(_Part):
         return limits
 
 
+_PLACEHOLDERS = ("namespace", "revision", "service")
+
+
+class Value(_Part):
+    """A number that is no share (queue depth, memory, a business figure), held against a threshold. It can stop a
+    release and never promotes one."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
+    query: str = Field(
+        min_length=1,
+        description='PromQL for one number; "$revision", "$namespace" and "$service" stand for what is asked about.',
+    )
+    max: float | None = Field(None, allow_inf_nan=False)
+    min: float | None = Field(None, allow_inf_nan=False)
+    max_ratio: float | None = Field(None, gt=0, allow_inf_nan=False, description="Times stable's value, at most.")
+    failures_allowed: int = Field(0, ge=0)
+    inconclusive_allowed: int = Field(0, ge=0)
+    consecutive_errors_allowed: int = Field(4, ge=0)
+    observe: bool = Field(False, description="Measured and shown; never decides.")
+
+    @field_validator("query")
+    @classmethod
+    def _placeholders_are_known(cls, query: str) -> str:
+        for found in re.finditer(r"\$(\w*)", query):
+            if found[1] not in _PLACEHOLDERS:
+                known = ", ".join(f"${name}" for name in _PLACEHOLDERS)
+                raise ValueError(f"{found[0]!r} stands for nothing; {known} do")
+        return query
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Value:
+        if self.max is None and self.min is None and self.max_ratio is None and not self.observe:
+            raise ValueError("no limit: max, min or max_ratio; or observe: true to only show it")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; every value would fail")
+        return self
+
+
 class Judge(_Part):
     """When evidence is enough. The mathematics is in `model_release/judging`."""
 
     profile: Profile = Field("knative-otel", description="Which stack's metrics Prometheus holds.")
     metrics: tuple[Metric, ...] = Field(min_length=1)
+    values: tuple[Value, ...] = ()
     false_rollback: Share = Field(0.01, description="At most this chance that a release rolls back a good canary.")
     false_promotion: Share = Field(0.05, description="At most this chance to promote one beyond a limit.")
     min_requests: int = Field(100, ge=1, description="On the canary, in each step, before it may go on.")
     warm_up: int = Field(0, ge=0, description="Windows after each opening that are shown and not judged.")
+    no_data_limit: int = Field(6, ge=1, description="So many windows without data in a row end the watch.")
+    design_effect: float = Field(
+        4.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="Burstiness of failures, assumed until stable's own windows show it; 1 where requests fail alone.",
+    )
 
     @model_validator(mode="after")
     def _metrics_are_readable(self) -> Judge:
-        names = [metric.name for metric in self.metrics]
+        names = [metric.name for metric in self.metrics] + [value.name for value in self.values]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two metrics are called {doubled[0]!r}")
         if all(metric.observe for metric in self.metrics):
@@ -266,7 +312,9 @@ class ModelSpec(_Part):
         """
         looks = len(self.rollout.steps) + (1 if self.rollout.bake else 0)
         metrics = [metric.limits() for metric in self.judge.metrics]
+        values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
+            values = [value for value in values if "max_ratio" not in value]
             metrics = [
                 {k: v for k, v in metric.items() if k not in ("max_ratio", "floor")}
                 for metric in metrics
@@ -277,9 +325,12 @@ class ModelSpec(_Part):
             "false_promotion": self.judge.false_promotion,
             "min_requests": self.judge.min_requests,
             "warm_up": self.judge.warm_up,
+            "no_data_limit": self.judge.no_data_limit,
+            "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
             "steps": looks,
             "metrics": metrics,
+            "values": values,
         }
 
 
@@ -344,6 +395,7 @@ def _known_keys() -> dict[str, list[str]]:
         "rollout": Rollout,
         "judge": Judge,
         "judge.metrics": Metric,
+        "judge.values": Value,
     }
     return {path: list(part.model_fields) for path, part in parts.items()}
 

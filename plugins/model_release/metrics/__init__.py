@@ -5,6 +5,7 @@ from __future__ import annotations
 from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
 from .profiles import PROFILES, RevisionMetrics, profile
 from .prometheus import Answer, Prometheus, Series
+from .values import ValueReader
 from .windows import WindowReader, read_windows
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Prometheus",
     "RevisionMetrics",
     "Series",
+    "ValueReader",
     "WindowReader",
     "bucket_edges",
     "check_limits",

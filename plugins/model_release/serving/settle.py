@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from model_release.errors import NotSettled
+from model_release.errors import NotSettled, SmokeFailed
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import MANAGED_BY, holds, replacement
 from model_release.serving.objects import retrying
@@ -25,6 +25,9 @@ from model_release.serving.progress import Progress, State, wait
 from model_release.serving.rollout import Baseline, tell_traffic
 
 Remember = Callable[[str], None]
+# Asks the ready revision at 0 %, through its tag address, what the version of the stable template should answer.
+# Raises SmokeFailed when it does not.
+Prove = Callable[[InferenceService], None]
 
 # Seconds for which the restored template's revision may fail to load before waiting for it ends. Longer than a
 # canary's: its content has served before, so the trouble is most likely the cluster's, and passes.
@@ -60,6 +63,7 @@ def settle(
     *,
     deadline: float = 900.0,
     poll: float = 2.0,
+    prove: Prove | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
@@ -72,6 +76,9 @@ def settle(
     Args:
         remember: called with a revision's name before the stable template is written back; it must store it (the
             lease's `barred`) before it returns, so that whoever goes on after a crash knows it.
+        prove: called with the service while the restored stable template is ready at 0 %, before it gets traffic: a
+            new revision of proven content is a new revision all the same, and could have loaded half. While it
+            raises SmokeFailed, the baseline keeps the traffic. None: nobody asks.
 
     Raises:
         NotSettled: the traffic is not on a proven revision, and why.
@@ -86,7 +93,7 @@ def settle(
 
     def step() -> Progress:
         now = replace(release, barred=tuple(barred))
-        return settle_step(services, now, note)
+        return settle_step(services, now, note, prove)
 
     progress = wait(step, deadline, poll=poll, clock=clock, sleep=sleep, tell=tell)
     if progress.state is State.READY:
@@ -98,16 +105,24 @@ def settle(
     raise NotSettled(f"{release.namespace}/{release.name} is not settled: {progress.sentence}")
 
 
-def settle_step(services: InferenceServices, release: Release, remember: Remember) -> Progress:
+def settle_step(
+    services: InferenceServices, release: Release, remember: Remember, prove: Prove | None = None
+) -> Progress:
     """One read and at most one write on the way to a settled service. READY when there is nothing left to do."""
 
     def attempt() -> Progress:
-        return _step(services, services.get(release.namespace, release.name), release, remember)
+        return _step(services, services.get(release.namespace, release.name), release, remember, prove)
 
     return retrying(attempt)
 
 
-def _step(services: InferenceServices, live: InferenceService | None, release: Release, remember: Remember) -> Progress:
+def _step(
+    services: InferenceServices,
+    live: InferenceService | None,
+    release: Release,
+    remember: Remember,
+    prove: Prove | None,
+) -> Progress:
     key, baseline = f"{release.namespace}/{release.name}", release.baseline
     if live is None:
         if baseline.revision is None:
@@ -125,7 +140,7 @@ def _step(services: InferenceServices, live: InferenceService | None, release: R
         return Progress(State.READY, f"{live.rolled_out} has all of the traffic", live.rolled_out)
     if live.canary_percent != 0:
         return _close(services, live, release, remember)
-    return _restore(services, live, release, remember)
+    return _restore(services, live, release, remember, prove)
 
 
 def is_clean(live: InferenceService, release: Release) -> bool:
@@ -141,7 +156,9 @@ def is_clean(live: InferenceService, release: Release) -> bool:
     )
 
 
-def roll_back(services: InferenceServices, release: Release, remember: Remember) -> InferenceService | None:
+def roll_back(
+    services: InferenceServices, release: Release, remember: Remember, prove: Prove | None = None
+) -> InferenceService | None:
     """Take the traffic off the canary now; the steps of `settle` until a proven revision serves, without the cleaning
     up. To be called until `assess_rolled_back` of what it returns is over; then again: no write.
 
@@ -155,7 +172,7 @@ def roll_back(services: InferenceServices, release: Release, remember: Remember)
     def attempt() -> InferenceService | None:
         live = services.get(release.namespace, release.name)
         if live is not None and assess_rolled_back(live, release).state is not State.READY:
-            _step(services, live, release, remember)
+            _step(services, live, release, remember, prove)
             live = services.get(release.namespace, release.name)
         return live
 
@@ -227,8 +244,10 @@ def _close(services: InferenceServices, live: InferenceService, release: Release
     return _write_back(services, live, release, remember)
 
 
-def _restore(services: InferenceServices, live: InferenceService, release: Release, remember: Remember) -> Progress:
-    """At 0 %: the stable template again, and the split removed once that is ready."""
+def _restore(
+    services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
+) -> Progress:
+    """At 0 %: the stable template again, and the split removed once that is ready and answers."""
     baseline, latest = release.baseline, live.latest_created
     if baseline.template is None:
         if live.serving == {baseline.revision: 100}:
@@ -251,6 +270,17 @@ def _restore(services: InferenceServices, live: InferenceService, release: Relea
         if live.model_status.transition == "BlockedByFailedLoad" and not release.bars(latest):
             return Progress(State.FAILING, f"{said}: {live.model_status.failure}", latest, RESTORE_GRACE)
         return Progress(State.WAITING, said, latest)
+    if prove is not None and latest != baseline.revision:
+        if latest in live.traffic:
+            try:
+                prove(live)
+            except SmokeFailed as error:
+                said = f"the stable template is back at 0 %; {latest} is not proven: {error}"
+                return Progress(State.FAILING, said, latest, RESTORE_GRACE)
+        elif not _route_is_broken(live):
+            return Progress(State.WAITING, f"{latest} is ready at 0 %, its route is not yet", latest)
+        # The baseline is gone, and with it the route that could reach this one at 0 %. What serves instead is what
+        # is being rolled back; the proven content goes before it, unasked.
     services.patch(live, _split(None))
     return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
 
@@ -271,8 +301,13 @@ def _roll_back_pending(live: InferenceService, release: Release) -> bool:
     stable = live.rolled_out
     if stable is not None and live.serving == {stable: 100}:
         return release.bars(stable) and not (live.prev_revision == stable != live.latest_created)
+    return not _route_is_broken(live)
+
+
+def _route_is_broken(live: InferenceService) -> bool:
+    """Knative keeps the route as it was, because the split names a revision that is gone."""
     route = live.conditions.get("PredictorRouteReady")
-    return not (route is not None and route.status == "False")
+    return route is not None and route.status == "False"
 
 
 def _write_back(services: InferenceServices, live: InferenceService, release: Release, remember: Remember) -> Progress:

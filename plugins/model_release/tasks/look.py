@@ -14,7 +14,7 @@ from model_release.spec import ModelSpec
 
 if TYPE_CHECKING:
     from model_release.judging import Judge, Window
-    from model_release.metrics import WindowReader
+    from model_release.metrics import ValueReader, WindowReader
     from model_release.serving.inference_service import InferenceServices
     from model_release.serving.rollout import Canary
 
@@ -42,6 +42,7 @@ class Watch:
 
     services: InferenceServices
     reader: WindowReader
+    values: ValueReader
     judge: Judge
     canary: Canary
     percent: int | None
@@ -58,25 +59,37 @@ class Watch:
     def begin(cls, *, spec: str, canary: dict[str, Any], percent: int | None, opened: str, deadline: str) -> Watch:
         """`percent` None: the bake, in which the promoted canary is judged alone. Times are ISO 8601."""
         from model_release.judging import Judge, Policy
-        from model_release.metrics import WindowReader
+        from model_release.metrics import ValueReader, WindowReader
         from model_release.serving.inference_service import InferenceServices
         from model_release.serving.rollout import Canary
         from model_release.tasks import connections
 
         model, one = ModelSpec.model_validate_json(spec), Canary.from_dict(canary)
+        prometheus, stable = connections.prometheus(), None if percent is None else one.baseline
         reader = WindowReader(
-            connections.prometheus(),
+            prometheus,
             model.judge,
             namespace=one.namespace,
             canary=one.revision,
-            stable=None if percent is None else one.baseline,
+            stable=stable,
             start=datetime.fromisoformat(opened),
             window=model.rollout.window,
+        )
+        policy = Policy.from_dict(model.policy(percent))
+        named = {value.name for value in policy.values}
+        values = ValueReader(
+            prometheus,
+            [value for value in model.judge.values if value.name in named],
+            namespace=one.namespace,
+            service=one.name,
+            canary=one.revision,
+            stable=stable,
         )
         return cls(
             services=InferenceServices(connections.cluster()),
             reader=reader,
-            judge=Judge(Policy.from_dict(model.policy(percent))),
+            values=values,
+            judge=Judge(policy),
             canary=one,
             percent=percent,
             window=model.rollout.window,
@@ -96,7 +109,8 @@ class Watch:
         late = moment >= self.deadline
         lines: list[str] = []
         try:
-            self._pending += self.reader.read(min(moment, self.deadline), now=moment)
+            fresh = self.reader.read(min(moment, self.deadline), now=moment)
+            self._pending += [self.values.measured(window) for window in fresh]
             check_untouched(self.services.get(self.canary.namespace, self.canary.name), self.canary, self.percent)
             while self._pending and not self.judge.decided:
                 lines.append(self._take(self._pending.pop(0)))

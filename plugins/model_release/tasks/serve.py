@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, RevisionFailed, ServiceBusy
 from model_release.tasks import connections, records, service
 from model_release.tasks.base import ReleaseOperator, telling
+from model_release.tasks.foresight import foresee
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger, run_is_over
@@ -119,7 +120,8 @@ class ClaimService(ReleaseOperator):
 
 
 class Stage(ReleaseOperator):
-    """Brings the version into the cluster at 0 % and waits, in the triggerer, until its revision is ready.
+    """Makes sure that the judge will see the service, brings the version into the cluster at 0 %, and waits, in the
+    triggerer, until its revision is ready.
 
     Run again: what is written is not written again; what is ready is found ready.
     """
@@ -138,6 +140,9 @@ class Stage(ReleaseOperator):
         self.log.info("%s", change.sentence)
         if change.kind is Kind.NOTHING and change.revision == baseline.revision:
             return {"kind": "nothing_new", "sentence": change.sentence, "canary": None}
+        if baseline.revision is not None:
+            plan = foresee(self.spec, baseline.revision, self.log.info)
+            released.record(lambda record: setattr(record, "plan", plan))
         released.note(stage="staging")
         stage(released.services, wanted, baseline)
         deadline = datetime.now(UTC) + self.spec.rollout.ready_within

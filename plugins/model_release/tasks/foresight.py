@@ -1,0 +1,50 @@
+"""What can be known before any traffic moves: whether the judge will see the service, and how long it will need.
+
+A mistyped profile, a limit between two buckets or a window shorter than two scrapes would otherwise be found by a
+canary that nobody can judge.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from model_release.errors import MetricsRefused
+from model_release.spec import ModelSpec
+from model_release.tasks import connections
+
+
+def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[str, Any]:
+    """Looks at the stable revision in Prometheus and plans the release; returns the plan for the record.
+
+    A plan that cannot decide at the present traffic is told and not refused: the traffic of the next hour is not
+    known. Asked again, it looks again.
+
+    Raises:
+        MetricsRefused: the stable revision has no metrics of this profile, a limit lies on none of its buckets, or a
+            window holds fewer than two scrapes; with what is there instead.
+        MetricsUnavailable: Prometheus does not answer now.
+    """
+    from model_release.judging import Policy
+    from model_release.judging.plan import plan
+    from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
+
+    prometheus, metrics = connections.prometheus(), profile(spec.judge.profile)
+    namespace, rollout = spec.service.namespace, spec.rollout
+    seen = presence(prometheus, metrics, namespace, stable, window=rollout.window)
+    if not seen.ok:
+        raise MetricsRefused(f"a canary beside {stable} could not be judged: {seen.sentence}")
+    check_limits(
+        bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the live histogram of {stable}"
+    )
+    rate = request_rate(prometheus, metrics, namespace, stable) or 0.0
+    planned = plan(
+        Policy.from_dict(spec.policy(rollout.steps[0])),
+        requests_per_minute=rate,
+        deadline_minutes=rollout.deadline.total_seconds() / 60,
+        window_seconds=rollout.window.total_seconds(),
+        shares=[step / 100 for step in rollout.steps],
+    )
+    for sentence in planned.sentences:
+        say(sentence)
+    return {"requests_per_minute": rate, **planned.to_dict()}
