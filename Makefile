@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit release up down status schema clean
+.PHONY: help setup lock check test unit release up down status picture schema clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -52,6 +52,9 @@ down: ## stop them
 
 status: setup ## what runs, and where
 	@$(BIN)/python -m sandbox status
+
+picture: setup ## docs/release.svg anew: the last release of `make release`, as it stands on the terminal
+	@$(BIN)/python -m sandbox release --picture docs/release.svg
 
 schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json

@@ -138,6 +138,21 @@ def comparison_table(rows: list[Row]) -> str:
     return "\n".join(lines)
 
 
+def summary_table(rows: list[Row]) -> str:
+    """One line for each scene: wrong decisions, and in brackets the minutes to decide, by rule."""
+    lines = [f"| traffic | {' | '.join(RULES)} |", f"|---|{'---:|' * len(RULES)}"]
+    for scene in SCENES:
+        cells = [
+            f"{row.wrong:.1%} ({row.windows / MINUTE:.0f} min)"
+            + (f", {row.undecided:.0%} open" if row.undecided else "")
+            for row in rows
+            if row.scene is scene
+        ]
+        wrong = "missed" if scene.bad else "rolled back"
+        lines.append(f"| {scene.name} ({scene.stable}/{scene.canary} a window): {wrong} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def speed_table() -> str:
     """judge.md, line 2: beside the sequential test that knows both true rates, and the plain grid of judge.md."""
     lines = [
@@ -281,7 +296,7 @@ def write(sections: dict[str, str], path: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--write", action="store_true", help="write README.md and judge.png beside this file")
+    parser.add_argument("--write", action="store_true", help="write the tables into both READMEs, and judge.png")
     options = parser.parse_args()
     rows = compare()
     sections = {
@@ -294,6 +309,7 @@ def main() -> None:
         print(f"\n## {name}\n\n{body}")
     if options.write:
         write(sections, HERE / "README.md")
+        write({"judge-summary": summary_table(rows)}, HERE.parent / "README.md")
         plot(rows, HERE / "judge.png")
 
 

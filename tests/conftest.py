@@ -18,6 +18,24 @@ import pytest
 PROJECT = Path(__file__).resolve().parents[1]
 
 
+# Fixtures that start programs, servers or other Python processes, by the folder in which they have that meaning.
+# A test that asks for one is no unit test: it is marked `stack` here, so that none can be forgotten.
+STARTING = {
+    "artifact": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve"},
+    "metrics": {"serve"},
+    "serving": {"live"},
+    "sandbox": {"live"},
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what the fixtures of a test say of it."""
+    for item in items:
+        room = item.path.relative_to(PROJECT / "tests").parts[0]
+        if STARTING.get(room, set()) & set(getattr(item, "fixturenames", ())):
+            item.add_marker("stack")
+
+
 @dataclass
 class Live:
     """A sandbox and its Airflow, driven as a person drives them."""

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import requests
+from rich._export_format import CONSOLE_SVG_FORMAT
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -109,7 +110,7 @@ class Demo:
         while True:
             run, tasks = self._airflow.run(DAG, run_id), self._airflow.tasks(DAG, run_id)
             for line in self._news(run_id, tasks, told):
-                self._console.print(Text(f"{_clock(time.monotonic() - began)} ", style="dim") + line)
+                self._console.print(Text.assemble((f"{_clock(time.monotonic() - began)} ", "dim"), line))
             if not loaded and self._traffic():
                 self._load()
                 loaded = True
@@ -196,16 +197,16 @@ class Demo:
         self._console.print(table)
         self._users()
         self._console.print()
-        addresses = Table(box=None, padding=(0, 2, 0, 0), show_header=False)
         secret = self._state_dir / "airflow" / "passwords.json"
-        addresses.add_row("Airflow", self._parts["airflow"]["url"], f"user {USER}, password in {secret}")
-        addresses.add_row("Prometheus", self._parts["prometheus"]["url"], "")
         front, host = self._parts["envoy"]["url"], Load(SERVICE, RATE).host
-        addresses.add_row("Service", f"{front}/v1/models/{MODEL}:predict", f"with the header Host: {host}")
-        addresses.add_row(
-            "Cluster", f"kubectl --kubeconfig {self._state_dir / 'kubeconfig.yaml'} -n models get isvc", ""
-        )
-        self._console.print(addresses)
+        for what, where in {
+            "Airflow": f"{self._parts['airflow']['url']}   user {USER}, password in {secret}",
+            "Prometheus": self._parts["prometheus"]["url"],
+            "Service": f"{front}/v1/models/{MODEL}:predict   with the header Host: {host}",
+            "Cluster": f"kubectl --kubeconfig {self._state_dir / 'kubeconfig.yaml'} -n models get isvc",
+        }.items():
+            # Not broken into lines: they are there to be copied.
+            self._console.print(Text.assemble((f"{what:<12}", "dim"), where), soft_wrap=True)
         self._console.print(Text("All of it runs on; `make down` stops it.", style="dim"))
 
     def _users(self) -> None:
@@ -237,7 +238,9 @@ def release(state_dir: Path, project: Path, stop: Callable[[], object], picture:
     try:
         code = Demo(state_dir, project / "candidates" / MODEL, console).run()
         if picture is not None:
-            picture.write_text(console.export_svg(title="make release"), encoding="utf-8")
+            # Without the web font of rich's template: a picture asks no other host for anything.
+            template = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)
+            picture.write_text(console.export_svg(title="make release", code_format=template), encoding="utf-8")
         return code
     except KeyboardInterrupt:
         console.print("\nStopping everything …")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
@@ -243,10 +244,10 @@ class Controller:
         tick, version, states = self._store.tick, self._store.version, self._revisions.states()
         until = monotonic() + 1.0
         while monotonic() < until and self._store.version == version and self._revisions.states() == states:
-            try:
-                await asyncio.wait_for(tick.wait(), self._timing.poll)
-            except TimeoutError:
-                continue
+            # Not wait_for: on Python 3.11 it can swallow the cancellation that ends this loop.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self._timing.poll):
+                    await tick.wait()
         # Let a write's first readers see the old status, as they do on a cluster.
         await asyncio.sleep(self._timing.lag)
 

@@ -96,7 +96,8 @@ async def watch(request: web.Request, store: Store, kind: Kind, namespace: str) 
                 await response.write(line)
             last = version
             try:
-                await asyncio.wait_for(tick.wait(), min(left, BOOKMARK_EVERY))
+                async with asyncio.timeout(min(left, BOOKMARK_EVERY)):
+                    await tick.wait()
             except TimeoutError:
                 if query.get("allowWatchBookmarks", "").lower() == "true":
                     await response.write(seen.bookmark(last))
