@@ -13,7 +13,6 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 from model_release import errors
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
-from model_release.tasks import links
 from model_release.tasks.run import Run
 
 TROUBLE = "trouble"  # the XCom key under which a failed task leaves its one line
@@ -46,7 +45,6 @@ RETRIES: dict[str, Any] = {
 class ReleaseOperator(BaseOperator):
     """A task of the release of one model. Subclasses say what it does in `release`."""
 
-    operator_extra_links = links.LINKS
     ui_color = "#e8f0fe"
 
     def __init__(self, *, spec: ModelSpec, **kwargs: Any) -> None:

@@ -27,6 +27,8 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
     opening on and comes to the same answer; run again when nothing is open, it fails and says so.
     """
 
+    operator_extra_links = links.LINKS
+
     def __init__(self, *, percent: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.percent = percent
@@ -130,14 +132,13 @@ class Decide(ReleaseOperator, BaseBranchOperator):
         with telling(self, context):
             verdict = context["ti"].xcom_pull(task_ids=self.watch)
             staged = service.canary(context).revision
-        if self.onward is None:
-            against = (verdict or {}).get("decision") == "rollback"
-            return self.back if against else []
+        if self.onward is None and (verdict or {}).get("decision") != "rollback":
+            return []
         if not verdict:
             reason = f"task {self.watch} left no verdict (was it marked by hand?): nothing is proven"
         elif verdict["revision"] != staged:
             reason = f"{verdict['revision']} was judged, and {staged} is staged"
-        elif verdict["decision"] == "promote":
+        elif self.onward and verdict["decision"] == "promote":
             self.log.info("Onward to %s: %s", self.onward, verdict["reason"])
             return self.onward
         else:
