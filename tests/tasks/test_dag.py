@@ -89,7 +89,7 @@ def test_a_change_of_the_model_file_is_a_change_of_the_dag() -> None:
         ("version", "latest", False),
         ("version", '"; rm -rf /', False),
         ("version", "{{ conf }}", False),
-        ("rollout", None, True),
+        ("rollout", "auto", True),
         ("rollout", "canary", True),
         ("rollout", "none", True),
         ("rollout", "direct", False),

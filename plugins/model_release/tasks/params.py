@@ -22,12 +22,16 @@ def form() -> dict[str, Any]:
             "Empty: build the newest candidate of the source.",
         ),
         "rollout": Param(
-            None,
-            type=["null", "string"],
-            enum=[None, "canary", "none"],
-            values_display={"canary": "canary: move live traffic", "none": "none: build and publish only"},
+            "auto",
+            type="string",
+            enum=["auto", "canary", "none"],
+            values_display={
+                "auto": "auto: canary; none for a backfill",
+                "canary": "canary: move live traffic",
+                "none": "none: build and publish only",
+            },
             title="Roll-out",
-            description="Empty: a canary; for a backfill, none.",
+            description="What becomes of the version once it is published.",
         ),
         "note": Param(
             None,

@@ -30,7 +30,9 @@ class Run:
         run_id = str(dag_run.run_id)
         base = installation()
         digest = hashlib.sha256(f"{base} {dag_run.dag_id} {run_id}".encode()).hexdigest()[:8]
-        wanted = params.get("rollout") or ("none" if str(dag_run.run_type) == "backfill" else "canary")
+        wanted = params.get("rollout", "auto")
+        if wanted == "auto":
+            wanted = "none" if str(dag_run.run_type) == "backfill" else "canary"
         return cls(
             dag_id=str(dag_run.dag_id),
             run_id=run_id,
