@@ -25,6 +25,7 @@ STARTING = {
     "metrics": {"serve"},
     "serving": {"live"},
     "sandbox": {"live"},
+    "tasks": {"kube"},
 }
 
 

@@ -38,11 +38,11 @@ def test_asked_at_0_percent_before_it_gets_traffic(live: Any) -> None:
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.shift(canary, 30)
-    prove = Asked(live, refusals=3)
-    assert _settle(live, Release("models", "digits", baseline, canary.revision), prove) == f"{R3} has all of the traffic"
+    release, prove = Release("models", "digits", baseline, canary.revision), Asked(live, refusals=3)
+    assert _settle(live, release, prove) == f"{R3} has all of the traffic"
     assert prove.revisions == [(R3, 0)] * 4
     live.assert_clean("v1")
-    _settle(live, Release("models", "digits", baseline, canary.revision), prove)
+    _settle(live, release, prove)
     assert len(prove.revisions) == 4, "a settled service is asked again"
 
 

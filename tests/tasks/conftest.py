@@ -1,9 +1,65 @@
-"""Airflow for unit tests: a home of its own, before anything imports it."""
+"""Airflow for unit tests: a home of its own, before anything imports it; and a task's context without a scheduler."""
 
 from __future__ import annotations
 
 import os
 import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
 
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-unit-"))
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
+
+SPEC = {
+    "model": "digits",
+    "source": {"directory": "candidates/digits"},
+    "service": {"name": "digits", "namespace": "models", "resources": {"cpu": "1", "memory": "1Gi"}},
+    "store": "s3://models/digits/",
+    "rollout": {"steps": [25, 50], "window": "3s", "deadline": "5m", "bake": "10s"},
+    "judge": {"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}]},
+}
+
+
+@dataclass
+class TaskInstance:
+    """As much of Airflow's as our tasks use: XComs by task and key, and the states of the run's tasks."""
+
+    xcoms: dict[tuple[str, str], Any] = field(default_factory=dict)
+    states: dict[str, str | None] = field(default_factory=dict)
+    task_id: str = "this"
+
+    def xcom_push(self, key: str, value: Any) -> None:
+        self.xcoms[self.task_id, key] = value
+
+    def xcom_pull(self, task_ids: str, key: str = "return_value") -> Any:
+        return self.xcoms.get((task_ids, key))
+
+    def get_task_states(self, dag_id: str, *, run_ids: list[str]) -> dict[str, dict[str, str | None]]:
+        assert dag_id == "release_digits"
+        return dict.fromkeys(run_ids, self.states)
+
+
+@pytest.fixture
+def spec() -> Any:
+    from model_release.spec import ModelSpec
+
+    return ModelSpec.model_validate(SPEC)
+
+
+@pytest.fixture
+def ti() -> TaskInstance:
+    return TaskInstance()
+
+
+@pytest.fixture
+def context(ti: TaskInstance) -> dict[str, Any]:
+    """What Airflow hands to `execute`, of a run by hand."""
+    now = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
+    dag_run = SimpleNamespace(
+        dag_id="release_digits", run_id="manual__1", run_type="manual", run_after=now, data_interval_end=None
+    )
+    return {"ti": ti, "dag_run": dag_run, "params": {"version": None, "rollout": "auto", "note": None}}

@@ -77,6 +77,14 @@ class Claim:
                 fields[name] = kind.from_dict(fields[name])
         return cls(**fields)
 
+    @property
+    def left(self) -> Claim:
+        """What is to be settled when this one's run is over: its own release or, when it touched nothing yet, the one
+        that it had taken over, with what was barred since."""
+        if self.baseline is not None or self.inherited is None:
+            return replace(self, inherited=None)
+        return replace(self.inherited, barred=tuple(dict.fromkeys((*self.inherited.barred, *self.barred))))
+
     def as_release(self, namespace: str, service: str) -> Release | None:
         """What `settle` needs; None when no baseline was recorded, and so nothing was touched."""
         if self.baseline is None:
@@ -210,11 +218,9 @@ class Leases:
                 return Held(f"{namespace}/{service}", by, stage, live.since, live.frozen)
             if live.holder and (over is None or over.identity != live.holder):
                 return Held(f"{namespace}/{service}", by, stage, live.since)
-            inherited = None
-            if claim is not None:
-                # A run that died before it recorded a baseline touched nothing, but may itself have inherited.
-                inherited = claim.inherited if claim.baseline is None else replace(claim, inherited=None)
-            body = _body(Claim(owner, release, inherited=inherited))
+            # A run that died before it recorded a baseline touched nothing, but may itself have inherited.
+            left = claim.left if claim is not None else None
+            body = _body(Claim(owner, release, inherited=left if left is not None and left.baseline else None))
             transitions = int((live.raw.get("spec") or {}).get("leaseTransitions") or 0) + 1
             body["spec"] |= {"acquireTime": body["spec"]["renewTime"], "leaseTransitions": transitions}
             return Lease(self._objects.patch(live.raw, body))

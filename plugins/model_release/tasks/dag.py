@@ -61,7 +61,9 @@ def release_dag(spec: ModelSpec, project: Path) -> DAG:
         promote = Promote(task_id="promote", last_watch=f"watch_{steps[-1]}", **common)
         roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
-        report = Report(task_id="report", trigger_rule=TriggerRule.ALL_DONE, **common)
+        # A teardown, too: marking a run failed or successful by hand skips all other tasks that have not run, and a run
+        # whose last task is skipped would end as a success.
+        report = Report(task_id="report", **common).as_teardown(on_failure_fail_dagrun=True)
 
         publish >> claim >> stage >> smoke >> go_live
         before: Any = smoke

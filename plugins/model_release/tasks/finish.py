@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseFailed, RolledBack
 from model_release.tasks import records
 from model_release.tasks.base import TROUBLE, ReleaseOperator
+from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
+
+if TYPE_CHECKING:
+    from model_release.judging.record import Record
 
 
 class Settle(ReleaseOperator):
@@ -34,6 +38,7 @@ class Settle(ReleaseOperator):
                 released.services,
                 release,
                 released.leases.bar(released.namespace, released.name, released.owner),
+                prove=prover([self.spec], release.baseline.storage_uri, self.log.info),
                 tell=lambda progress: self.log.info("%s", progress.sentence),
             )
             released.record_traffic("settle", 100, released.live())
@@ -48,7 +53,7 @@ class Report(ReleaseOperator):
 
     def release(self, context: Any, run: Run) -> str:
         outcome, sentence, settled = self.ending(context, run)
-        records.change(self.spec, run, lambda record: record.finish(outcome, sentence, record.ended or records.now()))
+        records.change(self.spec, run, lambda record: _finish(record, outcome, sentence))
         version = (context["ti"].xcom_pull(task_ids="publish") or {}).get("version", "")
         line = f"{' '.join(filter(None, [self.spec.model, version]))}: {sentence}"
         line += f" Settled: {settled}." if settled else ""
@@ -65,11 +70,10 @@ class Report(ReleaseOperator):
         settled = ti.xcom_pull(task_ids="settle")
         failed = [task for task, state in states.items() if state == "failed" and task != self.task_id]
         if states.get("roll_back") == "success" and failed in ([], ["settle"]):
-            return "rolled_back", self.why_back(ti, states), settled
+            why = self.why_back(ti, states)
+            return "rolled_back", f"{why} {self.trouble(ti, 'settle')}" if failed else why, settled
         if failed:
-            task = failed[-1] if "settle" not in failed else "settle"
-            why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "Airflow ended it; its log says why"
-            return "failed", f"task {task} failed: {why}", settled
+            return "failed", self.trouble(ti, failed[-1] if "settle" not in failed else "settle"), settled
         if states.get("go_live") == "success":
             return "first", "live at 100 %, the first version of the service.", None
         if states.get("promote") == "success":
@@ -79,6 +83,11 @@ class Report(ReleaseOperator):
         if states.get("publish") == "success" and not run.moves_traffic:
             return "published", "published; no traffic was moved.", None
         return "failed", "the run was ended before it came to a decision.", settled
+
+    def trouble(self, ti: Any, task: str) -> str:
+        """The one line of a task that failed."""
+        why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "Airflow ended it; its log says why"
+        return f"task {task} failed: {why}"
 
     def why_back(self, ti: Any, states: dict[str, Any]) -> str:
         """The sentence of the verdict that turned the release back."""
@@ -91,3 +100,9 @@ class Report(ReleaseOperator):
         """The sentence of the verdict that promoted."""
         verdict = ti.xcom_pull(task_ids=f"watch_{self.spec.rollout.steps[-1]}") or {}
         return str(verdict.get("reason", ""))
+
+
+def _finish(record: Record, outcome: str, sentence: str) -> None:
+    """A report that says the same again keeps its time; what `promote` noted for the case of a crash gives way."""
+    said = (record.outcome, record.reason) == (outcome, sentence)
+    record.finish(outcome, sentence, (said and record.ended) or records.now())

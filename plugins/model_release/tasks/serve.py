@@ -18,6 +18,7 @@ from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, Rev
 from model_release.tasks import connections, records, service
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
+from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger, run_is_over
@@ -49,9 +50,9 @@ class ClaimService(ReleaseOperator):
     def in_line(self, context: Any, event: dict[str, Any]) -> Any:
         """The lease may be free now: looked at again, by the same way."""
         with telling(self, context):
-            return self._claim(context, Run.of(context, self.spec), late=event["late"])
+            return self._claim(context, Run.of(context, self.spec), deadline=datetime.fromisoformat(event["deadline"]))
 
-    def _claim(self, context: Any, run: Run, *, late: bool = False) -> dict[str, Any]:
+    def _claim(self, context: Any, run: Run, *, deadline: datetime | None = None) -> dict[str, Any]:
         from model_release.serving.lease import Held
 
         released = ReleasedService(self.spec, run)
@@ -62,33 +63,36 @@ class ClaimService(ReleaseOperator):
                 released.namespace, released.name, released.owner, run.release, over=lease.by
             )
         if isinstance(lease, Held):
-            self._wait(str(lease), late or lease.frozen is not None)
+            if lease.frozen is not None:
+                raise ServiceBusy(str(lease))
+            self._wait(str(lease), deadline or datetime.now(UTC) + self.spec.rollout.wait_for_lease)
         self._settle_inherited(released)
         return self._record_baseline(context, released)
 
-    def _wait(self, why: str, given_up: bool) -> NoReturn:
-        if given_up or not self.spec.rollout.wait_for_lease:
+    def _wait(self, why: str, deadline: datetime) -> NoReturn:
+        left = deadline - datetime.now(UTC)
+        if left <= timedelta(0):
             raise ServiceBusy(why)
         self.log.info("%s", why)
-        deadline = datetime.now(UTC) + self.spec.rollout.wait_for_lease
         raise TaskDeferred(
             trigger=LeaseTrigger(
                 namespace=self.spec.service.namespace, name=self.spec.service.name, deadline=deadline.isoformat()
             ),
             method_name=self.in_line.__name__,
-            timeout=self.spec.rollout.wait_for_lease + _SLACK,
+            timeout=left + _SLACK,
         )
 
     def _settle_inherited(self, released: ReleasedService) -> None:
         from model_release.serving.settle import settle
 
         claim = released.claim()
-        left = claim.inherited.as_release(released.namespace, released.name) if claim.inherited else None
+        left = claim.left.as_release(released.namespace, released.name) if claim.inherited else None
         if left is not None:
             sentence = settle(
                 released.services,
                 left,
                 released.leases.bar(released.namespace, released.name, released.owner),
+                prove=prover([self.spec], left.baseline.storage_uri, self.log.info),
                 tell=lambda progress: self.log.info("Settling what was left: %s", progress.sentence),
             )
             self.log.info("Left by %s and settled: %s", claim.inherited and claim.inherited.owner.run_id, sentence)
@@ -217,6 +221,7 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
         answered = smoke(smoke_url(live), self.spec.service.name, sample, ingress=connections.ingress())  # type: ignore[arg-type]
         # Another revision could have come up between the two reads and answered in its place.
         check_untouched(released.live(), canary)
+        context["ti"].xcom_push(key=service.ANSWERED, value=canary.revision)
         self.log.info(
             "%s answers %d images as it should, in %.0f ms",
             canary.revision,
@@ -237,6 +242,7 @@ class Open(ReleaseOperator):
         from model_release.serving.rollout import assess_split, shift
 
         released, canary = ReleasedService(self.spec, run), service.canary(context)
+        service.check_answered(context, canary.revision)
         claim = released.claim()
         shift(released.services, canary, self.percent)
         progress = wait(
@@ -290,6 +296,9 @@ class GoLive(ReleaseOperator):
 
     def check_proven(self, context: Any, revision: str) -> None:
         """The smoke prediction is all the proof that a first deployment can have."""
+        if service.staged(context)["kind"] != "first":
+            raise CanaryLost(f"{revision} stands beside a stable revision: it goes live by a promotion, or not at all")
+        service.check_answered(context, revision)
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         """KServe has done it."""
@@ -334,11 +343,12 @@ class RollBack(ReleaseOperator):
         if release is None:
             raise CanaryLost("no baseline was recorded: nothing was touched, and there is nothing to roll back to")
         remember = released.leases.bar(released.namespace, released.name, released.owner)
+        prove = prover([self.spec], release.baseline.storage_uri, self.log.info)
 
         def step() -> Any:
             current = released.claim()
             return assess_rolled_back(
-                roll_back(released.services, replace(release, barred=current.barred), remember), release
+                roll_back(released.services, replace(release, barred=current.barred), remember, prove), release
             )
 
         # Where KServe no longer knows the baseline as the revision before, it has to start anew from its template.

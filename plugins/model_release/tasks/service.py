@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from model_release.serving.rollout import Baseline, Canary
 
 
+ANSWERED = "answered"  # the XCom key under which task smoke names the revision that answered
+
+
 class ReleasedService:
     """Clients are made when it is: once for each task."""
 
@@ -94,6 +97,13 @@ def staged(context: Any) -> dict[str, Any]:
             "task stage left no result in this run; clear the run's task claim, and what follows it runs again"
         )
     return dict(found)
+
+
+def check_answered(context: Any, revision: str) -> None:
+    """Nothing, when this very revision answered its smoke prediction in this run. A task smoke that somebody marked
+    successful by hand asked nobody."""
+    if context["ti"].xcom_pull(task_ids="smoke", key=ANSWERED) != revision:
+        raise CanaryLost(f"task smoke did not ask {revision} (was it marked by hand?): it gets no traffic")
 
 
 def canary(context: Any) -> Canary:

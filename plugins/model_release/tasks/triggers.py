@@ -21,7 +21,7 @@ from model_release.tasks import connections
 from model_release.tasks.run import installation
 
 if TYPE_CHECKING:
-    from model_release.serving.lease import Owner
+    from model_release.serving.lease import Claim, Owner
 
 
 class _ReleaseTrigger(BaseTrigger):
@@ -43,7 +43,8 @@ class _ReleaseTrigger(BaseTrigger):
 class LeaseTrigger(_ReleaseTrigger):
     """Waits until a service's lease is free, or its holder's run is over.
 
-    Given: namespace, name, deadline. Event: {"late": bool}; whoever gets it looks again before taking anything.
+    Given: namespace, name, deadline. Event: {"late": bool, "deadline"}; whoever gets it looks again before taking
+    anything, and where another was faster goes on waiting until the same deadline.
     """
 
     POLL = 5.0
@@ -57,17 +58,18 @@ class LeaseTrigger(_ReleaseTrigger):
             try:
                 lease = await asyncio.to_thread(leases.read, self.given["namespace"], self.given["name"])
                 claim = lease.claim if lease else None
-                if claim is None or await sync_to_async(run_is_over)(claim.owner):
-                    yield TriggerEvent({"late": False})
+                free = lease is None or lease.holder is None
+                if free or (claim is not None and await sync_to_async(run_is_over)(claim.owner)):
+                    yield TriggerEvent({"late": False, "deadline": self.given["deadline"]})
                     return
-                line = f"In line behind {claim.owner.dag_id} {claim.owner.run_id} ({claim.stage}): {claim.owner.url}"
+                line = f"In line behind {_holder(claim)}"
             except ClusterUnavailable as error:
                 line = f"The cluster does not answer: {error}"
             if line != told:
                 self.log.info(line)
                 told = line
             await asyncio.sleep(self.POLL)
-        yield TriggerEvent({"late": True})
+        yield TriggerEvent({"late": True, "deadline": self.given["deadline"]})
 
 
 class RevisionTrigger(_ReleaseTrigger):
@@ -126,6 +128,12 @@ class CanaryTrigger(_ReleaseTrigger):
             yield TriggerEvent(watch.outcome())
         except ReleaseError as error:
             yield TriggerEvent({"error": type(error).__name__, "sentence": str(error)})
+
+
+def _holder(claim: Claim | None) -> str:
+    if claim is None:
+        return "somebody who is no release of this project"
+    return f"{claim.owner.dag_id} {claim.owner.run_id} ({claim.stage}): {claim.owner.url}"
 
 
 def run_is_over(owner: Owner) -> bool:

@@ -1,0 +1,72 @@
+"""The sandbox's real API server and controllers in a thread, over revisions whose state a test sets."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from kubernetes.client import ApiClient, Configuration
+
+from model_release.serving import manifest as manifests
+from model_release.spec import ModelSpec
+from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
+from sandbox.kube.controller import Timing
+from sandbox.kube.server import Cluster
+
+BASE = Path(__file__).parents[2] / "include" / "manifests" / "inference_service.yaml"
+READY = PodState(Phase.READY, 1, pods=("pod-0",))
+
+
+class Pods:
+    """Ready at once, unless `phases` says otherwise for a version (the last part of the storage URI)."""
+
+    def __init__(self) -> None:
+        self.phases: dict[str, PodState] = {}
+        self._running: dict[RevisionKey, RevisionTemplate] = {}
+
+    async def ensure(self, template: RevisionTemplate) -> None:
+        self._running[template.key] = template
+
+    async def remove(self, key: RevisionKey) -> None:
+        self._running.pop(key, None)
+
+    def state(self, key: RevisionKey) -> PodState:
+        if key not in self._running:
+            return PodState(Phase.PENDING)
+        return self.phases.get(self._running[key].storage_uri.rstrip("/").rsplit("/", 1)[-1], READY)
+
+    def log(self, key: RevisionKey, tail: int | None = None) -> str:
+        return ""
+
+
+class Door:
+    async def program(self, routes: list[Route]) -> None:
+        """No user comes here."""
+
+
+@contextmanager
+def cluster(state_dir: Path, pods: Pods) -> Iterator[tuple[Cluster, ApiClient]]:
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever, daemon=True)
+    thread.start()
+    server = Cluster(pods, Door(), state_dir, timing=Timing(lag=0.01, poll=0.01))
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+    configuration = Configuration()
+    configuration.host = server.url
+    try:
+        with ApiClient(configuration) as client:
+            yield server, client
+    finally:
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(5)
+        loop.close()
+
+
+def wanted(spec: ModelSpec, version: str) -> dict[str, Any]:
+    """The manifest of a version of the model."""
+    return manifests.manifest(spec, f"s3://models/digits/versions/{version}/", manifests.load_base(BASE))

@@ -1,0 +1,103 @@
+"""What the connections say, in each form that Airflow takes them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+from typing import Any
+
+import pytest
+
+from model_release.tasks import connections
+
+
+class Prometheus(HTTPServer):
+    """Answers every query with nothing, and remembers who asked."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Answer)
+        self.authorization: list[str | None] = []
+        self.port = self.server_address[1]
+
+
+class _Answer(BaseHTTPRequestHandler):
+    server: Prometheus
+
+    def do_GET(self) -> None:
+        self.server.authorization.append(self.headers["Authorization"])
+        self.rfile.read(int(self.headers["Content-Length"] or 0))
+        body = json.dumps({"status": "success", "data": {"resultType": "vector", "result": []}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_POST = do_GET
+
+    def log_message(self, *_: object) -> None:
+        """Not on the terminal."""
+
+
+@pytest.fixture
+def prometheus() -> Iterator[Prometheus]:
+    with Prometheus() as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+def given(monkeypatch: pytest.MonkeyPatch, name: str, connection: str | dict[str, Any]) -> None:
+    text = connection if isinstance(connection, str) else json.dumps(connection)
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name}", text)
+
+
+@pytest.mark.parametrize(
+    ("connection", "address"),
+    [
+        ({"conn_type": "http", "host": "prometheus", "port": 9090}, "http://prometheus:9090"),
+        ({"conn_type": "http", "host": "prometheus", "port": 9090, "schema": "https"}, "https://prometheus:9090"),
+        ({"conn_type": "http", "host": "https://prometheus.example"}, "https://prometheus.example"),
+        ({"conn_type": "http", "host": "https://prometheus.example/"}, "https://prometheus.example"),
+        ({"conn_type": "http", "host": "http://prometheus.example", "schema": "https"}, "http://prometheus.example"),
+        ({"conn_type": "http", "host": "http://10.0.0.7", "port": 9090}, "http://10.0.0.7:9090"),
+        ("http://prometheus:9090", "http://prometheus:9090"),
+        ("http://prometheus:9090/https", "https://prometheus:9090"),
+    ],
+)
+def test_an_address_is_read_with_and_without_scheme_and_port(
+    monkeypatch: pytest.MonkeyPatch, connection: str | dict[str, Any], address: str
+) -> None:
+    given(monkeypatch, "PROMETHEUS", connection)
+    assert connections.prometheus_address() == address
+
+
+def test_a_cluster_whose_host_names_resolve_needs_no_ingress(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_INGRESS", raising=False)
+    assert connections.ingress() is None
+    given(monkeypatch, "INGRESS", {"conn_type": "http", "host": "127.0.0.1", "port": 8080})
+    assert connections.ingress() == "http://127.0.0.1:8080"
+
+
+def test_the_link_to_prometheus_is_left_out_where_there_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW_CONN_PROMETHEUS", raising=False)
+    assert connections.prometheus_address() is None
+
+
+@pytest.mark.parametrize(
+    ("said", "header"),
+    [
+        ({}, None),
+        ({"login": "reader", "password": "p:w"}, "Basic cmVhZGVyOnA6dw=="),
+        ({"extra": {"token": "abc"}}, "Bearer abc"),
+    ],
+)
+def test_prometheus_gets_the_credentials_of_its_connection(
+    monkeypatch: pytest.MonkeyPatch, prometheus: Prometheus, said: dict[str, Any], header: str | None
+) -> None:
+    given(monkeypatch, "PROMETHEUS", {"conn_type": "http", "host": "127.0.0.1", "port": prometheus.port, **said})
+    connections.prometheus().query("up", datetime(2026, 3, 1, tzinfo=UTC))
+    assert prometheus.authorization == [header]
