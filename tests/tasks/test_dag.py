@@ -66,6 +66,9 @@ def test_settle_is_the_teardown_of_the_claim_and_fails_the_run() -> None:
     assert claim.is_setup
     assert settle.is_teardown
     assert settle.on_failure_fail_dagrun
+    report = dag.get_task("report")
+    assert report.is_teardown, "else a run that was marked by hand would skip it, and end as a success"
+    assert report.on_failure_fail_dagrun
     assert dag.dagrun_timeout is None, "it would end a run without its teardown"
 
 

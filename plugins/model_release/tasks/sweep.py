@@ -1,0 +1,259 @@
+"""What no teardown can do: settle the releases whose run is over or gone, and tell of canaries that nobody claims.
+
+A run's `settle` never runs when the scheduler was lost, the database restored, or the run or its DAG deleted. The
+lease outlives all of that, and says who held it and what was there before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+from airflow.sdk import DAG, BaseOperator
+
+from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, SpecError, StoreUnavailable
+from model_release.spec import ModelSpec, load
+from model_release.tasks import connections, records
+from model_release.tasks.base import RETRIES, telling
+from model_release.tasks.proof import prover
+from model_release.tasks.run import Run, installation
+from model_release.tasks.triggers import run_is_over
+
+if TYPE_CHECKING:
+    from model_release.serving.lease import Claim, Lease, Leases, Owner
+    from model_release.serving.settle import Prove, Release
+
+SWEEP = "sweep"
+
+
+def sweep_dag(models: Path, schedule: str | None) -> DAG:
+    """The DAG `sweep` over the services of all model files in the folder `models`.
+
+    A file that cannot be read stops the sweep of its own service only; the sweep says so each time.
+    """
+    services: dict[str, list[ModelSpec]] = {}
+    unread: list[str] = []
+    for path in sorted(models.glob("*.yaml")):
+        try:
+            spec = load(path)
+        except SpecError as error:
+            unread.append(str(error))
+        else:
+            services.setdefault(spec.service.key, []).append(spec)
+    with DAG(
+        SWEEP,
+        description="Settles releases whose run is over or gone, and tells of canaries that nobody claims",
+        schedule=schedule,
+        start_date=datetime(2024, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        default_args={**RETRIES, "retry_delay": timedelta(seconds=30)},
+        tags=["model-release"],
+    ) as dag:
+        Sweep(task_id=SWEEP, services=list(services.values()), unread=unread)
+    return dag
+
+
+class _Abandoned:
+    """A release whose run is over, on a lease that this sweep may write.
+
+    Args:
+        holder: who holds the lease now: this sweep; on a frozen service still the run that is over.
+    """
+
+    def __init__(self, specs: Sequence[ModelSpec], claim: Claim, leases: Leases, holder: Owner) -> None:
+        self.specs, self.claim = specs, claim
+        self._leases, self._holder = leases, holder
+
+    @property
+    def service(self) -> tuple[str, str]:
+        one = self.specs[0].service
+        return one.namespace, one.name
+
+    @property
+    def release(self) -> Release | None:
+        """None: it touched nothing."""
+        return self.claim.as_release(*self.service)
+
+    @property
+    def storage_uri(self) -> str | None:
+        """What the baseline serves."""
+        return self.claim.baseline.storage_uri if self.claim.baseline else None
+
+    def bar(self, revision: str) -> None:
+        """The `remember` of `settle`."""
+        self._leases.bar(*self.service, self._holder)(revision)
+        self.claim = replace(self.claim, barred=(*self.claim.barred, revision))
+
+    def give_free(self) -> None:
+        self._leases.release(*self.service, self._holder)
+
+    def __str__(self) -> str:
+        owner = self.claim.owner
+        return f"{self.specs[0].service.key}: left by {owner.dag_id} {owner.run_id} ({self.claim.stage})"
+
+
+class Sweep(BaseOperator):
+    """Reads each service's lease and live state. Nothing is touched where the holder's run is alive, or is a run of
+    another Airflow.
+
+    What was left is taken over first, so that no release begins on it meanwhile, then settled, its decision record
+    finished, and the lease given free. All canaries go to 0 % before the first is cleaned up. Run again, killed or
+    not, it goes on: a lease that a sweep died with is one more whose run is over.
+
+    Returns the lines that it logged about services that are not at rest. One that cannot be settled fails the run, and
+    the next sweep tries again.
+
+    Args:
+        services: the model files of each service; they share it.
+        unread: what is wrong with those that could not be read.
+    """
+
+    ui_color = "#e8f0fe"
+
+    def __init__(self, *, services: Sequence[Sequence[ModelSpec]], unread: Sequence[str] = (), **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.services, self.unread = services, unread
+
+    def execute(self, context: Any) -> list[str]:
+        with telling(self, context):
+            return self.sweep(context["dag_run"])
+
+    def sweep(self, dag_run: Any) -> list[str]:
+        from model_release.serving.inference_service import InferenceServices
+        from model_release.serving.lease import Leases, Owner
+
+        base, run_id = installation(), str(dag_run.run_id)
+        me = Owner(SWEEP, run_id, f"{base}/dags/{SWEEP}/runs/{quote(run_id)}", base)
+        client = connections.cluster()
+        self._isvcs, self._leases = InferenceServices(client), Leases(client)
+        lines = [f"Not swept: {trouble}" for trouble in self.unread]
+        troubles: list[ReleaseError] = []
+        abandoned: list[_Abandoned] = []
+        for specs in self.services:
+            try:
+                found = self._look(specs, me)
+            except ReleaseError as error:
+                troubles.append(error)
+                continue
+            if isinstance(found, _Abandoned):
+                abandoned.append(found)
+            elif found is not None:
+                lines.append(found)
+        for one in abandoned:
+            self._first_step(one)
+        for one in abandoned:
+            try:
+                lines.append(self._settle(one))
+            except ReleaseError as error:
+                troubles.append(error)
+        for line in lines:
+            self.log.warning("%s", line)
+        if troubles:
+            raise _worst(troubles)
+        if not lines:
+            self.log.info("%d services: nothing left behind", len(self.services))
+        return lines
+
+    def _look(self, specs: Sequence[ModelSpec], me: Owner) -> _Abandoned | str | None:
+        """What was left and is taken over now, or a line for what only a person can judge."""
+        service = specs[0].service
+        lease = self._leases.read(service.namespace, service.name)
+        if lease is None or lease.holder is None:
+            return self._unclaimed(service.namespace, service.name)
+        claim = lease.claim
+        if claim is None:
+            return f"{service.key}: its lease is held by {lease.holder}, which is no release; since {lease.since}"
+        if claim.owner.installation != me.installation:
+            return (
+                f"{service.key}: is being released by another Airflow, {claim.owner.dag_id} {claim.owner.run_id} "
+                f"({claim.stage}, since {lease.since}): {claim.owner.url}"
+            )
+        if claim.owner.identity != me.identity and not run_is_over(claim.owner):
+            return None
+        return self._take_over(specs, lease, claim, me)
+
+    def _take_over(self, specs: Sequence[ModelSpec], lease: Lease, claim: Claim, me: Owner) -> _Abandoned | None:
+        from model_release.serving.lease import Held
+
+        if lease.frozen is not None:
+            # Nobody can take a frozen service, so the lease may stay with the run that is over.
+            return _Abandoned(specs, claim.left, self._leases, claim.owner)
+        taken = self._leases.acquire(lease.namespace, lease.service, me, over=claim.owner)
+        if isinstance(taken, Held):
+            self.log.info("%s", taken)
+            return None
+        return _Abandoned(specs, claim.left, self._leases, me)
+
+    def _unclaimed(self, namespace: str, name: str) -> str | None:
+        live = self._isvcs.get(namespace, name)
+        if live is None or not live.is_split or not live.canary_percent:
+            return None
+        return (
+            f"{live.key}: {live.latest_created} takes {live.canary_percent} % and no release claims it"
+            f"{live.other_writer()}; promote it or take it back by hand"
+        )
+
+    def _first_step(self, one: _Abandoned) -> None:
+        """The canary's traffic goes at once, before any waiting begins. Trouble is `_settle`'s to tell."""
+        from model_release.serving.settle import settle_step
+
+        if one.release is None:
+            return
+        try:
+            settle_step(self._isvcs, one.release, one.bar, self._prover(one))
+        except ReleaseError as error:
+            self.log.warning("%s: %s", one, error)
+
+    def _settle(self, one: _Abandoned) -> str:
+        from model_release.serving.settle import settle
+
+        sentence = "nothing was touched"
+        if one.release is not None:
+            self.log.warning("%s", one)
+            sentence = settle(
+                self._isvcs,
+                one.release,
+                one.bar,
+                prove=self._prover(one),
+                tell=lambda progress: self.log.info("%s", progress.sentence),
+            )
+        line = f"{one}: {sentence}"
+        self._finish_record(one, line)
+        one.give_free()
+        return line
+
+    def _prover(self, one: _Abandoned) -> Prove:
+        return prover(one.specs, one.storage_uri, self.log.info)
+
+    def _finish_record(self, one: _Abandoned, line: str) -> None:
+        """The record of a release that ended without a word says how: it stands where it was promoted, else failed."""
+        claim, live = one.claim, self._isvcs.get(*one.service)
+        spec = next((spec for spec in one.specs if f"release_{spec.model}" == claim.owner.dag_id), None)
+        if spec is None or not claim.release:
+            return
+        owner = claim.owner
+        run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, True, {})
+        stands = claim.promoted and live is not None and live.serving == {claim.canary: 100}
+        first = claim.baseline is None or claim.baseline.revision is None
+        outcome = ("first" if first else "promoted") if stands else "failed"
+
+        def finish(record: Any) -> None:
+            record.record_traffic(records.now(), SWEEP, 100 if stands else 0, dict(live.serving) if live else {})
+            if record.outcome != outcome:
+                record.finish(outcome, f"its run ended without settling; {line}", records.now())
+
+        records.change(spec, run, finish)
+
+
+def _worst(troubles: Sequence[ReleaseError]) -> ReleaseError:
+    """One error for all: an incident where there is one; tried again only if each may pass by itself."""
+    if len(troubles) == 1:
+        return troubles[0]
+    text = "; ".join(str(trouble) for trouble in troubles)
+    passing = all(isinstance(trouble, ClusterUnavailable | StoreUnavailable) for trouble in troubles)
+    return ClusterUnavailable(text) if passing else NotSettled(text)

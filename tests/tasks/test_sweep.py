@@ -1,0 +1,283 @@
+"""What the sweep does with each state that a lease and a service can be in, against the sandbox's real API server."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
+from model_release.judging.record import Record
+from model_release.serving import rollout
+from model_release.serving.inference_service import InferenceServices
+from model_release.serving.lease import Claim, Leases, Owner
+from model_release.serving.progress import State, wait
+from model_release.serving.rollout import Baseline, Canary
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, proof, records, sweep
+from model_release.tasks.sweep import Sweep, sweep_dag
+
+from .cluster import Pods, cluster, wanted
+
+PROJECT = Path(__file__).resolve().parents[2]
+HERE, ELSEWHERE = "http://here:8080", "https://elsewhere"
+
+
+class NamedPods(Pods):
+    """Two services in one namespace have no pod in common."""
+
+    def state(self, key: Any) -> Any:
+        found = super().state(key)
+        return replace(found, pods=tuple(f"{key.name}-{pod}" for pod in found.pods))
+
+
+@dataclass
+class World:
+    """A cluster, the runs that are over, and the decision records."""
+
+    spec: ModelSpec
+    services: InferenceServices
+    leases: Leases
+    over: set[str] = field(default_factory=set)
+    records: dict[str, Record] = field(default_factory=dict)
+
+    def named(self, name: str) -> ModelSpec:
+        return self.spec.model_copy(update={"service": self.spec.service.model_copy(update={"name": name})})
+
+    def live(self, name: str = "digits") -> Any:
+        return self.services.get("models", name)
+
+    def lease(self, name: str = "digits") -> Any:
+        return self.leases.read("models", name)
+
+    def stage(self, version: str, name: str = "digits") -> tuple[Baseline, Canary]:
+        asked = wanted(self.named(name), version)
+        baseline = rollout.baseline_of(self.live(name), asked)
+        rollout.stage(self.services, asked, baseline)
+        found = wait(lambda: rollout.assess_staged(self.live(name), asked, baseline), 5, poll=0.01)
+        assert found.state is State.READY, found
+        return baseline, rollout.canary_of(self.live(name), baseline)
+
+    def abandon(self, name: str = "digits", *, percent: int = 30, installation: str = HERE) -> tuple[Owner, Canary]:
+        """v1 is stable, v2 is open, and a lease says who did it."""
+        self.stage("v1", name)
+        baseline, canary = self.stage("v2", name)
+        rollout.shift(self.services, canary, percent)
+        found = wait(lambda: rollout.assess_split(self.live(name), canary, percent), 5, poll=0.01)
+        assert found.state is State.READY, found
+        owner = Owner("release_digits", f"run-{name}", f"{installation}/runs/1", installation)
+        self.leases.acquire("models", name, owner, f"{name}-20260301")
+        facts = {"baseline": baseline, "canary": canary.revision, "stage": f"open at {percent} %"}
+        self.leases.update("models", name, owner, lambda claim: replace(claim, **facts))
+        return owner, canary
+
+    def sweep(self, *names: str, run: str = "sweep-1") -> list[str]:
+        """Runs the task once, as run `run` of the DAG; earlier sweeps are over."""
+        self.over |= {f"sweep-{number}" for number in range(10)} - {run}
+        task = Sweep(task_id="sweep", services=[[self.named(name)] for name in names or ("digits",)])
+        return task.sweep(SimpleNamespace(run_id=run))
+
+    def assert_settled(self, name: str = "digits") -> None:
+        live = self.live(name)
+        assert (live.canary_percent, live.storage_uri) == (None, "s3://models/digits/versions/v1/")
+        assert live.serving == {live.latest_created: 100}
+        assert self.lease(name).holder is None
+
+
+@pytest.fixture
+def world(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
+    with cluster(tmp_path, NamedPods()) as (_, client):
+        made = World(spec, InferenceServices(client), Leases(client))
+
+        def change(_: ModelSpec, run: Any, edit: Any) -> Record:
+            record = made.records.setdefault(
+                run.release, Record.new(run.release, model="digits", service="s", version=None, started="t")
+            )
+            edit(record)
+            return record
+
+        monkeypatch.setattr(connections, "cluster", lambda: client)
+        monkeypatch.setattr(sweep, "installation", lambda: HERE)
+        monkeypatch.setattr(sweep, "run_is_over", lambda owner: owner.run_id in made.over)
+        monkeypatch.setattr(records, "change", change)
+        yield made
+
+
+def test_a_service_at_rest_and_one_that_was_never_claimed(world: World) -> None:
+    world.stage("v1")
+    before = world.live().resource_version
+    assert world.sweep("digits", "unknown") == []
+    assert world.live().resource_version == before
+
+
+def test_a_live_run_is_let_alone(world: World) -> None:
+    world.abandon()
+    before, lease = world.live().resource_version, world.lease().raw
+    assert world.sweep() == []
+    assert (world.live().resource_version, world.lease().raw) == (before, lease)
+
+
+def test_a_run_that_is_over_is_settled_and_its_record_finished(world: World) -> None:
+    owner, _ = world.abandon()
+    world.over.add(owner.run_id)
+    (line,) = world.sweep()
+    restored = world.live().latest_created
+    assert line == (
+        f"models/digits: left by release_digits run-digits (open at 30 %): {restored} has all of the traffic"
+    )
+    world.assert_settled()
+    record = world.records["digits-20260301"]
+    assert (record.outcome, record.reason) == ("failed", f"its run ended without settling; {line}")
+    assert record.traffic[-1]["revisions"] == {restored: 100}
+    assert world.sweep(run="sweep-2") == []
+
+
+def test_what_was_promoted_stands(world: World) -> None:
+    owner, canary = world.abandon()
+    world.leases.update("models", "digits", owner, lambda claim: replace(claim, promoted=True))
+    rollout.promote(world.services, canary, 30)
+    world.over.add(owner.run_id)
+    (line,) = world.sweep()
+    assert line.endswith(f"{canary.revision} was promoted and has all of the traffic")
+    assert world.live().serving == {canary.revision: 100}
+    assert world.records["digits-20260301"].outcome == "promoted"
+    assert world.lease().holder is None
+
+
+def test_a_lease_of_a_run_that_touched_nothing_is_given_free(world: World) -> None:
+    world.stage("v1")
+    world.leases.acquire("models", "digits", Owner("release_digits", "gone", "url", HERE))
+    world.over.add("gone")
+    assert world.sweep() == ["models/digits: left by release_digits gone (claimed): nothing was touched"]
+    assert world.lease().holder is None
+
+
+def test_another_airflows_release_and_a_strangers_lease_are_only_told(world: World) -> None:
+    owner, _ = world.abandon(installation=ELSEWHERE)
+    world.over.add(owner.run_id)
+    before = world.live().resource_version
+    (line,) = world.sweep()
+    assert "is being released by another Airflow, release_digits run-digits (open at 30 %" in line
+    assert line.endswith(owner.url)
+    assert world.live().resource_version == before
+    assert world.lease().holder == owner.identity
+
+
+def test_a_canary_with_traffic_and_no_lease_is_told_and_stays(world: World) -> None:
+    owner, canary = world.abandon()
+    world.leases.release("models", "digits", owner)
+    (line,) = world.sweep()
+    assert line.startswith(f"models/digits: {canary.revision} takes 30 % and no release claims it")
+    assert world.live().canary_percent == 30
+
+
+def test_a_frozen_service_is_settled_and_stays_frozen(world: World) -> None:
+    owner, _ = world.abandon()
+    world.leases.freeze("models", "digits", "incident 7")
+    world.over.add(owner.run_id)
+    assert len(world.sweep()) == 1
+    world.assert_settled()
+    assert world.lease().frozen == "incident 7"
+
+
+def test_one_that_cannot_be_settled_fails_the_run_and_hides_no_other(world: World) -> None:
+    lost, _ = world.abandon("letters")
+    good, _ = world.abandon("digits")
+    world.over |= {lost.run_id, good.run_id}
+    other = Baseline(uid="of another object", revision="letters-predictor-00001", template={})
+    world.leases.update("models", "letters", lost, lambda claim: replace(claim, baseline=other))
+    with pytest.raises(NotSettled, match=r"models/letters is not settled: .* made anew by another hand"):
+        world.sweep("letters", "digits")
+    world.assert_settled("digits")
+    held = world.lease("letters").claim
+    assert (held.owner.dag_id, held.inherited.owner) == ("sweep", lost), "no release may begin before it is settled"
+    with pytest.raises(NotSettled, match="models/letters is not settled"):
+        world.sweep("letters", "digits", run="sweep-2")
+    assert world.lease("letters").claim.inherited.owner == lost
+
+
+def test_a_sweep_that_died_is_gone_on_with(world: World) -> None:
+    owner, _ = world.abandon()
+    world.over.add(owner.run_id)
+    died = Owner("sweep", "sweep-1", "url", HERE)
+    world.leases.acquire("models", "digits", died, over=owner)
+    world.leases.bar("models", "digits", died)("digits-predictor-00002")
+    (line,) = world.sweep(run="sweep-2")
+    assert line.startswith("models/digits: left by release_digits run-digits (open at 30 %)")
+    world.assert_settled()
+
+
+def test_what_a_dead_settle_had_barred_is_barred_for_the_next(world: World) -> None:
+    owner, _ = world.abandon()
+    died, following = (Owner("sweep", f"sweep-{number}", "url", HERE) for number in (1, 2))
+    world.leases.bar("models", "digits", owner)("a")
+    world.leases.acquire("models", "digits", died, over=owner)
+    world.leases.bar("models", "digits", died)("b")
+    lease = world.leases.acquire("models", "digits", following, over=died)
+    assert lease.claim.inherited.owner == owner  # type: ignore[union-attr]
+    assert lease.claim.left.barred == ("a", "b")  # type: ignore[union-attr]
+    assert Claim(died).left == Claim(died)
+
+
+def test_a_model_file_that_cannot_be_read_stops_no_other_service(tmp_path: Path) -> None:
+    (tmp_path / "digits.yaml").write_text((PROJECT / "include" / "models" / "digits.yaml").read_text())
+    (tmp_path / "broken.yaml").write_text("model: broken\n")
+    task: Any = sweep_dag(tmp_path, schedule=None).get_task("sweep")
+    assert [spec.model for specs in task.services for spec in specs] == ["digits"]
+    assert len(task.unread) == 1
+    assert "broken.yaml:1" in task.unread[0]
+
+
+def test_the_dag_is_light_and_never_overlaps_itself() -> None:
+    heavy = ("torch", "transformers", "kubernetes", "boto3", "numpy")
+    code = (
+        "import runpy, sys, json\n"
+        f"dag = runpy.run_path({str(PROJECT / 'dags' / 'sweep.py')!r})['sweep']\n"
+        f"print(json.dumps([sorted(set({heavy!r}) & set(sys.modules)), dag.max_active_runs, dag.catchup]))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert json.loads(done.stdout.splitlines()[-1]) == [[], 1, False]
+
+
+@pytest.mark.parametrize(
+    ("uri", "found"),
+    [
+        ("s3://models/digits/versions/0123456789abcdef/", ("s3://models/digits/", "0123456789abcdef")),
+        ("s3://models/digits/versions/0123456789abcdef", None),
+        ("s3://models/letters/versions/0123456789abcdef/", None),
+        ("s3://models/digits/versions/../x/", None),
+        (None, None),
+    ],
+)
+def test_which_version_a_storage_uri_names(spec: ModelSpec, uri: str | None, found: object) -> None:
+    assert proof.version_in([spec], uri) == found
+
+
+def test_a_version_whose_answers_cannot_be_read_proves_nothing(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(_: str) -> Any:
+        raise StoreUnavailable("S3 does not answer")
+
+    monkeypatch.setattr(connections, "store", away)
+    lines: list[str] = []
+
+    def log(text: str, *said: object) -> None:
+        lines.append(text % said)
+
+    live: Any = SimpleNamespace(latest_created="digits-predictor-00003")
+    with pytest.raises(SmokeFailed, match="what version 0123456789abcdef should answer cannot be read: S3 does not"):
+        proof.prover([spec], "s3://models/digits/versions/0123456789abcdef/", log)(live)
+    assert lines == []
+    proof.prover([spec], "gs://elsewhere/model/", log)(live)
+    unasked = "gs://elsewhere/model/ is of no store of this project: nobody knows what it should answer"
+    assert lines == [f"{unasked}, and it is not asked"]
