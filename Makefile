@@ -35,11 +35,14 @@ check: setup ## ruff and mypy strict
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-unit: setup ## the tests that need no running program; under a minute
-	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation"
+unit: setup ## the tests that start nothing; under a minute
+	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
-test: check ## everything: checks, units, real parts, simulations, whole releases
-	@$(BIN)/python -m pytest
+test: check ## checks, units, real parts, simulations, whole releases
+	@$(BIN)/python -m pytest -m "not faults"
+
+faults: setup ## break parts during releases; writes tests/faults/README.md (ten minutes)
+	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
 
 release: setup ## release the example: a first version, a better one, a bad one
 	@$(BIN)/python -m sandbox release
