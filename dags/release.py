@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_release.spec import load_all
+from model_release.model_file import load_all
 from model_release.tasks.dag import release_dag
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -11,7 +11,8 @@ import pytest
 import yaml
 
 from model_release.errors import SpecError
-from model_release.spec import BUCKET_EDGES_MS, ModelSpec, format_duration, load, load_all, parse_duration
+from model_release.model_file import load, load_all
+from model_release.spec import BUCKET_EDGES_MS, ModelSpec, format_duration, parse_duration
 
 PROJECT = Path(__file__).resolve().parents[1]
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import CanaryLost, NotSettled, ReleaseError, ServiceBusy, SpecError
-from model_release.spec import load_all
+from model_release.model_file import load_all
 
 if TYPE_CHECKING:
     from model_release.serving.inference_service import InferenceServices

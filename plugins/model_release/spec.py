@@ -1,19 +1,15 @@
-"""The model file: all that a user writes to release a model.
+"""What a model file may say: all that a user writes to release a model.
 
-`load(path)` reads one YAML file of `include/models/` into a `ModelSpec`. Whatever it cannot accept it refuses with
-one line: the file, the line in it, the field, what is wrong and what would be right. Nothing here talks to a
-network, and nothing heavy is imported: DAG files call it each time they are parsed.
+`model_file` reads one. Nothing here talks to a network, and nothing heavy is imported: DAG files need it each time they
+are parsed.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from croniter import croniter
 from pydantic import (
     AfterValidator,
@@ -22,13 +18,10 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     WithJsonSchema,
     field_validator,
     model_validator,
 )
-
-from model_release.errors import SpecError
 
 Profile = Literal["knative", "knative-otel", "istio"]
 
@@ -332,125 +325,6 @@ class ModelSpec(_Part):
             "metrics": metrics,
             "values": values,
         }
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice; YAML's own rule, which PyYAML does not keep."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[object] = set()
-    for key_node, _ in node.value:
-        key = loader.construct_object(key_node)
-        if key in seen:
-            raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=key_node.start_mark)
-        seen.add(key)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _line(node: yaml.Node | None, path: Sequence[int | str]) -> int:
-    """The line of the deepest part of `path` that the file has, counted from 1."""
-    line = node.start_mark.line + 1 if node else 1
-    for part in path:
-        if isinstance(node, yaml.MappingNode):
-            found = next(((k, v) for k, v in node.value if k.value == part), None)
-            if found is None:
-                break
-            line, node = found[0].start_mark.line + 1, found[1]
-        elif isinstance(node, yaml.SequenceNode) and isinstance(part, int) and part < len(node.value):
-            node = node.value[part]
-            line = node.start_mark.line + 1
-    return line
-
-
-def _sentence(error: Any, known: dict[str, list[str]]) -> str:
-    path = [str(part) for part in error["loc"]]
-    kind, message = error["type"], error["msg"]
-    if kind == "extra_forbidden":
-        import difflib
-
-        names = known.get(".".join(p for p in path[:-1] if not p.isdigit()), [])
-        close = difflib.get_close_matches(path[-1], names, n=1)
-        message = f"unknown key; {close[0]!r} is near" if close else f"unknown key; {', '.join(names)} are known"
-    elif kind == "missing":
-        message = "is missing"
-    elif kind == "value_error":
-        message = str(error["ctx"]["error"])
-    elif kind == "string_pattern_mismatch":
-        message = f"{error['input']!r} does not have the form {error['ctx']['pattern']}"
-    else:
-        message = f"{message[0].lower()}{message[1:]}, not {error['input']!r}"
-    return f"{'.'.join(path)}: {message}" if path else str(message)
-
-
-def _known_keys() -> dict[str, list[str]]:
-    parts: dict[str, type[BaseModel]] = {
-        "": ModelSpec,
-        "source": Source,
-        "service": Service,
-        "service.resources": Resources,
-        "rollout": Rollout,
-        "judge": Judge,
-        "judge.metrics": Metric,
-        "judge.values": Value,
-    }
-    return {path: list(part.model_fields) for path, part in parts.items()}
-
-
-def load(path: Path) -> ModelSpec:
-    """Read one model file.
-
-    Raises:
-        SpecError: with every trouble of the file, one after the other, each with file, line, field and cure.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, _Loader)
-        content = yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader, with one more refusal
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: cannot be read: {error}") from error
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise SpecError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from error
-    if not isinstance(content, dict):
-        raise SpecError(f"{path}:1: a model file is a mapping that begins with `model: <name>`")
-    try:
-        return ModelSpec.model_validate(content)
-    except ValidationError as error:
-        known = _known_keys()
-        found = error.errors()
-        # A list whose items were refused also counts as empty; that line would only puzzle.
-        refused_items = {
-            trouble["loc"][:depth]
-            for trouble in found
-            for depth, part in enumerate(trouble["loc"])
-            if isinstance(part, int)
-        }
-        troubles = [
-            f"{path}:{_line(root, trouble['loc'])}: {_sentence(trouble, known)}"
-            for trouble in found
-            if not (trouble["type"] == "too_short" and trouble["loc"] in refused_items)
-        ]
-        raise SpecError("; ".join(troubles)) from error
-
-
-def load_all(folder: Path) -> dict[str, ModelSpec]:
-    """Every `*.yaml` of the folder by model name, in the order of their names.
-
-    Raises:
-        SpecError: for the first file that cannot be accepted, or when two files name one model.
-    """
-    specs: dict[str, ModelSpec] = {}
-    files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.yaml")):
-        spec = load(path)
-        if spec.model in specs:
-            raise SpecError(f"{path}: model: {spec.model!r} is already the model of {files[spec.model]}")
-        specs[spec.model], files[spec.model] = spec, path
-    return specs
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from model_release.spec import ModelSpec, load
+from model_release.model_file import load
+from model_release.spec import ModelSpec
 from model_release.tasks.dag import release_dag
 
 PROJECT = Path(__file__).resolve().parents[2]

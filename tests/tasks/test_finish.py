@@ -89,7 +89,7 @@ ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, 
         "auto",
         (
             "failed",
-            "task open_50 failed: Airflow ended it; its log says why",
+            "task open_50 failed: it was ended from outside: marked by hand, killed or lost",
             "digits-00001 has all of the traffic",
         ),
     ),
@@ -180,7 +180,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
         (
             "killed by the machine",
             ReleaseFailed,
-            "digits 0123456789abcdef: task open_50 failed: Airflow ended it; its log says why "
+            "digits 0123456789abcdef: task open_50 failed: it was ended from outside: marked by hand, killed or lost "
             "Settled: digits-00001 has all of the traffic.",
         ),
     ],

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from model_release.errors import ReleaseFailed, RolledBack
 from model_release.tasks import records
 from model_release.tasks.base import TROUBLE, ReleaseOperator
-from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 
@@ -24,8 +23,6 @@ class Settle(ReleaseOperator):
     """
 
     def release(self, context: Any, run: Run) -> str:
-        from model_release.serving.settle import settle
-
         released = ReleasedService(self.spec, run)
         lease = released.leases.read(released.namespace, released.name)
         claim = lease.claim if lease else None
@@ -34,13 +31,7 @@ class Settle(ReleaseOperator):
         release = claim.as_release(released.namespace, released.name)
         sentence = "nothing was touched"
         if release is not None:
-            sentence = settle(
-                released.services,
-                release,
-                released.leases.bar(released.namespace, released.name, released.owner),
-                prove=prover([self.spec], release.baseline.storage_uri, self.log.info),
-                tell=lambda progress: self.log.info("%s", progress.sentence),
-            )
+            sentence = released.settle(release, self.log.info)
             released.record_traffic("settle", 100, released.live())
         released.leases.release(released.namespace, released.name, released.owner)
         self.log.info("Settled: %s", sentence)
@@ -86,7 +77,7 @@ class Report(ReleaseOperator):
 
     def trouble(self, ti: Any, task: str) -> str:
         """The one line of a task that failed."""
-        why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "Airflow ended it; its log says why"
+        why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "it was ended from outside: marked by hand, killed or lost"
         return f"task {task} failed: {why}"
 
     def why_back(self, ti: Any, states: dict[str, Any]) -> str:

@@ -20,15 +20,13 @@ from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
 from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
-from model_release.tasks.service import ReleasedService
+from model_release.tasks.service import ROUTE_SECONDS, ReleasedService
 from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger, run_is_over
 
 if TYPE_CHECKING:
     from model_release.serving.rollout import Canary
 
 _SLACK = timedelta(minutes=1)
-# A change of the split reaches the gateway in seconds; minutes mean that something is wrong.
-_ROUTE_SECONDS = 120.0
 
 
 class ClaimService(ReleaseOperator):
@@ -83,18 +81,10 @@ class ClaimService(ReleaseOperator):
         )
 
     def _settle_inherited(self, released: ReleasedService) -> None:
-        from model_release.serving.settle import settle
-
         claim = released.claim()
         left = claim.left.as_release(released.namespace, released.name) if claim.inherited else None
         if left is not None:
-            sentence = settle(
-                released.services,
-                left,
-                released.leases.bar(released.namespace, released.name, released.owner),
-                prove=prover([self.spec], left.baseline.storage_uri, self.log.info),
-                tell=lambda progress: self.log.info("Settling what was left: %s", progress.sentence),
-            )
+            sentence = released.settle(left, self.log.info)
             self.log.info("Left by %s and settled: %s", claim.inherited and claim.inherited.owner.run_id, sentence)
         if claim.inherited is not None:
             released.note(inherited=None, barred=())
@@ -238,23 +228,13 @@ class Open(ReleaseOperator):
         self.percent = percent
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.serving.progress import State, wait
         from model_release.serving.rollout import assess_split, shift
 
         released, canary = ReleasedService(self.spec, run), service.canary(context)
         service.check_answered(context, canary.revision)
         claim = released.claim()
         shift(released.services, canary, self.percent)
-        progress = wait(
-            lambda: assess_split(released.live(), canary, self.percent),
-            _ROUTE_SECONDS,
-            poll=0.5,
-            tell=lambda told: self.log.info("%s", told.sentence),
-        )
-        if progress.state is State.LOST:
-            raise CanaryLost(progress.sentence)
-        if progress.state is not State.READY:
-            raise ClusterUnavailable(f"the split did not take effect: {progress.sentence}")
+        progress = released.verified(lambda: assess_split(released.live(), canary, self.percent), self.log.info)
         if claim.percent != self.percent or claim.opened_at is None:
             claim = released.note(stage=f"open at {self.percent} %", percent=self.percent, opened_at=records.now())
             released.record_traffic(self.task_id, self.percent, released.live())
@@ -268,7 +248,6 @@ class GoLive(ReleaseOperator):
     outcome = "first"
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.serving.progress import State, wait
         from model_release.serving.rollout import assess_promoted
 
         released, canary = ReleasedService(self.spec, run), service.canary(context)
@@ -278,16 +257,7 @@ class GoLive(ReleaseOperator):
             # Before the write: whoever comes after a crash has to know that this revision was proven.
             claim = released.note(stage=f"{self.task_id} begun", promoted=True)
         self.move(released, canary)
-        progress = wait(
-            lambda: assess_promoted(released.live(), canary),
-            _ROUTE_SECONDS,
-            poll=0.5,
-            tell=lambda told: self.log.info("%s", told.sentence),
-        )
-        if progress.state is State.LOST:
-            raise CanaryLost(progress.sentence)
-        if progress.state is not State.READY:
-            raise ClusterUnavailable(f"the traffic did not move: {progress.sentence}")
+        progress = released.verified(lambda: assess_promoted(released.live(), canary), self.log.info)
         if claim.stage != self.task_id:
             claim = released.note(stage=self.task_id, percent=None, opened_at=records.now())
             released.record_traffic(self.task_id, 100, released.live())
@@ -352,7 +322,7 @@ class RollBack(ReleaseOperator):
             )
 
         # Where KServe no longer knows the baseline as the revision before, it has to start anew from its template.
-        seconds = max(_ROUTE_SECONDS, self.spec.rollout.ready_within.total_seconds())
+        seconds = max(ROUTE_SECONDS, self.spec.rollout.ready_within.total_seconds())
         progress = wait(step, seconds, poll=0.5, tell=lambda told: self.log.info("%s", told.sentence))
         if progress.state is not State.READY:
             raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")

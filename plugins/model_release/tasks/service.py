@@ -7,19 +7,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import CanaryLost, ServiceBusy
+from model_release.errors import CanaryLost, ClusterUnavailable, ServiceBusy
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
+from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
     from model_release.serving.inference_service import InferenceService
     from model_release.serving.lease import Claim, Owner
+    from model_release.serving.progress import Progress
     from model_release.serving.rollout import Baseline, Canary
+    from model_release.serving.settle import Release
 
 
 ANSWERED = "answered"  # the XCom key under which task smoke names the revision that answered
+
+
+# A change of the split reaches the gateway in seconds; minutes mean that something is wrong.
+ROUTE_SECONDS = 120.0
 
 
 class ReleasedService:
@@ -78,6 +85,34 @@ class ReleasedService:
         from model_release.serving.manifest import load_base, manifest
 
         return manifest(self.spec, version_uri, load_base(root / "include" / "manifests" / "inference_service.yaml"))
+
+    def verified(self, assess: Callable[[], Progress], say: Callable[[str], None]) -> Progress:
+        """Waits until the change that was just written has taken effect, by the names of revisions.
+
+        Raises:
+            CanaryLost: what is live is no longer what this release opened.
+            ClusterUnavailable: it has not taken effect within two minutes; trying again may help.
+        """
+        from model_release.serving.progress import State, wait
+
+        progress = wait(assess, ROUTE_SECONDS, poll=0.5, tell=lambda told: say(told.sentence))
+        if progress.state is State.LOST:
+            raise CanaryLost(progress.sentence)
+        if progress.state is not State.READY:
+            raise ClusterUnavailable(f"the change has not taken effect: {progress.sentence}")
+        return progress
+
+    def settle(self, release: Release, log: Callable[..., None]) -> str:
+        """`serving.settle.settle`, under the lease that this run holds, with the smoke prediction as the proof."""
+        from model_release.serving.settle import settle
+
+        return settle(
+            self.services,
+            release,
+            self.leases.bar(self.namespace, self.name, self.owner),
+            prove=prover([self.spec], release.baseline.storage_uri, log),
+            tell=lambda progress: log("%s", progress.sentence),
+        )
 
     def record(self, edit: Callable[[Record], None]) -> Record:
         """Adds to the decision record."""

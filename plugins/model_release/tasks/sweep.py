@@ -16,7 +16,8 @@ from urllib.parse import quote
 from airflow.sdk import DAG, BaseOperator
 
 from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, SpecError, StoreUnavailable
-from model_release.spec import ModelSpec, load
+from model_release.model_file import load
+from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.base import RETRIES, telling
 from model_release.tasks.proof import prover
