@@ -15,7 +15,7 @@ from model_release.serving.progress import Patience, Progress, State, wait
 from model_release.serving.rollout import Baseline, Canary
 from model_release.serving.settle import Release, assess_rolled_back, is_clean
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[1] / "data"
 TRACES = json.loads((DATA / "canary-traffic-traces.json").read_text())
 EXAMPLES = {
     example["name"]: example["status"] for example in json.loads((DATA / "isvc-status-examples.json").read_text())

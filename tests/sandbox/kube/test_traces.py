@@ -11,7 +11,7 @@ import pytest
 
 from sandbox.interfaces import Phase
 
-DATA = Path(__file__).parent / "data"
+DATA = Path(__file__).parents[2] / "data"
 SCENARIOS = json.loads((DATA / "canary-traffic-traces.json").read_text())
 EXAMPLES = {e["name"]: e["status"] for e in json.loads((DATA / "isvc-status-examples.json").read_text())}
 SERVICE, R1, R2 = "classifier-vit-predictor", "classifier-vit-predictor-00001", "classifier-vit-predictor-00002"
