@@ -19,7 +19,7 @@ from sandbox.airflow import Airflow
 from sandbox.connections import connections
 from sandbox.envoy import Envoy
 from sandbox.errors import SandboxError
-from sandbox.kube import Cluster, PortTaken
+from sandbox.kube import Cluster, PortTaken, Timing
 from sandbox.ports import LOOPBACK, Ports, replace
 from sandbox.process import Child, end, processes, short_folder
 from sandbox.prometheus import Prometheus
@@ -105,6 +105,8 @@ class Stack:
             state_dir=state_dir,
             port=self._api_port,
             front_door_port=ports.of("front-door"),
+            # A laptop's memory: each revision that waits without traffic for a late roll-back is another TorchServe.
+            timing=Timing(reserve_grace=20.0),
         )
         # What Airflow is told, by environment variable; the file is for who brings an Airflow of their own.
         self.connections = connections(
