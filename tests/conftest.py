@@ -25,7 +25,7 @@ STARTING = {
     "metrics": {"serve"},
     "serving": {"live"},
     "sandbox": {"live"},
-    "tasks": {"kube"},
+    "tasks": {"kube", "world"},
 }
 
 
