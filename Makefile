@@ -62,5 +62,5 @@ picture: setup ## docs/release.svg anew: the last release of `make release`, as 
 schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
 
-clean: down ## forget everything that was built or released here
-	@rm -rf .sandbox .airflow .cache candidates
+clean: down ## forget what was built or released here; other candidates than the example's stay
+	@rm -rf .sandbox candidates/digits
