@@ -46,6 +46,31 @@ class ArchiveError(ReleaseError):
     mended_by = "the owner of the checkpoint or of the handler"
 
 
+class EvaluationFailed(ReleaseError):
+    """The version answers labelled images worse than its model file allows."""
+
+    mended_by = "the owner of the model"
+
+
+class TrainingFailed(ReleaseError):
+    """Training ended without a candidate."""
+
+    mended_by = "the owner of the training"
+
+
+class SourceUnavailable(ReleaseError):
+    """The hub does not answer now, or asks to be asked less often."""
+
+    mended_by = "time, or whoever runs the hub"
+    transient = True
+
+
+class SignatureRefused(ReleaseError):
+    """A version is not signed by the key that its model file names, or was changed after it was signed."""
+
+    mended_by = "whoever signs versions"
+
+
 class StoreRefused(ReleaseError):
     """S3 says no: no such bucket, refused credentials, missing permission."""
 

@@ -8,13 +8,13 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from model_release.errors import SpecError
-from model_release.spec import Judge, Metric, ModelSpec, Resources, Rollout, Service, Source, Value
+from model_release.spec import ModelSpec
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,18 +67,19 @@ def _sentence(error: Any, known: dict[str, list[str]]) -> str:
     return f"{'.'.join(path)}: {message}" if path else str(message)
 
 
-def _known_keys() -> dict[str, list[str]]:
-    parts: dict[str, type[BaseModel]] = {
-        "": ModelSpec,
-        "source": Source,
-        "service": Service,
-        "service.resources": Resources,
-        "rollout": Rollout,
-        "judge": Judge,
-        "judge.metrics": Metric,
-        "judge.values": Value,
-    }
-    return {path: list(part.model_fields) for path, part in parts.items()}
+def _known_keys(part: type[BaseModel] = ModelSpec, path: str = "") -> dict[str, list[str]]:
+    """The keys of the file by the dotted path of the mapping they stand in."""
+    known = {path: [field.alias or name for name, field in part.model_fields.items()]}
+    for name, field in part.model_fields.items():
+        for kind in _models_in(field.annotation):
+            known |= _known_keys(kind, f"{path}.{field.alias or name}".lstrip("."))
+    return known
+
+
+def _models_in(annotation: Any) -> list[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for argument in get_args(annotation) for model in _models_in(argument)]
 
 
 def load(path: Path) -> ModelSpec:

@@ -64,6 +64,9 @@ class Record:
     steps: list[dict[str, Any]] = field(default_factory=list)
     traffic: list[dict[str, Any]] = field(default_factory=list)
     approvals: list[dict[str, Any]] = field(default_factory=list)
+    source: dict[str, Any] | None = None  # what the run released, and the rule by which it was chosen
+    evaluation: dict[str, Any] | None = None  # how it answered labelled images, beside the stable version
+    retrospect: dict[str, Any] | None = None  # what the judge would have said of traffic that has passed
     format: int = FORMAT
 
     @classmethod

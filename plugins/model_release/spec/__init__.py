@@ -1,0 +1,95 @@
+"""What a model file may say: all that a user writes to release a model.
+
+`model_file` reads one. Nothing here talks to a network, and nothing heavy is imported: DAG files need it each time they
+are parsed.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from pydantic import Field
+
+from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
+from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
+from .people import Approval, Email, Notify, Slack, Webhook
+from .serve import Resources, Rollout, Service
+from .units import Name, Part, PositiveDuration, S3Prefix, format_duration, parse_duration
+
+__all__ = [
+    "BUCKET_EDGES_MS",
+    "Approval",
+    "Build",
+    "Email",
+    "Evaluation",
+    "Judge",
+    "Keep",
+    "Metric",
+    "ModelSpec",
+    "Notify",
+    "Profile",
+    "Resources",
+    "Rollout",
+    "Service",
+    "Signing",
+    "Slack",
+    "Source",
+    "Training",
+    "Value",
+    "Webhook",
+    "format_duration",
+    "parse_duration",
+]
+
+
+class ModelSpec(Part):
+    """One model file."""
+
+    model: Name
+    source: Source
+    service: Service
+    store: S3Prefix
+    schedule: Schedule = Field(None, description="A cron expression or preset; nothing for runs by hand only.")
+    training: Training | None = None
+    evaluation: Evaluation | None = None
+    build: Build = Build()
+    signing: Signing | None = None
+    rollout: Rollout = Rollout()
+    judge: Judge
+    approval: Approval = Field("never", description="When a person is asked; silence until the deadline rolls back.")
+    answer_within: PositiveDuration = Field(
+        timedelta(hours=4), description="How long an approval waits for its answer."
+    )
+    notify: Notify | None = None
+    keep: Keep = Keep()
+
+    def policy(self, percent: int | None) -> dict[str, Any]:
+        """What `judging.Policy.from_dict` reads, for the step at `percent` of the traffic.
+
+        `None` is the bake after promotion: the canary has become the stable revision, there is nothing beside it,
+        and limits against stable cannot be judged. The allowance for false roll-backs is shared by all the steps and
+        the bake.
+        """
+        looks = len(self.rollout.steps) + (1 if self.rollout.bake else 0)
+        metrics = [metric.limits() for metric in self.judge.metrics]
+        values = [value.model_dump(exclude_none=True) for value in self.judge.values]
+        if percent is None:
+            values = [value for value in values if "max_ratio" not in value]
+            metrics = [
+                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor")}
+                for metric in metrics
+                if "max_rate" in metric
+            ]
+        return {
+            "false_rollback": self.judge.false_rollback,
+            "false_promotion": self.judge.false_promotion,
+            "min_requests": self.judge.min_requests,
+            "warm_up": self.judge.warm_up,
+            "no_data_limit": self.judge.no_data_limit,
+            "design_effect": self.judge.design_effect,
+            "traffic": None if percent is None else percent / 100,
+            "steps": looks,
+            "metrics": metrics,
+            "values": values,
+        }

@@ -1,0 +1,147 @@
+"""The parts of a model file that say how a checkpoint becomes a version: source, training, evaluation, build, signing,
+and how many of them are kept."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Annotated, Literal
+
+from croniter import croniter
+from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+
+from .units import Part, PositiveDuration, S3Prefix, Share
+
+
+def check_cron(schedule: str | None) -> str | None:
+    """The schedule, or a `ValueError` that says what one looks like."""
+    if schedule is not None and not croniter.is_valid(schedule):
+        raise ValueError(f"{schedule!r} is no cron expression; '0 6 * * 1' or '@weekly' is")
+    return schedule
+
+
+Schedule = Annotated[str | None, AfterValidator(check_cron)]
+
+
+class Source(Part):
+    """Where checkpoints come from: exactly one of the three. A folder or prefix holds one checkpoint, or candidates in
+    folders named by time; a repository of the hub holds its commits."""
+
+    directory: str | None = Field(None, min_length=1, description="A folder; relative to the project's own.")
+    s3: S3Prefix | None = Field(None, description="An S3 prefix, ending in `/`.")
+    hub: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
+        max_length=96,
+        description="A model repository of the Hugging Face hub: owner/name.",
+    )
+    revision: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
+        max_length=100,
+        description="Of the hub: a branch, tag or commit. A branch (main, unless said) gives its newest commit.",
+    )
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Source:
+        if sum(place is not None for place in (self.directory, self.s3, self.hub)) != 1:
+            raise ValueError("exactly one of directory, s3 and hub says where checkpoints come from")
+        if self.revision is not None and self.hub is None:
+            raise ValueError("revision names a commit of the hub; a folder or prefix has none")
+        return self
+
+    def __str__(self) -> str:
+        return self.s3 or self.directory or f"hub {self.hub}"
+
+
+class Evaluation(Part):
+    """Labelled images that each version answers before it gets traffic, and what its answers must reach.
+
+    Images are in folders that bear their labels' names.
+    """
+
+    data: str = Field(
+        min_length=1, description="A folder relative to the project's own, or an S3 prefix ending in `/`."
+    )
+    min_accuracy: Share | None = Field(None, description="The share of right answers, at least.")
+    max_regressions: Annotated[float, Field(ge=0, lt=1)] | None = Field(
+        None, description="The share of images that stable answers right and this version wrong, at most."
+    )
+    min_recall: Share | dict[str, Share] | None = Field(
+        None, description="For each label, or for those that are named: the share of its images found, at least."
+    )
+    batch: int = Field(16, ge=1, le=1024, description="Images at once.")
+
+    @field_validator("data")
+    @classmethod
+    def _is_a_place(cls, data: str) -> str:
+        if data.startswith("s3:") and not re.fullmatch(
+            r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*", data
+        ):
+            raise ValueError(f"{data!r} is no S3 prefix; s3://bucket/folder/ is")
+        return data
+
+
+class Training(Part):
+    """What makes new candidates, on a schedule of its own; each one starts a release.
+
+    A callable of this project (`run`), called in a process of its own, or a container image (`image`) in the cluster.
+    """
+
+    schedule: Schedule = Field(None, description="A cron expression or preset; nothing for runs by hand only.")
+    run: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*:[A-Za-z_][A-Za-z0-9_]*$",
+        description="module:function, called with (destination, log, **arguments); returns its metrics.",
+    )
+    image: str | None = Field(
+        None, min_length=1, description="A container image that writes a checkpoint to $DESTINATION (S3)."
+    )
+    arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
+    timeout: PositiveDuration = timedelta(hours=12)
+    resources: dict[str, str] = Field(default_factory=dict, description="Of the pod: cpu, memory, nvidia.com/gpu.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Training:
+        if (self.run is None) == (self.image is None):
+            raise ValueError("exactly one of run and image says what trains")
+        if self.resources and self.image is None:
+            raise ValueError("resources are those of the pod that runs image; run has the worker's own")
+        return self
+
+
+class Build(Part):
+    """Where the heavy tasks run: on the worker, or in a pod of their own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+    within: Literal["worker", "pod"] = Field("worker", alias="in")
+    image: str | None = Field(
+        None, min_length=1, description="With `in: pod`: an image with this project and its packages."
+    )
+    service_account: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)
+    resources: dict[str, str] = Field(
+        default_factory=dict, description="cpu, memory, nvidia.com/gpu: request and limit."
+    )
+
+    @model_validator(mode="after")
+    def _pods_have_an_image(self) -> Build:
+        if self.within == "pod" and self.image is None:
+            raise ValueError("in: pod needs image: an image with this project and the packages of requirements.txt")
+        if self.within == "worker" and (self.image or self.resources or self.service_account):
+            raise ValueError("image, service_account and resources are those of a pod: in: pod")
+        return self
+
+
+class Signing(Part):
+    """Signatures of versions, by `model-signing` with key files: paths on the worker, or relative to the project."""
+
+    public_key: str = Field(min_length=1, description="PEM; every version is verified with it before it is staged.")
+    private_key: str | None = Field(None, min_length=1, description="PEM; signs what this project publishes.")
+
+
+class Keep(Part):
+    """Which versions retention leaves in the store: the newest ones, those that are young, and every one in use."""
+
+    versions: int = Field(20, ge=1)
+    days: int = Field(180, ge=1)

@@ -1,0 +1,135 @@
+"""The `judge` part of a model file: what is measured, and when evidence is enough."""
+
+from __future__ import annotations
+
+import re
+from datetime import timedelta
+from typing import Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from .units import Part, PositiveDuration, Share, format_duration
+
+Profile = Literal["knative", "knative-otel", "istio"]
+
+# The upper edges of the latency histogram that each stack exposes, in milliseconds. A share of slow requests can be
+# read exactly only at one of them; between two it would be a guess (facts/kserve.md 5.1, 5.3; Istio's own list is in
+# its `istio_request_duration_milliseconds` definition).
+BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
+    "knative": (
+        *(5, 10, 20, 40, 60, 80, 100, 150, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900),
+        *(1000, 2000, 5000, 10000, 20000, 50000, 100000),
+    ),
+    "knative-otel": (5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500, 10000),
+    "istio": (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000),
+}
+
+
+class Metric(Part):
+    """A share of bad requests. Bad is a response code (`codes`, 5xx unless said) or a duration (`above`)."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
+    codes: str | None = Field(None, pattern=r"^[1-5](\d\d|xx)$", description="Bad response codes: 5xx, 503, …")
+    above: PositiveDuration | None = Field(None, description="Bad is slower than this; on a bucket's edge.")
+    max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
+    max_ratio: float | None = Field(None, ge=1, description="Times stable's share that is still accepted.")
+    floor: Share | None = Field(None, description="Stable's share counts as at least this, with max_ratio.")
+    observe: bool = Field(False, description="Computed and shown; never decides.")
+
+    @model_validator(mode="after")
+    def _has_one_meaning(self) -> Metric:
+        if self.codes is not None and self.above is not None:
+            raise ValueError("codes and above are two metrics; give each a name of its own")
+        if self.max_rate is None and self.max_ratio is None and not self.observe:
+            raise ValueError("no limit: max_rate, max_ratio or both; or observe: true to only show it")
+        if self.max_ratio is not None and self.floor is None:
+            raise ValueError("max_ratio needs a floor, or one bad request against a perfect stable would be fatal")
+        if self.floor is not None and self.max_ratio is None:
+            raise ValueError("floor has no meaning without max_ratio")
+        return self
+
+    def limits(self) -> dict[str, Any]:
+        """The metric as `judging.Policy` reads it."""
+        given = {"max_rate": self.max_rate, "max_ratio": self.max_ratio, "floor": self.floor}
+        limits: dict[str, Any] = {"name": self.name, **{k: v for k, v in given.items() if v is not None}}
+        if self.observe:
+            limits["observe"] = True
+        return limits
+
+
+_PLACEHOLDERS = ("namespace", "revision", "service")
+
+
+class Value(Part):
+    """A number that is no share (queue depth, memory, a business figure), held against a threshold. It can stop a
+    release and never promotes one."""
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
+    query: str = Field(
+        min_length=1,
+        description='PromQL for one number; "$revision", "$namespace" and "$service" stand for what is asked about.',
+    )
+    max: float | None = Field(None, allow_inf_nan=False)
+    min: float | None = Field(None, allow_inf_nan=False)
+    max_ratio: float | None = Field(None, gt=0, allow_inf_nan=False, description="Times stable's value, at most.")
+    failures_allowed: int = Field(0, ge=0)
+    inconclusive_allowed: int = Field(0, ge=0)
+    consecutive_errors_allowed: int = Field(4, ge=0)
+    observe: bool = Field(False, description="Measured and shown; never decides.")
+
+    @field_validator("query")
+    @classmethod
+    def _placeholders_are_known(cls, query: str) -> str:
+        for found in re.finditer(r"\$(\w*)", query):
+            if found[1] not in _PLACEHOLDERS:
+                known = ", ".join(f"${name}" for name in _PLACEHOLDERS)
+                raise ValueError(f"{found[0]!r} stands for nothing; {known} do")
+        return query
+
+    @model_validator(mode="after")
+    def _has_a_limit(self) -> Value:
+        if self.max is None and self.min is None and self.max_ratio is None and not self.observe:
+            raise ValueError("no limit: max, min or max_ratio; or observe: true to only show it")
+        if self.max is not None and self.min is not None and self.min > self.max:
+            raise ValueError(f"min {self.min:g} is above max {self.max:g}; every value would fail")
+        return self
+
+
+class Judge(Part):
+    """When evidence is enough. The mathematics is in `model_release/judging`."""
+
+    profile: Profile = Field("knative-otel", description="Which stack's metrics Prometheus holds.")
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    values: tuple[Value, ...] = ()
+    false_rollback: Share = Field(0.01, description="At most this chance that a release rolls back a good canary.")
+    false_promotion: Share = Field(0.05, description="At most this chance to promote one beyond a limit.")
+    min_requests: int = Field(100, ge=1, description="On the canary, in each step, before it may go on.")
+    warm_up: int = Field(0, ge=0, description="Windows after each opening that are shown and not judged.")
+    no_data_limit: int = Field(6, ge=1, description="So many windows without data in a row end the watch.")
+    design_effect: float = Field(
+        4.0,
+        ge=1,
+        allow_inf_nan=False,
+        description="Burstiness of failures, assumed until stable's own windows show it; 1 where requests fail alone.",
+    )
+
+    @model_validator(mode="after")
+    def _metrics_are_readable(self) -> Judge:
+        names = [metric.name for metric in self.metrics] + [value.name for value in self.values]
+        if doubled := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"two metrics are called {doubled[0]!r}")
+        if all(metric.observe for metric in self.metrics):
+            raise ValueError("every metric is only observed; at least one must decide")
+        edges = BUCKET_EDGES_MS[self.profile]
+        for metric in self.metrics:
+            if metric.above is None:
+                continue
+            limit = metric.above.total_seconds() * 1000
+            if limit not in edges:
+                near = sorted(sorted(edges, key=lambda edge: abs(edge - limit))[:2])
+                named = " or ".join(format_duration(timedelta(milliseconds=edge)) for edge in near)
+                raise ValueError(
+                    f"metrics.{metric.name}.above: {format_duration(metric.above)} is on no bucket's edge of profile "
+                    f"{self.profile}, so the share could only be guessed; {named} can be read exactly"
+                )
+        return self

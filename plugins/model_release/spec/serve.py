@@ -1,0 +1,76 @@
+"""The `service` and `rollout` parts of a model file: where a model runs, and how the traffic moves to it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from .units import Duration, Name, Part, PositiveDuration, format_duration
+
+
+class Resources(Part):
+    """Requests and limits of the predictor's container, as Kubernetes quantities."""
+
+    cpu: Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
+    memory: str = Field("2Gi", pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")
+
+
+class Service(Part):
+    """The InferenceService that the model is released on. Several models may name the same one."""
+
+    name: Name
+    namespace: Name
+    min_replicas: int = Field(1, ge=1, description="KServe starts as many pods before a revision is ready.")
+    max_replicas: int = Field(1, ge=1)
+    container_concurrency: int = Field(0, ge=0, description="Requests at once for each pod; 0 for no limit.")
+    timeout: PositiveDuration = timedelta(seconds=60)
+    service_account: Name | None = None
+    runtime: str = Field("kserve-torchserve", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    resources: Resources = Resources()
+
+    @model_validator(mode="after")
+    def _replicas_in_order(self) -> Service:
+        if self.max_replicas < self.min_replicas:
+            raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        return self
+
+    @property
+    def key(self) -> str:
+        """`namespace/name`, as logs, records and the lease call it."""
+        return f"{self.namespace}/{self.name}"
+
+
+class Rollout(Part):
+    """How the traffic moves, and how long each look waits."""
+
+    steps: tuple[int, ...] = Field((10, 30), min_length=1, max_length=10)
+    window: PositiveDuration = Field(timedelta(seconds=10), description="One look's counts; at least two scrapes.")
+    deadline: PositiveDuration = Field(
+        timedelta(minutes=30), description="For each step; then: inconclusive, rolled back."
+    )
+    bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
+    ready_within: PositiveDuration = Field(
+        timedelta(minutes=15), description="For the new revision to become ready, image pull included."
+    )
+    wait_for_lease: Duration = Field(
+        timedelta(hours=1), description="In line behind another release of the service; 0s fails at once."
+    )
+
+    @field_validator("steps")
+    @classmethod
+    def _steps_rise(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+        for step in steps:
+            if not 1 <= step <= 99:
+                raise ValueError(f"{step} is not a step; a canary takes 1 to 99 percent, and 100 follows by itself")
+        if sorted(set(steps)) != list(steps):
+            raise ValueError(f"{list(steps)} does not rise; {sorted(set(steps))} would")
+        return steps
+
+    @model_validator(mode="after")
+    def _deadline_holds_windows(self) -> Rollout:
+        if self.deadline < 2 * self.window:
+            given, least = format_duration(self.deadline), format_duration(2 * self.window)
+            raise ValueError(f"deadline {given} is shorter than two windows; {least} is the least")
+        return self
