@@ -9,9 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from model_release.model_file import load_all
+from model_release.tasks import suggestions
 from model_release.tasks.dag import release_dag
 
 PROJECT = Path(__file__).resolve().parents[1]
 
+versions = suggestions.known()
 for spec in load_all(PROJECT / "include" / "models").values():
-    globals()[f"release_{spec.model}"] = release_dag(spec, PROJECT)
+    globals()[f"release_{spec.model}"] = release_dag(spec, PROJECT, versions.get(spec.model, ()))

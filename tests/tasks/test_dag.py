@@ -37,8 +37,9 @@ def test_release_dag_with_two_steps_and_a_bake_is_wired_as_designed() -> None:
         "publish": {"claim", "report"},
         "claim": {"stage", "settle"},
         "stage": {"smoke"},
-        "smoke": {"open_10", "go_live"},
+        "smoke": {"open_10", "go_live", "go_direct"},
         "go_live": {"settle"},
+        "go_direct": {"bake"},
         "open_10": {"watch_10"},
         "watch_10": {"decide_10"},
         "decide_10": {"open_30", "roll_back"},
@@ -81,6 +82,13 @@ def test_no_branch_leads_straight_to_the_teardown() -> None:
     assert all("settle" not in tasks[name] for name in branches)
 
 
+def test_the_form_suggests_the_versions_that_are_known() -> None:
+    dag = release_dag(spec(steps=[30]), PROJECT, ["0123456789abcdef"])
+    assert dag.params.get_param("version").schema["examples"] == ["0123456789abcdef"]
+    dag.params["version"] = "fedcba9876543210"
+    assert dag.params.validate()["version"] == "fedcba9876543210", "suggestions, not all there is"
+
+
 def test_a_change_of_the_model_file_is_a_change_of_the_dag() -> None:
     assert release_dag(spec(steps=[30]), PROJECT).doc_md != release_dag(spec(steps=[40]), PROJECT).doc_md
 
@@ -96,7 +104,11 @@ def test_a_change_of_the_model_file_is_a_change_of_the_dag() -> None:
         ("rollout", "auto", True),
         ("rollout", "canary", True),
         ("rollout", "none", True),
-        ("rollout", "direct", False),
+        ("rollout", "direct", True),
+        ("rollout", "at once", False),
+        ("revision", "20261122T230000", True),
+        ("revision", "9f1e7c0", True),
+        ("revision", "$(id)", False),
         ("note", 'quotes " and { braces }\nand lines', True),
         ("note", "x" * 1001, False),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -16,7 +17,7 @@ from typing import Any
 import pytest
 from kubernetes.client import CustomObjectsApi
 
-from model_release.errors import ClusterUnavailable, MetricsRefused
+from model_release.errors import ClusterUnavailable, MetricsRefused, StoreUnavailable
 from model_release.serving import progress, rollout
 from model_release.serving.inference_service import InferenceServices
 from model_release.serving.lease import Lease, Leases, Owner
@@ -88,7 +89,10 @@ async def ending(trigger: Any, patience: float = 10.0) -> Any:
 GIVEN: list[tuple[type[Any], dict[str, Any]]] = [
     (LeaseTrigger, {"namespace": "models", "name": "digits", "deadline": moment(60)}),
     (RevisionTrigger, {"wanted": {"metadata": {}}, "baseline": Baseline().as_dict(), "deadline": moment(60)}),
-    (CanaryTrigger, {"spec": "{}", "canary": {}, "percent": None, "opened": moment(0), "deadline": moment(60)}),
+    (
+        CanaryTrigger,
+        {"spec": "{}", "canary": {}, "percent": None, "opened": moment(0), "deadline": moment(60), "run": {}},
+    ),
 ]
 
 
@@ -245,6 +249,9 @@ class Watch:
     """Stands in for `look.Watch`: the given looks, one after the other."""
 
     pause = 0.01
+    shown = 0
+    store_takes = 0.0
+    refused: Exception | None = None
 
     def __init__(self, looks: list[Look | Exception]) -> None:
         self._looks = looks
@@ -254,6 +261,12 @@ class Watch:
         if isinstance(look, Exception):
             raise look
         return look
+
+    def show(self) -> None:
+        self.shown += 1
+        time.sleep(self.store_takes)
+        if self.refused:
+            raise self.refused
 
     def outcome(self) -> dict[str, Any]:
         return {"windows": [], "final": len(self._looks) == 0, "trouble": ""}
@@ -279,6 +292,24 @@ class TestCanary:
         assert await ending(trigger) == {"windows": [], "final": True, "trouble": ""}
         assert lines == ["one", "two", "three"]
         assert begun == self.GIVEN
+
+    async def test_the_record_is_shown_beside_the_watch_and_never_in_its_way(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        looks = [*(Look((f"window {number}",)) for number in range(5)), Look(("decided",), over=True)]
+        self.looks(monkeypatch, *looks)
+        monkeypatch.setattr(Watch, "store_takes", 1.0)
+        began = time.monotonic()
+        assert await ending(CanaryTrigger(**self.GIVEN)) == {"windows": [], "final": True, "trouble": ""}
+        assert time.monotonic() - began < 0.9, "the watch waited for the store"
+
+    async def test_a_store_that_is_away_is_told_and_ends_no_watch(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks(monkeypatch, Look(("one",)), Look(), Look(), Look(("two",), over=True))
+        monkeypatch.setattr(Watch, "refused", StoreUnavailable("away"))
+        trigger, lines = CanaryTrigger(**self.GIVEN), list[str]()
+        monkeypatch.setattr(type(trigger), "log", SimpleNamespace(info=lines.append))
+        await ending(trigger)
+        assert lines == ["one", "Not shown in the record meanwhile: away", "two"]
 
     async def test_a_refusal_is_handed_to_the_task_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks(monkeypatch, Look(), MetricsRefused("422: parse\nerror"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -17,6 +17,7 @@ from model_release.serving.lease import Claim, Owner
 from model_release.spec import ModelSpec
 from model_release.tasks import links, watch
 from model_release.tasks.triggers import CanaryTrigger
+from model_release.tasks.run import Run
 from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
 CANARY = {
@@ -84,6 +85,7 @@ class TestWatch:
             "percent": 25,
             "opened": OPENED.isoformat(),
             "deadline": (OPENED + spec.rollout.deadline).isoformat(),
+            "run": asdict(Run.of(context, spec)),
         }
         assert ModelSpec.model_validate_json(trigger.given["spec"]) == spec
         assert deferred.value.method_name == "judged"

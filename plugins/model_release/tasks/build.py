@@ -14,16 +14,13 @@ from typing import Any
 
 from airflow.sdk import BaseBranchOperator
 
-from model_release.errors import SpecError
-from model_release.tasks import connections
+from model_release.errors import ReleaseError, SpecError
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, records, suggestions
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
-
-
-def newest_moment(context: Any) -> Any:
-    """Candidates made later do not count: the end of the data interval of a scheduled or backfilled run, or the
-    moment a run without one was asked for."""
-    return context["dag_run"].data_interval_end or context["dag_run"].run_after
+from model_release.tasks.service import ReleasedService
+from model_release.tasks.which import Choice, choose
 
 
 class BuildOperator(ReleaseOperator):
@@ -47,57 +44,99 @@ class BuildOperator(ReleaseOperator):
 
 
 class Resolve(BuildOperator, BaseBranchOperator):
-    """Finds out what this run releases, and goes to `export`, or past the build where the version is there.
+    """Finds out what this run releases, by the rule of `which.choose`, and goes to `build`, or past the build where the
+    version is there already. A version that is live already ends the run: nothing new.
 
-    A version that the form names is looked up and verified. Otherwise the newest candidate of the source is
-    fetched, checked and put beside the builds, so that the tasks after this one build what was seen here even when
-    the source changes meanwhile. Run again, it looks again: a newer candidate may be found then.
+    A version that the form names is looked up and verified. Otherwise the candidate is fetched, checked and put beside
+    the builds, so that the tasks after this one build what was seen here even when the source changes meanwhile. Run
+    again, it looks again: a run for "now" may find a newer candidate then.
+
+    Args:
+        build: the task that begins the build.
+        built: the task that goes on with a version that is there.
     """
 
-    def choose_branch(self, context: Any) -> str:
-        with telling(self, context):
-            found = self.find(context, Run.of(context, self.spec))
-        context["ti"].xcom_push(key="resolved", value=found)
-        return "publish" if "version" in found else "export"
+    def __init__(self, *, build: str, built: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.to_build, self.to_built = build, built
 
     def execute(self, context: Any) -> Any:
         return BaseBranchOperator.execute(self, context)
 
-    def find(self, context: Any, run: Run) -> dict[str, Any]:
+    def choose_branch(self, context: Any) -> str | list[str]:
+        with telling(self, context):
+            run = Run.of(context, self.spec)
+            choice = choose(context["dag_run"], run.params)
+            self.log.info("To be released: %s", choice.rule)
+            found = self.find(choice)
+            records.change(self.spec, run, lambda record: _begin(record, found))
+            found["nothing_new"] = "version" in found and self.is_live(run, found["version"])
+        context["ti"].xcom_push(key="resolved", value=found)
+        if found["nothing_new"]:
+            return []
+        return self.to_built if "version" in found else self.to_build
+
+    def find(self, choice: Choice) -> dict[str, Any]:
+        """What `choice` means, with the version where it is built already, else with the build to come."""
         from model_release.artifact import export, source
 
         store = connections.store(self.spec.store)
-        if named := run.params.get("version"):
-            version = store.version(named)
-            self.log.info("The form asks for version %s, made %s: nothing to build", named, version.time)
-            return {"version": version.name}
+        if choice.version:
+            version = store.version(choice.version)
+            check_service(version, self.spec)
+            self.log.info("Version %s, made %s: nothing to build", version.name, version.time)
+            return {"version": version.name, "source": {**version.metadata["source"], "rule": choice.rule}}
         with TemporaryDirectory(prefix="source-") as scratch:
             checkpoint = source.fetch(
-                self.spec.source.model_dump(exclude_none=True),
+                self.spec.source.model_dump(exclude_none=True)
+                | ({"revision": choice.revision} if choice.revision else {}),
                 Path(scratch, "checkpoint"),
                 base=self.root,
                 s3=connections.s3() if self.spec.source.s3 else None,
-                not_later_than=newest_moment(context),
+                not_later_than=choice.not_later_than,
             )
             self.log.info("%s: %s, %d labels", checkpoint.origin, checkpoint.architecture, len(checkpoint.labels))
-            toolchain = export.toolchain(self.handler)
-            built = store.find(checkpoint.fingerprint, toolchain=toolchain, service=self.spec.service.name)
-            if built:
-                self.log.info("Version %s was built of the same checkpoint: nothing to build", built.name)
-                return {"version": built.name}
-            identity = [checkpoint.fingerprint, self.spec.service.name, toolchain]
-            build = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            store.stash(f"{build}/checkpoint", checkpoint.directory)
-        return {
-            "build": build,
-            "fingerprint": checkpoint.fingerprint,
-            "source": {
+            told = {
                 "origin": checkpoint.origin,
                 "candidate": checkpoint.candidate,
                 "commit": checkpoint.commit,
                 "architecture": checkpoint.architecture,
-            },
-        }
+            }
+            toolchain = export.toolchain(self.handler)
+            built = store.find(checkpoint.fingerprint, toolchain=toolchain, service=self.spec.service.name)
+            if built:
+                self.log.info("Version %s was built of the same checkpoint: nothing to build", built.name)
+                return {"version": built.name, "source": {**told, "rule": choice.rule}}
+            identity = [checkpoint.fingerprint, self.spec.service.name, toolchain]
+            build = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
+            store.stash(f"{build}/checkpoint", checkpoint.directory)
+        return {"build": build, "fingerprint": checkpoint.fingerprint, "source": {**told, "rule": choice.rule}}
+
+    def is_live(self, run: Run, version: str) -> bool:
+        """Whether the version has all of the traffic, in a service that nobody is changing. A look that fails, or a
+        run that moves nothing, says no: then the tasks that follow find out."""
+        if not run.moves_traffic:
+            return False
+        try:
+            released = ReleasedService(self.spec, run)
+            wanted = released.wanted(self.root, connections.store(self.spec.store).version(version).storage_uri)
+            return released.has_live(wanted)
+        except ReleaseError as error:
+            self.log.info("Whether it is live already is left to task stage: %s", error)
+            return False
+
+
+def _begin(record: Any, found: dict[str, Any]) -> None:
+    record.version, record.source = found.get("version"), found["source"]
+
+
+def check_service(version: Any, spec: ModelSpec) -> None:
+    """Raises `SpecError` for a version that was built for another service: its archive answers under that name."""
+    if version.metadata.get("service") != spec.service.name:
+        raise SpecError(
+            f"version {version.name} was built for service {version.metadata.get('service')}, not for "
+            f"{spec.service.name}; build it again for this one"
+        )
 
 
 class Export(BuildOperator):
@@ -167,7 +206,11 @@ class Publish(BuildOperator):
                 store.unstash(f"{resolved['build']}/archive", Path(scratch, "archive"))
                 store.unstash(f"{resolved['build']}/export", Path(scratch, "export"))
                 report = export.load(Path(scratch, "export")).report
-                about = {"model": self.spec.model, "service": self.spec.service.name, "source": resolved["source"]}
+                # The rule is this run's; another run may come to the same version by another.
+                source = {key: value for key, value in resolved["source"].items() if key != "rule"}
+                about = {"model": self.spec.model, "service": self.spec.service.name, "source": source}
                 version = store.publish(Path(scratch, "archive"), {**report, **about})
+            suggestions.remember(self.spec.model, [one.name for one in store.versions()])
+        records.change(self.spec, run, lambda record: setattr(record, "version", version.name))
         self.log.info("Version %s at %s", version.name, version.storage_uri)
         return {"version": version.name, "uri": version.storage_uri}

@@ -13,41 +13,43 @@ deadline of its own instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from airflow.sdk import DAG, TriggerRule
+from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 
 from model_release.spec import ModelSpec
 from model_release.tasks.base import RETRIES
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
 from model_release.tasks.finish import Report, Settle
 from model_release.tasks.params import form
-from model_release.tasks.serve import ClaimService, GoLive, Open, Promote, RollBack, Smoke, Stage
+from model_release.tasks.serve import ClaimService, GoDirect, GoLive, Open, Promote, RollBack, Smoke, Stage
 from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
 ROLL_BACK = "roll_back"
 
 
-def release_dag(spec: ModelSpec, project: Path) -> DAG:
-    """`release_<model>`. `project` is the folder that holds dags/ and include/."""
+def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) -> DAG:
+    """`release_<model>`. `project` is the folder that holds dags/ and include/; the form suggests `versions`."""
     steps = spec.rollout.steps
     with DAG(
         f"release_{spec.model}",
         description=f"Releases {spec.model} on {spec.service.key} by canary: {_path(spec)}",
         doc_md=_documentation(spec),
-        schedule=spec.schedule,
+        schedule=_schedule(spec),
         start_date=datetime(2024, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        params=form(),
+        params=form(versions),
         default_args=RETRIES,
         tags=["model-release", spec.model, spec.service.key],
     ) as dag:
         common: dict[str, Any] = {"spec": spec}
         build = {**common, "root": project}
-        resolve = Resolve(task_id="resolve", **build)
+        built = "evaluate" if spec.evaluation else "publish"
+        resolve = Resolve(task_id="resolve", build="export", built=built, **build)
         export = Export(task_id="export", **build)
         archive = ArchiveModel(task_id="archive", **build)
         publish = Publish(task_id="publish", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
@@ -56,8 +58,9 @@ def release_dag(spec: ModelSpec, project: Path) -> DAG:
 
         claim = ClaimService(task_id="claim", root=project, **common).as_setup()
         stage = Stage(task_id="stage", root=project, **common)
-        smoke = Smoke(task_id="smoke", first="go_live", step=f"open_{steps[0]}", **common)
+        smoke = Smoke(task_id="smoke", first="go_live", direct="go_direct", step=f"open_{steps[0]}", **common)
         go_live = GoLive(task_id="go_live", **common)
+        go_direct = GoDirect(task_id="go_direct", **common)
         promote = Promote(task_id="promote", last_watch=f"watch_{steps[-1]}", **common)
         roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
@@ -65,7 +68,7 @@ def release_dag(spec: ModelSpec, project: Path) -> DAG:
         # whose last task is skipped would end as a success.
         report = Report(task_id="report", **common).as_teardown(on_failure_fail_dagrun=True)
 
-        publish >> claim >> stage >> smoke >> go_live
+        publish >> claim >> stage >> smoke >> [go_live, go_direct]
         before: Any = smoke
         for number, percent in enumerate(steps):
             after = f"open_{steps[number + 1]}" if number + 1 < len(steps) else "promote"
@@ -75,16 +78,28 @@ def release_dag(spec: ModelSpec, project: Path) -> DAG:
             before >> opened >> watch >> decide >> roll_back
             before = decide
         before >> promote
-        last: Any = promote
+        last: list[Any] = [promote, go_direct]
         if spec.rollout.bake:
-            bake = WatchBake(task_id="bake", **common)
+            bake = WatchBake(task_id="bake", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
             decide = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
-            promote >> bake >> decide >> roll_back
-            last = bake
+            last >> bake >> decide >> roll_back
+            last = [bake]
         # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
-        [last, roll_back, go_live] >> settle >> report
+        [*last, roll_back, go_live] >> settle >> report
         publish >> report
     return dag
+
+
+def _schedule(spec: ModelSpec) -> Any:
+    """The model file's schedule, and each new candidate where a training of this project makes them."""
+    if spec.training is None:
+        return spec.schedule
+    from model_release.tasks.assets import candidate_asset
+
+    new = candidate_asset(spec)
+    if spec.schedule is None:
+        return [new]
+    return AssetOrTimeSchedule(timetable=CronTriggerTimetable(spec.schedule, timezone="UTC"), assets=[new])
 
 
 def _path(spec: ModelSpec) -> str:

@@ -45,7 +45,9 @@ class Report(ReleaseOperator):
     def release(self, context: Any, run: Run) -> str:
         outcome, sentence, settled = self.ending(context, run)
         records.change(self.spec, run, lambda record: _finish(record, outcome, sentence))
-        version = (context["ti"].xcom_pull(task_ids="publish") or {}).get("version", "")
+        ti = context["ti"]
+        made = ti.xcom_pull(task_ids="publish") or ti.xcom_pull(task_ids="resolve", key="resolved") or {}
+        version = made.get("version", "")
         line = f"{' '.join(filter(None, [self.spec.model, version]))}: {sentence}"
         line += f" Settled: {settled}." if settled else ""
         self.log.info("%s", line)
@@ -67,9 +69,12 @@ class Report(ReleaseOperator):
             return "failed", self.trouble(ti, failed[-1] if "settle" not in failed else "settle"), settled
         if states.get("go_live") == "success":
             return "first", "live at 100 %, the first version of the service.", None
+        if states.get("go_direct") == "success":
+            return "promoted", f"all traffic at once, without a canary, as {run.who} asked: {run.params['note']}", None
         if states.get("promote") == "success":
             return "promoted", self.last_reason(ti), None
-        if (ti.xcom_pull(task_ids="stage") or {}).get("kind") == "nothing_new":
+        resolved = ti.xcom_pull(task_ids="resolve", key="resolved") or {}
+        if resolved.get("nothing_new") or (ti.xcom_pull(task_ids="stage") or {}).get("kind") == "nothing_new":
             return "nothing_new", "the stable version already; nothing new.", None
         if states.get("publish") == "success" and not run.moves_traffic:
             return "published", "published; no traffic was moved.", None

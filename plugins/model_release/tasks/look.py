@@ -5,15 +5,18 @@ Everything that the watching trigger does between two naps, without Airflow: so 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import CanaryLost, ClusterUnavailable, MetricsUnavailable
 from model_release.spec import ModelSpec
+from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.judging import Judge, Window
+    from model_release.judging import Judge, Verdict, Window
+    from model_release.judging.record import Record
     from model_release.metrics import ValueReader, WindowReader
     from model_release.serving.inference_service import InferenceServices
     from model_release.serving.rollout import Canary
@@ -48,6 +51,7 @@ class Watch:
     percent: int | None
     window: timedelta
     deadline: datetime
+    keep: Callable[[Sequence[Window], Verdict], None] | None = None
     windows: list[Window] = field(default_factory=list)
     final: bool = False
     lost: str | None = None
@@ -56,13 +60,23 @@ class Watch:
     _blind_since: datetime | None = None
 
     @classmethod
-    def begin(cls, *, spec: str, canary: dict[str, Any], percent: int | None, opened: str, deadline: str) -> Watch:
-        """`percent` None: the bake, in which the promoted canary is judged alone. Times are ISO 8601."""
+    def begin(
+        cls,
+        *,
+        spec: str,
+        canary: dict[str, Any],
+        percent: int | None,
+        opened: str,
+        deadline: str,
+        run: dict[str, Any],
+    ) -> Watch:
+        """`percent` None: the bake, in which the promoted canary is judged alone. Times are ISO 8601, `run` is the
+        release's, whose record shows the watch as it goes."""
         from model_release.judging import Judge, Policy
         from model_release.metrics import ValueReader, WindowReader
         from model_release.serving.inference_service import InferenceServices
         from model_release.serving.rollout import Canary
-        from model_release.tasks import connections
+        from model_release.tasks import connections, records
 
         model, one = ModelSpec.model_validate_json(spec), Canary.from_dict(canary)
         prometheus, stable = connections.prometheus(), None if percent is None else one.baseline
@@ -85,6 +99,18 @@ class Watch:
             canary=one.revision,
             stable=stable,
         )
+        store, whose, since = connections.store(model.store), Run(**run), datetime.fromisoformat(opened)
+
+        def keep(windows: Sequence[Window], verdict: Verdict) -> None:
+            said: dict[str, Any] = {"policy": policy, "windows": windows, "final": False, "verdict": verdict}
+
+            def edit(record: Record) -> None:
+                # The task may have written the end of this step already, while the store kept this one waiting.
+                if records.windows_of(record, percent, since) < len(windows):
+                    records.put_step(record, model, percent=percent, opened=since, **said)
+
+            records.change(model, whose, edit, store)
+
         return cls(
             services=InferenceServices(connections.cluster()),
             reader=reader,
@@ -94,6 +120,7 @@ class Watch:
             percent=percent,
             window=model.rollout.window,
             deadline=datetime.fromisoformat(deadline),
+            keep=keep,
         )
 
     @property
@@ -128,6 +155,16 @@ class Watch:
             self.final = True
             lines.append(f"No more windows: {self.judge.verdict(final=True).reason}")
         return Look(tuple(lines), over=late or self.judge.decided)
+
+    def show(self) -> None:
+        """Puts what was counted so far into the record, for those who look. The task records all of it when the watch
+        is over, so nothing depends on this.
+
+        Raises:
+            ReleaseError: the store does not take it now.
+        """
+        if self.keep is not None and self.windows:
+            self.keep(tuple(self.windows), self.judge.verdict())
 
     def outcome(self) -> dict[str, Any]:
         """What the watch hands to its task, which judges the same counts again: they go into the record."""

@@ -3,7 +3,7 @@ something to add. Two writers at one moment cannot lose each other's words: the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -13,6 +13,8 @@ from model_release.tasks import connections
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
+    from model_release.artifact.store import Store
+    from model_release.judging import Policy, Verdict, Window
     from model_release.judging.record import Record
 
 _TRIES = 5  # each lost race is another task that wrote; a run has only a few at once
@@ -31,12 +33,12 @@ def read(spec: ModelSpec, run: Run) -> Record | None:
     return None if found is None else Record.from_dict(found)
 
 
-def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None]) -> Record:
+def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Store | None = None) -> Record:
     """Applies `edit` to the record, which is begun where there is none, and stores it. `edit` may be called more than
-    once; what it records again replaces what it had recorded."""
+    once; what it records again replaces what it had recorded. `store` saves looking the connection up again."""
     from model_release.judging.record import Record
 
-    store, key = connections.store(spec.store), f"releases/{run.release}.json"
+    store, key = store or connections.store(spec.store), f"releases/{run.release}.json"
     for left in reversed(range(_TRIES)):
         found, tag = store.read_json(key)
         record = (
@@ -59,3 +61,32 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None]) -> Record:
             if not left:
                 raise
     return record
+
+
+def put_step(
+    record: Record,
+    spec: ModelSpec,
+    *,
+    percent: int | None,
+    opened: datetime,
+    policy: Policy,
+    windows: Sequence[Window],
+    final: bool,
+    verdict: Verdict,
+) -> None:
+    """What was counted and said at one step, as far as it has come; `percent` None is the bake after promotion."""
+    record.record_step(
+        100 if percent is None else percent,
+        opened.isoformat(timespec="milliseconds"),
+        window_seconds=spec.rollout.window.total_seconds(),
+        policy=policy,
+        windows=windows,
+        final=final,
+        verdict=verdict,
+    )
+
+
+def windows_of(record: Record, percent: int | None, opened: datetime) -> int:
+    """How many windows the record has of a step."""
+    key = (100 if percent is None else percent, opened.isoformat(timespec="milliseconds"))
+    return next((len(step["windows"]) for step in record.steps if (step["percent"], step["opened"]) == key), 0)

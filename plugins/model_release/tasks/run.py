@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 from model_release.spec import ModelSpec
+
+Rollout = Literal["canary", "direct", "none"]
 
 
 @dataclass(frozen=True)
@@ -20,8 +22,9 @@ class Run:
     url: str
     installation: str
     release: str  # the release's name in the store: model, time, and a digest that tells runs of one second apart
-    moves_traffic: bool
+    rollout: Rollout
     params: Mapping[str, Any]
+    by: str | None = None  # who asked for it, where it was a person
 
     @classmethod
     def of(cls, context: Mapping[str, Any], spec: ModelSpec) -> Run:
@@ -30,18 +33,28 @@ class Run:
         run_id = str(dag_run.run_id)
         base = installation()
         digest = hashlib.sha256(f"{base} {dag_run.dag_id} {run_id}".encode()).hexdigest()[:8]
-        wanted = params.get("rollout", "auto")
-        if wanted == "auto":
-            wanted = "none" if str(dag_run.run_type) == "backfill" else "canary"
+        rollout = params.get("rollout", "auto")
+        if rollout == "auto":
+            rollout = "none" if str(dag_run.run_type) == "backfill" else "canary"
         return cls(
             dag_id=str(dag_run.dag_id),
             run_id=run_id,
             url=f"{base}/dags/{quote(str(dag_run.dag_id))}/runs/{quote(run_id)}",
             installation=base,
             release=f"{spec.model}-{dag_run.run_after:%Y%m%dT%H%M%S}-{digest}",
-            moves_traffic=wanted == "canary",
+            rollout=rollout,
             params=params,
+            by=getattr(dag_run, "triggering_user_name", None),
         )
+
+    @property
+    def who(self) -> str:
+        """Who asked for it, for the record."""
+        return self.by or "nobody by name"
+
+    @property
+    def moves_traffic(self) -> bool:
+        return self.rollout != "none"
 
 
 def installation() -> str:

@@ -180,13 +180,13 @@ class Stage(ReleaseOperator):
 
 class Smoke(ReleaseOperator, BaseBranchOperator):
     """Asks the staged revision, which has no traffic, for real predictions, and compares them with what its archive
-    answered when it was built. Then the branch: to the first step, past all steps for a first deployment, or to
-    nothing where nothing is new. Run again, it asks again.
+    answered when it was built. Then the branch: to the first step, past all steps for a first deployment or where the
+    form says so, or to nothing where nothing is new. Run again, it asks again.
     """
 
-    def __init__(self, *, first: str, step: str, **kwargs: Any) -> None:
+    def __init__(self, *, first: str, direct: str, step: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.first, self.step = first, step
+        self.first, self.direct, self.step = first, direct, step
 
     def execute(self, context: Any) -> Any:
         return BaseBranchOperator.execute(self, context)
@@ -196,8 +196,11 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
             found = service.staged(context)
             if found["kind"] == "nothing_new":
                 return []
-            self.ask(context, ReleasedService(self.spec, Run.of(context, self.spec)))
-        return self.first if found["kind"] == "first" else self.step
+            run = Run.of(context, self.spec)
+            self.ask(context, ReleasedService(self.spec, run))
+        if found["kind"] == "first":
+            return self.first
+        return self.direct if run.rollout == "direct" else self.step
 
     def ask(self, context: Any, released: ReleasedService) -> None:
         """Raises `SmokeFailed` unless the staged revision itself answers as it should."""
@@ -272,6 +275,32 @@ class GoLive(ReleaseOperator):
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         """KServe has done it."""
+
+
+class GoDirect(GoLive):
+    """All of the traffic at once, without a canary, to a version that was live before: somebody asked for it in the
+    form and said why. It has answered its smoke prediction, and the bake watches it. Run again, it finds it so."""
+
+    outcome = "promoted"
+
+    def check_proven(self, context: Any, revision: str) -> None:
+        run = Run.of(context, self.spec)
+        if run.rollout != "direct":
+            raise CanaryLost(
+                f"nobody asked for {revision} to go live without a canary; the run's form says {run.rollout}"
+            )
+        service.check_answered(context, revision)
+        opened = str(context["dag_run"].run_after.isoformat(timespec="milliseconds"))
+        records.change(
+            self.spec,
+            run,
+            lambda record: record.record_approval(opened, run.who, "direct", str(run.params.get("note"))),
+        )
+
+    def move(self, released: ReleasedService, canary: Canary) -> None:
+        from model_release.serving.rollout import promote
+
+        promote(released.services, canary, 0)
 
 
 class Promote(GoLive):

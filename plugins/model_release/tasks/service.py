@@ -86,6 +86,16 @@ class ReleasedService:
 
         return manifest(self.spec, version_uri, load_base(root / "include" / "manifests" / "inference_service.yaml"))
 
+    def has_live(self, wanted: dict[str, Any]) -> bool:
+        """Whether the manifest's revision has all of the traffic by name, and no release is changing that."""
+        from model_release.serving.rollout import Kind, plan_change
+
+        lease, live = self.leases.read(self.namespace, self.name), self.live()
+        if live is None or (lease is not None and lease.holder is not None):
+            return False
+        change = plan_change(live, wanted)
+        return change.kind is Kind.NOTHING and not live.is_split and live.serving == {change.revision: 100}
+
     def verified(self, assess: Callable[[], Progress], say: Callable[[str], None]) -> Progress:
         """Waits until the change that was just written has taken effect, by the names of revisions.
 

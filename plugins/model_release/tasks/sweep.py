@@ -238,7 +238,7 @@ class Sweep(BaseOperator):
         if spec is None or not claim.release:
             return
         owner = claim.owner
-        run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, True, {})
+        run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, "canary", {})
         stands = claim.promoted and live is not None and live.serving == {claim.canary: 100}
         first = claim.baseline is None or claim.baseline.revision is None
         outcome = ("first" if first else "promoted") if stands else "failed"

@@ -22,6 +22,7 @@ from model_release.tasks.run import installation
 
 if TYPE_CHECKING:
     from model_release.serving.lease import Claim, Owner
+    from model_release.tasks.look import Watch
 
 
 class _ReleaseTrigger(BaseTrigger):
@@ -109,13 +110,14 @@ class CanaryTrigger(_ReleaseTrigger):
     """Looks at the canary after each window, until the judge decides, the deadline comes, or the canary is no longer
     the one that was opened.
 
-    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline. Event: what
+    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline, run. Event: what
     `look.Watch.outcome` says: the windows and whether they are final, or what ended the watch.
     """
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from model_release.tasks.look import Watch
 
+        showing: asyncio.Task[None] | None = None
         try:
             watch = await sync_to_async(Watch.begin)(**self.given)
             while True:
@@ -124,10 +126,19 @@ class CanaryTrigger(_ReleaseTrigger):
                     self.log.info(line)
                 if look.over:
                     break
+                # Beside the watch, never in its way: a store that hangs must not keep a bad canary open.
+                if look.lines and (showing is None or showing.done()):
+                    showing = asyncio.create_task(self._show(watch))
                 await asyncio.sleep(watch.pause)
             yield TriggerEvent(watch.outcome())
         except ReleaseError as error:
             yield TriggerEvent({"error": type(error).__name__, "sentence": str(error)})
+
+    async def _show(self, watch: Watch) -> None:
+        try:
+            await asyncio.to_thread(watch.show)
+        except ReleaseError as error:
+            self.log.info(f"Not shown in the record meanwhile: {error}")
 
 
 def _holder(claim: Claim | None) -> str:

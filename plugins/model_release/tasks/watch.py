@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -10,7 +11,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from model_release import errors
 from model_release.errors import CanaryLost
-from model_release.tasks import links, service
+from model_release.tasks import links, records, service
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
@@ -54,6 +55,7 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
                 percent=self.percent,
                 opened=opened.isoformat(),
                 deadline=deadline.isoformat(),
+                run=asdict(run),
             ),
             method_name=self.judged.__name__,
             timeout=max(deadline - datetime.now(UTC), timedelta(0)) + _SLACK,
@@ -75,12 +77,12 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
         policy = Policy.from_dict(self.spec.policy(self.percent))
         windows = [Window.from_dict(window) for window in event["windows"]]
         verdict = judge(policy, windows, final=event["final"])
-        percent = 100 if self.percent is None else self.percent
         released.record(
-            lambda record: record.record_step(
-                percent,
-                opened.isoformat(timespec="milliseconds"),
-                window_seconds=self.spec.rollout.window.total_seconds(),
+            lambda record: records.put_step(
+                record,
+                self.spec,
+                percent=self.percent,
+                opened=opened,
                 policy=policy,
                 windows=windows,
                 final=event["final"],
@@ -107,7 +109,8 @@ class WatchBake(WatchCanary):
         super().__init__(percent=None, **kwargs)
 
     def opened(self, context: Any, released: ReleasedService) -> tuple[datetime, datetime]:
-        found = context["ti"].xcom_pull(task_ids="promote") or {}
+        ti = context["ti"]
+        found = ti.xcom_pull(task_ids="promote") or ti.xcom_pull(task_ids="go_direct") or {}
         if not released.claim().promoted or "promoted_at" not in found:
             raise CanaryLost("nothing was promoted in this run; clear the run's task promote")
         promoted = datetime.fromisoformat(found["promoted_at"])
