@@ -16,8 +16,11 @@ from pydantic import BaseModel, ValidationError
 from model_release.errors import SpecError
 from model_release.spec import ModelSpec
 
+# libyaml's loader where PyYAML was built with it: a DAG file reads all model files each time it is parsed.
+_SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
-class _Loader(yaml.SafeLoader):
+
+class _Loader(_SafeLoader):
     """SafeLoader that refuses a key written twice; YAML's own rule, which PyYAML does not keep."""
 
 
@@ -28,7 +31,7 @@ def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=key_node.start_mark)
         seen.add(key)
-    return loader.construct_mapping(node, deep=True)
+    return dict(loader.construct_mapping(node, deep=True))
 
 
 _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
@@ -90,8 +93,12 @@ def load(path: Path) -> ModelSpec:
     """
     try:
         text = path.read_text(encoding="utf-8")
-        root = yaml.compose(text, _Loader)
-        content = yaml.load(text, _Loader)  # noqa: S506 -- a SafeLoader, with one more refusal
+        loader = _Loader(text)
+        try:
+            root = loader.get_single_node()
+            content = None if root is None else loader.construct_document(root)
+        finally:
+            loader.dispose()
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: cannot be read: {error}") from error
     except yaml.MarkedYAMLError as error:

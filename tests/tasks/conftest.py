@@ -31,6 +31,8 @@ class TaskInstance:
     xcoms: dict[tuple[str, str], Any] = field(default_factory=dict)
     states: dict[str, str | None] = field(default_factory=dict)
     task_id: str = "this"
+    try_number: int = 1
+    id: str = "0190f5c1-0000-7000-8000-000000000000"
 
     def xcom_push(self, key: str, value: Any) -> None:
         self.xcoms[self.task_id, key] = value

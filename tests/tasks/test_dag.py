@@ -82,6 +82,20 @@ def test_no_branch_leads_straight_to_the_teardown() -> None:
     assert all("settle" not in tasks[name] for name in branches)
 
 
+@pytest.mark.parametrize(
+    ("approval", "asked"), [("never", []), ("before_promote", ["ask_30"]), ("on_inconclusive", ["ask_10", "ask_30"])]
+)
+def test_a_person_is_asked_between_a_watch_and_its_decision(approval: str, asked: list[str]) -> None:
+    model = spec(steps=[10, 30]).model_copy(update={"approval": approval})
+    dag, tasks = release_dag(model, PROJECT), wiring(model)
+    assert sorted(name for name in tasks if name.startswith("ask_")) == asked
+    for percent in (10, 30):
+        judged = f"ask_{percent}" if f"ask_{percent}" in asked else f"watch_{percent}"
+        assert tasks[judged] == {f"decide_{percent}"}
+        assert dag.get_task(f"decide_{percent}").watch == judged, "the branch reads the last word"
+    assert dag.get_task("promote").last_watch == ("ask_30" if "ask_30" in asked else "watch_30")
+
+
 def test_the_form_suggests_the_versions_that_are_known() -> None:
     dag = release_dag(spec(steps=[30]), PROJECT, ["0123456789abcdef"])
     assert dag.params.get_param("version").schema["examples"] == ["0123456789abcdef"]

@@ -307,7 +307,7 @@ class TestCanary:
         self.looks(monkeypatch, Look(("one",)), Look(), Look(), Look(("two",), over=True))
         monkeypatch.setattr(Watch, "refused", StoreUnavailable("away"))
         trigger, lines = CanaryTrigger(**self.GIVEN), list[str]()
-        monkeypatch.setattr(type(trigger), "log", SimpleNamespace(info=lines.append))
+        monkeypatch.setattr(type(trigger), "log", SimpleNamespace(info=lambda line, *rest: lines.append(line % rest)))
         await ending(trigger)
         assert lines == ["one", "Not shown in the record meanwhile: away", "two"]
 

@@ -16,8 +16,8 @@ from model_release.judging.record import Record
 from model_release.serving.lease import Claim, Owner
 from model_release.spec import ModelSpec
 from model_release.tasks import links, watch
-from model_release.tasks.triggers import CanaryTrigger
 from model_release.tasks.run import Run
+from model_release.tasks.triggers import CanaryTrigger
 from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
 CANARY = {
@@ -86,6 +86,7 @@ class TestWatch:
             "opened": OPENED.isoformat(),
             "deadline": (OPENED + spec.rollout.deadline).isoformat(),
             "run": asdict(Run.of(context, spec)),
+            "said": spec.policy(25),
         }
         assert ModelSpec.model_validate_json(trigger.given["spec"]) == spec
         assert deferred.value.method_name == "judged"

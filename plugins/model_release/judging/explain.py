@@ -222,6 +222,8 @@ def _watching(
     barred = [m for m in metrics if m.state == "fail" and not m.observe]
     if barred:
         return f"Keep watching: {barred[0].reason}. {barred[0].name} is not critical, so it bars the promotion only."
+    if policy.guard:
+        return f"Nothing against it: {slowest.reason}."
     if slowest.state == "pass":
         waiting = [v for v in shown if v.state != "successful" and not v.observe]
         return f"Keep watching: {waiting[0].reason}; the other metrics are within their limits."
@@ -261,6 +263,8 @@ def _cannot_tell(
     barred = [m for m in metrics if m.state == "fail" and not m.observe]
     if barred:
         return f"Cannot tell: {barred[0].reason}. {barred[0].name} is not critical, so it does not roll back by itself."
+    if policy.guard:
+        return f"Nothing against it in {plural(used - policy.warm_up, 'window')}: {slowest.reason}."
     if slowest.state == "pass":
         waiting = [v for v in shown if v.state != "successful" and not v.observe]
         return f"Cannot tell: {waiting[0].reason}."

@@ -192,6 +192,8 @@ class Rules:
             & ~failing
         )
         codes: Codes = np.where(np.logical_and.reduce(proven | self._aside, axis=-1), PROMOTE, CONTINUE)
+        if policy.guard:
+            codes[...] = CONTINUE
         codes[readings.split >= evidence.log_needed_split] = WRONG_SPLIT
         gone = (path.silent >= policy.no_data_limit) & ~self._aside
         codes[np.logical_or.reduce(gone, axis=-1)] = NO_DATA

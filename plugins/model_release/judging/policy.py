@@ -172,7 +172,8 @@ class Policy:
     so many first windows are shown and not judged. `traffic`: the share the canary should get, None where it
     is not to be checked. `no_data_limit`: so many windows in a row without data end the watch.
     `design_effect`: the burstiness assumed until the stable's own windows show it (1 = requests fail
-    independently; see README.md).
+    independently; see README.md). `guard`: a canary that was judged already is only watched on, as in the bake or
+    while a person is asked; these windows may stop it and never promote it.
     """
 
     metrics: tuple[MetricPolicy, ...]
@@ -184,6 +185,7 @@ class Policy:
     steps: int = 1
     no_data_limit: int = 6
     design_effect: float = 4.0
+    guard: bool = False
     values: tuple[ValueMetric, ...] = field(default=())
 
     def __post_init__(self) -> None:
@@ -220,6 +222,8 @@ class Policy:
             right = "the canary's share from 0 to 1, 0.1 for 10 %"
             _number(f"{path}.traffic", self.traffic, 0, 1, right=right, closed=(True, True))
         right = "1 for independent requests, more for bursts"
+        if not isinstance(self.guard, bool):
+            raise PolicyError(f"{path}.guard: {self.guard!r} is neither true nor false")
         _number(f"{path}.design_effect", self.design_effect, 1, 1e6, right=right, closed=(True, True))
         _check_all(f"{path}.metrics", self.metrics)
         _check_all(f"{path}.values", self.values)

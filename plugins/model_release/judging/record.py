@@ -67,6 +67,7 @@ class Record:
     source: dict[str, Any] | None = None  # what the run released, and the rule by which it was chosen
     evaluation: dict[str, Any] | None = None  # how it answered labelled images, beside the stable version
     retrospect: dict[str, Any] | None = None  # what the judge would have said of traffic that has passed
+    notices: list[str] = field(default_factory=list)  # what people were told, so that nobody is told twice
     format: int = FORMAT
 
     @classmethod
@@ -156,7 +157,7 @@ class Record:
         for name in ("release", "model", "service", "started"):
             if not isinstance(data.get(name), str):
                 raise RecordError(f"{name}: {data.get(name)!r} is not text")
-        for name in ("steps", "traffic", "approvals"):
+        for name in ("steps", "traffic", "approvals", "notices"):
             if not isinstance(data.get(name, []), list):
                 raise RecordError(f"{name}: a list is expected here")
         if data.get("outcome") is not None and data["outcome"] not in OUTCOMES:

@@ -64,14 +64,26 @@ class ModelSpec(Part):
     notify: Notify | None = None
     keep: Keep = Keep()
 
-    def policy(self, percent: int | None) -> dict[str, Any]:
+    def asks_at(self, percent: int) -> bool:
+        """Whether a person may be asked at this step, after its watch and before its decision."""
+        if self.approval == "before_promote":
+            return percent == self.rollout.steps[-1]
+        return self.approval == "on_inconclusive"
+
+    def policy(self, percent: int | None, *, guard: bool = False, again: int = 0) -> dict[str, Any]:
         """What `judging.Policy.from_dict` reads, for the step at `percent` of the traffic.
 
         `None` is the bake after promotion: the canary has become the stable revision, there is nothing beside it,
-        and limits against stable cannot be judged. The allowance for false roll-backs is shared by all the steps and
-        the bake.
+        and limits against stable cannot be judged. The allowance for false roll-backs is shared by all the steps,
+        the bake, and the watches beside a question.
+
+        Args:
+            guard: the canary was judged already; these windows may stop it and never promote it.
+            again: the how-manieth watch more that a person asked for at this step. Each has half the allowance of the
+                one before, so that all of them together have no more than one.
         """
-        looks = len(self.rollout.steps) + (1 if self.rollout.bake else 0)
+        asked = sum(self.asks_at(step) for step in self.rollout.steps)
+        looks = len(self.rollout.steps) + bool(self.rollout.bake) + 2 * asked
         metrics = [metric.limits() for metric in self.judge.metrics]
         values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
@@ -89,7 +101,8 @@ class ModelSpec(Part):
             "no_data_limit": self.judge.no_data_limit,
             "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
-            "steps": looks,
+            "steps": looks * 2**again,
+            "guard": guard or percent is None,
             "metrics": metrics,
             "values": values,
         }

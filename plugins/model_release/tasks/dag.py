@@ -21,6 +21,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 
 from model_release.spec import ModelSpec
+from model_release.tasks.ask import Ask
 from model_release.tasks.base import RETRIES
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
 from model_release.tasks.finish import Report, Settle
@@ -61,7 +62,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         smoke = Smoke(task_id="smoke", first="go_live", direct="go_direct", step=f"open_{steps[0]}", **common)
         go_live = GoLive(task_id="go_live", **common)
         go_direct = GoDirect(task_id="go_direct", **common)
-        promote = Promote(task_id="promote", last_watch=f"watch_{steps[-1]}", **common)
+        promote = Promote(task_id="promote", last_watch=_judged_by(spec, steps[-1]), **common)
         roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
         # A teardown, too: marking a run failed or successful by hand skips all other tasks that have not run, and a run
@@ -74,8 +75,13 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
             after = f"open_{steps[number + 1]}" if number + 1 < len(steps) else "promote"
             opened = Open(task_id=f"open_{percent}", percent=percent, **common)
             watch = WatchCanary(task_id=f"watch_{percent}", percent=percent, **common)
-            decide = Decide(task_id=f"decide_{percent}", watch=watch.task_id, onward=after, back=ROLL_BACK, **common)
-            before >> opened >> watch >> decide >> roll_back
+            judged: Any = watch
+            if spec.asks_at(percent):
+                judged = Ask(task_id=_judged_by(spec, percent), percent=percent, watch=watch.task_id, **common)
+                watch >> judged
+            decide = Decide(task_id=f"decide_{percent}", watch=judged.task_id, onward=after, back=ROLL_BACK, **common)
+            before >> opened >> watch
+            judged >> decide >> roll_back
             before = decide
         before >> promote
         last: list[Any] = [promote, go_direct]
@@ -88,6 +94,11 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         [*last, roll_back, go_live] >> settle >> report
         publish >> report
     return dag
+
+
+def _judged_by(spec: ModelSpec, percent: int) -> str:
+    """The task whose verdict decides at this step."""
+    return f"ask_{percent}" if spec.asks_at(percent) else f"watch_{percent}"
 
 
 def _schedule(spec: ModelSpec) -> Any:

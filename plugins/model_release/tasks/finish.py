@@ -5,13 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseFailed, RolledBack
-from model_release.tasks import records
+from model_release.tasks import notify, records
 from model_release.tasks.base import TROUBLE, ReleaseOperator
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
+from model_release.tasks.watch import BACK_FROM
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
+
+ORDERED_BACK = "ordered_back"  # the XCom key under which `settle` leaves a person's order to roll back
 
 
 class Settle(ReleaseOperator):
@@ -30,9 +33,13 @@ class Settle(ReleaseOperator):
             return f"this run holds no claim on {self.spec.service.key}; nothing to settle"
         release = claim.as_release(released.namespace, released.name)
         sentence = "nothing was touched"
+        if (order := claim.order) is not None and order.kind == "roll_back":
+            context["ti"].xcom_push(key=ORDERED_BACK, value=str(order))
         if release is not None:
             sentence = released.settle(release, self.log.info)
             released.record_traffic("settle", 100, released.live())
+        if order is not None:
+            released.record(lambda record: record.record_approval(order.when, order.who, order.kind, order.why))
         released.leases.release(released.namespace, released.name, released.owner)
         self.log.info("Settled: %s", sentence)
         return sentence
@@ -44,8 +51,11 @@ class Report(ReleaseOperator):
 
     def release(self, context: Any, run: Run) -> str:
         outcome, sentence, settled = self.ending(context, run)
-        records.change(self.spec, run, lambda record: _finish(record, outcome, sentence))
         ti = context["ti"]
+        try:
+            records.change(self.spec, run, lambda record: _finish(record, outcome, sentence))
+        finally:
+            self.tell(ti, run, outcome, sentence)
         made = ti.xcom_pull(task_ids="publish") or ti.xcom_pull(task_ids="resolve", key="resolved") or {}
         version = made.get("version", "")
         line = f"{' '.join(filter(None, [self.spec.model, version]))}: {sentence}"
@@ -62,6 +72,9 @@ class Report(ReleaseOperator):
         states = ti.get_task_states(run.dag_id, run_ids=[run.run_id])[run.run_id]
         settled = ti.xcom_pull(task_ids="settle")
         failed = [task for task, state in states.items() if state == "failed" and task != self.task_id]
+        ordered_back = ti.xcom_pull(task_ids="settle", key=ORDERED_BACK)
+        if ordered_back and "settle" not in failed:
+            return "rolled_back", str(ordered_back), settled
         if states.get("roll_back") == "success" and failed in ([], ["settle"]):
             why = self.why_back(ti, states)
             return "rolled_back", f"{why} {self.trouble(ti, 'settle')}" if failed else why, settled
@@ -85,6 +98,15 @@ class Report(ReleaseOperator):
         why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "it was ended from outside: marked by hand, killed or lost"
         return f"task {task} failed: {why}"
 
+    def tell(self, ti: Any, run: Run, outcome: str, sentence: str) -> None:
+        """Tells people, also while the store that keeps the record is away."""
+        undecided = any(
+            ti.xcom_pull(task_ids=f"decide_{step}", key=BACK_FROM) == "inconclusive" for step in self.spec.rollout.steps
+        )
+        event = notify.INCONCLUSIVE if undecided and outcome == "rolled_back" else notify.OF_OUTCOME.get(outcome)
+        if event is not None:
+            notify.tell(self.spec, run, event, sentence, attempt=ti.try_number)
+
     def why_back(self, ti: Any, states: dict[str, Any]) -> str:
         """The sentence of the verdict that turned the release back."""
         for task in [task for task in states if task.startswith("decide_")]:
@@ -94,7 +116,8 @@ class Report(ReleaseOperator):
 
     def last_reason(self, ti: Any) -> str:
         """The sentence of the verdict that promoted."""
-        verdict = ti.xcom_pull(task_ids=f"watch_{self.spec.rollout.steps[-1]}") or {}
+        last = self.spec.rollout.steps[-1]
+        verdict = ti.xcom_pull(task_ids=f"ask_{last}" if self.spec.asks_at(last) else f"watch_{last}") or {}
         return str(verdict.get("reason", ""))
 
 

@@ -6,19 +6,20 @@ Everything that the watching trigger does between two naps, without Airflow: so 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import CanaryLost, ClusterUnavailable, MetricsUnavailable
+from model_release.errors import CanaryLost, ClusterUnavailable, MetricsUnavailable, RolledBack
 from model_release.spec import ModelSpec
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.judging import Judge, Verdict, Window
+    from model_release.judging import Judge, Policy, Verdict, Window
     from model_release.judging.record import Record
     from model_release.metrics import ValueReader, WindowReader
     from model_release.serving.inference_service import InferenceServices
+    from model_release.serving.lease import Order
     from model_release.serving.rollout import Canary
 
 # A scrape is a second to a minute old; looking twice in a window finds it soon after it is complete.
@@ -52,10 +53,13 @@ class Watch:
     window: timedelta
     deadline: datetime
     keep: Callable[[Sequence[Window], Verdict], None] | None = None
+    ordered: Callable[[], Order | None] = lambda: None
     windows: list[Window] = field(default_factory=list)
     final: bool = False
     lost: str | None = None
+    order: Order | None = None
     trouble: str = ""
+    stable_trouble: str = ""
     _pending: list[Window] = field(default_factory=list)
     _blind_since: datetime | None = None
 
@@ -69,12 +73,14 @@ class Watch:
         opened: str,
         deadline: str,
         run: dict[str, Any],
+        said: dict[str, Any],
     ) -> Watch:
         """`percent` None: the bake, in which the promoted canary is judged alone. Times are ISO 8601, `run` is the
-        release's, whose record shows the watch as it goes."""
+        release's, whose record shows the watch as it goes, and `said` is the judge's policy."""
         from model_release.judging import Judge, Policy
         from model_release.metrics import ValueReader, WindowReader
         from model_release.serving.inference_service import InferenceServices
+        from model_release.serving.lease import Leases
         from model_release.serving.rollout import Canary
         from model_release.tasks import connections, records
 
@@ -89,7 +95,7 @@ class Watch:
             start=datetime.fromisoformat(opened),
             window=model.rollout.window,
         )
-        policy = Policy.from_dict(model.policy(percent))
+        policy = Policy.from_dict(said)
         named = {value.name for value in policy.values}
         values = ValueReader(
             prometheus,
@@ -102,17 +108,25 @@ class Watch:
         store, whose, since = connections.store(model.store), Run(**run), datetime.fromisoformat(opened)
 
         def keep(windows: Sequence[Window], verdict: Verdict) -> None:
-            said: dict[str, Any] = {"policy": policy, "windows": windows, "final": False, "verdict": verdict}
+            counted: dict[str, Any] = {"policy": policy, "windows": windows, "final": False, "verdict": verdict}
 
             def edit(record: Record) -> None:
                 # The task may have written the end of this step already, while the store kept this one waiting.
                 if records.windows_of(record, percent, since) < len(windows):
-                    records.put_step(record, model, percent=percent, opened=since, **said)
+                    records.put_step(record, model, percent=percent, opened=since, **counted)
 
             records.change(model, whose, edit, store)
 
+        client = connections.cluster()
+        leases = Leases(client)
+
+        def ordered() -> Order | None:
+            lease = leases.read(one.namespace, one.name)
+            claim = lease.claim if lease else None
+            return claim.order if claim is not None and claim.canary == one.revision else None
+
         return cls(
-            services=InferenceServices(connections.cluster()),
+            services=InferenceServices(client),
             reader=reader,
             values=values,
             judge=Judge(policy),
@@ -121,6 +135,7 @@ class Watch:
             window=model.rollout.window,
             deadline=datetime.fromisoformat(deadline),
             keep=keep,
+            ordered=ordered,
         )
 
     @property
@@ -136,6 +151,9 @@ class Watch:
         late = moment >= self.deadline
         lines: list[str] = []
         try:
+            # Before all that Prometheus may keep waiting: a person has looked at more than the judge can.
+            if self._is_ordered():
+                return Look((str(self.order),), over=True)
             fresh = self.reader.read(min(moment, self.deadline), now=moment)
             self._pending += [self.values.measured(window) for window in fresh]
             check_untouched(self.services.get(self.canary.namespace, self.canary.name), self.canary, self.percent)
@@ -156,6 +174,19 @@ class Watch:
             lines.append(f"No more windows: {self.judge.verdict(final=True).reason}")
         return Look(tuple(lines), over=late or self.judge.decided)
 
+    def _is_ordered(self) -> bool:
+        """Whether a person has decided. A promotion is for the canary that is open and untouched; after it was promoted
+        there is nothing more to order but to take it back."""
+        from model_release.serving.rollout import check_untouched
+
+        order = self.ordered()
+        if order is None or (order.kind == "promote" and self.percent is None):
+            return False
+        if order.kind == "promote":
+            check_untouched(self.services.get(self.canary.namespace, self.canary.name), self.canary, self.percent)
+        self.order = order
+        return True
+
     def show(self) -> None:
         """Puts what was counted so far into the record, for those who look. The task records all of it when the watch
         is over, so nothing depends on this.
@@ -170,10 +201,13 @@ class Watch:
         """What the watch hands to its task, which judges the same counts again: they go into the record."""
         if self.lost:
             return {"error": CanaryLost.__name__, "sentence": self.lost}
+        if self.order is not None and self.order.kind == "roll_back":
+            return {"error": RolledBack.__name__, "sentence": str(self.order)}
         return {
             "windows": [window.to_dict() for window in self.windows],
             "final": self.final,
             "trouble": self.trouble,
+            **({"order": asdict(self.order)} if self.order is not None else {}),
         }
 
     def _take(self, window: Window) -> str:
@@ -183,7 +217,28 @@ class Watch:
         counts = f"canary {_counts(window.canary)}"
         if window.stable is not None:
             counts += f", stable {_counts(window.stable)}"
-        return f"{share} window {len(self.windows)}: {counts}. {verdict.reason}"
+        line = f"{share} window {len(self.windows)}: {counts}. {verdict.reason}"
+        if (trouble := stable_trouble(self.judge.policy, self.windows)) and not self.stable_trouble:
+            line += f" {trouble}"
+        self.stable_trouble = trouble
+        return line
+
+
+def stable_trouble(policy: Policy, windows: Sequence[Window]) -> str:
+    """A sentence when the stable revision itself is beyond a limit, since the opening; else nothing. The judge does not
+    ask that: what is rolled back is rolled back onto it all the same, and only a person can say otherwise."""
+    sides = [window.stable for window in windows if window.stable is not None and window.stable.requests]
+    requests = sum(side.requests or 0 for side in sides)
+    for metric in policy.metrics:
+        bad = sum(side.bad.get(metric.name) or 0 for side in sides)
+        if metric.observe or metric.max_rate is None or requests < policy.min_requests:
+            continue
+        if bad > metric.max_rate * requests:
+            return (
+                f"Stable fails, too: {bad} of {requests} requests ({metric.name}); what a person can do is in "
+                "docs/runbook.md, 'The stable revision is the broken one'."
+            )
+    return ""
 
 
 def _counts(side: Any) -> str:

@@ -3,11 +3,12 @@ something to add. Two writers at one moment cannot lose each other's words: the 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from model_release.errors import StoreUnavailable
+from model_release.errors import ReleaseError, StoreUnavailable
 from model_release.spec import ModelSpec
 from model_release.tasks import connections
 from model_release.tasks.run import Run
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from model_release.artifact.store import Store
     from model_release.judging import Policy, Verdict, Window
     from model_release.judging.record import Record
+
+log = logging.getLogger(__name__)
 
 _TRIES = 5  # each lost race is another task that wrote; a run has only a few at once
 
@@ -35,7 +38,11 @@ def read(spec: ModelSpec, run: Run) -> Record | None:
 
 def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Store | None = None) -> Record:
     """Applies `edit` to the record, which is begun where there is none, and stores it. `edit` may be called more than
-    once; what it records again replaces what it had recorded. `store` saves looking the connection up again."""
+    once; what it records again replaces what it had recorded. `store` saves looking the connection up again.
+
+    The index of releases is told what it shows; where it cannot be written, that is logged, and the release goes on.
+    """
+    from model_release.history.index import Entry
     from model_release.judging.record import Record
 
     store, key = store or connections.store(spec.store), f"releases/{run.release}.json"
@@ -53,6 +60,8 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Sto
             if found is None
             else Record.from_dict(found)
         )
+        if left == _TRIES - 1:  # a try after it may find what this one wrote, though it was told that it failed
+            before = None if found is None else Entry.of(record)
         edit(record)
         try:
             store.write_json(key, record.to_dict(), if_match=tag)
@@ -60,7 +69,25 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Sto
         except StoreUnavailable:
             if not left:
                 raise
+    # Looks come every few seconds and change nothing that a list shows; what is over is noted each time.
+    if Entry.of(record) != before or record.outcome is not None:
+        _note(store, record)
     return record
+
+
+def _note(store: Store, record: Record) -> None:
+    """Puts the release into the lists. They can be made anew from the records, so no release fails for them."""
+    from model_release.history.index import History
+
+    try:
+        History(store).note(record)
+    except ReleaseError as error:
+        log.warning(
+            "Lists do not show the last change of %s: %s; `python -m model_release reindex %s` mends them",
+            record.release,
+            error,
+            record.model,
+        )
 
 
 def put_step(

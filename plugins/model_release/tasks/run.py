@@ -48,6 +48,11 @@ class Run:
         )
 
     @property
+    def page(self) -> str:
+        """Where people see the release."""
+        return self.url
+
+    @property
     def who(self) -> str:
         """Who asked for it, for the record."""
         return self.by or "nobody by name"

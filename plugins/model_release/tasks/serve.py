@@ -15,7 +15,7 @@ from airflow.sdk import BaseBranchOperator
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
 from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, RevisionFailed, ServiceBusy
-from model_release.tasks import connections, records, service
+from model_release.tasks import connections, notify, records, service
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
 from model_release.tasks.proof import prover
@@ -109,6 +109,8 @@ class ClaimService(ReleaseOperator):
             record.baseline = {"revision": revision, "storage_uri": baseline.storage_uri} if revision else None
 
         released.record(begin)
+        told = f"to be released on {self.spec.service.key}, beside {revision or 'nothing: a first deployment'}."
+        notify.tell(self.spec, released.run, notify.STARTED, told)
         self.log.info("%s is claimed; baseline: %s", self.spec.service.key, revision or "none, a first deployment")
         return {"baseline": revision}
 
@@ -337,7 +339,7 @@ class RollBack(ReleaseOperator):
 
         released = ReleasedService(self.spec, run)
         # From here on this canary is not proven any more, whatever a crash leaves behind.
-        claim = released.note(stage="rolling back", promoted=False)
+        claim = released.note(going_back=True, stage="rolling back", promoted=False)
         release = claim.as_release(released.namespace, released.name)
         if release is None:
             raise CanaryLost("no baseline was recorded: nothing was touched, and there is nothing to roll back to")
@@ -345,7 +347,7 @@ class RollBack(ReleaseOperator):
         prove = prover([self.spec], release.baseline.storage_uri, self.log.info)
 
         def step() -> Any:
-            current = released.claim()
+            current = released.held()
             return assess_rolled_back(
                 roll_back(released.services, replace(release, barred=current.barred), remember, prove), release
             )
@@ -356,6 +358,6 @@ class RollBack(ReleaseOperator):
         if progress.state is not State.READY:
             raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")
         if claim.stage != "rolled back":
-            released.note(stage="rolled back", percent=0)
+            released.note(going_back=True, stage="rolled back", percent=0)
             released.record_traffic(self.task_id, 0, released.live())
         return {"revision": progress.revision, "sentence": progress.sentence}

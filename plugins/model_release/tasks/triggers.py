@@ -110,7 +110,8 @@ class CanaryTrigger(_ReleaseTrigger):
     """Looks at the canary after each window, until the judge decides, the deadline comes, or the canary is no longer
     the one that was opened.
 
-    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline, run. Event: what
+    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline, run, said (the
+    judge's policy). Event: what
     `look.Watch.outcome` says: the windows and whether they are final, or what ended the watch.
     """
 
@@ -138,7 +139,7 @@ class CanaryTrigger(_ReleaseTrigger):
         try:
             await asyncio.to_thread(watch.show)
         except ReleaseError as error:
-            self.log.info(f"Not shown in the record meanwhile: {error}")
+            self.log.info("Not shown in the record meanwhile: %s", error)
 
 
 def _holder(claim: Claim | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk import BaseBranchOperator, BaseSensorOperator
 from airflow.sdk.exceptions import TaskDeferred
@@ -17,8 +17,13 @@ from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import CanaryTrigger
 
+if TYPE_CHECKING:
+    from model_release.serving.rollout import Canary
+
 # Between the watch's own deadline and Airflow's: the watch must be the one that ends it, with a reason.
 _SLACK = timedelta(minutes=5)
+
+BACK_FROM = "back_from"  # the XCom key under which a branch that goes back leaves the decision that sent it there
 
 
 class WatchCanary(ReleaseOperator, BaseSensorOperator):
@@ -48,6 +53,12 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
         opened, deadline = self.opened(context, released)
         links.push_for(context["ti"], self.spec, [name for name in (canary.revision, canary.baseline) if name])
         self.log.info("Watching %s since %s, until %s at the latest", canary.revision, opened, deadline)
+        self.defer_until(deadline, opened, canary, run, self.spec.policy(self.percent), self.judged.__name__)
+
+    def defer_until(
+        self, deadline: datetime, opened: datetime, canary: Canary, run: Run, said: dict[str, Any], then: str
+    ) -> NoReturn:
+        """Watches on in the triggerer, judging by the policy `said`, until it decides or the deadline comes."""
         raise TaskDeferred(
             trigger=CanaryTrigger(
                 spec=self.spec.model_dump_json(),
@@ -56,8 +67,9 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
                 opened=opened.isoformat(),
                 deadline=deadline.isoformat(),
                 run=asdict(run),
+                said=said,
             ),
-            method_name=self.judged.__name__,
+            method_name=then,
             timeout=max(deadline - datetime.now(UTC), timedelta(0)) + _SLACK,
         )
 
@@ -67,18 +79,32 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
             return self._judged(context, event, Run.of(context, self.spec))
 
     def _judged(self, context: Any, event: dict[str, Any], run: Run) -> dict[str, Any]:
+        released = ReleasedService(self.spec, run)
+        opened, _ = self.opened(context, released)
+        return self.verdict_on(context, event, released, opened, self.spec.policy(self.percent))
+
+    def verdict_on(
+        self,
+        context: Any,
+        event: dict[str, Any],
+        released: ReleasedService,
+        opened: datetime,
+        said: dict[str, Any],
+    ) -> dict[str, Any]:
+        """The verdict on what the trigger counted since `opened`, by the policy `said`; it is recorded."""
         from model_release.judging import Policy, Window, judge
+        from model_release.serving.lease import Order
+        from model_release.tasks.look import stable_trouble
 
         if name := event.get("error"):
             raise getattr(errors, name)(event["sentence"])
-        released = ReleasedService(self.spec, run)
-        canary = service.canary(context)
-        opened, _ = self.opened(context, released)
-        policy = Policy.from_dict(self.spec.policy(self.percent))
+        canary, policy = service.canary(context), Policy.from_dict(said)
         windows = [Window.from_dict(window) for window in event["windows"]]
         verdict = judge(policy, windows, final=event["final"])
-        released.record(
-            lambda record: records.put_step(
+        order = Order(**event["order"]) if event.get("order") else None
+
+        def edit(record: Any) -> None:
+            records.put_step(
                 record,
                 self.spec,
                 percent=self.percent,
@@ -88,12 +114,20 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
                 final=event["final"],
                 verdict=verdict,
             )
-        )
-        trouble = f" ({event['trouble']})" if event.get("trouble") else ""
-        self.log.info("%s: %s%s", verdict.decision, verdict.reason, trouble)
+            if order is not None:
+                record.record_approval(order.when, order.who, order.kind, order.why)
+
+        released.record(edit)
+        decision, reason = verdict.decision, verdict.reason
+        reason += f" ({event['trouble']})" if event.get("trouble") else ""
+        if order is not None:
+            decision, reason = "promote", f"{order} (The judge: {reason})"
+        elif decision != "promote" and (trouble := stable_trouble(policy, windows)):
+            reason += f" {trouble}"
+        self.log.info("%s: %s", decision, reason)
         return {
-            "decision": verdict.decision,
-            "reason": f"{verdict.reason}{trouble}",
+            "decision": decision,
+            "reason": reason,
             "revision": canary.revision,
             "windows": verdict.windows_used,
         }
@@ -148,4 +182,5 @@ class Decide(ReleaseOperator, BaseBranchOperator):
             reason = verdict["reason"]
         self.log.warning("Back: %s", reason)
         context["ti"].xcom_push(key="back", value=reason)
+        context["ti"].xcom_push(key=BACK_FROM, value=(verdict or {}).get("decision"))
         return self.back

@@ -1,0 +1,178 @@
+"""Who is told: one message for each change of a release's state, by Airflow's own notifiers.
+
+A release never fails because somebody could not be told: the trouble is a line in the log. What was said is noted in
+the decision record before it is sent, so that a task that runs again does not say it twice; where nothing could be sent
+the note is taken back.
+"""
+
+from __future__ import annotations
+
+import html
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from model_release.errors import ReleaseError
+from model_release.spec import Email, ModelSpec, Notify, Slack, Webhook
+from model_release.tasks import records
+from model_release.tasks.run import Run
+
+if TYPE_CHECKING:
+    from model_release.judging.record import Record
+
+STARTED = "started"
+NEEDS_YOU = "needs you"
+PROMOTED = "promoted"
+ROLLED_BACK = "rolled back"
+INCONCLUSIVE = "inconclusive"
+FAILED = "failed"
+SWEPT = "swept"
+
+#: How a decision record's outcome is told; what is not here (nothing new, published) is not worth a message.
+OF_OUTCOME = {
+    "promoted": PROMOTED,
+    "first": PROMOTED,
+    "rolled_back": ROLLED_BACK,
+    "inconclusive": INCONCLUSIVE,
+    "failed": FAILED,
+}
+
+_SECONDS = 10  # for one way of telling; a release does not wait longer for it
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Message:
+    """What is told: the same words and figures to everybody."""
+
+    event: str
+    model: str
+    service: str
+    version: str | None
+    sentence: str
+    traffic: Mapping[str, int]
+    page: str
+    run: str
+
+    @property
+    def title(self) -> str:
+        return f"{self.model}: {self.event}"
+
+    def as_dict(self) -> dict[str, Any]:
+        """The webhook's JSON."""
+        return {**vars(self), "traffic": dict(self.traffic)}
+
+
+def tell(spec: ModelSpec, run: Run, event: str, sentence: str, *, which: str = "", attempt: int = 1) -> None:
+    """Tells everybody in the model file's `notify` of `event`, once for each `which` of it.
+
+    Never raises a trouble of the telling. While the store is away nothing can be noted: then the first `attempt` of the
+    task tells, and its retries do not.
+    """
+    if spec.notify is None:
+        return
+    key, known = f"{event} {which}".strip(), False
+
+    def note(record: Record) -> None:
+        nonlocal known
+        known = key in record.notices
+        if not known:
+            record.notices.append(key)
+
+    try:
+        record = records.change(spec, run, note)
+    except ReleaseError as error:
+        _log.warning("What people are told is not noted: %s", error)
+        if attempt == 1:
+            _sent(spec.notify, Message(event, spec.model, spec.service.key, None, sentence, {}, run.page, run.url))
+        return
+    if known:
+        return
+    shares = record.traffic[-1]["revisions"] if record.traffic else {}
+    message = Message(event, spec.model, spec.service.key, record.version, sentence, shares, run.page, run.url)
+    if not _sent(spec.notify, message):
+        try:
+            records.change(spec, run, lambda record: _take_back(record, key))
+        except ReleaseError as error:
+            _log.warning("The note of a message that was not sent stays: %s", error)
+
+
+def _take_back(record: Record, key: str) -> None:
+    if key in record.notices:
+        record.notices.remove(key)
+
+
+def _sent(notify: Notify, message: Message) -> bool:
+    """Whether at least one of the ways took it: what one of them was told is not told to it again."""
+    ways = [
+        *([partial(_slack, notify.slack, message)] if notify.slack else []),
+        *([partial(_email, notify.email, message)] if notify.email else []),
+        *([partial(_webhook, notify.webhook, message)] if notify.webhook else []),
+    ]
+    taken = 0
+    for way in ways:
+        name = type(way.args[0]).__name__
+        try:
+            way()
+        except Exception as error:  # whatever a provider raises: a message is never worth a release
+            _log.warning("%s was not told of %r: %s: %s", name, message.event, type(error).__name__, error)
+        else:
+            taken += 1
+            _log.info("%s was told: %s", name, message.title)
+    return taken > 0
+
+
+# `notify` of a notifier, and not a call of it: that would render the message as a template, and it may hold text that
+# somebody wrote into a form.
+
+
+def _slack(slack: Slack, message: Message) -> None:
+    from airflow.providers.slack.notifications.slack import SlackNotifier
+
+    link = f"<{_slack_text(message.page)}|{_slack_text(message.service)}>"
+    text = f"*{_slack_text(message.title)}*\n{_slack_text(message.sentence)}\n{link}"
+    SlackNotifier(
+        slack_conn_id=slack.connection,
+        channel=slack.channel,
+        text=text,
+        username="Model releases",
+        icon_url="",
+        unfurl_links=False,
+        unfurl_media=False,
+        timeout=_SECONDS,
+    ).notify({})
+
+
+def _email(email: Email, message: Message) -> None:
+    from airflow.providers.smtp.notifications.smtp import SmtpNotifier
+
+    e = html.escape
+    shares = "".join(f"<li>{e(name)}: {share} %</li>" for name, share in message.traffic.items())
+    body = (
+        f"<p><b>{e(message.title)}</b> ({e(message.service)}, version {e(message.version or 'none yet')})</p>"
+        f"<p>{e(message.sentence)}</p><ul>{shares}</ul>"
+        f'<p><a href="{e(message.page)}">The release</a> · <a href="{e(message.run)}">The run</a></p>'
+    )
+    SmtpNotifier(
+        smtp_conn_id=email.connection,
+        to=list(email.to),
+        subject=message.title,
+        html_content=body,
+    ).notify({})
+
+
+def _webhook(webhook: Webhook, message: Message) -> None:
+    from airflow.providers.http.notifications.http import HttpNotifier
+
+    HttpNotifier(
+        http_conn_id=webhook.connection,
+        json=message.as_dict(),
+        extra_options={"timeout": _SECONDS},
+    ).notify({})
+
+
+def _slack_text(text: str) -> str:
+    """Slack's three control characters, as its documentation says to write them."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

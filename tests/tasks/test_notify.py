@@ -1,0 +1,216 @@
+"""Who is told what, once: by Airflow's own notifiers, to real servers on loopback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import socketserver
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from model_release.errors import StoreUnavailable
+from model_release.judging.record import Record
+from model_release.spec import ModelSpec
+from model_release.tasks import notify, records
+from model_release.tasks.run import Run
+
+HOSTILE = "5 < 6 & <b>7</b> {{ conf }} *bold* <!channel>"
+
+
+class Mailbox(socketserver.StreamRequestHandler):
+    """As much of SMTP (RFC 5321) as a client needs that has one mail to deliver."""
+
+    mails: list[str]
+
+    def handle(self) -> None:
+        def say(line: str) -> None:
+            self.wfile.write(f"{line}\r\n".encode())
+
+        say("220 mailbox")
+        while line := self.rfile.readline().decode().strip():
+            word = line.split()[0].upper()
+            if word == "DATA":
+                say("354 go on")
+                text = b""
+                while (part := self.rfile.readline()) != b".\r\n":
+                    text += part
+                self.mails.append(text.decode())
+            say("221 bye" if word == "QUIT" else "250 ok")
+            if word == "QUIT":
+                return
+
+
+@pytest.fixture
+def mailbox() -> Iterator[tuple[int, list[str]]]:
+    mails: list[str] = []
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), type("Box", (Mailbox,), {"mails": mails})) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], mails
+        server.shutdown()
+
+
+@pytest.fixture
+def web() -> Iterator[tuple[int, list[tuple[str, Any]], list[int]]]:
+    """A server that keeps what is posted, and answers with the given states first."""
+    posts: list[tuple[str, Any]] = []
+    states: list[int] = []
+
+    class Post(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["Content-Length"]))
+            posts.append((self.path, json.loads(body)))
+            self.send_response(states.pop(0) if states else 200)
+            self.send_header("Content-Type", "application/json")
+            self.end_headers()
+            self.wfile.write(b'{"ok": true}')
+
+        def log_message(self, *_: Any) -> None:
+            """Quiet."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Post) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server.server_address[1], posts, states
+        server.shutdown()
+
+
+@pytest.fixture
+def record(monkeypatch: pytest.MonkeyPatch) -> Record:
+    one = Record.new("r", model="digits", service="models/digits", version="0123456789abcdef", started="2026-03-01")
+    one.record_traffic("2026-03-01T02:00:00+00:00", "open_25", 25, {"digits-00001": 75, "digits-00002": 25})
+
+    def change(spec: ModelSpec, run: Any, edit: Any) -> Record:
+        edit(one)
+        return one
+
+    monkeypatch.setattr(records, "change", change)
+    return one
+
+
+def telling(spec: ModelSpec, **ways: Any) -> ModelSpec:
+    return ModelSpec.model_validate({**json.loads(spec.model_dump_json(exclude_none=True)), "notify": ways})
+
+
+def connect(monkeypatch: pytest.MonkeyPatch, name: str, **said: Any) -> None:
+    monkeypatch.setenv(f"AIRFLOW_CONN_{name.upper()}", json.dumps(said))
+
+
+def test_a_webhook_gets_the_sentence_the_figures_and_the_link_once(
+    spec: ModelSpec, context: Any, record: Record, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port, schema="http")
+    one, run = telling(spec, webhook={"connection": "hook"}), Run.of(context, spec)
+    for attempt in (1, 2):
+        notify.tell(one, run, notify.ROLLED_BACK, HOSTILE, attempt=attempt)
+    ((_, said),) = posts
+    assert said == {
+        "event": "rolled back",
+        "model": "digits",
+        "service": "models/digits",
+        "version": "0123456789abcdef",
+        "sentence": HOSTILE,
+        "traffic": {"digits-00001": 75, "digits-00002": 25},
+        "page": run.page,
+        "run": run.url,
+    }
+
+
+def test_each_question_is_told_and_none_twice(
+    spec: ModelSpec, context: Any, record: Record, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port, schema="http")
+    one, run = telling(spec, webhook={"connection": "hook"}), Run.of(context, spec)
+    for which in ("ask_50 0", "ask_50 1", "ask_50 1"):
+        notify.tell(one, run, notify.NEEDS_YOU, "…", which=which)
+    assert len(posts) == 2
+
+
+def test_what_could_not_be_sent_is_sent_by_the_retry(
+    spec: ModelSpec, context: Any, record: Record, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, posts, states = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port, schema="http")
+    states.append(500)
+    one, run = telling(spec, webhook={"connection": "hook"}), Run.of(context, spec)
+    notify.tell(one, run, notify.PROMOTED, "…")
+    assert record.notices == []
+    notify.tell(one, run, notify.PROMOTED, "…", attempt=2)
+    notify.tell(one, run, notify.PROMOTED, "…", attempt=3)
+    assert (len(posts), record.notices) == (2, ["promoted"])
+
+
+def test_while_the_store_is_away_the_first_try_tells_and_no_other(
+    spec: ModelSpec, context: Any, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port, schema="http")
+
+    def away(*_: Any) -> None:
+        raise StoreUnavailable("away")
+
+    monkeypatch.setattr(records, "change", away)
+    one, run = telling(spec, webhook={"connection": "hook"}), Run.of(context, spec)
+    for attempt in (1, 2, 3):
+        notify.tell(one, run, notify.FAILED, "task settle failed", attempt=attempt)
+    assert [said["sentence"] for _, said in posts] == ["task settle failed"]
+
+
+def test_a_mail_is_html_in_which_nothing_is_markup_but_ours(
+    spec: ModelSpec, context: Any, record: Record, mailbox: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import email
+    import email.policy
+
+    port, mails = mailbox
+    extra = {"disable_tls": True, "disable_ssl": True, "from_email": "releases@example.org"}
+    connect(monkeypatch, "post", conn_type="smtp", host="127.0.0.1", port=port, extra=extra)
+    notify.tell(
+        telling(spec, email={"connection": "post", "to": ["team@example.org"]}),
+        Run.of(context, spec),
+        notify.INCONCLUSIVE,
+        HOSTILE,
+    )
+    (text,) = mails
+    mail = email.message_from_string(text, policy=email.policy.default)
+    assert mail["Subject"] == "digits: inconclusive"
+    (part,) = [part for part in mail.walk() if part.get_content_type() == "text/html"]
+    body = part.get_content()
+    assert "5 &lt; 6 &amp; &lt;b&gt;7&lt;/b&gt; {{ conf }}" in body
+    assert "<b>7</b>" not in body
+    assert "digits-00002: 25 %" in body
+
+
+def test_a_slack_message_pings_nobody_by_what_a_form_said(
+    spec: ModelSpec, context: Any, record: Record, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port, posts, _ = web
+    base = f"http://127.0.0.1:{port}/"
+    connect(monkeypatch, "slack", conn_type="slack", password="xoxb-1", extra={"base_url": base})
+    notify.tell(
+        telling(spec, slack={"connection": "slack", "channel": "#models"}), Run.of(context, spec), "started", HOSTILE
+    )
+    ((path, said),) = posts
+    assert path == "/chat.postMessage"
+    assert said["channel"] == "#models"
+    assert "&lt;!channel&gt;" in said["text"]
+    assert "<!channel>" not in said["text"]
+
+
+def test_nobody_to_be_reached_is_a_line_in_the_log_and_no_trouble(
+    spec: ModelSpec, context: Any, record: Record, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=9, schema="http", password="geheim-7731")
+    with caplog.at_level(logging.WARNING, "model_release"):
+        notify.tell(telling(spec, webhook={"connection": "hook"}), Run.of(context, spec), notify.FAILED, "…")
+    assert "Webhook was not told of 'failed'" in caplog.text
+    assert "geheim-7731" not in caplog.text
+
+
+def test_without_a_word_in_the_model_file_nothing_is_written(spec: ModelSpec, context: Any, record: Record) -> None:
+    notify.tell(spec, Run.of(context, spec), notify.PROMOTED, "…")
+    assert record.notices == []
