@@ -192,7 +192,7 @@ class Record:
                 raise RecordError(f"steps[{i}]: percent {percent!r} or opened {opened!r} is no percent and time")
             if policy is not None:
                 recorded = _placed(policy, recorded)
-                windows = [_asked_for(window, recorded) for window in windows]
+                windows = [asked_for(window, recorded) for window in windows]
             one = Judge(recorded)
             for n, window in enumerate(windows, start=1):
                 verdict = one.add(window)
@@ -228,11 +228,11 @@ def _placed(policy: Policy, recorded: Policy) -> Policy:
             raise EvidenceError(
                 f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
             )
-    placed = policy.to_dict() | {"traffic": recorded.traffic, "steps": recorded.steps}
+    placed = policy.to_dict() | {"traffic": recorded.traffic, "steps": recorded.steps, "guard": recorded.guard}
     return Policy.from_dict(placed)
 
 
-def _asked_for(window: Window, policy: Policy) -> Window:
+def asked_for(window: Window, policy: Policy) -> Window:
     """The window without the counts of metrics that another policy does not ask for."""
     metrics, values = {m.name for m in policy.metrics}, {v.name for v in policy.values}
 

@@ -4,7 +4,7 @@
 |---------------|------------|---------------------------------------------------------------------------------|
 | `kubernetes`  | kubernetes | the cluster                                                                     |
 | `model_store` | aws        | S3, where versions and records are                                              |
-| `prometheus`  | http       | Prometheus; login and password for basic, extra `{"token": …}` for a bearer    |
+| `prometheus`  | http       | Prometheus; how to sign in and whom to trust: `prometheus()`                    |
 | `ingress`     | http       | optional: the gateway's address, where the services' host names do not resolve  |
 
 The sandbox and a cluster differ in nothing else. The clients are made anew in each task: nothing heavy is imported
@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model_release.artifact.store import Store
+    from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
 
 KUBERNETES = "kubernetes"
@@ -46,16 +47,62 @@ def store(prefix: str) -> Store:
     return Store(s3(), prefix)
 
 
+# What the `extra` of the connection `prometheus` may say.
+_PROMETHEUS_EXTRA = ("token", "sigv4_region", "aws_conn_id", "verify", "cert", "timeout")
+
+
 def prometheus() -> Prometheus:
-    """The client of the `prometheus` connection."""
+    """The client of the `prometheus` connection. One way to sign in, or none:
+
+    * login and password: basic authentication;
+    * extra `token`: a bearer token;
+    * extra `sigv4_region`: a signature for Amazon Managed Service for Prometheus in that region, with the credentials
+      of the `aws` connection that extra `aws_conn_id` names, or of the machine's own chain (IRSA, Pod Identity, …).
+
+    For https, extra `verify` is the file of the authorities to trust (or false, for none of these checks), and extra
+    `cert` the file of a client certificate with its key, or a list of both files: as in Airflow's own `http`
+    connections. Extra `timeout` is seconds for each request, 10 unless said.
+
+    Raises:
+        MetricsRefused: the connection says something else, or two things at once.
+    """
     from airflow.sdk import BaseHook
 
+    from model_release.errors import MetricsRefused
     from model_release.metrics.prometheus import Prometheus
 
     connection = BaseHook.get_connection(PROMETHEUS)
     extra = connection.extra_dejson
-    basic = (connection.login, connection.password or "") if connection.login else None
-    return Prometheus(_address(connection), basic=basic, token=extra.get("token"))
+    if unknown := sorted(extra.keys() - set(_PROMETHEUS_EXTRA)):
+        known = ", ".join(_PROMETHEUS_EXTRA)
+        raise MetricsRefused(f"connection {PROMETHEUS}: extra {unknown[0]!r} is unknown; known are {known}")
+    if "aws_conn_id" in extra and "sigv4_region" not in extra:
+        raise MetricsRefused(f"connection {PROMETHEUS}: extra aws_conn_id has no meaning without sigv4_region")
+    cert = extra.get("cert")
+    return Prometheus(
+        _address(connection),
+        basic=(connection.login, connection.password or "") if connection.login else None,
+        token=extra.get("token"),
+        sigv4=_sigv4(extra) if "sigv4_region" in extra else None,
+        verify=extra.get("verify", True),
+        cert=tuple(cert) if isinstance(cert, list) else cert,
+        timeout=float(extra.get("timeout", 10)),
+    )
+
+
+def _sigv4(extra: dict[str, Any]) -> SigV4:
+    """Who signs for Amazon."""
+    from airflow.providers.amazon.aws.hooks.base_aws import AwsBaseHook
+
+    from model_release.errors import MetricsRefused
+    from model_release.metrics.auth import SigV4
+
+    region, named = str(extra["sigv4_region"]), extra.get("aws_conn_id")
+    credentials = AwsBaseHook(aws_conn_id=named, region_name=region, client_type="sts").get_session().get_credentials()
+    if credentials is None:
+        where = f"connection {named}" if named else "the machine's own chain"
+        raise MetricsRefused(f"connection {PROMETHEUS}: {where} has no AWS credentials to sign with")
+    return SigV4(credentials, region)
 
 
 def prometheus_address() -> str | None:

@@ -25,6 +25,7 @@ from model_release.tasks.ask import Ask
 from model_release.tasks.base import RETRIES
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
 from model_release.tasks.finish import Report, Settle
+from model_release.tasks.look_back import LookBack
 from model_release.tasks.params import form
 from model_release.tasks.serve import ClaimService, GoDirect, GoLive, Open, Promote, RollBack, Smoke, Stage
 from model_release.tasks.watch import Decide, WatchBake, WatchCanary
@@ -92,7 +93,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
             last = [bake]
         # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
         [*last, roll_back, go_live] >> settle >> report
-        publish >> report
+        publish >> LookBack(task_id="look_back", **common) >> report
     return dag
 
 

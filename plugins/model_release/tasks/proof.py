@@ -49,8 +49,9 @@ def prover(specs: Sequence[ModelSpec], storage_uri: str | None, log: Callable[..
 
 
 def version_in(specs: Sequence[ModelSpec], storage_uri: str | None) -> tuple[str, str] | None:
-    """(store, version) that `storage_uri` names, when it lies in the store of one of `specs`."""
-    for spec in specs:
-        if found := re.fullmatch(rf"{re.escape(spec.store)}versions/([0-9a-f]{{16}})/", storage_uri or ""):
-            return spec.store, found[1]
+    """(store, version) that `storage_uri` names, when it lies in the store of one of `specs`; without any (the model
+    file was deleted), in whatever store it says."""
+    for store in [re.escape(spec.store) for spec in specs] or ["s3://[^/]+/(?:.+/)?"]:
+        if found := re.fullmatch(rf"({store})versions/([0-9a-f]{{16}})/", storage_uri or ""):
+            return found[1], found[2]
     return None

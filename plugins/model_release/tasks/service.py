@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import CanaryLost, ClusterUnavailable, ServiceBusy
+from model_release.errors import CanaryLost, ClusterUnavailable, RolledBack, ServiceBusy
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.proof import prover
@@ -57,7 +57,14 @@ class ReleasedService:
 
         Raises:
             ServiceBusy: this run does not hold the lease (any more): `settle` gave it free, or it passed on.
+            RolledBack: a person has ordered this release back: it goes no further.
         """
+        claim = self.held()
+        _check_not_ordered_back(claim)
+        return claim
+
+    def held(self) -> Claim:
+        """`claim`, for what has to be done even when the release was ordered back."""
         lease = self.leases.read(self.namespace, self.name)
         claim = lease.claim if lease else None
         if claim is None or claim.owner.identity != self.owner.identity:
@@ -75,10 +82,17 @@ class ReleasedService:
             raise CanaryLost(f"no baseline of {self.spec.service.key} was recorded; clear the run's task claim")
         return baseline
 
-    def note(self, **fields: Any) -> Claim:
-        """Records fields of the claim in the lease, where whoever comes after a crash finds them."""
-        lease = self.leases.update(self.namespace, self.name, self.owner, lambda claim: replace(claim, **fields))
-        return lease.claim or self.claim()
+    def note(self, *, going_back: bool = False, **fields: Any) -> Claim:
+        """Records fields of the claim in the lease, where whoever comes after a crash finds them. Errors: see `claim`;
+        with `going_back` an order to roll back is no hindrance."""
+
+        def change(claim: Claim) -> Claim:
+            if not going_back:
+                _check_not_ordered_back(claim)
+            return replace(claim, **fields)
+
+        lease = self.leases.update(self.namespace, self.name, self.owner, change)
+        return lease.claim or self.held()
 
     def wanted(self, root: Path, version_uri: str) -> dict[str, Any]:
         """The manifest of the version that is released."""
@@ -132,6 +146,12 @@ class ReleasedService:
         """A change of traffic that was verified, with the time and each revision's share."""
         shares, when = dict(live.serving) if live else {}, records.now()
         self.record(lambda record: record.record_traffic(when, task, percent, shares))
+
+
+def _check_not_ordered_back(claim: Claim) -> None:
+    """A change that was written before the order was seen is undone by `settle`: nothing may be built upon it."""
+    if claim.order is not None and claim.order.kind == "roll_back":
+        raise RolledBack(str(claim.order))
 
 
 def staged(context: Any) -> dict[str, Any]:

@@ -6,7 +6,7 @@ lease outlives all of that, and says who held it and what was there before.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,7 +20,7 @@ from model_release.model_file import load
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.base import RETRIES, telling
-from model_release.tasks.proof import prover
+from model_release.tasks.proof import prover, version_in
 from model_release.tasks.run import Run, installation
 from model_release.tasks.triggers import run_is_over
 
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from model_release.serving.settle import Prove, Release
 
 SWEEP = "sweep"
+Service = tuple[str, str]  # namespace and name of an InferenceService
 
 
 def sweep_dag(models: Path, schedule: str | None) -> DAG:
@@ -63,17 +64,15 @@ class _Abandoned:
     """A release whose run is over, on a lease that this sweep may write.
 
     Args:
+        specs: the service's model files; none, when they were deleted since.
         holder: who holds the lease now: this sweep; on a frozen service still the run that is over.
     """
 
-    def __init__(self, specs: Sequence[ModelSpec], claim: Claim, leases: Leases, holder: Owner) -> None:
-        self.specs, self.claim = specs, claim
+    def __init__(
+        self, service: Service, specs: Sequence[ModelSpec], claim: Claim, leases: Leases, holder: Owner
+    ) -> None:
+        self.service, self.specs, self.claim = service, specs, claim
         self._leases, self._holder = leases, holder
-
-    @property
-    def service(self) -> tuple[str, str]:
-        one = self.specs[0].service
-        return one.namespace, one.name
 
     @property
     def release(self) -> Release | None:
@@ -95,11 +94,12 @@ class _Abandoned:
 
     def __str__(self) -> str:
         owner = self.claim.owner
-        return f"{self.specs[0].service.key}: left by {owner.dag_id} {owner.run_id} ({self.claim.stage})"
+        return f"{_key(self.service)}: left by {owner.dag_id} {owner.run_id} ({self.claim.stage})"
 
 
 class Sweep(BaseOperator):
-    """Reads each service's lease and live state. Nothing is touched where the holder's run is alive, or is a run of
+    """Reads each service's lease and live state: the services of the model files, and those that the cluster's leases
+    name, whose files are gone. Nothing is touched where the holder's run is alive, or is a run of
     another Airflow.
 
     What was left is taken over first, so that no release begins on it meanwhile, then settled, its decision record
@@ -135,9 +135,10 @@ class Sweep(BaseOperator):
         lines = [f"Not swept: {trouble}" for trouble in self.unread]
         troubles: list[ReleaseError] = []
         abandoned: list[_Abandoned] = []
-        for specs in self.services:
+        services = self._all_services(lines)
+        for service, specs in services.items():
             try:
-                found = self._look(specs, me)
+                found = self._look(service, specs, me)
             except ReleaseError as error:
                 troubles.append(error)
                 continue
@@ -157,21 +158,34 @@ class Sweep(BaseOperator):
         if troubles:
             raise _worst(troubles)
         if not lines:
-            self.log.info("%d services: nothing left behind", len(self.services))
+            self.log.info("%d services: nothing left behind", len(services))
         return lines
 
-    def _look(self, specs: Sequence[ModelSpec], me: Owner) -> _Abandoned | str | None:
+    def _all_services(self, lines: list[str]) -> dict[Service, Sequence[ModelSpec]]:
+        """Every service with its model files: none, where only a lease is left of it."""
+        found: dict[Service, Sequence[ModelSpec]] = {
+            (specs[0].service.namespace, specs[0].service.name): specs for specs in self.services
+        }
+        try:
+            leases = self._leases.all({namespace for namespace, _ in found})
+        except ReleaseError as error:
+            lines.append(f"Not swept: services whose model file is gone: {error}")
+            leases = []
+        for lease in leases:
+            found.setdefault((lease.namespace, lease.service), ())
+        return found
+
+    def _look(self, service: Service, specs: Sequence[ModelSpec], me: Owner) -> _Abandoned | str | None:
         """What was left and is taken over now, or a line for what only a person can judge."""
-        service = specs[0].service
-        lease = self._leases.read(service.namespace, service.name)
+        lease = self._leases.read(*service)
         if lease is None or lease.holder is None:
-            return self._unclaimed(service.namespace, service.name)
+            return self._unclaimed(*service)
         claim = lease.claim
         if claim is None:
-            return f"{service.key}: its lease is held by {lease.holder}, which is no release; since {lease.since}"
+            return f"{_key(service)}: its lease is held by {lease.holder}, which is no release; since {lease.since}"
         if claim.owner.installation != me.installation:
             return (
-                f"{service.key}: is being released by another Airflow, {claim.owner.dag_id} {claim.owner.run_id} "
+                f"{_key(service)}: is being released by another Airflow, {claim.owner.dag_id} {claim.owner.run_id} "
                 f"({claim.stage}, since {lease.since}): {claim.owner.url}"
             )
         if claim.owner.identity != me.identity and not run_is_over(claim.owner):
@@ -181,14 +195,15 @@ class Sweep(BaseOperator):
     def _take_over(self, specs: Sequence[ModelSpec], lease: Lease, claim: Claim, me: Owner) -> _Abandoned | None:
         from model_release.serving.lease import Held
 
+        service = (lease.namespace, lease.service)
         if lease.frozen is not None:
             # Nobody can take a frozen service, so the lease may stay with the run that is over.
-            return _Abandoned(specs, claim.left, self._leases, claim.owner)
+            return _Abandoned(service, specs, claim.left, self._leases, claim.owner)
         taken = self._leases.acquire(lease.namespace, lease.service, me, over=claim.owner)
         if isinstance(taken, Held):
             self.log.info("%s", taken)
             return None
-        return _Abandoned(specs, claim.left, self._leases, me)
+        return _Abandoned(service, specs, claim.left, self._leases, me)
 
     def _unclaimed(self, namespace: str, name: str) -> str | None:
         live = self._isvcs.get(namespace, name)
@@ -233,22 +248,46 @@ class Sweep(BaseOperator):
 
     def _finish_record(self, one: _Abandoned, line: str) -> None:
         """The record of a release that ended without a word says how: it stands where it was promoted, else failed."""
-        claim, live = one.claim, self._isvcs.get(*one.service)
-        spec = next((spec for spec in one.specs if f"release_{spec.model}" == claim.owner.dag_id), None)
-        if spec is None or not claim.release:
+        claim, live, order = one.claim, self._isvcs.get(*one.service), one.claim.order
+        if not claim.release:
             return
-        owner = claim.owner
-        run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, "canary", {})
         stands = claim.promoted and live is not None and live.serving == {claim.canary: 100}
         first = claim.baseline is None or claim.baseline.revision is None
         outcome = ("first" if first else "promoted") if stands else "failed"
+        why = f"its run ended without settling; {line}"
+        if order is not None and order.kind == "roll_back":
+            outcome, why = "rolled_back", f"{order} ({why})"
 
         def finish(record: Any) -> None:
             record.record_traffic(records.now(), SWEEP, 100 if stands else 0, dict(live.serving) if live else {})
+            if order is not None:
+                record.record_approval(order.when, order.who, order.kind, order.why)
             if record.outcome != outcome:
-                record.finish(outcome, f"its run ended without settling; {line}", records.now())
+                record.finish(outcome, why, records.now())
 
-        records.change(spec, run, finish)
+        spec = next((spec for spec in one.specs if f"release_{spec.model}" == claim.owner.dag_id), None)
+        if spec is not None:
+            owner = claim.owner
+            run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, "canary", {})
+            records.change(spec, run, finish)
+        elif (found := version_in(one.specs, one.storage_uri)) is not None:
+            _amend(found[0], claim.release, finish)
+
+
+def _amend(store: str, release: str, edit: Callable[[Any], None]) -> None:
+    """Changes a record whose model file is gone, where the store of the service's versions has it."""
+    from model_release.judging.record import Record
+
+    where, key = connections.store(store), f"releases/{release}.json"
+    kept, tag = where.read_json(key)
+    if kept is not None:
+        record = Record.from_dict(kept)
+        edit(record)
+        where.write_json(key, record.to_dict(), if_match=tag)
+
+
+def _key(service: Service) -> str:
+    return "/".join(service)
 
 
 def _worst(troubles: Sequence[ReleaseError]) -> ReleaseError:
