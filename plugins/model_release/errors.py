@@ -28,6 +28,19 @@ class SpecError(ReleaseError):
     mended_by = "the author of the model file or of the run's form"
 
 
+class NotReady(ReleaseError):
+    """The preflight found what a release would fail of."""
+
+    mended_by = "whoever the finding names"
+
+
+class NotReadyYet(ReleaseError):
+    """Something that a release needs does not answer now, the preflight found."""
+
+    mended_by = "time, or whoever the finding names"
+    transient = True
+
+
 class CheckpointError(ReleaseError):
     """The source holds no checkpoint that can be exported: files missing, not an image classifier, pickled."""
 

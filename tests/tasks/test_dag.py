@@ -31,6 +31,7 @@ def wiring(model: ModelSpec) -> dict[str, set[str]]:
 
 def test_release_dag_with_two_steps_and_a_bake_is_wired_as_designed() -> None:
     assert wiring(spec(steps=[10, 30], bake="5m")) == {
+        "preflight": {"resolve"},
         "resolve": {"export", "publish"},
         "export": {"archive"},
         "archive": {"publish"},

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from model_release.errors import StoreUnavailable
+from model_release.errors import StoreRefused, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, links, records, run
@@ -62,6 +62,8 @@ class Store:
         self.rivals, self.tag = rivals, 0
 
     def read_json(self, key: str) -> tuple[Any, str | None]:
+        if key.startswith("releases/index/"):
+            raise StoreRefused("the lists of releases cannot be read")
         assert key.startswith("releases/digits-20260301T020000-")
         return self.content, None if self.content is None else str(self.tag)
 
@@ -78,7 +80,7 @@ class Store:
 
 @pytest.mark.parametrize("rivals", [0, 1, 4])
 def test_no_word_of_two_writers_is_lost(
-    context: Any, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, rivals: int
+    context: Any, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, rivals: int
 ) -> None:
     store = Store(rivals)
     monkeypatch.setattr(connections, "store", lambda prefix: store)
@@ -89,6 +91,8 @@ def test_no_word_of_two_writers_is_lost(
     assert len(kept.approvals) == rivals
     assert (kept.model, kept.service, kept.run["note"]) == ("digits", "models/digits", "why")
     assert kept.run["url"].startswith("http://airflow/")
+    said = "Lists do not show the last change of digits-20260301T020000-"
+    assert [line for line in caplog.messages if line.startswith(said)], "an index that cannot be read fails nothing"
 
 
 def test_a_record_that_never_stops_changing_is_a_passing_trouble(

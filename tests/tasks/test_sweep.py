@@ -18,12 +18,14 @@ from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.serving import rollout
 from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import Claim, Leases, Owner
+from model_release.serving.lease import Claim, Leases, Order, Owner
 from model_release.serving.progress import State, wait
 from model_release.serving.rollout import Baseline, Canary
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, proof, records, sweep
 from model_release.tasks.sweep import Sweep, sweep_dag
+from sandbox.kube.faults import Fault, Match
+from sandbox.kube.server import Cluster
 
 from .cluster import Pods, cluster, wanted
 
@@ -46,6 +48,7 @@ class World:
     spec: ModelSpec
     services: InferenceServices
     leases: Leases
+    server: Cluster
     over: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
 
@@ -94,8 +97,8 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with cluster(tmp_path, NamedPods()) as (_, client):
-        made = World(spec, InferenceServices(client), Leases(client))
+    with cluster(tmp_path, NamedPods()) as (server, client):
+        made = World(spec, InferenceServices(client), Leases(client), server)
 
         def change(_: ModelSpec, run: Any, edit: Any) -> Record:
             record = made.records.setdefault(
@@ -227,6 +230,57 @@ def test_what_a_dead_settle_had_barred_is_barred_for_the_next(world: World) -> N
     assert Claim(died).left == Claim(died)
 
 
+def test_a_service_whose_model_file_is_gone_is_settled_by_its_lease(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Any, str | None]] = []
+
+    def prover(specs: Any, uri: str | None, log: Any) -> Any:
+        asked.append((list(specs), uri))
+        return lambda live: None
+
+    monkeypatch.setattr(sweep, "prover", prover)
+    owner, _ = world.abandon("letters")
+    world.over.add(owner.run_id)
+    (line,) = world.sweep("digits")
+    assert line.startswith("models/letters: left by release_digits run-letters (open at 30 %): letters-predictor-0000")
+    world.assert_settled("letters")
+    assert set(map(str, asked)) == {"([], 's3://models/digits/versions/v1/')"}
+    assert world.sweep("digits", run="sweep-2") == []
+
+
+def test_leases_that_may_not_be_listed_hide_no_service_of_a_model_file(world: World) -> None:
+    owner, _ = world.abandon()
+    world.over.add(owner.run_id)
+    world.server.faults.active.append(Fault(match=Match(verb="list", resource="leases"), status=403))
+    refused, settled = world.sweep()
+    assert refused.startswith(
+        "Not swept: services whose model file is gone: list leases models/: forbidden; needs verb"
+    )
+    assert settled.startswith("models/digits: left by")
+    world.assert_settled()
+
+
+def test_one_namespace_is_listed_where_all_may_not_be(world: World) -> None:
+    owner, _ = world.abandon("letters")
+    world.over.add(owner.run_id)
+    world.server.faults.active.append(Fault(match=Match(verb="list", resource="leases"), status=403, times=1))
+    (line,) = world.sweep("digits")
+    assert line.startswith("models/letters: left by")
+
+
+def test_a_release_that_a_person_had_taken_back_is_recorded_as_that(world: World) -> None:
+    owner, canary = world.abandon()
+    order = Order("roll_back", "anna", "users complain", "2026-03-01T02:00:00.000+00:00", canary.revision)
+    world.leases.update("models", "digits", owner, lambda claim: replace(claim, order=order))
+    world.over.add(owner.run_id)
+    world.sweep()
+    record = world.records["digits-20260301"]
+    assert record.outcome == "rolled_back"
+    assert record.reason.startswith("Rolled back by anna: users complain (its run ended without settling; ")
+    assert [(one["who"], one["decision"]) for one in record.approvals] == [("anna", "roll_back")]
+
+
 def test_a_model_file_that_cannot_be_read_stops_no_other_service(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text((PROJECT / "include" / "models" / "digits.yaml").read_text())
     (tmp_path / "broken.yaml").write_text("model: broken\n")
@@ -260,6 +314,12 @@ def test_the_dag_is_light_and_never_overlaps_itself() -> None:
 )
 def test_which_version_a_storage_uri_names(spec: ModelSpec, uri: str | None, found: object) -> None:
     assert proof.version_in([spec], uri) == found
+
+
+def test_without_a_model_file_a_storage_uri_names_its_store_itself() -> None:
+    uri = "s3://elsewhere/versions/0123456789abcdef/"
+    assert proof.version_in([], uri) == ("s3://elsewhere/", "0123456789abcdef")
+    assert proof.version_in([], "gs://elsewhere/versions/0123456789abcdef/") is None
 
 
 def test_a_version_whose_answers_cannot_be_read_proves_nothing(

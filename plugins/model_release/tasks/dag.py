@@ -27,6 +27,7 @@ from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
 from model_release.tasks.finish import Report, Settle
 from model_release.tasks.look_back import LookBack
 from model_release.tasks.params import form
+from model_release.tasks.preflight import Preflight
 from model_release.tasks.serve import ClaimService, GoDirect, GoLive, Open, Promote, RollBack, Smoke, Stage
 from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
@@ -55,7 +56,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         export = Export(task_id="export", **build)
         archive = ArchiveModel(task_id="archive", **build)
         publish = Publish(task_id="publish", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
-        resolve >> export >> archive >> publish
+        Preflight(task_id="preflight", **build) >> resolve >> export >> archive >> publish
         resolve >> publish
 
         claim = ClaimService(task_id="claim", root=project, **common).as_setup()

@@ -1,0 +1,75 @@
+"""Prometheus: whether the judge would see the stable revision, and what the model file asks about it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from model_release.errors import MetricsRefused
+from model_release.spec import ModelSpec
+
+from .finding import Finding, error, ok, warning
+
+if TYPE_CHECKING:
+    from model_release.metrics.prometheus import Prometheus
+    from model_release.serving.inference_service import InferenceService
+
+
+def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None) -> Iterator[Finding]:
+    """A metric that is misspelt, of another profile or scraped too seldom is found here, before traffic moves."""
+    from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
+
+    now = prometheus.query("time()")
+    yield ok("metrics", f"Prometheus answers{f' ({now.warnings[0]})' if now.warnings else ''}")
+    stable = live.rolled_out if live is not None else None
+    if stable is None:
+        yield warning(
+            "metrics",
+            f"profile {spec.judge.profile} cannot be tried: nothing of {spec.service.key} is rolled out",
+            "ask again after the first deployment",
+        )
+        return
+    metrics, namespace = profile(spec.judge.profile), spec.service.namespace
+    seen = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window)
+    if not seen.ok:
+        yield error(
+            "metrics",
+            f"a canary beside {stable} could not be judged: {seen.sentence}",
+            "mend judge.profile or the scraping",
+        )
+        return
+    yield ok("metrics", seen.sentence)
+    try:
+        check_limits(
+            bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the histogram of {stable}"
+        )
+    except MetricsRefused as refused:
+        yield error("metrics", str(refused), "put judge.metrics.above on one of them")
+    yield from _values(prometheus, spec, stable)
+    rate = request_rate(prometheus, metrics, namespace, stable) or 0.0
+    if rate == 0:
+        yield warning("traffic", f"{stable} has had no requests lately", "a canary needs traffic to be judged")
+    else:
+        yield ok("traffic", f"{rate:.0f} requests a minute on {stable}")
+
+
+def _values(prometheus: Prometheus, spec: ModelSpec, stable: str) -> Iterator[Finding]:
+    from model_release.metrics.values import filled
+
+    for value in spec.judge.values:
+        query = filled(value.query, namespace=spec.service.namespace, service=spec.service.name, revision=stable)
+        try:
+            found = prometheus.query(query, datetime.now(UTC)).series
+        except MetricsRefused as refused:
+            yield error("metrics", f"judge.values.{value.name}: {refused}", "mend its query")
+            continue
+        if len(found) == 1:
+            yield ok("metrics", f"judge.values.{value.name}: one number for {stable}")
+        else:
+            what = "no number" if not found else f"{len(found)} numbers"
+            yield error(
+                "metrics",
+                f"judge.values.{value.name}: {query} gives {what} for {stable}",
+                "one is needed: sum(…), max(…)",
+            )

@@ -1,0 +1,226 @@
+"""What the doctor finds, against the sandbox's API server; Prometheus and S3 stood in for, so that each can be ill."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model_release.doctor import Finding, Level, World, examine
+from model_release.errors import MetricsUnavailable, NotReady, NotReadyYet, StoreRefused, StoreUnavailable
+from model_release.metrics.prometheus import Answer, Series
+from model_release.serving import rollout
+from model_release.serving.inference_service import InferenceServices
+from model_release.serving.lease import Leases
+from model_release.spec import ModelSpec
+from model_release.tasks import preflight
+from model_release.tasks.preflight import Preflight
+
+from .cluster import Pods, cluster, wanted
+from .conftest import SPEC
+
+ROLE = Path(__file__).parents[2] / "include" / "manifests" / "role.yaml"
+
+
+class Store:
+    """A bucket in memory. `heeds` False: an S3 that ignores conditions."""
+
+    uri = "s3://models/digits/"
+
+    def __init__(self) -> None:
+        self.content: dict[str, Any] = {}
+        self.heeds, self.refused, self.off = True, False, timedelta(0)
+
+    def write_json(self, key: str, content: Any, *, if_match: str | None) -> None:
+        if self.refused:
+            raise StoreRefused("403: AccessDenied")
+        if self.heeds and key in self.content:
+            raise StoreUnavailable("somebody wrote")
+        self.content[key] = content
+
+    def read_json(self, key: str) -> tuple[Any, str]:
+        return self.content[key], "tag"
+
+    def remove(self, keys: list[str]) -> None:
+        for key in keys:
+            self.content.pop(key, None)
+
+    def clock(self) -> datetime:
+        return datetime.now(UTC) + self.off
+
+
+class Prometheus:
+    """Answers `time()`, and one number to everything else; holds no series."""
+
+    numbers = 1
+    away = False
+
+    def query(self, promql: str, at: datetime | None = None) -> Answer:
+        if self.away:
+            raise MetricsUnavailable("refused")
+        now = datetime.now(UTC).timestamp()
+        one = Series({}, [(round(now * 1000), now)])
+        return Answer([one] if promql == "time()" else [one] * self.numbers)
+
+    def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
+        return []
+
+    def label_values(self, *_: Any, **__: Any) -> list[str]:
+        return []
+
+
+@pytest.fixture
+def kube(tmp_path: Path) -> Iterator[Any]:
+    with cluster(tmp_path, Pods()) as (server, client):
+        yield SimpleNamespace(server=server, client=client)
+
+
+@pytest.fixture
+def world(kube: Any) -> World:
+    spec = ModelSpec.model_validate(SPEC)
+    store, prometheus = Store(), Prometheus()
+    return World(spec, ROLE, lambda: kube.client, lambda: store, lambda: prometheus)  # type: ignore[arg-type, return-value]
+
+
+def found(world: World) -> dict[str, list[Finding]]:
+    by_check: dict[str, list[Finding]] = {}
+    for one in examine(world):
+        by_check.setdefault(one.check, []).append(one)
+    return by_check
+
+
+def errors(world: World) -> list[str]:
+    return [str(one) for one in examine(world) if one.level is Level.ERROR]
+
+
+def deployed(kube: Any, spec: ModelSpec) -> None:
+    services = InferenceServices(kube.client)
+    rollout.stage(services, wanted(spec, "0123456789abcdef"), rollout.Baseline())
+    end = datetime.now(UTC) + timedelta(seconds=10)
+    while datetime.now(UTC) < end:
+        live = services.get("models", "digits")
+        if live is not None and live.rolled_out:
+            return
+    raise AssertionError("never rolled out")
+
+
+def test_a_world_in_which_a_release_can_work_has_no_errors(world: World) -> None:
+    said = found(world)
+    assert [one for ones in said.values() for one in ones if one.level is Level.ERROR] == []
+    assert {"cluster", "KServe", "Knative", "permissions", "service", "store", "metrics", "clock"} <= said.keys()
+    assert said["service"][0].sentence == "models/digits does not exist yet: the next release is its first deployment"
+    assert [one.sentence for one in said["clock"]] == [
+        f"{name}'s agrees with this machine's" for name in ("the cluster", "the store", "Prometheus")
+    ]
+    assert world.store().content == {}, "the probe is removed"  # type: ignore[attr-defined]
+
+
+def test_a_metric_that_is_not_there_is_found_before_any_traffic_moves(kube: Any, world: World) -> None:
+    deployed(kube, world.spec)
+    (line,) = errors(world)
+    assert "a canary beside digits-predictor-00001 could not be judged" in line
+    assert "Prometheus holds no series at all" in line
+    assert "judge.profile" in line
+
+
+def test_a_missing_permission_is_named_with_the_manifest_that_gives_it(
+    kube: Any, world: World, monkeypatch: Any
+) -> None:
+    from model_release.doctor import cluster as checks
+
+    may = checks._may
+    monkeypatch.setattr(
+        checks,
+        "_may",
+        lambda client, ns, group, resource, verb: verb != "patch" and may(client, ns, group, resource, verb),
+    )
+    (line,) = errors(world)
+    assert "patch inferenceservices.serving.kserve.io" in line
+    assert "patch leases.coordination.k8s.io" in line
+    assert "kubectl apply -n models -f include/manifests/role.yaml" in line
+
+
+def test_a_frozen_service_is_told_with_the_way_to_lift_it(kube: Any, world: World) -> None:
+    Leases(kube.client).freeze("models", "digits", "audit until Friday")
+    (line, *_) = found(world)["service"]
+    assert line.level is Level.WARNING, "claim says no, and a build beside it does no harm"
+    assert line.sentence == "models/digits is frozen, no release begins: audit until Friday"
+    assert line.cure.startswith("python -m model_release thaw models/digits")
+
+
+def test_a_store_that_lets_versions_be_overwritten_is_refused(world: World) -> None:
+    world.store().heeds = False  # type: ignore[attr-defined]
+    (line,) = errors(world)
+    assert "If-None-Match is not heeded" in line
+
+
+def test_each_part_that_cannot_be_reached_spoils_only_itself(world: World) -> None:
+    world.store().refused = True  # type: ignore[attr-defined]
+    world.prometheus().away = True  # type: ignore[attr-defined]
+
+    def no_cluster() -> Any:
+        raise RuntimeError("The conn_id `kubernetes` isn't defined")
+
+    lines = errors(World(world.spec, world.role, no_cluster, world.store, world.prometheus))
+    assert [line.split()[1] for line in lines] == ["cluster", "store", "metrics"]
+    assert "isn't defined" in lines[0]
+    assert "AccessDenied" in lines[1]
+
+
+@pytest.mark.parametrize(("off", "level"), [(2, Level.OK), (10, Level.WARNING), (-90, Level.ERROR)])
+def test_a_clock_that_is_off_is_told_with_how_much(world: World, off: int, level: Level) -> None:
+    world.store().off = timedelta(seconds=off)  # type: ignore[attr-defined]
+    (line,) = [one for one in found(world)["clock"] if one.sentence.startswith("the store")]
+    assert line.level is level
+    if level is not Level.OK:
+        assert f"{abs(off)} s off" in line.sentence
+
+
+@pytest.mark.parametrize(("numbers", "level"), [(0, Level.ERROR), (1, Level.OK), (3, Level.ERROR)])
+def test_a_value_that_is_not_one_number_is_told(
+    kube: Any, world: World, numbers: int, level: Level, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_release import metrics
+
+    deployed(kube, world.spec)
+    monkeypatch.setattr(metrics, "presence", lambda *_, **__: SimpleNamespace(ok=True, sentence="seen"))
+    monkeypatch.setattr(metrics, "bucket_edges", lambda *_: ())
+    monkeypatch.setattr(metrics, "request_rate", lambda *_: 60.0)
+    asks = {**SPEC, "judge": {**SPEC["judge"], "values": [{"name": "queue", "query": "up", "max": 3}]}}  # type: ignore[dict-item]
+    world.prometheus().numbers = numbers  # type: ignore[attr-defined]
+    asked = World(ModelSpec.model_validate(asks), world.role, world.cluster, world.store, world.prometheus)
+    (line,) = [one for one in found(asked)["metrics"] if one.sentence.startswith("judge.values.queue")]
+    assert line.level is level
+
+
+class TestPreflight:
+    """The doctor as the first task of a release."""
+
+    @pytest.fixture
+    def task(self, world: World, monkeypatch: pytest.MonkeyPatch) -> Preflight:
+        monkeypatch.setattr(preflight, "world", lambda spec, root: world)
+        return Preflight(task_id="preflight", spec=world.spec, root=Path())
+
+    def test_a_release_that_would_fail_ends_before_it_begins(self, task: Any, world: Any, context: Any) -> None:
+        world.store().heeds = False
+        with pytest.raises(NotReady, match=r"^store: s3://models/digits/ lets one write overwrite another"):
+            task.execute(context)
+
+    def test_what_may_pass_by_itself_is_tried_again(self, task: Any, world: Any, context: Any) -> None:
+        world.prometheus().away = True
+        with pytest.raises(NotReadyYet, match=r"^metrics: MetricsUnavailable: refused"):
+            task.execute(context)
+
+    def test_what_does_not_pass_is_told_first(self, task: Any, world: Any, context: Any) -> None:
+        world.prometheus().away, world.store().refused = True, True
+        with pytest.raises(NotReady, match=r"^store: .*\(and 1 more in the log\)$"):
+            task.execute(context)
+
+    def test_a_run_that_moves_nothing_goes_on(self, task: Any, world: Any, context: Any) -> None:
+        world.prometheus().away = True
+        context["params"]["rollout"] = "none"
+        assert {one["level"] for one in task.execute(context)} == {"OK", "warning", "error"}

@@ -1,0 +1,244 @@
+"""How the tasks of a release take a person's order, and the DAGs from which it is given."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, replace
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import ParamValidationError
+
+from model_release.errors import MetricsUnavailable, ReleaseFailed, RolledBack, StoreUnavailable
+from model_release.judging import Policy
+from model_release.judging.record import Record
+from model_release.serving import emergency as orders
+from model_release.serving.emergency import Done
+from model_release.serving.lease import Claim, Order, Owner
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, emergency, links, records, watch
+from model_release.tasks.emergency import emergency_dags
+from model_release.tasks.finish import Report
+from model_release.tasks.look import stable_trouble
+from model_release.tasks.run import Run
+from model_release.tasks.service import ReleasedService
+from model_release.tasks.watch import WatchCanary
+
+from .test_look import at, live, window
+from .test_look import watch as watching
+
+WHEN = "2026-03-01T02:00:00.000+00:00"
+OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow")
+
+
+def order(kind: Any, revision: str = "m-00002") -> Order:
+    return Order(kind, "anna", "because", WHEN, revision)
+
+
+class TestTheLook:
+    def test_an_order_to_promote_ends_the_watch_even_without_prometheus(self) -> None:
+        one, _, reader = watching([window(1)])
+        assert not one.look(at(11)).over
+        reader.trouble = MetricsUnavailable("away")
+        one.ordered = lambda: order("promote")
+        look = one.look(at(15))
+        assert look.over
+        assert look.lines == ("Promoted in spite of the judge by anna: because",)
+        outcome = one.outcome()
+        assert outcome["order"] == asdict(order("promote"))
+        assert outcome["windows"] == [window(1).to_dict()]
+        assert outcome["final"] is False
+
+    def test_what_was_changed_meanwhile_is_not_promoted_by_any_order(self) -> None:
+        one, services, _ = watching([window(1)])
+        one.ordered = lambda: order("promote")
+        services.now = live(80)
+        assert one.look(at(11)).over
+        assert one.outcome()["error"] == "CanaryLost"
+
+    def test_an_order_to_promote_means_nothing_to_what_was_promoted(self) -> None:
+        one, _, _ = watching([], percent=None)
+        one.ordered = lambda: order("promote")
+        assert not one.look(at(1)).over
+
+    @pytest.mark.parametrize("percent", [30, None])
+    def test_an_order_to_roll_back_ends_the_watch_and_the_bake(self, percent: int | None) -> None:
+        one, services, _ = watching([], percent=percent)
+        one.ordered, services.now = lambda: order("roll_back"), live(0)
+        assert one.look(at(1)).over
+        assert one.outcome() == {"error": "RolledBack", "sentence": "Rolled back by anna: because"}
+
+
+def failing_stable(bad: int, requests: int = 300) -> Any:
+    return replace(window(1), stable=replace(window(1).stable, requests=requests, bad={"errors": bad}))  # type: ignore[type-var]
+
+
+@pytest.mark.parametrize(
+    ("windows", "metric", "said"),
+    [
+        ([failing_stable(30)], {}, True),
+        ([failing_stable(3)], {}, False),
+        ([failing_stable(30, requests=40)], {}, False),
+        ([failing_stable(30)], {"observe": True}, False),
+        ([failing_stable(30)], {"max_rate": None, "max_ratio": 2.0}, False),
+        ([window(1, alone=True)], {}, False),
+        ([], {}, False),
+    ],
+)
+def test_a_stable_revision_beyond_the_limit_is_told(windows: Any, metric: dict[str, Any], said: bool) -> None:
+    policy = Policy.from_dict(
+        {"traffic": 0.3, "metrics": [{"name": "errors", "max_rate": 0.02, **metric}, {"name": "x", "max_rate": 0.5}]}
+    )
+    trouble = stable_trouble(policy, windows)
+    assert trouble.startswith("Stable fails, too: 30 of 300 requests (errors); ") is said
+    assert bool(trouble) is said
+
+
+def test_the_look_tells_once_that_the_stable_revision_fails() -> None:
+    one, _, _ = watching([failing_stable(30), replace(window(2), stable=failing_stable(30).stable)])
+    lines = [line for seconds in (11, 21) for line in one.look(at(seconds)).lines]
+    assert ["Stable fails, too" in line for line in lines] == [True, False]
+
+
+CANARY = {"namespace": "models", "name": "digits", "uid": "1", "revision": "digits-00002", "baseline": "digits-00001",
+          "template": "0123456789abcdef"}  # fmt: skip
+
+
+@pytest.fixture
+def kept(monkeypatch: pytest.MonkeyPatch, ti: Any) -> Record:
+    record = Record.new("r", model="digits", service="models/digits", version=None, started=WHEN)
+
+    class Service:
+        """Stands in for `ReleasedService`."""
+
+        def __init__(self, spec: ModelSpec, run: Any) -> None: ...
+
+        def claim(self) -> Claim:
+            return Claim(OWNER, stage="open at 25 %", percent=25, opened_at=WHEN)
+
+        def record(self, edit: Any) -> None:
+            edit(record)
+
+    monkeypatch.setattr(watch, "ReleasedService", Service)
+    monkeypatch.setattr(links, "push_for", lambda *_: None)
+    ti.xcoms["stage", "return_value"] = {"kind": "canary", "sentence": "…", "canary": CANARY}
+    return record
+
+
+def test_the_watch_answers_promote_and_puts_the_person_on_record(spec: ModelSpec, context: Any, kept: Record) -> None:
+    task = WatchCanary(task_id="watch_25", spec=spec, percent=25)
+    event = {"windows": [], "final": False, "trouble": "", "order": asdict(order("promote", "digits-00002"))}
+    for _ in range(2):
+        answer = task.judged(context, event)
+    assert (answer["decision"], answer["revision"]) == ("promote", "digits-00002")
+    assert answer["reason"].startswith("Promoted in spite of the judge by anna: because (The judge: ")
+    assert kept.approvals == [{"time": WHEN, "who": "anna", "decision": "promote", "reason": "because"}]
+    assert kept.steps[0]["verdict"]["decision"] != "promote"
+    assert kept.differences() == []
+
+
+def test_no_task_goes_on_after_an_order_to_roll_back(spec: ModelSpec, context: Any) -> None:
+    claim = Claim(OWNER, order=order("roll_back"))
+
+    class Leases:
+        def read(self, *_: str) -> Any:
+            return SimpleNamespace(claim=claim)
+
+        def update(self, namespace: str, name: str, owner: Owner, change: Any) -> Any:
+            return SimpleNamespace(claim=change(claim))
+
+    released = object.__new__(ReleasedService)
+    released.spec, released.namespace, released.name = spec, "models", "digits"
+    released.run = SimpleNamespace(dag_id=OWNER.dag_id, run_id=OWNER.run_id, url="", installation=OWNER.installation)  # type: ignore[assignment]
+    released.leases = Leases()  # type: ignore[assignment]
+    for forward in (released.claim, released.baseline, lambda: released.note(stage="open at 25 %")):
+        with pytest.raises(RolledBack, match="Rolled back by anna: because"):
+            forward()
+    assert released.held() == claim
+    assert released.note(going_back=True, stage="rolling back").stage == "rolling back"
+
+
+@pytest.mark.parametrize("failed", ["open_25", "watch_25", None])
+def test_the_report_says_who_took_it_back(
+    spec: ModelSpec, context: Any, ti: Any, failed: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ti.states = {
+        "promote": "success",
+        "settle": "success",
+        "report": "running",
+        **({failed: "failed"} if failed else {}),
+    }
+    ti.xcoms = {
+        ("settle", "ordered_back"): str(order("roll_back")),
+        ("settle", "return_value"): "digits-00001 has all of the traffic",
+    }
+    report = Report(task_id="report", spec=spec)
+    assert report.ending(context, Run.of(context, spec))[:2] == ("rolled_back", "Rolled back by anna: because")
+    ti.states["settle"] = "failed"
+    assert report.ending(context, Run.of(context, spec))[0] == "failed"
+    monkeypatch.setattr(records, "change", lambda *_: None)
+    with pytest.raises(ReleaseFailed):
+        report.execute(context)
+
+
+class TestTheDags:
+    def test_each_model_has_two_that_ask_for_a_reason(self, spec: ModelSpec) -> None:
+        dags = emergency_dags(spec)
+        assert [(name, dag.task_ids, dag.schedule) for name, dag in dags.items()] == [
+            ("rollback_digits", ["roll_back"], None),
+            ("promote_digits", ["promote"], None),
+        ]
+        for dag in dags.values():
+            for reason in ({}, {"reason": ""}, {"reason": "no"}):
+                with pytest.raises(ParamValidationError):
+                    _resolved(dag, reason)
+            assert _resolved(dag, {"reason": "users complain"}) == {"reason": "users complain"}
+
+    @pytest.mark.parametrize("store_is_there", [True, False])
+    def test_a_roll_back_with_no_release_under_way_leaves_a_record(
+        self, spec: ModelSpec, context: Any, monkeypatch: pytest.MonkeyPatch, store_is_there: bool
+    ) -> None:
+        record = Record.new("r", model="digits", service="s", version=None, started=WHEN)
+        seen: list[Any] = []
+
+        def change(_: Any, run: Any, edit: Any) -> None:
+            if not store_is_there:
+                raise StoreUnavailable("S3 does not answer")
+            edit(record)
+
+        def act(services: Any, leases: Any, namespace: str, name: str, person: Any, **more: Any) -> Done:
+            seen.append((namespace, name, person, more["prove"] is not None))
+            return Done("models/digits: digits-00001 has all of the traffic", alone=True)
+
+        monkeypatch.setattr(connections, "cluster", _no_cluster)
+        monkeypatch.setattr(records, "change", change)
+        monkeypatch.setattr(orders, "roll_back_now", act)
+        context["dag_run"].triggering_user_name = "anna"
+        context["dag_run"].dag_id = "rollback_digits"
+        context["params"] = {"reason": "users complain"}
+        task = emergency.RollBackNow(task_id="roll_back", spec=spec)
+        for _ in range(2):
+            assert task.execute(context) == "models/digits: digits-00001 has all of the traffic"
+        namespace, name, person, proves = seen[0]
+        assert (namespace, name, person.name, person.reason, proves) == (
+            "models", "digits", "anna", "users complain", True,
+        )  # fmt: skip
+        assert person.owner.dag_id == "rollback_digits"
+        if store_is_there:
+            assert record.outcome == "rolled_back"
+            assert record.reason.startswith("Rolled back by anna: users complain (models/digits: digits-00001 has")
+            assert len(record.approvals) == 1
+
+
+def _resolved(dag: Any, given: dict[str, Any]) -> dict[str, Any]:
+    params = dag.params.__copy__()
+    for name, value in given.items():
+        params[name] = value
+    params.validate()
+    return dict(params.dump())
+
+
+def _no_cluster() -> Any:
+    from kubernetes.client import ApiClient
+
+    return ApiClient()
