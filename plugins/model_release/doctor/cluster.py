@@ -164,13 +164,8 @@ def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list
     findings: list[Finding] = []
     lease = Leases(client).read(spec.service.namespace, spec.service.name)
     if lease is not None and lease.frozen is not None:
-        findings.append(
-            error(
-                "service",
-                f"{key} is frozen: {lease.frozen}",
-                f"python -m model_release thaw {key}, when it may be released again",
-            )
-        )
+        cure = f"python -m model_release thaw {key}, when it may be released again"
+        findings.append(warning("service", f"{key} is frozen, no release begins: {lease.frozen}", cure))
     live = InferenceServices(client).get(spec.service.namespace, spec.service.name)
     if live is None:
         findings.append(ok("service", f"{key} does not exist yet: the next release is its first deployment"))
