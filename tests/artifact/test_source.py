@@ -38,6 +38,7 @@ def test_a_folder_is_fetched_with_what_matters_and_nothing_else(make_checkpoint:
     assert found.labels == ("cat", "dog", "tench, Tinca tinca")
     assert found.architecture == "ViTForImageClassification"
     assert found.origin == f"directory:{folder}"
+    assert (found.candidate, found.commit, found.time) == (None, None, None)
 
 
 def test_the_fingerprint_is_the_contents_alone(make_checkpoint: Any, tmp_path: Path) -> None:
@@ -58,12 +59,25 @@ def test_the_newest_candidate_wins_up_to_a_date(make_checkpoint: Any, tmp_path: 
         shutil.copytree(make_checkpoint(), tmp_path / "source" / time)
     (tmp_path / "source" / "zz-experiments").mkdir()
     source = {"directory": str(tmp_path / "source")}
-    assert fetch(source, tmp_path / "x").candidate == "20261123T010000"
+    newest = fetch(source, tmp_path / "x")
+    assert (newest.candidate, newest.time) == ("20261123T010000", datetime(2026, 11, 23, 1, tzinfo=UTC))
     backfilled = fetch(source, tmp_path / "x", not_later_than=datetime(2026, 11, 22, 23, tzinfo=UTC))
     assert backfilled.candidate == "20261122T230000Z"
     assert backfilled.origin.endswith("/source/20261122T230000Z")
     with pytest.raises(CheckpointError, match="nor a candidate made by 2025-01-01"):
         fetch(source, tmp_path / "x", not_later_than=datetime(2025, 1, 1, tzinfo=UTC))
+
+
+def test_a_candidate_that_is_named(make_checkpoint: Any, tmp_path: Path) -> None:
+    for time in ("20261121T230000", "20261122T230000"):
+        shutil.copytree(make_checkpoint(), tmp_path / "source" / time)
+    (tmp_path / "source" / "zz-experiments").mkdir()
+    source = {"directory": str(tmp_path / "source")}
+    named = fetch({**source, "revision": "20261121T230000"}, tmp_path / "x", not_later_than=datetime(2020, 1, 1))
+    assert (named.candidate, named.time) == ("20261121T230000", datetime(2026, 11, 21, 23, tzinfo=UTC))
+    for unknown in ("20261120T230000", "zz-experiments", "../source/20261121T230000"):
+        with pytest.raises(CheckpointError, match=f"has no candidate '{unknown}'; the newest is 20261122T230000"):
+            fetch({**source, "revision": unknown}, tmp_path / "x")
 
 
 def test_a_relative_path_is_recorded_as_it_was_given(make_checkpoint: Any, tmp_path: Path) -> None:
@@ -144,8 +158,12 @@ def test_labels_by_number_where_only_their_count_is_known(make_checkpoint: Any, 
 
 
 def test_a_source_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="a source has one of directory, s3, not hub"):
-        fetch({"hub": "google/vit"}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, not ftp"):
+        fetch({"ftp": "google/vit"}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, not directory, s3"):
+        fetch({"directory": "x", "s3": "s3://models/x/"}, tmp_path / "x")
+    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, not nothing"):
+        fetch({}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="is no folder"):
         fetch({"directory": str(tmp_path / "nowhere")}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="needs an S3 client"):
@@ -163,7 +181,13 @@ def test_s3_prefix_gives_what_the_folder_gives(s3: Any, make_checkpoint: Any, tm
     upload(s3, folder, "sources/one/")
     # A neighbour whose name begins alike is another source.
     s3.client.put_object(Bucket="models", Key="sources/one-more/config.json", Body=b"{}")
-    remote = fetch({"s3": "s3://models/sources/one"}, tmp_path / "b", s3=s3.client)
+    lines: list[str] = []
+    remote = fetch({"s3": "s3://models/sources/one"}, tmp_path / "b", s3=s3.client, log=lines.append)
+    assert [line.split(":")[0] for line in lines if " in " in line] == [
+        "config.json",
+        "preprocessor_config.json",
+        "model.safetensors",
+    ]
     assert remote.fingerprint == local.fingerprint
     assert remote.origin == "s3://models/sources/one/"
 

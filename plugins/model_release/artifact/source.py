@@ -1,8 +1,9 @@
 """Where a checkpoint comes from, and whether it is one that can be released.
 
-A source is a folder or an S3 prefix in Hugging Face format: `config.json`, `preprocessor_config.json` and
-`model.safetensors` (or its index and shards). It either is a checkpoint itself or holds candidates, each in a
-folder named by the time it was made (`20261122T230000`): the newest one counts.
+A source is a folder, an S3 prefix or a repository of the hub, in Hugging Face format: `config.json`,
+`preprocessor_config.json` and `model.safetensors` (or its index and shards). A folder or prefix either is a checkpoint
+itself or holds candidates, each in a folder named by the time it was made (`20261122T230000`): the newest one counts.
+In a repository the newest commit does.
 
 Only the files that matter are fetched, only safetensors are read, and a checkpoint that brings its own code is
 refused: nothing that came from outside is ever run.
@@ -12,8 +13,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from model_release.artifact import files
-from model_release.artifact.s3 import folders, keys, split_uri, talking_about
+from model_release.artifact.hub import HubAccess, HubPlace
+from model_release.artifact.origins import DirectoryPlace, Log, Place, PrefixPlace
 from model_release.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -39,7 +39,7 @@ class Checkpoint:
 
     `origin` is where it came from, for people and records. `fingerprint` is the SHA-256 over the names and
     digests of its files: equal for equal content wherever it lay. `candidate` is the folder that was chosen,
-    and `commit` the source's own name for the content, where it has one.
+    `commit` the source's own name for the content, and `time` when either was made, where the source has them.
     """
 
     directory: Path
@@ -49,6 +49,7 @@ class Checkpoint:
     labels: tuple[str, ...]
     candidate: str | None = None
     commit: str | None = None
+    time: datetime | None = None
 
 
 def fetch(
@@ -57,31 +58,30 @@ def fetch(
     *,
     s3: Any | None = None,
     base: Path | None = None,
+    hub: HubAccess | None = None,
     not_later_than: datetime | None = None,
+    log: Log | None = None,
 ) -> Checkpoint:
     """Brings the checkpoint of `source` into `destination` and checks it.
 
-    `source` has one key: `{"directory": path}` or `{"s3": "s3://bucket/prefix/"}`, the latter with `s3`, a boto3
-    client. A relative path is below `base` (default: the working directory), and is recorded as it was given: the
-    worker's own paths are nobody's business. `not_later_than` picks the newest candidate made by then (a backfill
-    of an earlier date); a source without candidates does not heed it.
+    `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` with `s3`, a boto3 client, or
+    `{"hub": "owner/name"}` with `hub`, how it is reached (default: as the environment says). A relative path is below
+    `base` (default: the working directory), and is recorded as it was given: the worker's own paths are nobody's
+    business. `log` hears how downloads get on.
+
+    `not_later_than` picks the newest candidate, or the newest commit of the branch, made by then (a backfill of an
+    earlier date); a source without candidates does not heed it. `"revision"` beside the place names the one to take:
+    the folder of a candidate; of the hub a tag or commit, which is that very one, or a branch (default: main).
 
     Run again, the destination is replaced by what the source holds now. Raises `CheckpointError` (what is
-    missing or wrong, and where), `SpecError` for an address that is none, and the store's errors.
+    missing or wrong, and where), `SpecError` for an address that is none, `SourceUnavailable` while the hub does not
+    answer, and the store's errors.
     """
-    known = ", ".join(_SOURCES)
-    if len(source) != 1 or next(iter(source)) not in _SOURCES:
-        raise CheckpointError(f"a source has one of {known}, not {', '.join(map(str, source)) or 'nothing'}")
-    ((kind, address),) = source.items()
-    place = _SOURCES[kind](str(address), s3, base or Path())
+    revision = source.get("revision")
+    place = _place(source, s3, base or Path(), hub or HubAccess(), not_later_than, log or (lambda _: None))
     candidate = None
-    if CONFIG not in place.names():
-        candidate = newest_candidate(place.folders(), not_later_than)
-        if candidate is None:
-            until = f" made by {not_later_than:%Y-%m-%d %H:%M:%S %Z}" if not_later_than else ""
-            raise CheckpointError(
-                f"{place.origin} holds neither {CONFIG} nor a candidate{until} in a folder named like 20261122T230000"
-            )
+    if place.commit is None and (revision or CONFIG not in place.names()):
+        candidate = _candidate(place, revision, not_later_than)
         place = place.inside(candidate)
     with files.replaced(destination) as fresh:
         _bring(place, fresh)
@@ -93,97 +93,63 @@ def fetch(
         architecture=architecture,
         labels=labels,
         candidate=candidate,
+        commit=place.commit,
+        time=candidate_time(candidate) if candidate else place.time,
     )
+
+
+def _place(
+    source: Mapping[str, str], s3: Any | None, base: Path, hub: HubAccess, not_later_than: datetime | None, log: Log
+) -> Place:
+    match sorted(key for key in source if key != "revision"):
+        case ["directory"]:
+            return DirectoryPlace(source["directory"], base)
+        case ["s3"]:
+            return PrefixPlace(source["s3"], s3, log)
+        case ["hub"]:
+            return HubPlace(source["hub"], source.get("revision"), not_later_than, hub, log)
+        case others:
+            raise CheckpointError(f"a source has one of directory, s3, hub, not {', '.join(others) or 'nothing'}")
+
+
+def _candidate(place: Place, revision: str | None, not_later_than: datetime | None) -> str:
+    """The candidate that `revision` names, or the newest."""
+    there = place.folders()
+    if revision is None:
+        newest = newest_candidate(there, not_later_than)
+        if newest is None:
+            until = f" made by {not_later_than:%Y-%m-%d %H:%M:%S %Z}" if not_later_than else ""
+            raise CheckpointError(
+                f"{place.origin} holds neither {CONFIG} nor a candidate{until} in a folder named like 20261122T230000"
+            )
+        return newest
+    if revision not in there or candidate_time(revision) is None:
+        known = f"the newest is {newest_candidate(there)}" if newest_candidate(there) else "it holds none"
+        raise CheckpointError(f"{place.origin} has no candidate {revision!r}; {known}")
+    return revision
+
+
+def candidate_time(name: str) -> datetime | None:
+    """When the candidate in the folder `name` (`20261122T230000`, UTC) was made; None for other people's folders."""
+    if not _CANDIDATE.fullmatch(name):
+        return None
+    try:
+        return datetime.strptime(name.rstrip("Z"), "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
 
 
 def newest_candidate(names: Iterable[str], not_later_than: datetime | None = None) -> str | None:
     """The newest of the folder names that are times (`20261122T230000`, UTC), up to `not_later_than`; None where
     there is none. Names that are no times are other people's folders."""
-    times: dict[str, datetime] = {}
-    for name in names:
-        if _CANDIDATE.fullmatch(name):
-            try:
-                times[name] = datetime.strptime(name.rstrip("Z"), "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
-            except ValueError:
-                continue
+    times = {name: time for name in names if (time := candidate_time(name)) is not None}
     if not_later_than is not None:
         limit = not_later_than if not_later_than.tzinfo else not_later_than.replace(tzinfo=UTC)
         times = {name: time for name, time in times.items() if time <= limit}
     return max(times, key=lambda name: (times[name], name), default=None)
 
 
-class _Source(ABC):
-    """A place with files. A new kind of source (the Hugging Face hub) is one more of these in `_SOURCES`."""
-
-    origin: str
-
-    @abstractmethod
-    def __init__(self, address: str, s3: Any | None, base: Path) -> None: ...
-
-    @abstractmethod
-    def names(self) -> list[str]:
-        """Files right here, without those in folders."""
-
-    @abstractmethod
-    def folders(self) -> list[str]: ...
-
-    @abstractmethod
-    def inside(self, folder: str) -> _Source: ...
-
-    @abstractmethod
-    def bring(self, name: str, target: Path) -> None: ...
-
-
-class _Directory(_Source):
-    def __init__(self, address: str, s3: Any | None, base: Path) -> None:
-        self._address, self._s3, self._base = address, s3, base
-        self._path = base / address
-        self.origin = f"directory:{address}"
-        if not self._path.is_dir():
-            raise CheckpointError(f"{self._path} is no folder; the model file's source must name one that exists")
-
-    def names(self) -> list[str]:
-        return [path.name for path in self._path.iterdir() if path.is_file()]
-
-    def folders(self) -> list[str]:
-        return [path.name for path in self._path.iterdir() if path.is_dir()]
-
-    def inside(self, folder: str) -> _Source:
-        return _Directory(f"{self._address.rstrip('/')}/{folder}", self._s3, self._base)
-
-    def bring(self, name: str, target: Path) -> None:
-        shutil.copyfile(self._path / name, target)
-
-
-class _Prefix(_Source):
-    def __init__(self, address: str, s3: Any | None, base: Path) -> None:
-        if s3 is None:
-            raise CheckpointError(f"{address} needs an S3 client; set the connection of the model's store")
-        self._s3, self._base = s3, base
-        self._bucket, self._prefix = split_uri(address)
-        self.origin = f"s3://{self._bucket}/{self._prefix}"
-
-    def names(self) -> list[str]:
-        with talking_about(self.origin):
-            found = keys(self._s3, self._bucket, self._prefix, delimiter="/")
-            return [key[len(self._prefix) :] for key, _ in found]
-
-    def folders(self) -> list[str]:
-        with talking_about(self.origin):
-            return folders(self._s3, self._bucket, self._prefix)
-
-    def inside(self, folder: str) -> _Source:
-        return _Prefix(f"{self.origin}{folder}/", self._s3, self._base)
-
-    def bring(self, name: str, target: Path) -> None:
-        with talking_about(self.origin + name):
-            self._s3.download_file(self._bucket, self._prefix + name, str(target))
-
-
-_SOURCES: dict[str, type[_Source]] = {"directory": _Directory, "s3": _Prefix}
-
-
-def _bring(place: _Source, target: Path) -> None:
+def _bring(place: Place, target: Path) -> None:
     there = set(place.names())
     missing = [name for name in (CONFIG, PROCESSOR) if name not in there]
     weights = [WEIGHTS] if WEIGHTS in there else [INDEX] if INDEX in there else []
@@ -191,19 +157,19 @@ def _bring(place: _Source, target: Path) -> None:
         pickled = sorted(name for name in there if name.endswith(_PICKLED))
         if pickled:
             raise CheckpointError(
-                f"{place.origin} has its weights only in {pickled[0]}, a format that can run code when it is opened; "
-                "save them as safetensors (model.save_pretrained does)"
+                f"{place.looked_at} has its weights only in {pickled[0]}, a format that can run code when it is "
+                "opened; save them as safetensors (model.save_pretrained does)"
             )
         missing.append(WEIGHTS)
     if missing:
-        raise CheckpointError(f"{place.origin} lacks {', '.join(missing)}")
+        raise CheckpointError(f"{place.looked_at} lacks {', '.join(missing)}")
     for name in (CONFIG, PROCESSOR, *weights):
         place.bring(name, target / name)
     if weights == [INDEX]:
         shards = _shards(target / INDEX, place.origin)
         absent = sorted(shards - there)
         if absent:
-            raise CheckpointError(f"{place.origin} lacks {', '.join(absent)}, named in {INDEX}")
+            raise CheckpointError(f"{place.looked_at} lacks {', '.join(absent)}, named in {INDEX}")
         for name in sorted(shards):
             place.bring(name, target / name)
 

@@ -93,13 +93,16 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 Path(scratch, "checkpoint"),
                 base=self.root,
                 s3=connections.s3() if self.spec.source.s3 else None,
+                hub=connections.hub() if self.spec.source.hub else None,
                 not_later_than=choice.not_later_than,
+                log=self.log.info,
             )
             self.log.info("%s: %s, %d labels", checkpoint.origin, checkpoint.architecture, len(checkpoint.labels))
             told = {
                 "origin": checkpoint.origin,
                 "candidate": checkpoint.candidate,
                 "commit": checkpoint.commit,
+                "time": checkpoint.time.isoformat() if checkpoint.time else None,
                 "architecture": checkpoint.architecture,
             }
             toolchain = export.toolchain(self.handler)

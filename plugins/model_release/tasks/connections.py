@@ -1,4 +1,4 @@
-"""The four Airflow connections that a release knows the world by.
+"""The Airflow connections that a release knows the world by.
 
 | connection    | type       | what                                                                            |
 |---------------|------------|---------------------------------------------------------------------------------|
@@ -6,6 +6,7 @@
 | `model_store` | aws        | S3, where versions and records are                                              |
 | `prometheus`  | http       | Prometheus; how to sign in and whom to trust: `prometheus()`                    |
 | `ingress`     | http       | optional: the gateway's address, where the services' host names do not resolve  |
+| `hub`         | http       | optional: the hub's address where it is another, a token as password            |
 
 The sandbox and a cluster differ in nothing else. The clients are made anew in each task: nothing heavy is imported
 before one runs, and no credential outlives it.
@@ -16,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from model_release.artifact.hub import HubAccess
     from model_release.artifact.store import Store
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
@@ -24,6 +26,7 @@ KUBERNETES = "kubernetes"
 STORE = "model_store"
 PROMETHEUS = "prometheus"
 INGRESS = "ingress"
+HUB = "hub"
 
 
 def cluster() -> Any:
@@ -108,6 +111,20 @@ def _sigv4(extra: dict[str, Any]) -> SigV4:
 def prometheus_address() -> str | None:
     """Where a person finds Prometheus; None when there is no such connection."""
     return _optional_address(PROMETHEUS)
+
+
+def hub() -> HubAccess:
+    """How the hub is reached: an address, and a token as password; without a connection, as the environment says."""
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from model_release.artifact.hub import HubAccess
+
+    try:
+        connection = BaseHook.get_connection(HUB)
+    except AirflowNotFoundException:
+        return HubAccess()
+    return HubAccess(_address(connection) if connection.host else None, connection.password or None)
 
 
 def ingress() -> str | None:

@@ -1,0 +1,103 @@
+"""Places that hold checkpoints: a folder, an S3 prefix; the hub has a module of its own."""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from model_release.artifact.progress import Progress
+from model_release.artifact.s3 import folders, keys, split_uri, talking_about
+from model_release.errors import CheckpointError
+
+Log = Callable[[str], None]
+
+
+class Place(ABC):
+    """A place with files.
+
+    `origin` names it for people and records; `commit` and `time` are those of a place that keeps versions, whose files
+    never change.
+    """
+
+    origin: str
+    commit: str | None = None
+    time: datetime | None = None
+
+    @property
+    def looked_at(self) -> str:
+        """What a sentence about missing files names: the origin, unless it was not the origin that was asked."""
+        return self.origin
+
+    @abstractmethod
+    def names(self) -> list[str]:
+        """Files right here, without those in folders."""
+
+    @abstractmethod
+    def folders(self) -> list[str]:
+        """Folders right here that may be candidates; none where the place itself keeps versions."""
+
+    @abstractmethod
+    def inside(self, folder: str) -> Place:
+        """The place that one of the folders is."""
+
+    @abstractmethod
+    def bring(self, name: str, target: Path) -> None:
+        """Copies one of the files to `target`."""
+
+
+class DirectoryPlace(Place):
+    """A folder of this machine, relative to `base`."""
+
+    def __init__(self, address: str, base: Path) -> None:
+        self._address, self._base = address, base
+        self._path = base / address
+        self.origin = f"directory:{address}"
+        if not self._path.is_dir():
+            raise CheckpointError(f"{self._path} is no folder; the model file's source must name one that exists")
+
+    def names(self) -> list[str]:
+        return [path.name for path in self._path.iterdir() if path.is_file()]
+
+    def folders(self) -> list[str]:
+        return [path.name for path in self._path.iterdir() if path.is_dir()]
+
+    def inside(self, folder: str) -> DirectoryPlace:
+        return DirectoryPlace(f"{self._address.rstrip('/')}/{folder}", self._base)
+
+    def bring(self, name: str, target: Path) -> None:
+        shutil.copyfile(self._path / name, target)
+
+
+class PrefixPlace(Place):
+    """What lies under an S3 prefix; `s3` is a boto3 client."""
+
+    def __init__(self, address: str, s3: Any | None, log: Log) -> None:
+        if s3 is None:
+            raise CheckpointError(f"{address} needs an S3 client; set the connection of the model's store")
+        self._s3, self._log = s3, log
+        self._bucket, self._prefix = split_uri(address)
+        self._sizes: dict[str, int] = {}
+        self.origin = f"s3://{self._bucket}/{self._prefix}"
+
+    def names(self) -> list[str]:
+        with talking_about(self.origin):
+            found = keys(self._s3, self._bucket, self._prefix, delimiter="/")
+            self._sizes = {key[len(self._prefix) :]: size for key, size in found}
+        return list(self._sizes)
+
+    def folders(self) -> list[str]:
+        with talking_about(self.origin):
+            return folders(self._s3, self._bucket, self._prefix)
+
+    def inside(self, folder: str) -> PrefixPlace:
+        return PrefixPlace(f"{self.origin}{folder}/", self._s3, self._log)
+
+    def bring(self, name: str, target: Path) -> None:
+        progress = Progress(name, self._sizes[name], self._log)
+        with talking_about(self.origin + name):
+            self._s3.download_file(self._bucket, self._prefix + name, str(target), Callback=progress)
+        progress.done()
