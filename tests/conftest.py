@@ -21,7 +21,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Fixtures that start programs, servers or other Python processes, by the folder in which they have that meaning.
 # A test that asks for one is no unit test: it is marked `stack` here, so that none can be forgotten.
 STARTING = {
-    "artifact": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve"},
+    "artifact": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve", "team"},
+    "history": {"s3", "live"},
     "metrics": {"serve"},
     "serving": {"live"},
     "sandbox": {"live"},
@@ -106,7 +107,8 @@ class Live:
         from model_release.artifact.s3 import keys, split_uri
 
         bucket, prefix = split_uri(store.uri)
-        names = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/")]
+        found = (key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/", "/"))
+        names = [name for name in found if name.endswith(".json")]
         return sorted((store.read_json(name)[0] for name in names), key=lambda record: record["started"])
 
     def finished(self, dag_id: str, run_id: str, patience: float = 300) -> dict[str, Any]:

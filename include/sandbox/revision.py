@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import hashlib
 import shutil
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from sandbox.interfaces import Phase, PodState, RevisionTemplate
 from sandbox.process import tail
 from sandbox.storage import DownloadFailed, download
 from sandbox.torchserve import WORKER_DIED, ContainerFailed, TorchServe
+
+VERIFY = Path(__file__).resolve().parents[1] / "manifests" / "verify" / "verify_version.py"
 
 # Lines of a failed container's log that its pod's status repeats.
 _MESSAGE_LINES = 10
@@ -96,6 +99,7 @@ class Replica:
 
     async def _serve(self) -> tuple[int, str]:
         """Runs one server until it ends; its exit code and last words."""
+        await self._verify()
         around, key = self._around, self._template.key
         index = self.pod.rsplit("-", 1)[-1]
         server = TorchServe(
@@ -123,6 +127,15 @@ class Replica:
             if exited:
                 await _cancelled(exited)
             await server.stop()
+
+    async def _verify(self) -> None:
+        """The container's first step, as in include/manifests/serving_runtime.yaml, by the same program."""
+        program = [sys.executable, "-I", str(VERIFY), str(self._around.folder / "model")]
+        with self._log.open("a") as log:
+            child = await asyncio.create_subprocess_exec(*program, stdout=log, stderr=asyncio.subprocess.PIPE)
+            _, said = await child.communicate()
+        if child.returncode:
+            raise ContainerFailed(said.decode(errors="replace").strip())
 
     async def _until_loaded(self, server: TorchServe, exited: asyncio.Task[int]) -> bool:
         env, pace = self._template.env, self._around.pace

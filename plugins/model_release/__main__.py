@@ -1,4 +1,4 @@
-"""`python -m model_release`: the commands for when nobody wants to wait for a run (`commands.py`)."""
+"""`python -m model_release`: the commands for when nobody wants to wait for a run (`commands/`)."""
 
 from __future__ import annotations
 

@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -355,3 +357,27 @@ def test_a_child_sees_no_secrets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     report = child("import os, json; print(json.dumps({'report': dict(os.environ)}))", tmp_path)
     assert "secret" not in report.values()
     assert report["HF_HUB_OFFLINE"] == "1"
+
+
+def test_a_task_that_is_killed_takes_its_child_along(tmp_path: Path) -> None:
+    """SIGKILL leaves a task no word; Linux ends the child all the same."""
+    program = "import os, time; print(os.getpid(), flush=True); time.sleep(60)"
+    task = (
+        "from pathlib import Path\n"
+        "from model_release.artifact import processes\n"
+        f"processes.run(['-c', {program!r}], what='the child', log=lambda line: print(line, flush=True), "
+        f"env=processes.environment(), timeout=60, cwd=Path({str(tmp_path)!r}))"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", task],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(processes.PACKAGE_ROOT)},
+    ) as worker:
+        assert worker.stdout is not None
+        pid = int(worker.stdout.readline())
+        worker.kill()
+    end = time.monotonic() + 5
+    while Path(f"/proc/{pid}").exists() and "zombie" not in Path(f"/proc/{pid}/status").read_text():
+        assert time.monotonic() < end, "the child goes on alone"
+        time.sleep(0.02)

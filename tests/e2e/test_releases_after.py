@@ -156,7 +156,7 @@ def _mark_is_nowhere_but_in(live: Any, name: str) -> None:
         key for key in objects(live, "")
         if MARK.encode() in store._client.get_object(Bucket=bucket, Key=key)["Body"].read()
     ]  # fmt: skip
-    assert marked == [f"digits/releases/{name}.json"]
+    assert sorted(marked) == [f"digits/releases/{name}.json", f"digits/releases/index/{datetime.now(UTC):%Y-%m}.json"]
     logs = [*live.state.glob("logs/*"), *live.state.glob("airflow/logs/**/*.log"), *live.state.glob("kube.sqlite*")]
     assert len(logs) > 20
     assert [str(path) for path in logs if path.is_file() and MARK.encode() in path.read_bytes()] == []

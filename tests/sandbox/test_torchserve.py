@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import signal
 import time
@@ -58,6 +59,45 @@ async def predict(envoy: Envoy, revision: RevisionKey) -> tuple[int, Any]:
         return answer.status, json.loads(text) if text.startswith("{") else text
 
 
+def record(client: Any, uri: str) -> None:
+    """Writes a version.json of what lies at the address now, as a publish does."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    listed = {}
+    for item in client.list_objects_v2(Bucket=bucket, Prefix=prefix)["Contents"]:
+        body = client.get_object(Bucket=bucket, Key=item["Key"])["Body"].read()
+        listed[item["Key"].removeprefix(prefix)] = {"sha256": hashlib.sha256(body).hexdigest(), "size": len(body)}
+    content = json.dumps({"version": "0123456789abcdef", "files": listed})
+    client.put_object(Bucket=bucket, Key=f"{prefix}version.json", Body=content)
+
+
+@pytest.mark.stack
+async def test_a_version_is_held_against_its_record_before_it_is_served(
+    workloads: TorchServeWorkloads, store: ModelStore, publish: Publish, state: Path
+) -> None:
+    whole, changed = key(1), key(2)
+    client = store.client()
+    uris = {whole: publish(client, "whole"), changed: publish(client, "changed")}
+    for uri in uris.values():
+        record(client, uri)
+    client.put_object(Bucket="models", Key="digits/changed/config/config.properties", Body=b"changed afterwards")
+    for revision, uri in uris.items():
+        await workloads.ensure(RevisionTemplate(revision, "digits", uri))
+    refused = await until(workloads, changed, Phase.CRASHED)
+    assert refused.exit_code == 1
+    assert refused.message.startswith(
+        "Version 0123456789abcdef is not what its version.json says: config/config.properties has 18 bytes instead of "
+    )
+    assert refused.message in workloads.log(changed)
+    assert process.processes(state, f"models/{changed.name}") == [], "no server was started"
+    pod = (await until(workloads, whole, Phase.READY)).pods[0]
+    for killed in process.processes(state, f"models/{whole.name}"):
+        killed.kill()
+    await until(workloads, whole, Phase.CRASHED)
+    assert (await until(workloads, whole, Phase.READY)).pods == (pod,)
+    said = "Version 0123456789abcdef: 2 files are what version.json says"
+    assert workloads.log(whole).count(said) == 2, "at each start"
+
+
 @pytest.mark.stack
 async def test_revisions_from_the_store(
     workloads: TorchServeWorkloads, envoy: Envoy, store: ModelStore, publish: Publish, state: Path
@@ -87,6 +127,7 @@ async def test_revisions_from_the_store(
     # What is ready answers at once.
     ready = await until(workloads, good, Phase.READY)
     assert await predict(envoy, good) == (200, {"predictions": [{"got": "one"}, {"got": "two"}]})
+    assert "has no version.json: served unverified" in workloads.log(good)
     assert ready.ready_replicas == 1
     assert ready.pods[0].startswith(f"{good.name}-deployment-")
     assert [target.key for target in workloads.targets()] == [good]

@@ -174,6 +174,7 @@ def test_the_role_has_what_is_called_and_no_more(live: Any) -> None:
     live.shift(canary, 10)
     live.settle(baseline, canary.revision)
     live.leases.release("models", "digits", owner)
+    assert [lease.service for lease in live.leases.all(["models"])] == ["digits"]
     seen: dict[str, set[str]] = {}
     for call in live.cluster.faults.calls():
         seen.setdefault(f"{call['resource']}.{call['group']}", set()).add(call["verb"])

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from model_release.artifact.progress import Progress
-from model_release.artifact.s3 import folders, keys, split_uri, talking_about
+from model_release.artifact.s3 import keys, split_uri, talking_about
 from model_release.errors import CheckpointError
 
 Log = Callable[[str], None]
@@ -90,8 +90,10 @@ class PrefixPlace(Place):
         return list(self._sizes)
 
     def folders(self) -> list[str]:
+        # A prefix cannot appear whole, as a folder can: its `config.json` is written last, and until then it is none.
         with talking_about(self.origin):
-            return folders(self._s3, self._bucket, self._prefix)
+            names = [key[len(self._prefix) :].split("/") for key, _ in keys(self._s3, self._bucket, self._prefix)]
+        return [folder for folder, *rest in names if rest == ["config.json"]]
 
     def inside(self, folder: str) -> PrefixPlace:
         return PrefixPlace(f"{self.origin}{folder}/", self._s3, self._log)

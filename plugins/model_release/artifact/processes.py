@@ -38,21 +38,21 @@ def run(
     timeout: float,
     cwd: Path,
 ) -> dict[str, Any]:
-    """Runs `python *arguments` and returns the `report` it ends with.
+    """Runs `python *arguments` and returns the `report` it ends with. It ends with this process, however that ends.
 
     Lines `{"progress": …}` and whatever else it prints go to `log` as they come. `{"error": class, "message": …}`
     is raised as that class; a process that ends without either raises `ArchiveError` with its last line, or says
     that it was killed (out of memory, mostly) or took more than `timeout` seconds.
     """
     process = subprocess.Popen(
-        [sys.executable, *arguments],
+        [sys.executable, str(Path(__file__).with_name("leash.py")), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         stdin=subprocess.DEVNULL,
         text=True,
         encoding="utf-8",
         errors="replace",
-        env=dict(env),
+        env={**env, "LEASH_HELD_BY": str(os.getpid())},
         cwd=cwd,
     )
     expired: list[bool] = []

@@ -4,37 +4,39 @@
 s3://bucket/prefix/
   versions/<version>/          config/, model-store/, smoke.json, and version.json, written last
   releases/<id>.json           records of releases (`read_json`, `write_json`)
+  releases/index/              what lists of releases are made of (`history`)
+  signatures/<version>.json    over version.json (`signing`)
+  pruned/<version>.json        what retention has removed, or is removing (`discard`)
   builds/<key>/                what one task leaves for the next (`stash`, `unstash`)
 ```
 
 A version's name is the digest of what is served (`config/` and `model-store/`): equal content, equal name. A
 prefix without `version.json` is no version. Every object is sent with its SHA-256, which the server checks, and
 on the condition that there is none of its name, so nothing is ever overwritten and two writers cannot mix.
+A signature lies beside the versions, not in one: neither a version's name nor its files depend on who signed it.
 """
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import json
-import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from model_release.artifact import files
-from model_release.artifact.s3 import error_code, folders, keys, split_uri, talking_about
-from model_release.errors import ArchiveError, SpecError, StoreRefused, StoreUnavailable, VersionDamaged
+from model_release.artifact.bucket import Bucket, encode
+from model_release.artifact.s3 import folders, keys, talking_about
+from model_release.errors import ArchiveError, SpecError, StoreUnavailable, VersionDamaged
 
 RECORD = "version.json"
 SMOKE = "smoke.json"
 STASH_RECORD = "stash.json"
-#: S3 takes no larger object in one request, and only one request gives a checksum over all of it.
-MAX_FILE = 5 * 1024**3
 
+# For so long nobody publishes a version that is just being removed; removing takes seconds, unless it was killed.
+_REMOVING = timedelta(minutes=5)
+_PRUNED = "pruned/"
 _SERVED = ("config/", "model-store/")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _VERSION = re.compile(r"[0-9a-f]{16}")
@@ -55,17 +57,12 @@ class Version:
     files: dict[str, dict[str, Any]] = field(repr=False)
 
 
-class Store:
+class Store(Bucket):
     """The model store at `uri` (`s3://bucket/prefix/`), through a boto3 S3 client.
 
     Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer, or somebody
     wrote at the same moment) and `VersionDamaged`; `SpecError` for names and addresses that are none.
     """
-
-    def __init__(self, client: Any, uri: str, *, log: Callable[[str], None] | None = None) -> None:
-        self._client, self._log = client, log or logging.getLogger(__name__).info
-        self._bucket, self._prefix = split_uri(uri)
-        self.uri = f"s3://{self._bucket}/{self._prefix}"
 
     # Versions
 
@@ -87,22 +84,27 @@ class Store:
         if self._exists(self._key(version, RECORD)):
             self._log(f"version {version} is there already")
             return self.version(version)
+        self._take_back(version)
         for name, digest in sums.items():
             self._put_file(directory / name, self._key(version, name), digest)
         listed = {name: {"sha256": sums[name], "size": (directory / name).stat().st_size} for name in sums}
         record = {"version": version, "time": _now(), "files": listed, "evaluation": None, **metadata}
-        self._create(self._key(version, RECORD), _encode(record))
+        self._create(self._key(version, RECORD), encode(record))
         self._log(f"version {version} is published at {self._uri(version)}")
         return self.version(version)
 
     def version(self, name: str) -> Version:
-        """The version `name`, verified: its files, and no others, are there with the sizes and SHA-256 that the
-        server itself reports. Raises `VersionDamaged` otherwise, and where there is no such version."""
+        """The version `name`, verified: it is named by the digest of what it serves, and its files, and no others, are
+        there with the sizes and SHA-256 that the server itself reports. Raises `VersionDamaged` otherwise, and where
+        there is no such version."""
         version = self._record(name)
         prefix = self._key(name, "")
         with talking_about(version.storage_uri):
             there = {key[len(prefix) :]: size for key, size in keys(self._client, self._bucket, prefix)}
         there.pop(RECORD, None)
+        served = {path: about["sha256"] for path, about in version.files.items() if path.startswith(_SERVED)}
+        if files.combined(served)[:16] != name:
+            raise VersionDamaged(f"{version.storage_uri}{RECORD} lists other files than those that gave it its name")
         problems = [f"{path} is missing" for path in version.files if path not in there]
         problems += [f"{path} does not belong to it" for path in there if path not in version.files]
         for path, about in version.files.items():
@@ -120,9 +122,10 @@ class Store:
         with talking_about(self.uri):
             names = folders(self._client, self._bucket, f"{self._prefix}versions/")
         found = []
-        for name in filter(_VERSION.fullmatch, names):
+        places = {f"versions/{name}/{RECORD}": name for name in names if _VERSION.fullmatch(name)}
+        for place, record in self.read_all(places):
             try:
-                found.append(self._record(name))
+                found.append(self._parsed(places[place], record))
             except VersionDamaged as error:
                 self._log(f"left out: {error}")
         return sorted(found, key=lambda version: (version.time, version.name), reverse=True)
@@ -149,43 +152,49 @@ class Store:
             raise VersionDamaged(f"{version.storage_uri} has no {SMOKE}, so nobody knows what it should answer")
         return dict(content)
 
-    # Documents
+    # What retention removes
 
-    def read_json(self, key: str) -> tuple[Any, str | None]:
-        """(content, ETag) of the JSON document at `key` below the store's prefix; (None, None) where none is."""
-        from botocore.exceptions import ClientError
+    def discard(self, name: str, why: str, *, resume: bool = False) -> None:
+        """Removes the version `name`: first its record, so that nobody takes the rest for a version.
 
-        with talking_about(self.uri + key):
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            except ClientError as error:
-                if error_code(error) == "NoSuchKey":
-                    return None, None
-                raise
-            body = answer["Body"].read()
-        try:
-            return json.loads(body), str(answer["ETag"])
-        except ValueError as error:
-            raise VersionDamaged(f"{self.uri}{key} is no JSON: {error}") from error
-
-    def write_json(self, key: str, content: Any, *, if_match: str | None) -> str:
-        """Writes a JSON document and returns its ETag.
-
-        `if_match` is the ETag that was read; None means that there must be no such document yet. Where somebody
-        else wrote meanwhile nothing is written and `StoreUnavailable` is raised: read again, then decide again.
+        A note in `pruned/` says so before anything is touched. After a kill half-way, `resume` removes the rest of a
+        version in `half_removed`, unless it was published again meanwhile. Nobody may be choosing this version at
+        the same time: whoever calls this holds the leases (`history.retention`).
         """
-        condition = {"IfNoneMatch": "*"} if if_match is None else {"IfMatch": if_match}
-        body = _encode(content)
-        with talking_about(self.uri + key):
-            answer = self._client.put_object(
-                Bucket=self._bucket,
-                Key=self._prefix + key,
-                Body=body,
-                ContentType="application/json",
-                ChecksumSHA256=_base64(hashlib.sha256(body).hexdigest()),
-                **condition,
-            )
-        return str(answer["ETag"])
+        note = f"{_PRUNED}{self._name(name)}.json"
+        before, tag = self.read_json(note)
+        if resume and (before or {}).get("state") != "removing":
+            return
+        until = datetime.now(UTC) + _REMOVING
+        said = {"version": name, "time": _now(), "why": why, "until": until.isoformat()}
+        tag = self.write_json(note, {**said, "state": "removing"}, if_match=tag)
+        everything = [key for key, _, _ in self.listing(f"versions/{name}/")]
+        record = f"versions/{name}/{RECORD}"
+        self.remove([record])
+        if datetime.now(UTC) > until:
+            raise StoreUnavailable(f"{self._uri(name)}: removing it took too long; run this again for the rest")
+        self.remove([*(key for key in everything if key != record), f"signatures/{name}.json"])
+        self.write_json(note, {**said, "state": "removed"}, if_match=tag)
+        self._log(f"version {name} is removed: {why}")
+
+    def half_removed(self) -> list[str]:
+        """Names of versions whose removal was begun and not finished."""
+        notes = self.read_all([f"{_PRUNED}{name}" for name in self.names(_PRUNED)])
+        return [note["version"] for _, note in notes if isinstance(note, dict) and note.get("state") == "removing"]
+
+    def _take_back(self, version: str) -> None:
+        """Before a removed version is published again: from here on nobody removes its rest."""
+        key = f"{_PRUNED}{version}.json"
+        note, tag = self.read_json(key)
+        if note is None or note["state"] == "back":
+            return
+        if note["state"] == "removing" and datetime.fromisoformat(note["until"]) > datetime.now(UTC):
+            raise StoreUnavailable(f"{self._uri(version)} is just being removed ({note['why']}); try again")
+        self.write_json(key, {**note, "state": "back"}, if_match=tag)
+
+    def _pruned(self, version: str) -> str:
+        note, _ = self.read_json(f"{_PRUNED}{version}.json")
+        return f"; retention removed it at {note['time']} ({note['why']})" if isinstance(note, dict) else ""
 
     # What one task leaves for the next
 
@@ -205,7 +214,7 @@ class Store:
         for name, digest in sums.items():
             if prefix + name not in there or self._checksum(prefix + name) != digest:
                 self._put_file(directory / name, prefix + name, digest, replace=True)
-        self._create(prefix + STASH_RECORD, _encode({"files": sums}))
+        self._create(prefix + STASH_RECORD, encode({"files": sums}))
 
     def unstash(self, key: str, directory: Path) -> None:
         """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256.
@@ -233,15 +242,24 @@ class Store:
     def _uri(self, version: str) -> str:
         return f"s3://{self._bucket}/{self._key(version, '')}"
 
-    def _record(self, name: str) -> Version:
+    @staticmethod
+    def _name(name: str) -> str:
         if not _VERSION.fullmatch(name):
             raise SpecError(f"{name!r} is no version's name; right would be 16 hex digits, like 3f2a9c0d11e4b587")
-        record, _ = self.read_json(f"versions/{name}/{RECORD}")
+        return name
+
+    def _record(self, name: str) -> Version:
+        return self._parsed(self._name(name), self.read_json(f"versions/{name}/{RECORD}")[0])
+
+    def _parsed(self, name: str, record: Any) -> Version:
+        if isinstance(record, VersionDamaged):
+            raise record
         if record is None:
             with talking_about(self._uri(name)):
                 half = any(True for _ in keys(self._client, self._bucket, self._key(name, "")))
             state = f"is half-written: it lacks {RECORD}" if half else "does not exist"
-            raise VersionDamaged(f"{self._uri(name)} {state}")
+            gone = "" if half else self._pruned(name)
+            raise VersionDamaged(f"{self._uri(name)} {state}{gone}")
         try:
             if record["version"] != name or not record["files"]:
                 raise ValueError("it names another version, or no files")
@@ -253,89 +271,11 @@ class Store:
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VersionDamaged(f"{self._uri(name)}{RECORD} is no version's record: {error!r}") from error
 
-    def _exists(self, key: str) -> bool:
-        return self._head(key) is not None
-
-    def _head(self, key: str) -> dict[str, Any] | None:
-        from botocore.exceptions import ClientError
-
-        with talking_about(f"s3://{self._bucket}/{key}"):
-            try:
-                return dict(self._client.head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED"))
-            except ClientError as error:
-                if error_code(error) in ("404", "NoSuchKey", "NotFound"):
-                    self._bucket_must_exist()
-                    return None
-                raise
-
-    def _bucket_must_exist(self) -> None:
-        """A HEAD has no body: its 404 may mean the object or the bucket."""
-        with talking_about(f"s3://{self._bucket}"):
-            self._client.head_bucket(Bucket=self._bucket)
-
-    def _checksum(self, key: str) -> str | None:
-        """Hex SHA-256 of an object as the server keeps it, None where it keeps none."""
-        head = self._head(key) or {}
-        checksum = head.get("ChecksumSHA256")
-        return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
-
-    def _put_file(self, path: Path, key: str, digest: str, *, replace: bool = False) -> None:
-        uri = f"s3://{self._bucket}/{key}"
-        size = path.stat().st_size
-        if size > MAX_FILE:
-            raise StoreRefused(f"{path.name} has {size / 1e9:.1f} GB; S3 takes 5 GB in one request")
-        if not replace and self._is_there(key, digest):
-            return
-        condition = {} if replace else {"IfNoneMatch": "*"}
-        try:
-            with talking_about(uri), path.open("rb") as body:
-                self._client.put_object(
-                    Bucket=self._bucket, Key=key, Body=body, ChecksumSHA256=_base64(digest), **condition
-                )
-        except StoreUnavailable:
-            # A retry of boto3's own may meet what its first attempt wrote, and so may another run.
-            if not self._is_there(key, digest):
-                raise
-        self._log(f"sent {uri} ({size / 1e6:.1f} MB)" if size >= 1e6 else f"sent {uri} ({size} bytes)")
-
-    def _is_there(self, key: str, digest: str) -> bool:
-        if not self._exists(key):
-            return False
-        if self._checksum(key) != digest:
-            raise VersionDamaged(f"s3://{self._bucket}/{key} holds something else; remove it, or find out who wrote it")
-        return True
-
-    def _create(self, key: str, body: bytes) -> None:
-        from botocore.exceptions import ClientError
-
-        with talking_about(f"s3://{self._bucket}/{key}"):
-            try:
-                self._client.put_object(
-                    Bucket=self._bucket,
-                    Key=key,
-                    Body=body,
-                    ContentType="application/json",
-                    ChecksumSHA256=_base64(hashlib.sha256(body).hexdigest()),
-                    IfNoneMatch="*",
-                )
-            except ClientError as error:
-                # Somebody finished the same content first: theirs stands.
-                if error_code(error) not in ("PreconditionFailed", "412"):
-                    raise
-
 
 def _name(key: str) -> str:
     if not all(_NAME.fullmatch(part) for part in key.split("/")):
         raise SpecError(f"{key!r} is no name for a build; letters, digits, '.', '_' and '-' are allowed")
     return key
-
-
-def _encode(content: Any) -> bytes:
-    return (json.dumps(content, ensure_ascii=False, indent=1, sort_keys=True) + "\n").encode()
-
-
-def _base64(digest: str) -> str:
-    return base64.b64encode(bytes.fromhex(digest)).decode()
 
 
 def _now() -> str:

@@ -147,7 +147,8 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
                 return
         except ClusterRefused:
             hidden = True
-    cure = f"kubectl apply -n {namespace} -f include/manifests/serving_runtime.yaml"
+    apply = f"kubectl apply -n {namespace}"
+    cure = f"{apply} -k include/manifests/verify, then {apply} -f include/manifests/serving_runtime.yaml"
     if hidden:
         yield warning("runtime", f"this account may not see whether {name} exists", f"if it does not: {cure}")
     else:

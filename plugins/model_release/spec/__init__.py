@@ -9,7 +9,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
 from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
@@ -63,6 +63,19 @@ class ModelSpec(Part):
     )
     notify: Notify | None = None
     keep: Keep = Keep()
+
+    @model_validator(mode="after")
+    def _training_can_write(self) -> ModelSpec:
+        """A training puts its candidates into the source."""
+        if self.training is None:
+            return self
+        if self.source.hub:
+            raise ValueError(
+                f"training cannot write to {self.source}; source: {{directory: …}} or {{s3: s3://…/}} is right"
+            )
+        if self.training.image and not self.source.s3:
+            raise ValueError(f"training.image writes to S3, and the source is {self.source}; {{s3: s3://…/}} is right")
+        return self
 
     def asks_at(self, percent: int) -> bool:
         """Whether a person may be asked at this step, after its watch and before its decision."""

@@ -100,13 +100,14 @@ class Training(Part):
     arguments: dict[str, str | int | float | bool] = Field(default_factory=dict)
     timeout: PositiveDuration = timedelta(hours=12)
     resources: dict[str, str] = Field(default_factory=dict, description="Of the pod: cpu, memory, nvidia.com/gpu.")
+    service_account: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Training:
         if (self.run is None) == (self.image is None):
             raise ValueError("exactly one of run and image says what trains")
-        if self.resources and self.image is None:
-            raise ValueError("resources are those of the pod that runs image; run has the worker's own")
+        if (self.resources or self.service_account) and self.image is None:
+            raise ValueError("resources and service_account are those of the pod that runs image; run has the worker's")
         return self
 
 

@@ -198,7 +198,7 @@ class Publish(BuildOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.artifact import export
+        from model_release.artifact import export, signing
 
         resolved = self.resolved(context)
         store = connections.store(self.spec.store)
@@ -213,6 +213,9 @@ class Publish(BuildOperator):
                 source = {key: value for key, value in resolved["source"].items() if key != "rule"}
                 about = {"model": self.spec.model, "service": self.spec.service.name, "source": source}
                 version = store.publish(Path(scratch, "archive"), {**report, **about})
+                if self.spec.signing and self.spec.signing.private_key:
+                    keys = (self.spec.signing.private_key, self.spec.signing.public_key)
+                    signing.sign_version(store, version, *(signing.key_file(key, self.root) for key in keys))
             suggestions.remember(self.spec.model, [one.name for one in store.versions()])
         records.change(self.spec, run, lambda record: setattr(record, "version", version.name))
         self.log.info("Version %s at %s", version.name, version.storage_uri)

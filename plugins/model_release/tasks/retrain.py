@@ -30,10 +30,7 @@ _RUN_TYPES = ("scheduled", "manual", "operator_triggered", "asset_materializatio
 
 
 def retrain_dag(spec: ModelSpec, project: Path) -> DAG:
-    """`retrain_<model>`, for a model file with `training`. `project` is the folder that holds dags/ and include/.
-
-    Raises `SpecError` where the source cannot be trained into.
-    """
+    """`retrain_<model>`, for a model file with `training`. `project` is the folder that holds dags/ and include/."""
     training = trainable(spec)
     how = training.run or f"image {training.image}"
     with DAG(
@@ -53,7 +50,7 @@ def retrain_dag(spec: ModelSpec, project: Path) -> DAG:
             # Imports kubernetes: only models that train in a pod pay for it when DAGs are parsed.
             from model_release.tasks.training_pod import TrainInPod
 
-            train = TrainInPod(task_id="train", spec=spec)
+            train = TrainInPod(task_id="train", spec=spec, service_account=training.service_account)
         else:
             train = Train(task_id="train", spec=spec, root=project)
         train >> Offer(task_id="offer", spec=spec, root=project, outlets=[candidate_asset(spec)])
@@ -61,20 +58,10 @@ def retrain_dag(spec: ModelSpec, project: Path) -> DAG:
 
 
 def trainable(spec: ModelSpec) -> Training:
-    """The model's training; `SpecError` where there is none, or where it cannot write to the model's source."""
+    """The model's training; `SpecError` where there is none."""
     training = spec.training
     if training is None:
         raise SpecError(f"model {spec.model}: its file has no training")
-    if spec.source.hub:
-        raise SpecError(
-            f"model {spec.model}: training puts candidates into the source, and {spec.source} is not ours to write to; "
-            "source: {directory: …} or {s3: s3://…/} is right"
-        )
-    if training.image and not spec.source.s3:
-        raise SpecError(
-            f"model {spec.model}: training.image writes to S3 from its pod, and the source is the folder "
-            f"{spec.source}; source: {{s3: s3://…/}} is right"
-        )
     return training
 
 

@@ -129,6 +129,7 @@ class Stage(ReleaseOperator):
     def release(self, context: Any, run: Run) -> Any:
         from model_release.serving.rollout import Kind, plan_change, stage
 
+        self.verify(service.published(context)["version"])
         released = ReleasedService(self.spec, run)
         wanted = released.wanted(self.root, service.published(context)["uri"])
         baseline = released.baseline()
@@ -147,6 +148,16 @@ class Stage(ReleaseOperator):
             method_name=self.is_ready.__name__,
             timeout=self.spec.rollout.ready_within + _SLACK,
         )
+
+    def verify(self, version: str) -> None:
+        """The version is, byte by byte, what was published, and signed where the model file wants it signed."""
+        from model_release.artifact import signing
+
+        store, wanted = connections.store(self.spec.store), self.spec.signing
+        if wanted is None:
+            store.version(version)
+        else:
+            signing.check_version(store, version, signing.key_file(wanted.public_key, self.root))
 
     def is_ready(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
         """Looks for itself at what the trigger saw."""

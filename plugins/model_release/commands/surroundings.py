@@ -1,0 +1,134 @@
+"""What the commands of `python -m model_release` need to know of their surroundings: model files, cluster, S3.
+
+`--sandbox` finds all of it in the sandbox's folder. Otherwise the cluster is that of the kubeconfig, and S3 is what
+`AIRFLOW_CONN_MODEL_STORE` says (as Airflow's own environment has it, JSON or URI) or else boto3's own environment and
+profiles, with `--endpoint-url` for another S3 than Amazon's.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from model_release.errors import SpecError
+from model_release.model_file import load_all
+
+if TYPE_CHECKING:
+    from model_release.artifact.store import Store
+    from model_release.spec import ModelSpec
+
+PROJECT = Path(__file__).resolve().parents[3]
+
+_STORE = "AIRFLOW_CONN_MODEL_STORE"
+
+
+def add_options(parser: argparse.ArgumentParser, *, cluster: bool = False, store: bool = False) -> None:
+    """`--models` and `--sandbox`, with `cluster` also `--kubeconfig`, with `store` also `--endpoint-url`."""
+    parser.add_argument("--models", type=Path, default=PROJECT / "include" / "models", help="where model files are")
+    here = PROJECT / ".sandbox"
+    parser.add_argument(
+        "--sandbox", action="store_const", const=here, help="the cluster and the S3 of the sandbox, in .sandbox"
+    )
+    parser.add_argument("--sandbox-state", type=Path, dest="sandbox", metavar="STATE", help="of a sandbox elsewhere")
+    if cluster:
+        parser.add_argument("--kubeconfig", type=Path, help="(KUBECONFIG, ~/.kube/config, or the pod's own)")
+    if store:
+        parser.add_argument("--endpoint-url", metavar="URL", help=f"of S3 (what {_STORE} or boto3's profile says)")
+
+
+def settle_sandbox(options: argparse.Namespace) -> None:
+    """`--sandbox` says where the cluster is, unless `--kubeconfig` does."""
+    state = getattr(options, "sandbox", None)
+    if state is not None and getattr(options, "kubeconfig", None) is None:
+        options.kubeconfig = state / "kubeconfig.yaml"
+
+
+def cluster(kubeconfig: Path | None) -> Any:
+    """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own."""
+    from kubernetes import config
+    from kubernetes.client import ApiClient
+
+    try:
+        if kubeconfig is not None:
+            return config.new_client_from_config(str(kubeconfig))
+        try:
+            config.load_kube_config()
+        except config.ConfigException:
+            config.load_incluster_config()
+        return ApiClient()
+    except config.ConfigException as error:
+        raise SpecError(f"no cluster to talk to: {error}; --kubeconfig FILE names one") from error
+
+
+def spec(options: argparse.Namespace) -> ModelSpec:
+    """The model that `options.model` names."""
+    specs = load_all(options.models)
+    if options.model not in specs:
+        raise SpecError(f"{options.model!r} is no model of {options.models} ({', '.join(specs) or 'none'})")
+    return specs[options.model]
+
+
+def store(options: argparse.Namespace, uri: str) -> Store:
+    """The store at `uri`."""
+    from model_release.artifact.store import Store
+
+    return Store(s3(options), uri)
+
+
+def s3(options: argparse.Namespace) -> Any:
+    """The boto3 client. Raises `SpecError` where the surroundings do not say enough."""
+    import boto3
+    from botocore.exceptions import BotoCoreError
+
+    known = _connection(options.sandbox)
+    if options.endpoint_url:
+        known["endpoint_url"] = options.endpoint_url
+    try:
+        return boto3.client("s3", **known)
+    except (BotoCoreError, ValueError) as error:
+        raise SpecError(f"no S3 to talk to: {error}") from error
+
+
+def _connection(sandbox: Path | None) -> dict[str, str]:
+    """What an Airflow connection of type aws says, as boto3 takes it; nothing where there is none."""
+    if sandbox is not None:
+        file = sandbox / "connections.json"
+        try:
+            text = str(json.loads(file.read_text(encoding="utf-8"))[_STORE])
+        except OSError as error:
+            raise SpecError(f"no sandbox was ever started in {sandbox}; `make up` starts one") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise SpecError(f"{file} does not say where the sandbox's S3 is: {error!r}") from error
+    else:
+        text = os.environ.get(_STORE, "")
+    if not text:
+        return {}
+    try:
+        given = json.loads(text) if text.lstrip().startswith("{") else _from_uri(text)
+        extra = given.get("extra") or {}
+        extra = json.loads(extra) if isinstance(extra, str) else dict(extra)
+    except (ValueError, AttributeError) as error:
+        raise SpecError(f"{_STORE} is neither a connection's JSON nor its URI: {error}") from error
+    found = {
+        "aws_access_key_id": given.get("login"),
+        "aws_secret_access_key": given.get("password"),
+        "aws_session_token": extra.get("aws_session_token"),
+        "region_name": extra.get("region_name"),
+        "endpoint_url": extra.get("endpoint_url"),
+    }
+    return {name: str(value) for name, value in found.items() if value}
+
+
+def _from_uri(text: str) -> dict[str, Any]:
+    """`aws://login:password@/?endpoint_url=…`, every part percent-encoded, or everything in `__extra__` as JSON."""
+    address = urlsplit(text)
+    if not address.scheme:
+        raise ValueError("it has no scheme such as aws://")
+    extra = dict(parse_qsl(address.query))
+    if "__extra__" in extra:
+        extra = json.loads(extra["__extra__"])
+    return {"login": unquote(address.username or ""), "password": unquote(address.password or ""), "extra": extra}

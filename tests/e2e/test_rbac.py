@@ -1,0 +1,66 @@
+"""include/manifests/roles.yaml against what whole releases called: nothing is missing, nothing is there for show."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sandbox.kube.rbac import Permission, needed, permissions
+
+pytestmark = pytest.mark.e2e
+
+ROLES = list(
+    yaml.safe_load_all((Path(__file__).parents[2] / "include" / "manifests" / "roles.yaml").read_text())
+)  # fmt: skip
+ISVC = ("models", "serving.kserve.io", "inferenceservices")
+LEASE = ("models", "coordination.k8s.io", "leases")
+
+# What three releases without an accident do not need; each is made, with its reason, by the tests named here.
+RARE = {
+    "worker": {Permission(*ISVC, "delete")},  # a first deployment undone: tests/serving/test_settle.py
+    "triggerer": set(),
+    "sweep": {  # what a run left behind: tests/tasks/test_sweep.py
+        Permission(*ISVC, "patch"),
+        Permission(*ISVC, "delete"),
+        Permission(*LEASE, "patch"),
+        Permission(*LEASE, "list"),  # where it may not list them in the whole cluster: tests/serving/test_lease.py
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def calls(live: Any, story: Any) -> list[dict[str, Any]]:
+    """Every call since the sandbox began, by who made it; a sweep among them."""
+    run_id = live.airflow.trigger("sweep", {})
+    assert live.finished("sweep", run_id)["state"] == "success"
+    url = live.status["parts"]["kubernetes"]["url"]
+    with urllib.request.urlopen(f"{url}/-/calls", timeout=10) as answer:
+        found: list[dict[str, Any]] = json.load(answer)
+    return found
+
+
+def granted(name: str) -> set[Permission]:
+    found: set[Permission] = set()
+    for role in ROLES:
+        if role["kind"] in ("Role", "ClusterRole") and role["metadata"]["name"] == f"model-release-{name}":
+            found |= permissions(role, role["metadata"].get("namespace", ""))
+    return found
+
+
+@pytest.mark.parametrize("name", sorted(RARE))
+def test_a_role_is_exactly_what_was_called(calls: list[dict[str, Any]], name: str) -> None:
+    called, may = needed(calls, f"model-release-{name}"), granted(name)
+    assert called, f"nobody called as model-release-{name}: {sorted({call['agent'] for call in calls})}"
+    assert sorted(map(str, called - may)) == [], "roles.yaml lacks these"
+    assert sorted(map(str, may - called - RARE[name])) == [], "roles.yaml allows these, and nobody calls them"
+    assert RARE[name] <= may, "a rare permission that roles.yaml no longer gives"
+
+
+def test_nobody_else_of_this_project_called(calls: list[dict[str, Any]]) -> None:
+    ours = {call["agent"] for call in calls if call["agent"].startswith("model-release")}
+    assert ours <= {"model-release-worker", "model-release-triggerer", "model-release-sweep", "model-release-page"}

@@ -1,0 +1,318 @@
+"""The other ways into a release, in the same stack: by date, by backfill, by a person's word, by a training."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+import yaml
+
+from model_release.artifact.s3 import keys, split_uri
+
+from .conftest import Story
+
+pytestmark = pytest.mark.e2e
+
+JUDGE = {
+    "profile": "istio",
+    "min_requests": 60,
+    "design_effect": 1,
+    "metrics": [{"name": "errors", "max_rate": 0.05}],
+}
+
+
+class Told:
+    """A webhook of the test's own."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, Any]] = []
+        messages = self.messages
+
+        class Post(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+                self.send_response(204)
+                self.end_headers()
+
+            def log_message(self, *_: Any) -> None:
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Post)
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def of(self, model: str) -> list[str]:
+        return [one["event"] for one in self.messages if one["model"] == model]
+
+
+@pytest.fixture(scope="module")
+def told(live: Any) -> Iterator[Told]:
+    one = Told()
+    port = one.server.server_address[1]
+    live.airflow.call(
+        "POST",
+        "/connections",
+        json={"connection_id": "told", "conn_type": "http", "host": "127.0.0.1", "port": port, "schema": "http"},
+    )
+    yield one
+    one.server.shutdown()
+
+
+def model(live: Any, name: str, **more: Any) -> None:
+    """A model file of its own, with a service of its own."""
+    content = {
+        "model": name,
+        "source": {"directory": f"candidates/{name}"},
+        "service": {"name": name, "namespace": "models", "resources": {"cpu": "1", "memory": "1Gi"}},
+        "store": f"s3://models/{name}/",
+        "rollout": {"steps": [50], "window": "2s", "deadline": "3m", "ready_within": "3m"},
+        "judge": JUDGE,
+        **more,
+    }
+    (live.project / "include" / "models" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def candidate(live: Any, name: str, when: str, trained: str) -> None:
+    shutil.copytree(live.state / "trained" / trained, live.project / "candidates" / name / when)
+
+
+def records(live: Any, name: str) -> list[dict[str, Any]]:
+    store = live.store(f"s3://models/{name}/")
+    bucket, prefix = split_uri(store.uri)
+    names = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/{name}-")]
+    return sorted((store.read_json(one)[0] for one in names), key=lambda record: record["started"])
+
+
+def until(what: Any, patience: float = 120.0, pause: float = 0.5) -> Any:
+    """What `what()` gives as soon as it gives anything."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(pause)
+    raise AssertionError(f"nothing after {patience:.0f} s")
+
+
+class TestByDate:
+    """A schedule and a backfill: each date has its candidate, and only the schedule moves traffic by itself."""
+
+    DAG = "release_dated"
+
+    @pytest.fixture(scope="class")
+    def dated(self, live: Any, story: Story) -> dict[str, dict[str, Any]]:
+        """Every run by its type and date, when all have ended."""
+        candidate(live, "dated", "20260715T000000", "better")
+        candidate(live, "dated", "20261015T000000", "first")
+        # The scheduler makes the run of the last month's first day as soon as it sees the DAG.
+        model(live, "dated", schedule="0 0 1 * *")
+        live.airflow.wait_for_dag(self.DAG)
+        until(lambda: live.service("dated") and live.service("dated").rolled_out)
+        live.airflow.call(
+            "POST",
+            "/backfills",
+            json={
+                "dag_id": self.DAG,
+                "from_date": "2026-08-01T00:00:00Z",
+                "to_date": "2026-10-01T00:00:00Z",
+                "max_active_runs": 1,
+                "reprocess_behavior": "none",
+            },
+        )
+        path = f"/dags/{self.DAG}/dagRuns"
+
+        def ended() -> list[dict[str, Any]]:
+            runs: list[dict[str, Any]] = live.airflow.call("GET", path, params={"order_by": "logical_date"})["dag_runs"]
+            done = [run for run in runs if run["state"] in ("success", "failed")]
+            return done if len(done) == len(runs) == 4 else []
+
+        runs = until(ended, 240)
+        return {f"{run['run_type']} {run['logical_date'][:10]}": run for run in runs}
+
+    def test_each_run_released_the_newest_candidate_of_its_date(self, live: Any, dated: dict[str, Any]) -> None:
+        assert {name: run["state"] for name, run in dated.items()} == {
+            "backfill 2026-08-01": "success",
+            "backfill 2026-09-01": "success",
+            "backfill 2026-10-01": "success",
+            "scheduled 2026-11-01": "success",
+        }
+        sources = {
+            record["run"]["run_id"]: (record["outcome"], record["source"]["candidate"])
+            for record in records(live, "dated")
+        }
+        assert {name: sources[run["dag_run_id"]] for name, run in dated.items()} == {
+            "backfill 2026-08-01": ("published", "20260715T000000"),
+            "backfill 2026-09-01": ("published", "20260715T000000"),
+            "backfill 2026-10-01": ("published", "20260715T000000"),
+            "scheduled 2026-11-01": ("first", "20261015T000000"),
+        }
+
+    def test_the_rule_is_told_and_kept(self, live: Any, dated: dict[str, Any]) -> None:
+        run = dated["backfill 2026-09-01"]["dag_run_id"]
+        said = "the newest not later than 2026-09-01T00:00:00Z, the end of the run's data interval"
+        assert any(said in line for line in live.airflow.log(self.DAG, run, "resolve"))
+        (record,) = [one for one in records(live, "dated") if one["run"]["run_id"] == run]
+        assert record["source"]["rule"] == said
+
+    def test_dates_with_one_source_have_one_version_built_once(self, live: Any, dated: dict[str, Any]) -> None:
+        backfilled = [run for name, run in dated.items() if name.startswith("backfill")]
+        versions = {live.airflow.xcom(self.DAG, run["dag_run_id"], "publish")["version"] for run in backfilled}
+        assert len(versions) == 1
+        built = [
+            run["dag_run_id"]
+            for run in backfilled
+            if live.airflow.tasks(self.DAG, run["dag_run_id"])["export"]["state"] == "success"
+        ]
+        assert len(built) == 1
+        assert len(live.store("s3://models/dated/").versions()) == 2
+
+    def test_no_backfill_moved_traffic(self, live: Any, dated: dict[str, Any]) -> None:
+        service = live.service("dated")
+        assert service.serving == {"dated-predictor-00001": 100}
+        assert service.latest_created == "dated-predictor-00001", "no backfill wrote to the service"
+        scheduled = dated["scheduled 2026-11-01"]["dag_run_id"]
+        version = live.airflow.xcom(self.DAG, scheduled, "publish")["version"]
+        assert service.storage_uri == f"s3://models/dated/versions/{version}/"
+
+    def test_a_backfill_says_what_the_judge_would_have_said(self, live: Any, dated: dict[str, Any]) -> None:
+        for name, run in dated.items():
+            (record,) = [one for one in records(live, "dated") if one["run"]["run_id"] == run["dag_run_id"]]
+            if name.startswith("backfill"):
+                assert record["retrospect"]["sentence"] == f"{record['version']} never was a canary."
+            else:
+                assert record["retrospect"] is None
+
+
+class TestAPersonsWord:
+    """`approval: before_promote`: the question, an answer, and evidence that goes before any answer."""
+
+    DAG = "release_asked"
+
+    @pytest.fixture(scope="class")
+    def asked(self, live: Any, story: Story, told: Told) -> Iterator[Any]:
+        """The service with its first version, and users."""
+        more = {"approval": "before_promote", "answer_within": "4m", "notify": {"webhook": {"connection": "told"}}}
+        candidate(live, "asked", "20261101T000000", "first")
+        model(live, "asked", **more)
+        live.airflow.wait_for_dag(self.DAG)
+        assert live.finished(self.DAG, live.airflow.trigger(self.DAG))["state"] == "success"
+        live.sandbox("load", "--service", "models/asked", "--rate", "60")
+        candidate(live, "asked", "20261102T000000", "better")
+        yield live
+        live.sandbox("load", "--end")
+
+    def question(self, live: Any, run_id: str) -> dict[str, Any]:
+        """The open question of the run, as Airflow's own page of required actions lists it."""
+
+        def listed() -> Any:
+            found = live.airflow.call(
+                "GET", f"/dags/{self.DAG}/dagRuns/~/hitlDetails", params={"response_received": "false"}
+            )["hitl_details"]
+            mine = [one for one in found if one["task_instance"]["dag_run_id"] == run_id]
+            return mine[0] if mine else None
+
+        found: dict[str, Any] = until(listed, 120)
+        return found
+
+    def answer(self, live: Any, run_id: str, chosen: str, reason: str) -> None:
+        path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/ask_50/-1/hitlDetails"
+        live.airflow.call("PATCH", path, json={"chosen_options": [chosen], "params_input": {"reason": reason}})
+
+    def test_evidence_against_it_withdraws_the_question(self, asked: Any, told: Told) -> None:
+        run_id = asked.airflow.trigger(self.DAG)
+        question = self.question(asked, run_id)
+        assert question["subject"] == "asked: promote asked-predictor-00002?"
+        assert "Promoted: 0 of" in question["body"]
+        assert question["options"] == ["Promote", "Roll back", "Watch longer"]
+        asked.sandbox("kill", "models/asked-predictor-00002")
+        run = asked.finished(self.DAG, run_id)
+        assert run["state"] == "failed"
+        sentence = str(asked.airflow.xcom(self.DAG, run_id, "report"))
+        assert "Rolled back:" in sentence
+        assert "canary requests failed" in sentence
+        serving = asked.service("asked").serving
+        assert "asked-predictor-00002" not in serving
+        path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/ask_50/-1/hitlDetails"
+        assert asked.airflow.call("GET", path)["response_received"], "nobody can answer what is decided"
+        assert told.of("asked")[-3:] == ["started", "needs you", "rolled back"]
+
+    def test_who_says_promote_is_heard_and_remembered(self, asked: Any, told: Told) -> None:
+        run_id = asked.airflow.trigger(self.DAG)
+        question = self.question(asked, run_id)
+        split = asked.service("asked").serving
+        assert sorted(split.values()) == [50, 50], "the canary is open while the question is"
+        self.answer(asked, run_id, "Promote", "looks well")
+        run = asked.finished(self.DAG, run_id)
+        assert run["state"] == "success"
+        record = records(asked, "asked")[-1]
+        assert record["outcome"] == "promoted"
+        (approval,) = record["approvals"]
+        assert (approval["who"], approval["decision"], approval["reason"]) == ("admin", "promote", "looks well")
+        canary = question["subject"].removeprefix("asked: promote ").removesuffix("?")
+        assert asked.service("asked").serving == {canary: 100}
+        assert told.of("asked")[-3:] == ["started", "needs you", "promoted"]
+
+
+class TestByTraining:
+    """`retrain_<model>` makes a candidate, and its asset starts the release."""
+
+    def test_a_training_starts_the_release_of_what_it_made(self, live: Any, story: Story) -> None:
+        training = {"run": "sandbox.training:digits", "arguments": {"epochs": 2, "seed": 7}}
+        (live.project / "candidates" / "trained").mkdir(parents=True)
+        model(live, "trained", training=training)
+        live.airflow.wait_for_dag("retrain_trained")
+        live.airflow.wait_for_dag("release_trained")
+        run = live.finished("retrain_trained", live.airflow.trigger("retrain_trained"))
+        assert run["state"] == "success"
+        (event,) = live.airflow.call("GET", "/assets/events", params={"source_dag_id": "retrain_trained"})[
+            "asset_events"
+        ]
+        made = event["extra"]["candidate"]
+        assert (live.project / "candidates" / "trained" / made / "model.safetensors").is_file()
+        assert event["extra"]["metrics"]
+        path = "/dags/release_trained/dagRuns"
+        started = until(lambda: live.airflow.call("GET", path)["dag_runs"], 60)[0]
+        assert started["run_type"] == "asset_triggered"
+        assert live.finished("release_trained", started["dag_run_id"])["state"] == "success"
+        (record,) = records(live, "trained")
+        assert (record["outcome"], record["source"]["candidate"]) == ("first", made)
+        assert live.service("trained").serving == {"trained-predictor-00001": 100}
+
+
+class TestCommands:
+    """`python -m model_release …` beside a running stack."""
+
+    def test_the_doctor_finds_a_release_possible(self, live: Any, story: Story) -> None:
+        done = command(live, "doctor", "--model", "digits", "--json")
+        findings = json.loads(done.stdout)["digits"]
+        assert [one for one in findings if one["level"] == "error"] == []
+        assert done.returncode == 0
+        seen = [one["sentence"] for one in findings if one["check"] == "metrics"]
+        assert any("istio_requests_total" in one and "series" in one for one in seen)
+
+    def test_versions_and_releases_tell_what_the_story_left(self, live: Any, story: Story) -> None:
+        versions = json.loads(command(live, "versions", "digits", "--json").stdout)
+        releases = json.loads(command(live, "releases", "digits", "--json").stdout)
+        assert {one["version"] for one in versions} >= {told.record["version"] for told in story.releases.values()}
+        outcomes = {one["release"]: one["outcome"] for one in releases}
+        for told in story.releases.values():
+            assert outcomes[told.record["release"]] == told.record["outcome"]
+
+
+def command(live: Any, *words: str) -> Any:
+    import os
+    import subprocess
+    import sys
+
+    path = os.pathsep.join(str(live.project / part) for part in ("plugins", "include"))
+    return subprocess.run(
+        [sys.executable, "-m", "model_release", *words, "--sandbox-state", str(live.state)],
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
