@@ -63,4 +63,4 @@ schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
-	@rm -rf .sandbox candidates/digits
+	@rm -rf .sandbox candidates/digits candidates/evaluation/digits

@@ -32,9 +32,10 @@ def wiring(model: ModelSpec) -> dict[str, set[str]]:
 def test_release_dag_with_two_steps_and_a_bake_is_wired_as_designed() -> None:
     assert wiring(spec(steps=[10, 30], bake="5m")) == {
         "preflight": {"resolve"},
-        "resolve": {"export", "publish"},
+        "resolve": {"export", "evaluate"},
         "export": {"archive"},
-        "archive": {"publish"},
+        "archive": {"evaluate"},
+        "evaluate": {"publish"},
         "publish": {"claim", "look_back"},
         "look_back": {"report"},
         "claim": {"stage", "settle"},
@@ -62,6 +63,13 @@ def test_release_dag_of_the_missions_own_flow_has_one_step_of_30() -> None:
     assert tasks["decide_30"] == {"promote", "roll_back"}
     assert tasks["promote"] == {"settle"}
     assert "bake" not in tasks
+
+
+def test_without_an_evaluation_in_the_model_file_there_is_none() -> None:
+    tasks = wiring(spec(steps=[30]).model_copy(update={"evaluation": None}))
+    assert "evaluate" not in tasks
+    assert tasks["resolve"] == {"export", "publish"}
+    assert tasks["archive"] == {"publish"}
 
 
 def test_settle_is_the_teardown_of_the_claim_and_fails_the_run() -> None:

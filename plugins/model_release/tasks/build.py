@@ -211,7 +211,12 @@ class Publish(BuildOperator):
                 report = export.load(Path(scratch, "export")).report
                 # The rule is this run's; another run may come to the same version by another.
                 source = {key: value for key, value in resolved["source"].items() if key != "rule"}
-                about = {"model": self.spec.model, "service": self.spec.service.name, "source": source}
+                about = {
+                    "model": self.spec.model,
+                    "service": self.spec.service.name,
+                    "source": source,
+                    "evaluation": context["ti"].xcom_pull(task_ids="evaluate"),
+                }
                 version = store.publish(Path(scratch, "archive"), {**report, **about})
                 if self.spec.signing and self.spec.signing.private_key:
                     keys = (self.spec.signing.private_key, self.spec.signing.public_key)

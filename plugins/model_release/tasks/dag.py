@@ -24,6 +24,7 @@ from model_release.spec import ModelSpec
 from model_release.tasks.ask import Ask
 from model_release.tasks.base import RETRIES
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
+from model_release.tasks.evaluate import Evaluate
 from model_release.tasks.finish import Report, Settle
 from model_release.tasks.look_back import LookBack
 from model_release.tasks.params import form
@@ -56,8 +57,12 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         export = Export(task_id="export", **build)
         archive = ArchiveModel(task_id="archive", **build)
         publish = Publish(task_id="publish", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
-        Preflight(task_id="preflight", **build) >> resolve >> export >> archive >> publish
-        resolve >> publish
+        Preflight(task_id="preflight", **build) >> resolve >> export >> archive
+        if spec.evaluation:
+            evaluate = Evaluate(task_id="evaluate", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
+            [resolve, archive] >> evaluate >> publish
+        else:
+            [resolve, archive] >> publish
 
         claim = ClaimService(task_id="claim", root=project, **common).as_setup()
         stage = Stage(task_id="stage", root=project, **common)

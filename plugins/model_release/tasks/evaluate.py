@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ClusterRefused, ClusterUnavailable, SpecError, StoreRefused, VersionDamaged
-from model_release.spec import Evaluation
+from model_release.spec import Evaluation, ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.build import BuildOperator
 from model_release.tasks.run import Run
@@ -73,42 +73,59 @@ class Evaluate(BuildOperator):
         """The version that serves now, or why there is none to compare with."""
         from model_release.artifact.evaluation.answers import published
 
-        try:
-            uri = self.serving()
-        except (ClusterUnavailable, ClusterRefused) as error:
-            if run.moves_traffic and limits.max_regressions is not None:
-                raise
-            return f"the cluster does not say which version is stable: {error}"
-        if uri is None:
-            return f"no version of {self.spec.service.key} is known to be stable"
-        named = _VERSION.fullmatch(uri)
+        uri, why_not = stable_uri(self.spec, run, limits)
+        named = _VERSION.fullmatch(uri or "")
         if named is None:
-            return f"{uri}, which {self.spec.service.key} serves, is no version of this project"
+            return str(why_not)
         try:
             return published(connections.store(named[1]).version(named[2]), connections.s3())
         except (StoreRefused, VersionDamaged) as error:
             return f"the stable version cannot be read: {error}"
 
     def serving(self) -> str | None:
-        """The storage URI of the revision that was last rolled out; None when there is none, or nobody knows it.
+        """As the function `serving`."""
+        return serving(self.spec)
 
-        During a release the spec holds the canary's template, and after some the template of one that was rolled back;
-        the lease then remembers the stable one's.
-        """
-        from model_release.serving.inference_service import InferenceServices
-        from model_release.serving.lease import Leases
 
-        service, client = self.spec.service, connections.cluster()
-        live = InferenceServices(client).get(service.namespace, service.name)
-        if live is None or live.rolled_out is None:
-            return None
-        if live.latest_created == live.rolled_out:
-            return live.storage_uri
-        lease = Leases(client).read(service.namespace, service.name)
-        known = lease.known if lease else None
-        if known is None or (known.uid, known.revision) != (live.uid, live.rolled_out):
-            return None
-        return known.storage_uri
+def stable_uri(spec: ModelSpec, run: Run, limits: Evaluation) -> tuple[str | None, str | None]:
+    """(storage URI of the version that is stable, None), or (None, why there is none to compare with).
+
+    Raises `ClusterUnavailable` or `ClusterRefused` where traffic is to be moved and regressions are limited: a limit is
+    not passed by because nobody could be asked.
+    """
+    try:
+        uri = serving(spec)
+    except (ClusterUnavailable, ClusterRefused) as error:
+        if run.moves_traffic and limits.max_regressions is not None:
+            raise
+        return None, f"the cluster does not say which version is stable: {error}"
+    if uri is None:
+        return None, f"no version of {spec.service.key} is known to be stable"
+    if _VERSION.fullmatch(uri) is None:
+        return None, f"{uri}, which {spec.service.key} serves, is no version of this project"
+    return uri, None
+
+
+def serving(spec: ModelSpec) -> str | None:
+    """The storage URI of the revision that was last rolled out; None when there is none, or nobody knows it.
+
+    During a release the spec holds the canary's template, and after some the template of one that was rolled back; the
+    lease then remembers the stable one's.
+    """
+    from model_release.serving.inference_service import InferenceServices
+    from model_release.serving.lease import Leases
+
+    service, client = spec.service, connections.cluster()
+    live = InferenceServices(client).get(service.namespace, service.name)
+    if live is None or live.rolled_out is None:
+        return None
+    if live.latest_created == live.rolled_out:
+        return live.storage_uri
+    lease = Leases(client).read(service.namespace, service.name)
+    known = lease.known if lease else None
+    if known is None or (known.uid, known.revision) != (live.uid, live.rolled_out):
+        return None
+    return known.storage_uri
 
 
 def _line_by_line(info: Any) -> Any:
