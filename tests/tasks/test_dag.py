@@ -190,7 +190,18 @@ def test_dag_files_parse_in_a_blink(tmp_path: Path) -> None:
     assert min(ratios) <= 1.3
 
 
-def _python(code: str) -> str:
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
+def _python(code: str, **more: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins"), **more}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     return done.stdout.strip().splitlines()[-1]
+
+
+def test_a_task_makes_only_the_dag_that_it_belongs_to() -> None:
+    """Each task parses its DAG file once more."""
+    code = (
+        "import runpy\n"
+        f"made = runpy.run_path({str(PROJECT / 'dags' / 'release.py')!r})\n"
+        "print(','.join(sorted(name for name in made if name.startswith('release_') and name != 'release_dag')))"
+    )
+    assert _python(code, _AIRFLOW_PARSING_CONTEXT_DAG_ID="release_digits").strip() == "release_digits"
+    assert len(_python(code).strip().split(",")) > 1
