@@ -1,4 +1,7 @@
-"""Histories written into a real Prometheus: exact samples at exact moments, by `promtool tsdb create-blocks-from`."""
+"""Histories written into a real Prometheus: exact samples at exact moments, by `promtool tsdb create-blocks-from`.
+
+And a StatsD that listens, with Airflow's two copies of its metrics turned on towards it.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +11,9 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 import requests
@@ -90,37 +93,33 @@ class Server:
             self._process = None
 
 
+@contextmanager
+def serving(folder: Path) -> Iterator[Callable[[History], Prometheus]]:
+    """Gives clients of a Prometheus that holds the history, one for each; stops them all."""
+    with ExitStack() as opened:
+
+        def start(history: History) -> Prometheus:
+            own = folder / f"prometheus-{len(list(folder.iterdir()))}"
+            (own / "data").mkdir(parents=True)
+            text = own / "history.txt"
+            text.write_text(history.openmetrics())
+            if text.stat().st_size > len("# EOF\n"):
+                promtool = programs.prometheus().with_name("promtool")
+                words = ["tsdb", "create-blocks-from", "openmetrics", "-q", str(text), str(own / "data")]
+                subprocess.run([str(promtool), *words], check=True, capture_output=True)
+            server = Server(own)
+            server.start()
+            opened.callback(server.stop)
+            return opened.enter_context(Prometheus(server.url))
+
+        yield start
+
+
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Callable[[History], Prometheus]]:
     """Gives a client of a Prometheus that holds the history."""
-    opened: list[Any] = []
-
-    def start(history: History) -> Prometheus:
-        folder = tmp_path / f"prometheus-{len(opened)}"
-        (folder / "data").mkdir(parents=True)
-        text = folder / "history.txt"
-        text.write_text(history.openmetrics())
-        if text.stat().st_size > len("# EOF\n"):
-            promtool = programs.prometheus().with_name("promtool")
-            command = [
-                str(promtool),
-                "tsdb",
-                "create-blocks-from",
-                "openmetrics",
-                "-q",
-                str(text),
-                str(folder / "data"),
-            ]
-            subprocess.run(command, check=True, capture_output=True)
-        server = Server(folder)
-        server.start()
-        client = Prometheus(server.url)
-        opened.extend([client.close, server.stop])
-        return client
-
-    yield start
-    for close in opened:
-        close()
+    with serving(tmp_path) as start:
+        yield start
 
 
 @pytest.fixture
@@ -135,3 +134,62 @@ def judge_of() -> Callable[..., Judge]:
 
 def at(seconds: float) -> datetime:
     return OPENING + timedelta(seconds=seconds)
+
+
+class Statsd:
+    """A UDP socket, as StatsD's is."""
+
+    def __init__(self) -> None:
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket.bind(("127.0.0.1", 0))
+        self._socket.settimeout(0.05)
+        self.port: int = self._socket.getsockname()[1]
+
+    def lines(self) -> list[str]:
+        """Every line that has come since the last time."""
+        found: list[str] = []
+        while True:
+            try:
+                found += self._socket.recv(65_536).decode().splitlines()
+            except TimeoutError:
+                return found
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@contextmanager
+def listening() -> Iterator[Statsd]:
+    """As `[metrics]` of airflow.cfg is to be set (docs/metrics.md), in the triggerer and in tasks."""
+    from airflow.observability import stats as core
+    from airflow.observability.metrics import stats_utils as core_utils
+    from airflow.sdk.observability import stats as sdk
+    from airflow.sdk.observability.metrics import stats_utils as sdk_utils
+
+    server = Statsd()
+    settings = {"STATSD_ON": "True", "STATSD_HOST": "127.0.0.1", "STATSD_PORT": str(server.port)}
+    with pytest.MonkeyPatch.context() as patch:
+        for key, value in (settings | {"STATSD_INFLUXDB_ENABLED": "True"}).items():
+            patch.setenv(f"AIRFLOW__METRICS__{key}", value)
+        core.initialize(factory=core_utils.get_stats_factory(), export_legacy_names=True)
+        sdk.initialize(factory=sdk_utils.get_stats_factory(), export_legacy_names=True)
+        yield server
+    server.close()
+    off()
+
+
+@pytest.fixture
+def statsd() -> Iterator[Statsd]:
+    with listening() as server:
+        yield server
+
+
+def off() -> None:
+    """Airflow's metrics as they are unless somebody turns them on."""
+    from airflow.observability import stats as core
+    from airflow.sdk._shared.observability.metrics.base_stats_logger import NoStatsLogger
+    from airflow.sdk.observability import stats as sdk
+
+    nothing: Callable[[], NoStatsLogger] = NoStatsLogger
+    core.initialize(factory=nothing, export_legacy_names=True)
+    sdk.initialize(factory=nothing, export_legacy_names=True)

@@ -56,19 +56,34 @@ def test_a_revision_that_is_counted(name: Profile, serve: Serve) -> None:
     assert p95 == pytest.approx(below + 0.95 * (above - below))
 
 
-@pytest.mark.parametrize(
-    ("asked", "revision", "said"),
-    [
-        ("knative-otel", STABLE, "revision_request_count does: judge.profile knative reads it"),
-        ("knative", "digits-predictor-00007", f"revision_request_count exists, with revision_name {STABLE}"),
-    ],
-)
-def test_a_mistyped_profile_or_revision(asked: Profile, revision: str, said: str, serve: Serve) -> None:
-    found = presence(serve(lively("knative")), profile(asked), NAMESPACE, revision, now=at(1))
+@pytest.mark.parametrize("real", list(PROFILES))
+def test_a_mistyped_profile_is_told_with_the_right_one(real: Profile, serve: Serve) -> None:
+    prometheus = serve(lively(real))
+    for asked in set(PROFILES) - {real}:
+        found = presence(prometheus, profile(asked), NAMESPACE, STABLE, now=at(1))
+        assert not found.ok
+        assert STABLE in found.query
+        assert found.sentence.startswith(f"{found.query} is empty: ")
+        assert found.sentence.endswith(f" is not; judge.profile {real} reads it")
+        assert f"{profile(real).requests_of(NAMESPACE, [STABLE])} is not" in found.sentence
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_a_mistyped_revision_is_told_with_those_that_are_there(name: Profile, serve: Serve) -> None:
+    metrics = profile(name)
+    found = presence(serve(lively(name)), metrics, NAMESPACE, "digits-predictor-00007", now=at(1))
     assert not found.ok
-    assert said in found.sentence
-    assert revision in found.query
-    assert found.query in found.sentence
+    assert "digits-predictor-00007" in found.query
+    there = f"{metrics.bearing} exists, with {metrics.revision_label} {metrics.label_of(NAMESPACE, STABLE)}"
+    assert there in found.sentence
+
+
+def test_labels_that_are_on_no_sample_are_missed(serve: Serve) -> None:
+    """A queue-proxy that is pulled as it is, without `target_info` in reach."""
+    history = History()
+    history.add("http_server_request_duration_seconds_count", {"job": "pods", "instance": "a:9091"}, {0: 1})
+    found = presence(serve(history), profile("knative-otel"), NAMESPACE, STABLE, now=at(1))
+    assert "exists, but http_server_request_duration_seconds_count without the label kn_revision_name" in found.sentence
 
 
 def test_other_reasons_for_no_counts(serve: Serve) -> None:

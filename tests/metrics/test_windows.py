@@ -12,11 +12,11 @@ import pytest
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Window
-from model_release.metrics import Prometheus, Series, WindowReader, profile, read_windows
+from model_release.metrics import PROFILES, Prometheus, Series, WindowReader, read_windows
 from model_release.spec import Judge, Profile
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
-from .stacks import Page, Request
+from .stacks import GATEWAYS, Page, Request
 
 Serve = Callable[[History], Prometheus]
 JudgeOf = Callable[..., Judge]
@@ -80,12 +80,12 @@ def truth(requests: Sequence[Request], scrapes: Sequence[float], windows: int) -
 
 
 @pytest.mark.parametrize("le_as_float", [False, True], ids=["le-as-exposed", "le-of-prometheus-3"])
-@pytest.mark.parametrize("name", ["knative", "knative-otel", "istio"])
+@pytest.mark.parametrize("name", list(PROFILES))
 def test_counts_are_the_truth_on_every_stack(name: Profile, le_as_float: bool, serve: Serve, judge_of: JudgeOf) -> None:
     scrapes = [second + 0.3 for second in range(-30, 75)]
     stable, canary = traffic(1, 20, -30, 75, 0.02), traffic(2, 3, 0, 75, 0.2)
-    if name == "istio":
-        pages = [Page(name, "gw:15020", "istio", le_as_float, {STABLE: stable, CANARY: canary})]
+    if name in GATEWAYS:
+        pages = [Page(name, "gw:15020", "gateway", le_as_float, {STABLE: stable, CANARY: canary})]
     else:  # two pods of the stable revision
         pages = [
             Page(name, "a:9091", le_as_float=le_as_float, requests={STABLE: stable[::2]}),
@@ -279,8 +279,7 @@ def test_single_codes_and_istio_seen_from_the_pods(serve: Serve, judge_of: Judge
     for code, step in ((200, 5), (500, 2), (503, 1)):
         labels = GATEWAY | _istio(CANARY) | {"reporter": "destination", "response_code": str(code)}
         history.add("istio_requests_total", labels, {s: 100 + step * s for s in seconds})
-    prometheus, pods = serve(history), profile("istio", reporter="destination")
-    windows = read(prometheus, judge_of("istio", codes="503"), 10, metrics=pods, stable=None)
+    windows = read(serve(history), judge_of("istio-destination", codes="503"), 10, stable=None)
     assert (windows[0].canary.requests, windows[0].canary.bad["errors"]) == (80, 10)
 
 

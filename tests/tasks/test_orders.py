@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -27,6 +31,7 @@ from model_release.tasks.watch import WatchCanary
 from .test_look import at, live, window
 from .test_look import watch as watching
 
+PROJECT = Path(__file__).resolve().parents[2]
 WHEN = "2026-03-01T02:00:00.000+00:00"
 OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow")
 
@@ -193,6 +198,17 @@ class TestTheDags:
                 with pytest.raises(ParamValidationError):
                     _resolved(dag, reason)
             assert _resolved(dag, {"reason": "users complain"}) == {"reason": "users complain"}
+
+    def test_their_file_is_light(self) -> None:
+        heavy = ("torch", "transformers", "kubernetes", "boto3", "numpy")
+        code = (
+            "import runpy, sys\n"
+            f"made = runpy.run_path({str(PROJECT / 'dags' / 'emergency.py')!r})\n"
+            f"print('rollback_digits' in made, 'promote_digits' in made, sorted(set({heavy!r}) & set(sys.modules)))"
+        )
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert done.stdout.splitlines()[-1] == "True True []"
 
     @pytest.mark.parametrize("store_is_there", [True, False])
     def test_a_roll_back_with_no_release_under_way_leaves_a_record(

@@ -123,7 +123,7 @@ def test_the_button_to_prometheus_names_every_revision_and_nothing_unescaped(
     assert set(link) & set(' "{}[]') == set()
     assert link.startswith("http://prometheus:9090/graph?")
     (query,) = parse_qs(urlsplit(link).query)["g0.expr"]
-    assert query.startswith("rate(")
+    assert query.startswith("sum by (destination_workload, response_code) (rate(")
     assert "digits-00002" in query
     assert "digits-00001" in query
 

@@ -5,7 +5,8 @@ The rules, which `Ledger` keeps:
 1. What was added between two scrapes counts at the later one. So windows that touch lose nothing and count nothing
    twice; the fuzz is one scrape.
 2. A value below the last one is a restart: the counter began again at 0 and its value is what was added. The
-   buckets of one histogram restart together.
+   buckets of one histogram restart together; and a series that was not there when another one of its target
+   restarted, restarted with it, whatever its value when it is met again.
 3. A series met for the first time was born, and all of its value was added, if its target was scraped before
    without it. If the target itself is new, it was born with it when a neighbour (same job) had been scraped twice
    before: each target of a job is scraped once an interval, so it would have been met between the two. In every
@@ -68,6 +69,10 @@ class _Counter:
     last: tuple[int, int] | None = None  # moment, value
 
 
+# The buckets of one histogram, or a single counter; each with what was scraped: values by moment.
+_Group = list[tuple[_Counter, dict[int, int]]]
+
+
 @dataclass(frozen=True)
 class Added:
     """What one series got, and where it came from."""
@@ -82,6 +87,7 @@ class Ledger:
     def __init__(self, opening: int, tolerance: int) -> None:
         self._opening, self._tolerance = opening, tolerance
         self._counters: dict[SeriesKey, _Counter] = {}
+        self._restarts: dict[Target, set[int]] = defaultdict(set)
         self.scrapes: dict[Target, Scrapes] = defaultdict(Scrapes)
 
     def seen(self, up: Iterable[Series], counters: Iterable[Series]) -> None:
@@ -102,7 +108,7 @@ class Ledger:
 
         Call `seen` with the same series first. Samples that were counted before are passed over.
         """
-        groups: dict[SeriesKey, list[tuple[_Counter, dict[int, int]]]] = defaultdict(list)
+        groups: dict[SeriesKey, _Group] = defaultdict(list)
         troubled = []
         for series in counters:
             counter = self._counter(series.labels)
@@ -113,6 +119,8 @@ class Ledger:
             if any(moment > self._opening and moment not in counts for moment, _ in samples):
                 troubled.append(series)
             groups[counter.group].append((counter, counts))
+        for members in groups.values():
+            self._restarts[target_of(members[0][0].labels)] |= _restarts(members)
         added: list[Added] = []
         for members in groups.values():
             added.extend(self._advance_group(members))
@@ -129,23 +137,24 @@ class Ledger:
             self._counters[key] = _Counter(labels, group)
         return self._counters[key]
 
-    def _advance_group(self, members: list[tuple[_Counter, dict[int, int]]]) -> list[Added]:
-        totals = [0] * len(members)
+    def _advance_group(self, members: _Group) -> list[Added]:
+        totals, restarts = [0] * len(members), _restarts(members)
         for moment in sorted({moment for _, counts in members for moment in counts}):
-            here = [(i, counter, counts[moment]) for i, (counter, counts) in enumerate(members) if moment in counts]
-            restarted = any(counter.last is not None and value < counter.last[1] for _, counter, value in here)
-            for i, counter, value in here:
-                totals[i] += self._step(counter, moment, value, restarted)
-                counter.last = (moment, value)
+            for i, (counter, counts) in enumerate(members):
+                if moment in counts:
+                    totals[i] += self._step(counter, moment, counts[moment], moment in restarts)
+                    counter.last = (moment, counts[moment])
         return [Added(counter.labels, total) for (counter, _), total in zip(members, totals, strict=True) if total]
 
     def _step(self, counter: _Counter, moment: int, value: int, restarted: bool) -> int:
         if moment <= self._opening:
             return 0
+        target = target_of(counter.labels)
         if counter.last is not None:
-            since, base = counter.last[0], 0 if restarted else counter.last[1]
+            missed = [begun for begun in self._restarts[target] if counter.last[0] < begun < moment]
+            since, base = max([counter.last[0], *missed]), 0 if restarted or missed else counter.last[1]
         else:
-            born_after = self._born_after(target_of(counter.labels), moment)
+            born_after = self._born_after(target, moment)
             if born_after is None:
                 return 0
             since, base = born_after, 0
@@ -167,3 +176,15 @@ class Ledger:
             if job == target[0] and other.second is not None and other.second < scrapes.first
         )
         return max(met_twice, default=None)
+
+
+def _restarts(members: _Group) -> set[int]:
+    """The moments at which some counter of the group is below what it was."""
+    found = set()
+    for counter, counts in members:
+        before = counter.last[1] if counter.last else 0
+        for moment in sorted(counts):
+            if counts[moment] < before:
+                found.add(moment)
+            before = counts[moment]
+    return found

@@ -12,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from model_release.errors import MetricsRefused
+from model_release.metrics import samples
 from model_release.metrics.profiles import PROFILES, RevisionMetrics
 from model_release.metrics.prometheus import Prometheus, milliseconds
 from model_release.spec import Metric, format_duration
@@ -47,7 +48,7 @@ def presence(
     until = milliseconds(now or datetime.now(UTC))
     after = until - milliseconds_of(RECENT)
     query = metrics.requests_of(namespace, [revision])
-    found = prometheus.raw(query, after, until)
+    found = samples.read(prometheus, metrics, namespace, [revision], after, until).requests
     if found:
         newest = max(series.samples[-1][0] for series in found)
         # The median: a gap, as a restart of Prometheus leaves, says nothing about how often it scrapes.
@@ -68,15 +69,20 @@ def presence(
 def _near(
     prometheus: Prometheus, metrics: RevisionMetrics, namespace: str, revision: str, after: int, until: int
 ) -> str:
+    for other in PROFILES.values():
+        if other is metrics:
+            continue
+        if samples.read(prometheus, other, namespace, [revision], after, until).requests:
+            return f"{other.requests_of(namespace, [revision])} is not; judge.profile {other.name} reads it"
     for targets in metrics.targets_of(namespace, [revision]):
         if any(value == 1 for series in prometheus.raw(targets, after, until) for _, value in series.samples):
             return f"the revision is scraped ({targets}), and has answered no request or counts under other names"
     names = prometheus.label_values("__name__", after=after, until=until)
     if metrics.requests in names:
-        others = prometheus.label_values(metrics.revision_label, metrics.requests, after=after, until=until)
+        others = prometheus.label_values(metrics.revision_label, metrics.bearer(), after=after, until=until)
         if others:
-            return f"{metrics.requests} exists, with {metrics.revision_label} {_listed(revision, others)}"
-        return f"{metrics.requests} exists, but without the label {metrics.revision_label}"
+            return f"{metrics.bearing} exists, with {metrics.revision_label} {_listed(revision, others)}"
+        return f"{metrics.requests} exists, but {metrics.bearer()} without the label {metrics.revision_label}"
     for other in PROFILES.values():
         if other.requests in names:
             return f"{metrics.requests} does not exist, but {other.requests} does: judge.profile {other.name} reads it"
@@ -97,7 +103,8 @@ def bucket_edges(
     now: datetime | None = None,
 ) -> tuple[float, ...]:
     """The finite upper edges, in milliseconds and in order, of the revision's live histogram; empty if it has none."""
-    query = f"group by (le) (last_over_time({metrics.buckets_of(namespace, [revision])}[5m]))"
+    buckets = f"{metrics.durations}_bucket"
+    query = metrics.over("last_over_time", buckets, namespace, [revision], milliseconds_of(RECENT), by="le")
     edges = {metrics.edge_ms(series.labels["le"]) for series in prometheus.query(query, now).series}
     return tuple(sorted(edge for edge in edges if math.isfinite(edge)))
 
@@ -131,8 +138,8 @@ def request_rate(
     now: datetime | None = None,
 ) -> float | None:
     """Requests a minute over the last `over`; None if Prometheus cannot tell (no series, or fewer than two samples)."""
-    selected = metrics.requests_of(namespace, [revision])
-    return _number(prometheus, f"60 * sum(rate({selected}[{milliseconds_of(over)}ms]))", now)
+    rate = metrics.over("rate", metrics.requests, namespace, [revision], milliseconds_of(over))
+    return _number(prometheus, f"60 * {rate}", now)
 
 
 def quantile(
@@ -150,7 +157,7 @@ def quantile(
     Interpolated inside a bucket and never above the last edge: nothing to judge by. None without requests.
     """
     length = milliseconds(end) - milliseconds(start)
-    added = f"sum by (le) (increase({metrics.buckets_of(namespace, [revision])}[{length}ms]))"
+    added = metrics.over("increase", f"{metrics.durations}_bucket", namespace, [revision], length, by="le")
     found = _number(prometheus, f"histogram_quantile({share!r}, {added})", end)
     return None if found is None else found / metrics.units_per_ms
 

@@ -6,6 +6,7 @@ Reads only, so everything may be repeated. Source: https://prometheus.io/docs/pr
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -16,6 +17,7 @@ from urllib.parse import urlsplit
 import requests
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
+from model_release.metrics.auth import Bearer, SigV4
 
 Labels = dict[str, str]
 
@@ -80,12 +82,14 @@ def milliseconds(moment: datetime) -> int:
 class Prometheus:
     """A Prometheus, or what speaks its API (Thanos, Mimir, VictoriaMetrics).
 
-    `base_url` is the address before `/api/v1`. `token` is sent as bearer token, `basic` as user and password; at
-    most one of them. `timeout` in seconds is for each request. A session that is given is used as it is and stays
-    open. Not for several threads at once.
+    `base_url` is the address before `/api/v1`. One of three ways to sign in, or none: `token` is sent as bearer token,
+    `basic` as user and password, `sigv4` signs for Amazon. `verify` is True, False, or the file of the authorities to
+    trust; `cert` the file of a client certificate with its key, or the two files. `timeout` in seconds is for each
+    request. Not for several threads at once.
 
     Every method raises MetricsUnavailable when Prometheus does not answer now (unreachable, too slow, 429, 5xx), and
-    MetricsRefused, with Prometheus' own words and the query, when it says no (400, 401, 403, 404, 422).
+    MetricsRefused, with Prometheus' own words and the query, when it says no (400, 401, 403, 404, 422) or when the
+    certificates do. No message holds a secret.
     """
 
     def __init__(
@@ -94,26 +98,28 @@ class Prometheus:
         *,
         token: str | None = None,
         basic: tuple[str, str] | None = None,
+        sigv4: SigV4 | None = None,
         timeout: float = 10.0,
         verify: bool | str = True,
-        session: requests.Session | None = None,
+        cert: str | tuple[str, str] | None = None,
     ) -> None:
         address = urlsplit(base_url)
+        if "@" in base_url:  # a password with a slash in it would escape urlsplit, and stand in the next message
+            raise MetricsRefused("Prometheus: the address holds credentials; give them as login and password instead")
         if address.scheme not in ("http", "https") or not address.hostname:
             raise MetricsRefused(f"Prometheus: {base_url!r} is no address; http://prometheus:9090 is")
-        if address.username or address.password:
-            raise MetricsRefused("Prometheus: the address holds credentials; give them as token or basic instead")
-        if token is not None and basic is not None:
-            raise MetricsRefused("Prometheus: token and basic are two ways to sign in; give one")
+        if sum(way is not None for way in (token, basic, sigv4)) > 1:
+            raise MetricsRefused("Prometheus: token, basic and SigV4 are ways to sign in; give one")
         self.base_url = base_url.rstrip("/")
-        self._timeout = timeout
-        self._owned = session is None
-        self._session = requests.Session() if session is None else session
-        if self._owned:
-            self._session.verify = verify
-        self._auth: Any = None if token is None else _Bearer(token)
+        self._timeout, self._verify, self._cert = timeout, verify, cert
+        self._session = requests.Session()
+        self._auth: Any = sigv4
+        self._secrets: tuple[str, ...] = ()
+        if token is not None:
+            self._auth, self._secrets = Bearer(token), (token,)
         if basic is not None:
             self._auth = requests.auth.HTTPBasicAuth(*(part.encode() for part in basic))
+            self._secrets = (basic[1], b64encode(":".join(basic).encode()).decode())
 
     def __enter__(self) -> Prometheus:
         return self
@@ -124,8 +130,7 @@ class Prometheus:
         self.close()
 
     def close(self) -> None:
-        if self._owned:
-            self._session.close()
+        self._session.close()
 
     def query(self, promql: str, at: datetime | None = None) -> Answer:
         """An instant query; `at` is now unless said. Each series of a vector has one sample, a scalar has no labels."""
@@ -179,14 +184,23 @@ class Prometheus:
                 data=params if long else None,
                 auth=self._auth,
                 timeout=self._timeout,
-                allow_redirects=not long,
+                # Given with each request: what a session knows gives way to the environment's REQUESTS_CA_BUNDLE.
+                verify=self._verify,
+                cert=self._cert,
+                # A signature is for one address, and a form would be sent again as a question without it.
+                allow_redirects=not long and not isinstance(self._auth, SigV4),
             )
+        except requests.exceptions.SSLError as error:
+            why = f"{self._at}: TLS: {_innermost(error)}; query: {shown}"
+            raise (MetricsRefused if "certificate" in why.lower() else MetricsUnavailable)(why) from error
         except requests.Timeout as error:
             raise MetricsUnavailable(
                 f"{self._at} does not answer within {self._timeout:g} s; query: {shown}"
             ) from error
         except requests.RequestException as error:
             raise MetricsUnavailable(f"{self._at} cannot be reached: {_innermost(error)}; query: {shown}") from error
+        except OSError as error:  # a certificate's file is missing or is none
+            raise MetricsRefused(f"{self._at}: TLS: {error}") from error
         try:
             content = answer.json()
         except requests.JSONDecodeError:
@@ -197,6 +211,7 @@ class Prometheus:
         if code == 200 and content.get("status") == "success" and "data" in content:
             return content["data"], tuple(str(warning) for warning in content.get("warnings") or ())
         said = content.get("error") or f"{code} {answer.reason}, {answer.headers.get('Content-Type', 'no content')}"
+        said = self._without_secrets(str(said))
         if code in _PASSING:
             raise MetricsUnavailable(f"{self._at} cannot answer now ({code}): {said}; query: {shown}")
         if code in (401, 403):
@@ -205,14 +220,11 @@ class Prometheus:
             raise MetricsRefused(f"{url} is not Prometheus' API: it answers {said}; query: {shown}")
         raise MetricsRefused(f"{self._at} refuses the query ({code}): {said}; query: {shown}")
 
-
-class _Bearer(requests.auth.AuthBase):
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
+    def _without_secrets(self, said: str) -> str:
+        """A proxy may repeat what it was sent."""
+        for secret in filter(None, self._secrets):
+            said = said.replace(secret, "***")
+        return said
 
 
 def _seconds(moment: int) -> str:

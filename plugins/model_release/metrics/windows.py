@@ -5,19 +5,18 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Side, Window
+from model_release.metrics import samples
 from model_release.metrics.increases import Added, Ledger, Scrapes, Target, target_of
 from model_release.metrics.profiles import RevisionMetrics, code_pattern, profile
 from model_release.metrics.prometheus import Prometheus, Series, milliseconds, selector
+from model_release.metrics.samples import LOOKBACK_MS, Counted
 from model_release.spec import Judge
 
-# Prometheus itself looks back so far for a series' last sample.
-LOOKBACK_MS = 300_000
 # A rebuilt reader reads a long past in parts of this length.
 PART_MS = 300_000
 # A window with a silent stretch longer than this share of it has no data.
@@ -25,19 +24,11 @@ SILENT = 0.75
 _REQUESTS = ""  # no metric has this name
 
 
-@dataclass(frozen=True)
-class _Reading:
-    """The samples of one part of time."""
-
-    requests: list[Series]
-    buckets: list[Series]
-
-
 class WindowReader:
     """Reads the windows [start + k·window, start + (k+1)·window), each once, in order.
 
     * Boundaries come from `start` alone, so a reader made anew (after a restart) gives the same windows from the
-      first on. `read` costs what is new: three to five queries a look, over the samples since the last window.
+      first on. `read` costs what is new: three to seven queries a look, over the samples since the last window.
     * A window is complete when every target that was scraped in it has been scraped at or after its end, or at
       the latest `lag` (one window unless said) after its end.
     * No data is None, never 0: no scrape of the revision's target, or silence for most of the window, or a value
@@ -116,11 +107,17 @@ class WindowReader:
                 windows.append(self._next(reading))
         return windows
 
-    def _fetch(self, after: int, until: int) -> _Reading:
+    def _fetch(self, after: int, until: int) -> Counted:
         raw, metrics = self._prometheus.raw, self._metrics
-        requests = raw(metrics.requests_of(self._namespace, self._revisions), after, until)
-        limits = sorted(set(self._limits.values()))
-        buckets = raw(metrics.buckets_of(self._namespace, self._revisions, limits), after, until) if limits else []
+        counted = samples.read(
+            self._prometheus,
+            metrics,
+            self._namespace,
+            self._revisions,
+            after,
+            until,
+            limits_ms=self._limits.values(),
+        )
         up = [
             series
             for found in metrics.targets_of(self._namespace, self._revisions)
@@ -128,18 +125,18 @@ class WindowReader:
         ]
         for series in up:
             self._own(metrics.target_revision(series.labels, self._revisions), series)
-        for series in (*requests, *buckets):
+        for series in (*counted.requests, *counted.buckets):
             owner = metrics.revision_of(series.labels)
             for name in self._revisions if metrics.shared else [owner]:
                 self._own(name, series)
         owned = {target for targets in self._owned.values() for target in targets}
-        if missing := owned - {target_of(series.labels) for series in up}:
+        if missing := owned - {target_of(series.labels) for series in up if series.labels["__name__"] == "up"}:
             # Whether a series was born is told by the scrapes before it, so a new target's past is read too.
             past = after if missing <= self._ledger.scrapes.keys() else min(after, self._position - LOOKBACK_MS)
             jobs, instances = zip(*sorted(missing), strict=True)
             up += raw(selector("up", {}, {"job": jobs, "instance": instances}), past, until)
-        self._ledger.seen(up, (*requests, *buckets))
-        return _Reading(requests, buckets)
+        self._ledger.seen(up, (*counted.requests, *counted.buckets))
+        return counted
 
     def _own(self, revision: str | None, series: Series) -> None:
         if revision in self._owned:
@@ -158,7 +155,7 @@ class WindowReader:
         live = [scrapes for scrapes in every if scrapes.good and scrapes.good[-1] > recent]
         return bool(live) and all(scrapes.last >= end for scrapes in live)
 
-    def _next(self, reading: _Reading) -> Window:
+    def _next(self, reading: Counted) -> Window:
         start, end = self._position, self._position + self._window
         requests, strange = self._ledger.advance(reading.requests, end)
         buckets, strange_buckets = self._ledger.advance(reading.buckets, end)

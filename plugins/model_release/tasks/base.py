@@ -13,6 +13,7 @@ from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryActi
 from model_release import errors
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
+from model_release.tasks import links
 from model_release.tasks.run import Run
 
 TROUBLE = "trouble"  # the XCom key under which a failed task leaves its one line
@@ -46,6 +47,7 @@ class ReleaseOperator(BaseOperator):
     """A task of the release of one model. Subclasses say what it does in `release`."""
 
     ui_color = "#e8f0fe"
+    operator_extra_links = links.LINKS
 
     def __init__(self, *, spec: ModelSpec, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -62,7 +64,9 @@ class ReleaseOperator(BaseOperator):
 
 @contextmanager
 def telling(task: BaseOperator, context: Any) -> Iterator[None]:
-    """Puts a trouble into one line: in the log, and for the report that ends the run."""
+    """Makes the task's links work; puts a trouble into one line, in the log and for the report that ends the run."""
+    if isinstance(task, ReleaseOperator):
+        links.push(context["ti"], task.spec, Run.of(context, task.spec))
     try:
         yield
     except ReleaseError as error:

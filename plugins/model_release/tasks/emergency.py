@@ -19,7 +19,7 @@ from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.serving.emergency import Person
+    from model_release.serving.emergency import Done, Person
     from model_release.serving.inference_service import InferenceServices
     from model_release.serving.lease import Leases
     from model_release.serving.rollout import Baseline
@@ -81,41 +81,18 @@ class EmergencyOperator(ReleaseOperator):
 
         client = connections.cluster()
         person = Person(run.who, str(run.params["reason"]), Owner(run.dag_id, run.run_id, run.url, run.installation))
-        said = self.act(InferenceServices(client), Leases(client), person)
-        self.keep(run, person, said)
-        self.log.info("%s", said)
-        return said
+        done = self.act(InferenceServices(client), Leases(client), person)
+        self.log.info("%s", done.sentence)
+        if done.alone:
+            self.keep(run, person, done.sentence)
+        return done.sentence
 
-    def act(self, services: InferenceServices, leases: Leases, person: Person) -> str:
-        """Does it, and says what was done."""
+    def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
+        """Does it."""
         raise NotImplementedError
 
     def keep(self, run: Run, person: Person, said: str) -> None:
-        """Into the decision record, where the release does not do that itself."""
-
-    def tell(self, progress: Any) -> None:
-        self.log.info("%s", progress.sentence)
-
-
-class RollBackNow(EmergencyOperator):
-    """The traffic goes to the revision before, now: off the canary of a release that is under way, which then settles
-    and ends as rolled back; or, when none is, back to what the last release found, its template with it.
-
-    Needs the cluster and nothing else: while the store is away the baseline gets the traffic all the same, and only
-    bringing its template back into the spec waits. Run again, it finds it so.
-    """
-
-    def act(self, services: InferenceServices, leases: Leases, person: Person) -> str:
-        from model_release.serving.emergency import roll_back_now
-
-        place = self.spec.service.namespace, self.spec.service.name
-        return roll_back_now(services, leases, *place, person, seconds=SECONDS, tell=self.tell, prove=self._prove)
-
-    def _prove(self, baseline: Baseline) -> Prove:
-        return prover([self.spec], baseline.storage_uri, self.log.info)
-
-    def keep(self, run: Run, person: Person, said: str) -> None:
-        """A record of its own, where the store is there to take it; a roll-back does not fail for a word."""
+        """A record of its own, where the store is there to take it; what was done does not fail for a word."""
         order = person.order("roll_back", None)
 
         def edit(record: Any) -> None:
@@ -128,13 +105,34 @@ class RollBackNow(EmergencyOperator):
         except ReleaseError as error:
             self.log.warning("Done, and not recorded: %s", error)
 
+    def tell(self, progress: Any) -> None:
+        self.log.info("%s", progress.sentence)
+
+
+class RollBackNow(EmergencyOperator):
+    """The traffic goes to the revision before, now: off the canary of a release that is under way, which then settles
+    and ends as rolled back; or, when none is, back to what the last release found, its template with it.
+
+    Needs the cluster and nothing else: while the store is away the baseline gets the traffic all the same, and only
+    its template is not brought back into the spec; another run of this DAG does that. Run again, it finds it so.
+    """
+
+    def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
+        from model_release.serving.emergency import roll_back_now
+
+        place = self.spec.service.namespace, self.spec.service.name
+        return roll_back_now(services, leases, *place, person, seconds=SECONDS, tell=self.tell, prove=self._prove)
+
+    def _prove(self, baseline: Baseline) -> Prove:
+        return prover([self.spec], baseline.storage_uri, self.log.info)
+
 
 class PromoteAnyway(EmergencyOperator):
     """The canary that is open gets all of the traffic whatever the judge says, by the release that is under way, which
     verifies it by name, bakes it, and has the name and the reason in its record. Run again, it finds it so."""
 
-    def act(self, services: InferenceServices, leases: Leases, person: Person) -> str:
-        from model_release.serving.emergency import promote_anyway
+    def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
+        from model_release.serving.emergency import Done, promote_anyway
 
         place = self.spec.service.namespace, self.spec.service.name
-        return promote_anyway(services, leases, *place, person, seconds=SECONDS, tell=self.tell)
+        return Done(promote_anyway(services, leases, *place, person, seconds=SECONDS, tell=self.tell))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseFailed, RolledBack
-from model_release.tasks import notify, records
+from model_release.tasks import notify, records, telemetry
 from model_release.tasks.base import TROUBLE, ReleaseOperator
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
@@ -52,8 +52,17 @@ class Report(ReleaseOperator):
     def release(self, context: Any, run: Run) -> str:
         outcome, sentence, settled = self.ending(context, run)
         ti = context["ti"]
+        ends: list[tuple[str | None, Record]] = []
+
+        def finish(record: Record) -> None:
+            ends.append((record.ended, record))
+            _finish(record, outcome, sentence)
+
         try:
-            records.change(self.spec, run, lambda record: _finish(record, outcome, sentence))
+            records.change(self.spec, run, finish)
+            for before, record in ends[-1:]:
+                if before != record.ended:  # said again, it is not counted again
+                    telemetry.released(record)
         finally:
             self.tell(ti, run, outcome, sentence)
         made = ti.xcom_pull(task_ids="publish") or ti.xcom_pull(task_ids="resolve", key="resolved") or {}

@@ -1,4 +1,4 @@
-"""Buttons on a task: the service, and the numbers that are being judged.
+"""Buttons on a task: its release, its service, and the numbers that are being judged.
 
 Airflow computes links when a task ends; a canary is looked at while it runs. So the operators push them first thing
 (facts/airflow.md 3.4), and what is computed at the end is what was pushed.
@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
-from urllib.parse import urlencode
 
 import attrs
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.execution_time.xcom import XCom
 
+from model_release import addresses
 from model_release.spec import ModelSpec
+from model_release.tasks.run import Run
+
+GRAFANA = "grafana"
 
 
 @attrs.define()
@@ -32,7 +35,47 @@ class PrometheusLink(_PushedLink):
     name = "Prometheus"
 
 
-LINKS = (PrometheusLink(),)
+@attrs.define()
+class ReleaseLink(_PushedLink):
+    """This run's release on the Releases page: plan, looks, verdict."""
+
+    name = "Release"
+
+
+@attrs.define()
+class ServiceLink(_PushedLink):
+    """The service on the Releases page: its traffic over time, canary beside stable."""
+
+    name = "Service"
+
+
+@attrs.define()
+class GrafanaLink(_PushedLink):
+    """The service's dashboard; only where there is an Airflow connection `grafana`."""
+
+    name = "Grafana"
+
+
+def grafana_address() -> str | None:
+    """Where a person finds Grafana; None when there is no Airflow connection `grafana`."""
+    from model_release.tasks import connections
+
+    return connections._optional_address(GRAFANA)
+
+
+LINKS = (ReleaseLink(), ServiceLink(), GrafanaLink(), PrometheusLink())
+
+
+def push(ti: Any, spec: ModelSpec, run: Run) -> None:
+    """Makes the links to the page, the service and Grafana work from now on. Pushing again replaces them."""
+    found: tuple[tuple[_PushedLink, str | None], ...] = (
+        (ReleaseLink(), addresses.release_page(run.installation, run.release)),
+        (ServiceLink(), addresses.service_page(run.installation, spec)),
+        (GrafanaLink(), addresses.grafana(grafana_address(), spec)),
+    )
+    for link, url in found:
+        if url is not None:
+            ti.xcom_push(key=link.xcom_key, value=url)
 
 
 def push_for(ti: Any, spec: ModelSpec, revisions: Iterable[str]) -> None:
@@ -43,6 +86,7 @@ def push_for(ti: Any, spec: ModelSpec, revisions: Iterable[str]) -> None:
     address = connections.prometheus_address()
     if address is None:
         return
-    requests = profile(spec.judge.profile).requests_of(spec.service.namespace, revisions)
-    graph = {"g0.expr": f"rate({requests}[1m])", "g0.tab": "0", "g0.range_input": "30m"}
-    ti.xcom_push(key=PrometheusLink().xcom_key, value=f"{address}/graph?{urlencode(graph)}")
+    metrics = profile(spec.judge.profile)
+    by = f"{metrics.revision_label}, {metrics.code_label}"
+    rates = metrics.over("rate", metrics.requests, spec.service.namespace, revisions, 60_000, by=by)
+    ti.xcom_push(key=PrometheusLink().xcom_key, value=addresses.graph(address, rates, minutes=30))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 from urllib.parse import quote
 
+from model_release.addresses import release_page
 from model_release.spec import ModelSpec
 
 Rollout = Literal["canary", "direct", "none"]
@@ -49,8 +50,8 @@ class Run:
 
     @property
     def page(self) -> str:
-        """Where people see the release."""
-        return self.url
+        """Where people see the release: Airflow's page Releases."""
+        return release_page(self.installation, self.release)
 
     @property
     def who(self) -> str:

@@ -18,7 +18,7 @@ from airflow.sdk import DAG, BaseOperator
 from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, SpecError, StoreUnavailable
 from model_release.model_file import load
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records
+from model_release.tasks import connections, notify, records, telemetry
 from model_release.tasks.base import RETRIES, telling
 from model_release.tasks.proof import prover, version_in
 from model_release.tasks.run import Run, installation
@@ -269,7 +269,10 @@ class Sweep(BaseOperator):
         if spec is not None:
             owner = claim.owner
             run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, "canary", {})
-            records.change(spec, run, finish)
+            record = records.change(spec, run, finish)
+            if record.reason == why:
+                telemetry.released(record)
+            notify.tell(spec, run, notify.SWEPT, why)
         elif (found := version_in(one.specs, one.storage_uri)) is not None:
             _amend(found[0], claim.release, finish)
 

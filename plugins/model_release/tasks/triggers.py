@@ -17,7 +17,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from model_release.errors import ClusterUnavailable, ReleaseError
-from model_release.tasks import connections
+from model_release.tasks import connections, telemetry
 from model_release.tasks.run import installation
 
 if TYPE_CHECKING:
@@ -125,6 +125,8 @@ class CanaryTrigger(_ReleaseTrigger):
                 look = await asyncio.to_thread(watch.look)
                 for line in look.lines:
                     self.log.info(line)
+                if look.lines:
+                    await asyncio.to_thread(telemetry.looked, watch)
                 if look.over:
                     break
                 # Beside the watch, never in its way: a store that hangs must not keep a bad canary open.

@@ -33,8 +33,6 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
     opening on and comes to the same answer; run again when nothing is open, it fails and says so.
     """
 
-    operator_extra_links = links.LINKS
-
     def __init__(self, *, percent: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.percent = percent

@@ -1,0 +1,219 @@
+"""Export, archive and evaluation in a pod of their own: `build: {in: pod, image: …}` in the model file.
+
+The same steps as on a worker (`artifact/steps.py`), the same names of tasks, the same results: a model file changes
+where they run, and nothing else. Each waits for its pod without a worker.
+
+Imports the Kubernetes client: `dag.py` imports this module only for models whose build is in pods.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+
+from model_release.artifact import steps
+from model_release.errors import ArchiveError, ClusterRefused, ClusterUnavailable, SpecError
+from model_release.spec import Evaluation, ModelSpec
+from model_release.tasks import connections, records
+from model_release.tasks.base import telling
+from model_release.tasks.evaluate import _VERSION, PICTURE, Evaluate
+from model_release.tasks.run import Run
+
+#: Credentials of S3 for clusters whose service accounts have no role of AWS: a Secret with AIRFLOW_CONN_MODEL_STORE, or
+#: with boto3's own variables. Where there is none, none is used.
+STORE_SECRET = "model-release-store"  # noqa: S105 - a name
+
+# Nodes may have to be started first, and an image with torch takes minutes to pull.
+_START = 1800
+_TIMEOUT = timedelta(hours=2)
+
+
+class StepInPod(KubernetesPodOperator):
+    """One step of a build as a pod in the namespace of the model's service. Subclasses say what is asked for, and what
+    is done with what came of it.
+
+    The pod is given the address of its request in the store and nothing else; nothing of it is a template. It runs as
+    a user that is not root, without privileges, on a file system that it may only read but for /tmp, and without a
+    token of the cluster.
+
+    Run again, it waits on for the pod of an earlier try, or asks again: equal input gives equal bytes. A task that is
+    stopped takes its pod along. A pod that was lost (evicted, out of memory, its node gone) is tried again as Airflow
+    tries; what the step itself refused is not.
+    """
+
+    template_fields = ()
+    ui_color = "#e6f4ea"
+    step: steps.Name
+
+    def __init__(self, *, spec: ModelSpec, root: Path, **kwargs: Any) -> None:
+        from kubernetes import client as k8s
+
+        build = spec.build
+        if build.within != "pod" or build.image is None:
+            raise SpecError(f"the model file of {spec.model} builds on the worker; build: {{in: pod}} asks for pods")
+        resources = k8s.V1ResourceRequirements(requests=dict(build.resources), limits=dict(build.resources))
+        secret = k8s.V1SecretEnvSource(name=STORE_SECRET, optional=True)
+        super().__init__(
+            kubernetes_conn_id=connections.KUBERNETES,
+            namespace=spec.service.namespace,
+            name=f"build-{spec.model}-{self.step}",
+            image=build.image,
+            cmds=["python", "-m", "model_release.commands.build_step"],
+            env_vars={"TMPDIR": "/tmp", "HOME": "/tmp", "OMP_NUM_THREADS": str(_cores(build.resources))},  # noqa: S108
+            env_from=[k8s.V1EnvFromSource(secret_ref=secret)],
+            container_resources=resources if build.resources else None,
+            service_account_name=build.service_account,
+            automount_service_account_token=False,
+            security_context={"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
+            container_security_context={
+                "allowPrivilegeEscalation": False,
+                "readOnlyRootFilesystem": True,
+                "capabilities": {"drop": ["ALL"]},
+            },
+            volumes=[k8s.V1Volume(name="scratch", empty_dir=k8s.V1EmptyDirVolumeSource())],
+            volume_mounts=[k8s.V1VolumeMount(name="scratch", mount_path="/tmp")],  # noqa: S108 - the pod's own
+            labels={"app.kubernetes.io/managed-by": "model-release"},
+            startup_timeout_seconds=_START,
+            # Ends the pod even when nobody of Airflow is there to do it.
+            active_deadline_seconds=int(_TIMEOUT.total_seconds()) + _START,
+            execution_timeout=_TIMEOUT,
+            deferrable=True,
+            poll_interval=10,
+            logging_interval=60,
+            log_events_on_failure=True,
+            do_xcom_push=False,
+            **kwargs,
+        )
+        self.spec, self.root = spec, root
+
+    def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
+        """What this run asks the step for; equal for all tries."""
+        raise NotImplementedError
+
+    def finish(self, context: Any, result: dict[str, Any]) -> dict[str, Any]:
+        """What is done with the result on a worker; returns what goes to XCom."""
+        return result
+
+    def execute(self, context: Any) -> None:
+        with telling(self, context):
+            self.arguments = ["--store", self.spec.store, "--request", self.asked(context).key]
+            super().execute(context)
+
+    def get_or_create_pod(self, pod_request_obj: Any, context: Any) -> Any:
+        there = self.find_pod(pod_request_obj.metadata.namespace, context=context)
+        if there is None or there.status.phase in ("Succeeded", "Failed"):
+            steps.ask(connections.store(self.spec.store), self.asked(context))
+        return super().get_or_create_pod(pod_request_obj, context)
+
+    def trigger_reentry(self, context: Any, event: dict[str, Any]) -> None:
+        with telling(self, context):
+            store, asked = connections.store(self.spec.store), self.asked(context)
+            try:
+                super().trigger_reentry(context, event)
+            except Exception:
+                if event["status"] in ("failed", "error"):
+                    # The step's own error says more than the pod's exit code. There is none when the pod was lost.
+                    steps.answered(store, asked)
+                raise
+            result = steps.answered(store, asked)
+            if result is None:
+                raise ArchiveError(f"the pod ended and left no result at {store.uri}{asked.key}")
+            context["ti"].xcom_push(key="return_value", value=self.finish(context, result))
+
+    def asked(self, context: Any) -> steps.Request:
+        resolved = context["ti"].xcom_pull(task_ids="resolve", key="resolved")
+        if not resolved:
+            raise SpecError("task resolve left no result for this run; clear it, and the build follows")
+        return self.request(context, dict(resolved))
+
+    @property
+    def toolchain(self) -> dict[str, str]:
+        from model_release.artifact.export import toolchain
+
+        return toolchain(self.root / "include" / "handlers" / "image_classifier.py")
+
+
+class ExportInPod(StepInPod):
+    """`tasks.build.Export`, in a pod."""
+
+    step = "export"
+
+    def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
+        build, service = resolved["build"], self.spec.service.name
+        return steps.Request("export", build, service, resolved["fingerprint"], self.toolchain)
+
+
+class ArchiveInPod(StepInPod):
+    """`tasks.build.ArchiveModel`, in a pod."""
+
+    step = "archive"
+
+    def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
+        build, service = resolved["build"], self.spec.service.name
+        return steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain)
+
+
+class EvaluateInPod(StepInPod):
+    """`tasks.evaluate.Evaluate`, in a pod. What is stable is asked here, and what a failed gate means is said here."""
+
+    step = "evaluate"
+
+    def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
+        run, limits = Run.of(context, self.spec), self.spec.evaluation
+        if limits is None:
+            raise SpecError(f"the model file of {self.spec.model} has no evaluation; take the task out of the DAG")
+        stable, why_not = self.stable(context, run, limits)
+        version = resolved.get("version")
+        return steps.Request(
+            "evaluate",
+            version or resolved["build"],
+            self.spec.service.name,
+            version=version,
+            evaluation=limits.model_dump(mode="json", exclude_none=True),
+            stable=stable,
+            no_stable=why_not,
+            picture=PICTURE.format(release=run.release),
+        )
+
+    def finish(self, context: Any, result: dict[str, Any]) -> dict[str, Any]:
+        from model_release.artifact import evaluate
+
+        records.change(self.spec, Run.of(context, self.spec), lambda record: setattr(record, "evaluation", result))
+        evaluate.check(result)
+        return evaluate.summary(result)
+
+    def stable(self, context: Any, run: Run, limits: Evaluation) -> tuple[str | None, str | None]:
+        """(storage URI of the stable version, None), or (None, why there is none to compare with).
+
+        Asked once in a run: what serves may change while the pod runs, and the question must stay the same.
+        """
+        known = context["ti"].xcom_pull(task_ids=self.task_id, key="stable")
+        if known:
+            return cast("tuple[str | None, str | None]", tuple(known))
+        found = self._stable(run, limits)
+        context["ti"].xcom_push(key="stable", value=list(found))
+        return found
+
+    def _stable(self, run: Run, limits: Evaluation) -> tuple[str | None, str | None]:
+        try:
+            # It needs nothing of that task but the model file.
+            uri = Evaluate.serving(cast(Evaluate, self))
+        except (ClusterUnavailable, ClusterRefused) as error:
+            if run.moves_traffic and limits.max_regressions is not None:
+                raise
+            return None, f"the cluster does not say which version is stable: {error}"
+        if uri is None:
+            return None, f"no version of {self.spec.service.key} is known to be stable"
+        if _VERSION.fullmatch(uri) is None:
+            return None, f"{uri}, which {self.spec.service.key} serves, is no version of this project"
+        return uri, None
+
+
+def _cores(resources: dict[str, str]) -> int:
+    """Threads for the CPUs that the pod may use; torch would start one for each of the node's."""
+    from kubernetes.utils.quantity import parse_quantity
+
+    return max(1, int(parse_quantity(resources.get("cpu", "1"))))
