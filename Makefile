@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit release up down status picture schema clean
+.PHONY: help setup lock check test unit faults release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,14 +38,17 @@ check: setup ## ruff and mypy strict
 unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
-test: check ## checks, units, real parts, simulations, whole releases
-	@$(BIN)/python -m pytest -m "not faults"
+test: check ## checks, units, real parts, simulations, whole releases, the page in a browser
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not faults"
 
-faults: setup ## break parts during releases; writes tests/faults/README.md (ten minutes)
+faults: setup ## break parts during releases; writes tests/faults/README.md (half an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
 
 release: setup ## release the example: a first version, a better one, a bad one
 	@$(BIN)/python -m sandbox release
+
+walkthrough: setup ## three models, one after the other, on one service; writes docs/walkthrough.md
+	@$(BIN)/python -m sandbox walkthrough --pictures docs/walkthrough
 
 up: setup ## the sandbox and Airflow, left running
 	@$(BIN)/python -m sandbox up --airflow
@@ -56,11 +59,23 @@ down: ## stop them
 status: setup ## what runs, and where
 	@$(BIN)/python -m sandbox status
 
+env: ## .env with random secrets, for docker compose
+	@$(PYTHON) include/images/make_env.py
+
+screens: setup ## docs/screens anew: the Releases page during real releases
+	@SCREENS=docs/screens $(BIN)/python -m pytest tests/browser/test_live.py
+
 picture: setup ## docs/release.svg anew: the last release of `make release`, as it stands on the terminal
 	@$(BIN)/python -m sandbox release --picture docs/release.svg
 
 schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
+
+dashboards: setup ## include/dashboards anew from the code
+	@$(BIN)/python -m model_release.metrics.dashboards
+
+audit: setup ## look for known holes in the packages
+	@$(BIN)/python .ci/audit.py
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
 	@rm -rf .sandbox candidates/digits candidates/evaluation/digits

@@ -27,12 +27,14 @@ STARTING = {
     "serving": {"live"},
     "sandbox": {"live"},
     "tasks": {"kube", "world"},
+    "web": {"api_server", "kube"},
+    "browser": {"browser"},
 }
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what the fixtures of a test say of it. Tests of the live stack stay together, on one of several workers, and
-    come first: they take longest, and mostly wait."""
+    """Marks what the fixtures of a test say of it. Tests of the live stack stay together, on one of several workers,
+    and come first: they take longest, and mostly wait."""
     for item in items:
         room, fixtures = item.path.relative_to(PROJECT / "tests").parts[0], set(getattr(item, "fixturenames", ()))
         if STARTING.get(room, set()) & fixtures:

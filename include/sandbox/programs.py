@@ -62,6 +62,41 @@ def prometheus() -> Path:
     return binary
 
 
+def chromium() -> Path:
+    """Chromium: the one on the PATH, else Debian's package, installed by apt-get.
+
+    Only the tests of the pages need it. Unlike Prometheus it cannot be unpacked somewhere: it needs a hundred
+    libraries, and so root. A second call finds it; two at once wait for each other. Raises SandboxError if it cannot
+    be had.
+    """
+    for name in ("chromium", "chromium-browser", "google-chrome"):
+        if found := shutil.which(name):
+            return Path(found)
+    if not shutil.which("apt-get"):
+        raise SandboxError(
+            "Chromium is not on the PATH and this is no Debian to take its package from: install Chromium"
+        )
+    if os.geteuid() != 0:
+        raise SandboxError("Chromium is not on the PATH; as root: apt-get install --no-install-recommends chromium")
+    cache = Path(os.environ.get("MODEL_RELEASE_CACHE") or REPOSITORY / ".cache")
+    cache.mkdir(parents=True, exist_ok=True)
+    with (cache / "chromium.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        said = ""
+        # Fonts are only recommended by it, and without one a page has no text.
+        install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
+        for command in ([], ["apt-get", "update", "-q"]):
+            if shutil.which("chromium"):
+                break
+            if command:
+                _run(command, cache)
+            said = _run(install, cache, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, patience=900)
+    found = shutil.which("chromium")
+    if not found:
+        raise SandboxError(f"Chromium cannot be installed ({_last_line(said)}): install it and put it on the PATH")
+    return Path(found)
+
+
 def _unpack_debian_package(into: Path) -> None:
     """apt-get checks the package against the signed lists; dpkg -x only unpacks, so neither needs root."""
     if not (shutil.which("apt-get") and shutil.which("dpkg")):
@@ -95,15 +130,16 @@ def _unpack_debian_package(into: Path) -> None:
         (work / "unpacked").replace(into)
 
 
-def _run(argv: list[str], folder: Path) -> str:
+def _run(argv: list[str], folder: Path, *, env: dict[str, str] | None = None, patience: float = 300) -> str:
     done = subprocess.run(
         argv,
         cwd=folder,
+        env=env,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         check=False,
-        timeout=300,
+        timeout=patience,
     )
     return done.stdout
 

@@ -52,13 +52,17 @@ class Prometheus:
     def url(self) -> str:
         return f"http://{LOOPBACK}:{self._port}"
 
-    async def start(self) -> None:
-        """Writes the configuration and starts; returns when queries are answered."""
+    def configure(self) -> None:
+        """Writes what Prometheus reads at its start."""
         self._folder.mkdir(parents=True, exist_ok=True)
         # JSON is YAML, and cannot be broken by what stands in a path.
         replace(self._folder / "prometheus.yml", json.dumps(self._configuration(), indent=1))
         if not self._targets_file.exists():
             self.scrape([])
+
+    async def start(self) -> None:
+        """Writes the configuration and starts; returns when queries are answered."""
+        self.configure()
         await self.child.start()
         await until_ok(f"{self.url}/-/ready", self.child)
 
@@ -133,6 +137,8 @@ def _as_istio() -> list[dict[str, Any]]:
         label("destination_workload_namespace", "$1", cluster, regex=_CLUSTER),
         label("destination_service_namespace", "$1", cluster, regex=_CLUSTER),
         label("destination_workload", "$2-deployment", cluster, regex=_CLUSTER),
+        # In Standard mode the Deployment is KServe's own: `<service>-<name>-predictor`.
+        label("destination_workload", "$1", cluster, regex="[^/]+/(.+-predictor)"),
         label("destination_canonical_service", "$2", cluster, regex=_CLUSTER),
         label("destination_service_name", "$2", cluster, regex=_CLUSTER),
         label("response_code", "$1", "envoy_response_code", regex="(.+)"),

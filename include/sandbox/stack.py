@@ -48,7 +48,7 @@ class Part(Protocol):
     async def stop(self) -> None: ...
 
 
-class _LoadProcess:
+class LoadProcess:
     """The load generator as a part: a process of its own, so that it does not slow down who supervises it."""
 
     def __init__(self, state_dir: Path, front_door: str) -> None:
@@ -61,6 +61,43 @@ class _LoadProcess:
     async def start(self) -> None:
         self._summary.unlink(missing_ok=True)
         await self.child.start()
+
+    async def stop(self) -> None:
+        await self.child.stop()
+
+
+class HubProcess:
+    """A Hugging Face hub as a part. It runs when its folder is there; `make walkthrough` puts three models into it."""
+
+    def __init__(self, state_dir: Path, ports: Ports) -> None:
+        self._folder = state_dir / "hub"
+        self._port = ports.of("hub")
+        argv: list[str | Path] = [sys.executable, "-m", "sandbox.hub", self._folder, "--port", str(self._port)]
+        env = {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+        self.child = Child("hub", argv, state_dir=state_dir, log=state_dir / "logs/hub.log", env=env)
+
+    @property
+    def url(self) -> str:
+        return f"http://{LOOPBACK}:{self._port}"
+
+    @property
+    def wanted(self) -> bool:
+        return self._folder.is_dir()
+
+    async def start(self) -> None:
+        """Starts the hub; returns when it takes connections."""
+        await self.child.start()
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                _, writer = await asyncio.open_connection(LOOPBACK, self._port)
+            except OSError:
+                if not self.child.running or time.monotonic() > deadline:
+                    raise SandboxError(f"hub does not start: {self.child.tail(2)}") from None
+                await asyncio.sleep(0.05)
+            else:
+                writer.close()
+                return
 
     async def stop(self) -> None:
         await self.child.stop()
@@ -94,7 +131,8 @@ class Stack:
         self._envoy = Envoy(state_dir, ports)
         self._prometheus = Prometheus(state_dir, ports)
         self._store = ModelStore(state_dir, ports)
-        self._load = _LoadProcess(state_dir, self._envoy.url)
+        self._load = LoadProcess(state_dir, self._envoy.url)
+        self._hub = HubProcess(state_dir, ports)
         self._api_port = ports.of("kubernetes")
         self._workloads = TorchServeWorkloads(
             state_dir=state_dir, store=self._store.client, changed=self._publish, pace=pace
@@ -131,10 +169,10 @@ class Stack:
     async def start(self) -> None:
         """Starts all parts and returns when each answers. On failure everything is stopped again."""
         try:
-            await asyncio.gather(
-                self._timed("prometheus", self._prometheus),
-                self._start_cluster(),
-            )
+            parts = [self._timed("prometheus", self._prometheus), self._start_cluster()]
+            if self._hub.wanted:
+                parts.append(self._timed("hub", self._hub))
+            await asyncio.gather(*parts)
             if self._airflow:
                 await self._timed("airflow", self._airflow)
         except BaseException:
@@ -148,7 +186,7 @@ class Stack:
         while True:
             wishes = Wishes.read(self._state_dir)
             for name, part in self._all_parts().items():
-                wanted = wishes.load is not None if name == "load" else name not in wishes.stopped
+                wanted = self._is_wanted(name, wishes)
                 if part.child.running and not wanted:
                     await part.stop()
                 elif wanted and not part.child.running:
@@ -167,7 +205,12 @@ class Stack:
         (self._state_dir / status.FILE).unlink(missing_ok=True)
 
     def _all_parts(self) -> dict[str, Part]:
-        return {**self.parts, "load": self._load}
+        return {**self.parts, "hub": self._hub, "load": self._load}
+
+    def _is_wanted(self, name: str, wishes: Wishes) -> bool:
+        if name == "load":
+            return wishes.load is not None
+        return name not in wishes.stopped and (name != "hub" or self._hub.wanted)
 
     async def _start_cluster(self) -> None:
         """The cluster brings its revisions back at once, so the store and the front door come before it."""

@@ -113,11 +113,13 @@ class Api:
 
     async def _fail(self, asked: Asked, fault: Fault) -> web.StreamResponse:
         await asyncio.sleep(fault.delay)
-        if fault.status is None:
+        if fault.status is None and not fault.drop:
             return await self._answer(asked)
         if fault.after_write:
             await self._answer(asked)
-        raise asked.call.refusal(fault.status)
+        if fault.drop and asked.request.transport is not None:
+            asked.request.transport.abort()
+        raise asked.call.refusal(fault.status or 503)
 
     async def _answer(self, asked: Asked) -> web.StreamResponse:
         call = asked.call

@@ -71,16 +71,20 @@ class Match(BaseModel):
 class Fault(BaseModel):
     """One fault: for the next `times` matching calls (None: for all), answer `status` after `delay` seconds.
 
-    `after_write` lets the request take effect before it fails. `status` None only delays. `late` holds back the
-    configuration controller for that many rounds when a configuration of the name in `match` has work to do:
-    Knative's Route is then reconciled before its Configuration (facts/kserve.md 3.1, the residual race).
+    `every` lets calls through in between: 2 fails the first, the third, the fifth. `after_write` lets the request take
+    effect before it fails. `drop` closes the connection without an answer. `status` None only delays. `late` holds
+    back the configuration controller for that many rounds when a configuration of the name in `match` has work to
+    do: Knative's Route is then reconciled before its Configuration (facts/kserve.md 3.1, the residual race).
     """
 
     model_config = ConfigDict(extra="forbid")
     match: Match = Field(default_factory=Match)
     status: int | None = Field(None, ge=400, le=599)
     times: int | None = Field(None, ge=1)
+    every: int = Field(1, ge=1)
+    seen: int = Field(0, ge=0)  # matching calls so far, those that were let through included
     after_write: bool = False
+    drop: bool = False
     delay: float = Field(0.0, ge=0.0, le=600.0)
     late: int | None = Field(None, ge=1, le=100)
 
@@ -111,8 +115,10 @@ class Faults:
         """The first fault for this call, counted down."""
         for fault in self.active:
             if fault.late is None and fault.match.hits(call):
-                self._count_down(fault)
-                return fault
+                fault.seen += 1
+                if (fault.seen - 1) % fault.every == 0:
+                    self._count_down(fault)
+                    return fault
         return None
 
     def allows(self, call: Call) -> bool:

@@ -153,6 +153,14 @@ ACCESS_REVIEWS = Kind(
     "authorization.k8s.io", "v1", "selfsubjectaccessreviews", "SelfSubjectAccessReview",
     namespaced=False, verbs=("create",),
 )  # fmt: skip
+# Kept and told, not acted upon: this cluster has no users, no network plugin and no Prometheus of its own.
+_RBAC = "rbac.authorization.k8s.io"
+ROLES = Kind(_RBAC, "v1", "roles", "Role")
+ROLE_BINDINGS = Kind(_RBAC, "v1", "rolebindings", "RoleBinding")
+CLUSTER_ROLES = Kind(_RBAC, "v1", "clusterroles", "ClusterRole", namespaced=False)
+CLUSTER_ROLE_BINDINGS = Kind(_RBAC, "v1", "clusterrolebindings", "ClusterRoleBinding", namespaced=False)
+NETWORK_POLICIES = Kind("networking.k8s.io", "v1", "networkpolicies", "NetworkPolicy", ("netpol",))
+POD_MONITORS = Kind("monitoring.coreos.com", "v1", "podmonitors", "PodMonitor", ("pmon",), custom=True)
 CRDS = Kind(
     "apiextensions.k8s.io", "v1", "customresourcedefinitions", "CustomResourceDefinition", ("crd", "crds"),
     namespaced=False, has_status=True, verbs=READ_VERBS,
@@ -188,6 +196,19 @@ ROUTES = Kind(
     _KNATIVE, "v1", "routes", "Route", ("rt",), has_status=True, custom=True, verbs=READ_VERBS,
     categories=("all", "knative", "serving"), columns=(Column("URL", _status("url")), *_READY),
 )  # fmt: skip
+# What an InferenceService in Standard mode becomes. Made by KServe's controller; read by everybody else.
+DEPLOYMENTS = Kind(
+    "apps", "v1", "deployments", "Deployment", ("deploy",), has_status=True, verbs=READ_VERBS, categories=("all",),
+    columns=(
+        Column("Ready", lambda o: f"{o.get('status', {}).get('readyReplicas', 0)}/{o['spec']['replicas']}"),
+        Column("Available", lambda o: o.get("status", {}).get("availableReplicas", 0), "integer"),
+    ),
+)  # fmt: skip
+CORE_SERVICES = Kind("", "v1", "services", "Service", ("svc",), verbs=READ_VERBS, categories=("all",))
+HTTP_ROUTES = Kind(
+    "gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute", has_status=True, custom=True, verbs=READ_VERBS,
+    columns=(Column("Hostnames", lambda o: o["spec"]["hostnames"]),),
+)  # fmt: skip
 REVISIONS = Kind(
     _KNATIVE, "v1", "revisions", "Revision", ("rev",), has_status=True, custom=True, verbs=READ_VERBS,
     categories=("all", "knative", "serving"),
@@ -202,7 +223,9 @@ REVISIONS = Kind(
 
 KINDS = (
     NAMESPACES, CONFIGMAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, PODS, LEASES, ACCESS_REVIEWS, CRDS,
+    ROLES, ROLE_BINDINGS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS, NETWORK_POLICIES, POD_MONITORS,
     INFERENCE_SERVICES, CLUSTER_RUNTIMES, RUNTIMES, KSERVICES, CONFIGURATIONS, ROUTES, REVISIONS,
+    DEPLOYMENTS, CORE_SERVICES, HTTP_ROUTES,
 )  # fmt: skip
 BY_PATH = {(k.group, k.version, k.plural): k for k in KINDS}
 BY_ID = {k.id: k for k in KINDS}

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import yaml
 from aiohttp import web
+from aiohttp.typedefs import Middleware
 from pydantic import ValidationError
 
 from sandbox.interfaces import Manifest, Router, Workloads
@@ -43,6 +44,8 @@ class Cluster:
         port: of the API on loopback; 0 takes a free one (`self.port` after `start`).
         front_door_port: the port in every URL that statuses tell; None leaves it out.
         namespaces: created when missing, besides default, kube-system, kserve and knative-serving.
+        known_as: host names besides this machine's own under which requests are answered.
+        kserve: the release to act as, 0.18 to 0.21. They differ in Standard mode alone (facts/kserve.md 6.1).
 
     `start` and `stop` may be repeated. `stop` ends the API and the controllers; revisions that run are left to
     their owner, and a later `start` asks for them again.
@@ -51,11 +54,13 @@ class Cluster:
     def __init__(
         self, workloads: Workloads, router: Router, state_dir: Path, port: int = 0,
         front_door_port: int | None = None, *, domain: str = "localhost",
-        namespaces: tuple[str, ...] = ("models",), timing: Timing | None = None,
+        namespaces: tuple[str, ...] = ("models",), timing: Timing | None = None, known_as: tuple[str, ...] = (),
+        kserve: str = "0.21",
     ) -> None:  # fmt: skip
         self._workloads, self._router, self._state_dir = workloads, router, state_dir
         self.port, self._namespaces, self._timing = port, namespaces, timing or Timing()
         self._domain = f"{domain}:{front_door_port}" if front_door_port else domain
+        self._hosts, self._kserve = (*_LOOPBACK, *known_as), kserve
         self.faults = Faults()
         self._store: Store | None = None
         self._runner: web.AppRunner | None = None
@@ -83,7 +88,7 @@ class Cluster:
             return seed.cluster_default_mode(registry)
 
         def admit(new: Manifest, old: Manifest | None) -> Manifest:
-            return admission.admit(new, old, cluster_default())
+            return admission.admit(new, old, cluster_default(), self._kserve)
 
         registry.admission[INFERENCE_SERVICES.id] = admit
         seed.plant(registry, self._domain, self._namespaces)
@@ -97,7 +102,7 @@ class Cluster:
         self._write_kubeconfig()
         self._controller = Controller(
             registry, self._workloads, self._router, self._domain, self._timing, cluster_default,
-            self.faults.holds_back,
+            self.faults.holds_back, self._kserve,
         )  # fmt: skip
         self._loop = asyncio.create_task(self._controller.run(), name="sandbox-kube-controllers")
 
@@ -125,7 +130,7 @@ class Cluster:
         self._loop = self._controller = self._runner = self._store = None
 
     def _application(self, registry: Registry) -> web.Application:
-        app = web.Application(middlewares=[_only_loopback, _statuses], client_max_size=16 << 20)
+        app = web.Application(middlewares=[_only_hosts(self._hosts), _statuses], client_max_size=16 << 20)
         app.add_routes(
             [
                 web.get("/-/faults", self._show_faults),
@@ -176,13 +181,17 @@ class Cluster:
         self.kubeconfig.write_text(yaml.safe_dump(config, sort_keys=False))
 
 
-@web.middleware
-async def _only_loopback(request: web.Request, handler: _Handler) -> web.StreamResponse:
+def _only_hosts(hosts: tuple[str, ...]) -> Middleware:
     """Refuse what a web page could send here by way of a name that resolves to this machine."""
-    host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
-    if host not in _LOOPBACK:
-        return web.json_response(ApiError(403, "Forbidden", f"host {host} is not this machine").body(), status=403)
-    return await handler(request)
+
+    @web.middleware
+    async def only_hosts(request: web.Request, handler: _Handler) -> web.StreamResponse:
+        host = request.host.rsplit(":", 1)[0] if not request.host.endswith("]") else request.host
+        if host not in hosts:
+            return web.json_response(ApiError(403, "Forbidden", f"host {host} is not this machine").body(), status=403)
+        return await handler(request)
+
+    return only_hosts
 
 
 @web.middleware

@@ -11,6 +11,7 @@ The request: `checkpoint` and `output` (folders), `image_input` (the handler's p
 from __future__ import annotations
 
 import base64
+import gc
 import importlib.util
 import io
 import json
@@ -82,20 +83,27 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
         notes.append(f"the processor does not resize: only images of {width}x{height} are sure of an answer")
     pixel_difference = _compare_pixels(image_input, processor, options, (height, width))
 
-    say(f"tracing {type(model).__name__}: {len(labels)} labels, input {width}x{height}")
-    _trace(model, (height, width), output / "model.pt")
-
-    say(f"comparing with the original at batches {', '.join(map(str, BATCHES))}")
-    parity = _parity(model, output / "model.pt", (height, width), len(labels))
-
     images = [Path(path).read_bytes() for path in request["samples"]] or _pictures(height, width)
     # As transformers' image-classification pipeline chooses.
     multi_label = model.config.problem_type == "multi_label_classification" or len(labels) == 1
     activation = "sigmoid" if multi_label else "softmax"
     answer = partial(_answer, model, processor, labels, activation)
     _write(output / "reference.json", _reference(image_input, options, images, answer))
+    expected = _logits(model, (height, width), len(labels))
+    architecture, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+
+    say(f"tracing {architecture}: {len(labels)} labels, input {width}x{height}")
+    _trace(model, (height, width), output / "model.pt")
+
+    say(f"comparing with the original at batches {', '.join(map(str, BATCHES))}")
+    # The original has said all that it will be asked: its weights must not lie beside those of the file.
+    del model, answer
+    gc.collect()
+    # What was traced keeps its constants in a registry of its own.
+    torch._C._jit_clear_class_registry()
+    parity = _parity(expected, output / "model.pt", (height, width))
     description = {
-        "architecture": type(model).__name__,
+        "architecture": architecture,
         "labels": labels,
         "input": {"height": height, "width": width},
         "preprocessing": options,
@@ -110,7 +118,7 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
             "largest_difference": {str(batch): difference for batch, difference in parity.items()},
             "largest_pixel_difference": pixel_difference,
         },
-        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "parameters": parameters,
         "notes": notes,
         "seconds": round(time.monotonic() - started, 2),
     }
@@ -243,27 +251,40 @@ def strip(source: Path, target: Path) -> None:
     writer.write_end_of_file()
 
 
-def _parity(model: torch.nn.Module, exported: Path, size: tuple[int, int], labels: int) -> dict[int, float]:
-    """Largest difference of logits at each batch, between the model and the file that was written."""
-    loaded = torch.jit.load(exported, map_location="cpu")
+def _pixels(size: tuple[int, int]) -> Iterator[tuple[int, torch.Tensor]]:
+    """(batch, input) of every comparison, the same each time."""
     generator = torch.Generator().manual_seed(1)
-    differences: dict[int, float] = {}
     for batch in BATCHES:
-        pixels = torch.randn(batch, 3, *size, generator=generator)
+        yield batch, torch.randn(batch, 3, *size, generator=generator)
+
+
+def _logits(model: torch.nn.Module, size: tuple[int, int], labels: int) -> dict[int, torch.Tensor]:
+    """What the model answers at each batch."""
+    found: dict[int, torch.Tensor] = {}
+    for batch, pixels in _pixels(size):
         with torch.inference_mode():
-            expected = model(pixel_values=pixels).logits
+            found[batch] = model(pixel_values=pixels).logits
+        if found[batch].shape != (batch, labels):
+            raise CheckpointError(
+                f"the model answers with shape {list(found[batch].shape)}; {labels} labels need {[batch, labels]}"
+            )
+    return found
+
+
+def _parity(expected: dict[int, torch.Tensor], exported: Path, size: tuple[int, int]) -> dict[int, float]:
+    """Largest difference of logits at each batch, between what the model answered and the file that was written."""
+    loaded = torch.jit.load(exported, map_location="cpu")
+    differences: dict[int, float] = {}
+    for batch, pixels in _pixels(size):
+        with torch.inference_mode():
             try:
                 actual = loaded(pixels)
             except RuntimeError as error:
                 raise ParityError(
                     f"the exported model fails at batch {batch} (traced at {TRACED_BATCH}): {_first_line(error)}"
                 ) from error
-        if expected.shape != (batch, labels):
-            raise CheckpointError(
-                f"the model answers with shape {list(expected.shape)}; {labels} labels need {[batch, labels]}"
-            )
-        same_shape = actual.shape == expected.shape
-        differences[batch] = float((actual - expected).abs().max()) if same_shape else float("inf")
+        same_shape = actual.shape == expected[batch].shape
+        differences[batch] = float((actual - expected[batch]).abs().max()) if same_shape else float("inf")
     # Written so that NaN is a difference too.
     if not all(difference <= PARITY_LIMIT for difference in differences.values()):
         figures = ", ".join(f"{difference:.3g} at batch {batch}" for batch, difference in differences.items())
@@ -366,6 +387,9 @@ def main() -> int:
             say("report", run(request, lambda text: say("progress", text)))
     except ReleaseError as error:
         say("error", type(error).__name__, message=str(error))
+        return 1
+    except MemoryError:
+        say("error", "CheckpointError", message="the checkpoint needs far more memory than its weights explain")
         return 1
     return 0
 

@@ -12,10 +12,10 @@ until it was settled. A released Lease object stays, with its last baseline, and
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from model_release.errors import ClusterRefused, ServiceBusy
 from model_release.serving.manifest import MANAGED_BY
@@ -49,6 +49,24 @@ class Owner:
 
 
 @dataclass(frozen=True)
+class Order:
+    """What a named person decided about the release under way, over the judge's head.
+
+    `revision` is the canary that was meant: the order holds for no other. None: there was none yet, and none may come.
+    """
+
+    kind: Literal["promote", "roll_back"]
+    who: str
+    why: str
+    when: str
+    revision: str | None
+
+    def __str__(self) -> str:
+        done = "Promoted in spite of the judge" if self.kind == "promote" else "Rolled back"
+        return f"{done} by {self.who}: {self.why}"
+
+
+@dataclass(frozen=True)
 class Claim:
     """What a release has recorded of itself. Everything but the owner is filled in as the release goes on."""
 
@@ -61,6 +79,7 @@ class Claim:
     opened_at: str | None = None
     promoted: bool = False
     barred: tuple[str, ...] = ()
+    order: Order | None = None
     inherited: Claim | None = None  # of a run that is over and whose release is not settled yet
 
     def as_dict(self) -> dict[str, Any]:
@@ -72,6 +91,8 @@ class Claim:
         fields = dict(given)
         fields["owner"] = Owner(**fields["owner"])
         fields["barred"] = tuple(fields.get("barred") or ())
+        if fields.get("order") is not None:
+            fields["order"] = Order(**fields["order"])
         for name, kind in (("baseline", Baseline), ("inherited", Claim)):
             if fields.get(name) is not None:
                 fields[name] = kind.from_dict(fields[name])
@@ -190,6 +211,16 @@ class Leases:
         """The lease as it is now; None when the service was never claimed."""
         found = self._objects.get(namespace, _name(service))
         return None if found is None else Lease(found)
+
+    def all(self, namespaces: Collection[str]) -> list[Lease]:
+        """Every lease that a release ever took, in all namespaces that may be listed: the whole cluster's or, where the
+        API refuses that, those of `namespaces`. What is left of a service outlives its model file."""
+        label, value = MANAGED_BY
+        try:
+            found = self._objects.list(None, f"{label}={value}")
+        except ClusterRefused:
+            found = [one for each in sorted(namespaces) for one in self._objects.list(each, f"{label}={value}")]
+        return [Lease(one) for one in found if one["metadata"]["name"].startswith(_name(""))]
 
     def acquire(
         self, namespace: str, service: str, owner: Owner, release: str = "", *, over: Owner | None = None

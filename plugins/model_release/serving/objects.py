@@ -7,6 +7,7 @@ means it (`ClusterRefused`).
 
 from __future__ import annotations
 
+import builtins
 import json
 import random
 import time
@@ -74,15 +75,39 @@ class Objects:
             ),
         )
 
-    def create(self, namespace: str, body: dict[str, Any]) -> dict[str, Any]:
-        """Create it. `WriteConflict` when one of that name is there already."""
+    def list(self, namespace: str | None, labels: str) -> builtins.list[dict[str, Any]]:
+        """The objects with these labels (`key=value`), in one namespace or (None) in all of them.
+
+        Raises:
+            ClusterRefused: also when the namespace, or all of them, may not be listed.
+        """
+        more = {"label_selector": labels, "_request_timeout": TIMEOUTS, **self._address}
+        found = self._call(
+            "list",
+            namespace or "(all)",
+            "",
+            lambda: (
+                self._api.list_cluster_custom_object(**more)
+                if namespace is None
+                else self._api.list_namespaced_custom_object(namespace=namespace, **more)
+            ),
+        )
+        return builtins.list((found or {}).get("items") or [])
+
+    def create(self, namespace: str, body: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+        """Create it. `WriteConflict` when one of that name is there already. With `dry_run` nothing is stored."""
         name = body["metadata"]["name"]
         created = self._call(
             "create",
             namespace,
             name,
             lambda: self._api.create_namespaced_custom_object(
-                namespace=namespace, body=body, field_manager=FIELD_MANAGER, _request_timeout=TIMEOUTS, **self._address
+                namespace=namespace,
+                body=body,
+                field_manager=FIELD_MANAGER,
+                _request_timeout=TIMEOUTS,
+                **_dry(dry_run),
+                **self._address,
             ),
         )
         if created is None:
@@ -91,8 +116,9 @@ class Objects:
             )
         return created
 
-    def patch(self, live: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
-        """JSON merge patch of `live`, only if it is still as read (resourceVersion); else `WriteConflict`."""
+    def patch(self, live: dict[str, Any], patch: dict[str, Any], *, dry_run: bool = False) -> dict[str, Any]:
+        """JSON merge patch of `live`, only if it is still as read (resourceVersion); else `WriteConflict`. With
+        `dry_run` nothing is stored."""
         metadata = live["metadata"]
         body = {
             **patch,
@@ -109,6 +135,7 @@ class Objects:
                 field_manager=FIELD_MANAGER,
                 _content_type="application/merge-patch+json",
                 _request_timeout=TIMEOUTS,
+                **_dry(dry_run),
                 **self._address,
             ),
         )
@@ -193,6 +220,10 @@ def retrying(attempt: Callable[[], T]) -> T:
         except ClusterUnavailable:
             time.sleep(min(0.1 * 2**number, 1.0) * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads writers, no secret
     return attempt()
+
+
+def _dry(dry_run: bool) -> dict[str, str]:
+    return {"dry_run": "All"} if dry_run else {}
 
 
 def _status(error: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@
 | `prometheus`  | http       | Prometheus; how to sign in and whom to trust: `prometheus()`                    |
 | `ingress`     | http       | optional: the gateway's address, where the services' host names do not resolve  |
 | `hub`         | http       | optional: the hub's address where it is another, a token as password            |
+| `grafana`     | http       | optional: Grafana's address, for links                                          |
 
 The sandbox and a cluster differ in nothing else. The clients are made anew in each task: nothing heavy is imported
 before one runs, and no credential outlives it.
@@ -26,14 +27,18 @@ KUBERNETES = "kubernetes"
 STORE = "model_store"
 PROMETHEUS = "prometheus"
 INGRESS = "ingress"
+GRAFANA = "grafana"
 HUB = "hub"
 
 
-def cluster() -> Any:
-    """The `kubernetes` ApiClient of the provider's KubernetesHook."""
+def cluster(who: str = "worker") -> Any:
+    """The `kubernetes` ApiClient of the provider's KubernetesHook. `who` calls is told to the cluster, whose audit log
+    can then be held against include/manifests/roles.yaml."""
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 
-    return KubernetesHook(conn_id=KUBERNETES).get_conn()
+    client = KubernetesHook(conn_id=KUBERNETES).get_conn()
+    client.user_agent = f"model-release-{who}/1"
+    return client
 
 
 def s3() -> Any:
@@ -125,6 +130,11 @@ def hub() -> HubAccess:
     except AirflowNotFoundException:
         return HubAccess()
     return HubAccess(_address(connection) if connection.host else None, connection.password or None)
+
+
+def grafana_address() -> str | None:
+    """Where a person finds Grafana; None when there is no such connection."""
+    return _optional_address(GRAFANA)
 
 
 def ingress() -> str | None:

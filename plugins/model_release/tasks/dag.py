@@ -54,12 +54,13 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         build = {**common, "root": project}
         built = "evaluate" if spec.evaluation else "publish"
         resolve = Resolve(task_id="resolve", build="export", built=built, **build)
-        export = Export(task_id="export", **build)
-        archive = ArchiveModel(task_id="archive", **build)
+        exports, archives, evaluates = _steps(spec)
+        export = exports(task_id="export", **build)
+        archive = archives(task_id="archive", **build)
         publish = Publish(task_id="publish", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
         Preflight(task_id="preflight", **build) >> resolve >> export >> archive
         if spec.evaluation:
-            evaluate = Evaluate(task_id="evaluate", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
+            evaluate = evaluates(task_id="evaluate", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
             [resolve, archive] >> evaluate >> publish
         else:
             [resolve, archive] >> publish
@@ -101,6 +102,16 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         [*last, roll_back, go_live] >> settle >> report
         publish >> LookBack(task_id="look_back", **common) >> report
     return dag
+
+
+def _steps(spec: ModelSpec) -> tuple[Any, Any, Any]:
+    """The heavy steps of the build, on the worker or in pods of their own."""
+    if spec.build.within == "worker":
+        return Export, ArchiveModel, Evaluate
+    # Imports kubernetes: only models that build in pods pay for it when DAGs are parsed.
+    from model_release.tasks.pods import ArchiveInPod, EvaluateInPod, ExportInPod
+
+    return ExportInPod, ArchiveInPod, EvaluateInPod
 
 
 def _judged_by(spec: ModelSpec, percent: int) -> str:

@@ -82,10 +82,6 @@ class Evaluate(BuildOperator):
         except (StoreRefused, VersionDamaged) as error:
             return f"the stable version cannot be read: {error}"
 
-    def serving(self) -> str | None:
-        """As the function `serving`."""
-        return serving(self.spec)
-
 
 def stable_uri(spec: ModelSpec, run: Run, limits: Evaluation) -> tuple[str | None, str | None]:
     """(storage URI of the version that is stable, None), or (None, why there is none to compare with).

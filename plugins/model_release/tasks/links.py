@@ -17,8 +17,6 @@ from model_release import addresses
 from model_release.spec import ModelSpec
 from model_release.tasks.run import Run
 
-GRAFANA = "grafana"
-
 
 @attrs.define()
 class _PushedLink(BaseOperatorLink):
@@ -56,22 +54,17 @@ class GrafanaLink(_PushedLink):
     name = "Grafana"
 
 
-def grafana_address() -> str | None:
-    """Where a person finds Grafana; None when there is no Airflow connection `grafana`."""
-    from model_release.tasks import connections
-
-    return connections._optional_address(GRAFANA)
-
-
 LINKS = (ReleaseLink(), ServiceLink(), GrafanaLink(), PrometheusLink())
 
 
 def push(ti: Any, spec: ModelSpec, run: Run) -> None:
     """Makes the links to the page, the service and Grafana work from now on. Pushing again replaces them."""
+    from model_release.tasks import connections
+
     found: tuple[tuple[_PushedLink, str | None], ...] = (
         (ReleaseLink(), addresses.release_page(run.installation, run.release)),
         (ServiceLink(), addresses.service_page(run.installation, spec)),
-        (GrafanaLink(), addresses.grafana(grafana_address(), spec)),
+        (GrafanaLink(), addresses.grafana(connections.grafana_address(), spec)),
     )
     for link, url in found:
         if url is not None:

@@ -117,7 +117,7 @@ class Watch:
 
             records.change(model, whose, edit, store)
 
-        client = connections.cluster()
+        client = connections.cluster("triggerer")
         leases = Leases(client)
 
         def ordered() -> Order | None:

@@ -15,11 +15,11 @@ from typing import Any, cast
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
 from model_release.artifact import steps
-from model_release.errors import ArchiveError, ClusterRefused, ClusterUnavailable, SpecError
+from model_release.errors import ArchiveError, SpecError
 from model_release.spec import Evaluation, ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.base import telling
-from model_release.tasks.evaluate import _VERSION, PICTURE, Evaluate
+from model_release.tasks.evaluate import PICTURE, stable_uri
 from model_release.tasks.run import Run
 
 #: Credentials of S3 for clusters whose service accounts have no role of AWS: a Secret with AIRFLOW_CONN_MODEL_STORE, or
@@ -193,23 +193,9 @@ class EvaluateInPod(StepInPod):
         known = context["ti"].xcom_pull(task_ids=self.task_id, key="stable")
         if known:
             return cast("tuple[str | None, str | None]", tuple(known))
-        found = self._stable(run, limits)
+        found = stable_uri(self.spec, run, limits)
         context["ti"].xcom_push(key="stable", value=list(found))
         return found
-
-    def _stable(self, run: Run, limits: Evaluation) -> tuple[str | None, str | None]:
-        try:
-            # It needs nothing of that task but the model file.
-            uri = Evaluate.serving(cast(Evaluate, self))
-        except (ClusterUnavailable, ClusterRefused) as error:
-            if run.moves_traffic and limits.max_regressions is not None:
-                raise
-            return None, f"the cluster does not say which version is stable: {error}"
-        if uri is None:
-            return None, f"no version of {self.spec.service.key} is known to be stable"
-        if _VERSION.fullmatch(uri) is None:
-            return None, f"{uri}, which {self.spec.service.key} serves, is no version of this project"
-        return uri, None
 
 
 def _cores(resources: dict[str, str]) -> int:

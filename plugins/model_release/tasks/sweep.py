@@ -130,7 +130,7 @@ class Sweep(BaseOperator):
 
         base, run_id = installation(), str(dag_run.run_id)
         me = Owner(SWEEP, run_id, f"{base}/dags/{SWEEP}/runs/{quote(run_id)}", base)
-        client = connections.cluster()
+        client = connections.cluster("sweep")
         self._isvcs, self._leases = InferenceServices(client), Leases(client)
         lines = [f"Not swept: {trouble}" for trouble in self.unread]
         troubles: list[ReleaseError] = []

@@ -53,7 +53,7 @@ class LeaseTrigger(_ReleaseTrigger):
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from model_release.serving.lease import Leases
 
-        leases = Leases(await sync_to_async(connections.cluster)())
+        leases = Leases(await sync_to_async(connections.cluster)("triggerer"))
         told = ""
         while not self.late:
             try:
@@ -86,7 +86,7 @@ class RevisionTrigger(_ReleaseTrigger):
         from model_release.serving.progress import Patience, Progress, State
         from model_release.serving.rollout import Baseline, assess_staged
 
-        services = InferenceServices(await sync_to_async(connections.cluster)())
+        services = InferenceServices(await sync_to_async(connections.cluster)("triggerer"))
         wanted, baseline = self.given["wanted"], Baseline.from_dict(self.given["baseline"])
         namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
         clock, patience = asyncio.get_running_loop().time, Patience()

@@ -100,7 +100,13 @@ def manifest(name: str = "digits", version: str = "v1", percent: int | None = No
 class Stack:
     """Store, rules and controllers without a server; time passes only in `settle`."""
 
-    def __init__(self, domain: str = "localhost:8080", namespace: str = "models", timing: Timing | None = None) -> None:
+    def __init__(
+        self,
+        domain: str = "localhost:8080",
+        namespace: str = "models",
+        timing: Timing | None = None,
+        kserve: str = "0.21",
+    ) -> None:
         self.registry = Registry(Store())
         self.workloads, self.router, self.faults = FakeWorkloads(), FakeRouter(), Faults()
         self.namespace = namespace
@@ -108,7 +114,7 @@ class Stack:
         seed.plant(self.registry, domain, (namespace,))
         self.controller = Controller(
             self.registry, self.workloads, self.router, domain, timing or Timing(),
-            lambda: seed.cluster_default_mode(self.registry), self.faults.holds_back,
+            lambda: seed.cluster_default_mode(self.registry), self.faults.holds_back, kserve,
         )  # fmt: skip
 
     async def settle(self) -> None:

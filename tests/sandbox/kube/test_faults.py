@@ -11,6 +11,7 @@ import pytest
 from aiohttp import ClientSession
 from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
+from urllib3.exceptions import HTTPError
 
 ISVC = {"group": "serving.kserve.io", "version": "v1beta1", "namespace": "models", "plural": "inferenceservices"}
 
@@ -94,6 +95,25 @@ async def test_calls_are_recorded_in_the_words_of_rbac(live: Any, manifest: Any)
         made = {(c["verb"], c["group"], c["resource"], c["namespace"]): c["count"] for c in await answer.json()}
     where = ("serving.kserve.io", "inferenceservices", "models")
     assert made == {("create", *where): 1, ("get", *where): 2}
+
+
+async def test_a_fault_lets_calls_through_in_between(live: Any, manifest: Any) -> None:
+    await call(live, "create", body=manifest())
+    await fault(live, match={"verb": "get", "resource": "inferenceservices"}, status=409, every=2)
+    for _ in range(2):
+        assert (await refused(live, "get", name="digits"))[0] == 409
+        await call(live, "get", name="digits")
+
+
+@pytest.mark.parametrize("after_write", [False, True])
+async def test_a_connection_that_breaks_gives_no_answer(live: Any, manifest: Any, after_write: bool) -> None:
+    await fault(live, match={"verb": "create"}, drop=True, after_write=after_write, times=1)
+    with pytest.raises(HTTPError):
+        await call(live, "create", body=manifest())
+    if after_write:
+        assert (await call(live, "get", name="digits"))["metadata"]["name"] == "digits"
+    else:
+        assert (await refused(live, "get", name="digits"))[0] == 404
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,35 @@
+# Airflow with this project: every process of docker-compose.yaml's Airflow, and the pods of `build: {in: pod}`.
+#
+#   docker build -t model-release-airflow .
+#
+# Behind it is requirements.txt, the set that the tests ran with. PyTorch comes as its CPU build; for a GPU build
+# give --build-arg PIP_EXTRA_INDEX_URL= (an empty one).
+FROM python:3.11.13-slim-bookworm
+
+ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
+ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
+    PIP_NO_CACHE_DIR=1 \
+    PYTHONDONTWRITEBYTECODE=1 \
+    PYTHONUNBUFFERED=1
+
+WORKDIR /opt/project
+COPY requirements.txt include/images/airflow/requirements.in /tmp/build/
+RUN pip install --requirement /tmp/build/requirements.in --constraint /tmp/build/requirements.txt
+
+RUN useradd --uid 50000 --gid 0 --no-create-home --home-dir /opt/airflow airflow \
+    && mkdir -p /opt/airflow/logs /opt/project/candidates \
+    && chown -R airflow:0 /opt/airflow /opt/project/candidates
+
+# Root's, so that no task can change what the next one runs.
+COPY plugins/ /opt/project/plugins/
+COPY include/ /opt/project/include/
+COPY dags/ /opt/project/dags/
+
+ENV AIRFLOW_HOME=/opt/airflow \
+    PYTHONPATH=/opt/project/plugins:/opt/project/include \
+    AIRFLOW__CORE__DAGS_FOLDER=/opt/project/dags \
+    AIRFLOW__CORE__PLUGINS_FOLDER=/opt/project/plugins \
+    AIRFLOW__CORE__LOAD_EXAMPLES=False
+USER 50000
+ENTRYPOINT ["airflow"]
+CMD ["version"]

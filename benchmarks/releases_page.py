@@ -1,0 +1,248 @@
+"""The Releases page with 50 services and 2 000 releases, against a real S3 server and a real Kubernetes API.
+
+    python benchmarks/releases_page.py            # prints the table
+    python benchmarks/releases_page.py --write    # and writes it into README.md
+
+What a page is compared with: the same rows made without the index, from the decision records themselves. Every record
+is read then, as a page must that keeps nothing but records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "include")]
+
+import requests  # noqa: E402
+import uvicorn  # noqa: E402
+from fastapi import FastAPI  # noqa: E402
+from kubernetes.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
+from tests.web.makers import record_of, spec, uri  # noqa: E402
+from tests.web.world import Gate, World  # noqa: E402
+
+from model_release.artifact.store import Store  # noqa: E402
+from model_release.history.index import History  # noqa: E402
+from model_release.serving.lease import Leases, Owner  # noqa: E402
+from model_release.web import cluster  # noqa: E402
+from model_release.web.app import create_app  # noqa: E402
+from sandbox.browser import chromium  # noqa: E402
+from sandbox.interfaces import Phase, PodState  # noqa: E402
+from sandbox.kube.server import Cluster  # noqa: E402
+from sandbox.ports import Ports  # noqa: E402
+from sandbox.s3 import ModelStore  # noqa: E402
+
+SERVICES, EACH, NAMESPACES, LOADS = 50, 40, ("team-a", "team-b"), 40
+MARK = "releases-page"
+
+
+class Pods:
+    """Revisions that are ready at once: what is measured is what reads of them."""
+
+    async def ensure(self, template: Any) -> None: ...
+
+    async def remove(self, key: Any) -> None: ...
+
+    def state(self, key: Any) -> PodState:
+        return PodState(Phase.READY, 1, pods=(f"{key.name}-deployment-0",))
+
+    def log(self, key: Any, tail: int | None = None) -> str:
+        return ""
+
+    async def program(self, routes: Any) -> None: ...
+
+
+class Real(World):
+    """The sources of the page, with the store and the cluster that were started."""
+
+    client: Any
+    api: ApiClient
+
+    def releases(self, store: str) -> Any:
+        return History(Store(self.client, store))
+
+    def services(self, namespace: str) -> Any:
+        return cluster.services(self.api, namespace)
+
+    def leases(self, namespace: str) -> Any:
+        return cluster.leases(self.api, namespace)
+
+
+@contextmanager
+def stack(folder: Path) -> Iterator[tuple[ModelStore, Cluster]]:
+    """SeaweedFS and the sandbox's API server, in a thread with a loop of its own."""
+    loop = asyncio.new_event_loop()
+    threading.Thread(target=loop.run_forever, daemon=True).start()
+
+    def done(what: Any) -> None:
+        asyncio.run_coroutine_threadsafe(what, loop).result(60)
+
+    s3 = ModelStore(folder, Ports(folder / "ports.json"))
+    pods = Pods()
+    api = Cluster(pods, pods, folder / "kube", namespaces=NAMESPACES)
+    try:
+        done(s3.start())
+        done(s3.ensure_bucket("models"))
+        done(api.start())
+        yield s3, api
+    finally:
+        done(api.stop())
+        done(s3.stop())
+        loop.call_soon_threadsafe(loop.stop)
+
+
+def furnish(world: Real) -> None:
+    """50 InferenceServices of which 3 are being released, and 40 releases of each over a year."""
+    now = datetime.now(UTC).replace(microsecond=0)
+    objects = CustomObjectsApi(world.api)
+    for i in range(SERVICES):
+        one = spec(f"model-{i:02d}", namespace=NAMESPACES[i % 2])
+        world.specs[one.model] = one
+        objects.create_namespaced_custom_object(
+            "serving.kserve.io", "v1beta1", one.service.namespace, "inferenceservices",
+            {
+                "apiVersion": "serving.kserve.io/v1beta1",
+                "kind": "InferenceService",
+                "metadata": {"name": one.model, "namespace": one.service.namespace},
+                "spec": {"predictor": {"model": {
+                    "modelFormat": {"name": "pytorch"}, "storageUri": uri(one.model, "3f2a9c0d11e4b587"),
+                }}},
+            },
+        )  # fmt: skip
+        if i < 3:
+            owner = Owner(f"release_{one.model}", "manual__1", "http://airflow.test", "http://airflow.test")
+            release = record_of(one, outcome=None, started=now, number=0).release
+            Leases(world.api).acquire(one.service.namespace, one.model, owner, release)
+
+    def past(one: Any) -> int:
+        store = Store(world.client, one.store)
+        pattern = record_of(one, started=now)
+        for n in range(EACH):
+            started = now - timedelta(days=9 * n)
+            record = replace(
+                pattern, started=started.isoformat(), release=f"{one.model}-{started:%Y%m%dT%H%M%S}-{n:08x}"
+            )
+            if n == 0 and one.model in list(world.specs)[:3]:
+                record.outcome = record.ended = None
+            key = f"{one.model}/releases/{record.release}.json"
+            world.client.put_object(Bucket="models", Key=key, Body=record.to_json().encode())
+        return History(store).reindex()
+
+    with ThreadPoolExecutor(4) as pool:
+        written = sum(pool.map(past, world.specs.values()))
+    assert written == SERVICES * EACH, written
+
+
+@contextmanager
+def served(world: Real) -> Iterator[str]:
+    outer = FastAPI()
+    outer.mount("/model-releases", create_app(world, Gate(everybody="ada"), "/model-releases"))
+    server = uvicorn.Server(uvicorn.Config(outer, host="127.0.0.1", port=0, log_level="warning"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        time.sleep(0.02)
+    try:
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}/model-releases"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+def timed(what: Callable[[], Any], times: int) -> list[float]:
+    """Milliseconds of each."""
+    found = []
+    for _ in range(times):
+        begun = time.perf_counter()
+        what()
+        found.append(1000 * (time.perf_counter() - begun))
+    return found
+
+
+def without_an_index(world: Real) -> int:
+    """The rows of the fleet from the records alone, with as many threads as the page has."""
+
+    def newest(one: Any) -> str:
+        store = Store(world.client, one.store)
+        names = [name for name in store.names("releases/") if name.endswith(".json")]
+        records = [store.read_json(f"releases/{name}")[0] for name in names]
+        return str(max(record["started"] for record in records))
+
+    with ThreadPoolExecutor(24) as pool:
+        return len(list(pool.map(newest, world.specs.values())))
+
+
+def painted(url: str, times: int) -> list[float]:
+    """Milliseconds from the navigation's start to the first contentful paint, in Chromium."""
+    found = []
+    with chromium() as browser:
+        for _ in range(times + 1):
+            page = browser.new_page(viewport={"width": 1280, "height": 900})
+            page.goto(url)
+            page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+            found.append(page.evaluate("performance.getEntriesByName('first-contentful-paint')[0].startTime"))
+            page.close()
+    return [float(value) for value in found[1:]]
+
+
+def table(rows: list[tuple[str, list[float]]], base: float) -> str:
+    lines = ["| what | median | 95 % below | of reading every record |", "|---|---:|---:|---:|"]
+    for name, found in rows:
+        middle, high = statistics.median(found), sorted(found)[int(0.95 * len(found))]
+        lines.append(f"| {name} | {middle:.0f} ms | {high:.0f} ms | {middle / base:.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    options.add_argument("--write", action="store_true", help="write the table into README.md")
+    chosen = options.parse_args()
+    with tempfile.TemporaryDirectory() as name, stack(Path(name)) as (s3, api):
+        world = Real()
+        world.client = s3.client()
+        configuration = Configuration(host=api.url)
+        configuration.connection_pool_maxsize = 8
+        world.api = ApiClient(configuration)
+        furnish(world)
+        with served(world) as url:
+            requests.get(f"{url}/", timeout=60)  # imports and connections are made once in a server's life
+            every = timed(lambda: without_an_index(world), 2)
+            rows = [
+                ("the rows of the fleet by reading every record", every),
+                ("the fleet: first paint in Chromium", painted(f"{url}/", 15)),
+                ("the fleet: the page's bytes", timed(lambda: requests.get(f"{url}/", timeout=60), LOADS)),
+                (
+                    "the history: its first 50 of 2 000",
+                    timed(lambda: requests.get(f"{url}/releases", timeout=60), LOADS),
+                ),
+                (
+                    "the history of one model",
+                    timed(lambda: requests.get(f"{url}/releases?model=model-07", timeout=60), LOADS),
+                ),
+            ]
+    told = table(rows, statistics.median(every))
+    print(told)
+    if chosen.write:
+        readme = HERE / "README.md"
+        text = readme.read_text()
+        begin, end = f"<!-- {MARK} -->", f"<!-- /{MARK} -->"
+        head, rest = text.split(begin)
+        readme.write_text(f"{head}{begin}\n\n{told}\n\n{end}{rest.split(end)[1]}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,149 @@
+"""What KServe expects of a model server, in front of TorchServe: port 8080, protocol V1, a readiness to be believed.
+
+The upstream image has KServe's Python wrapper for this, and with it transformers and an older torch. This front starts
+TorchServe, forwards predictions, and ends with it:
+
+- `GET /v1/models/NAME` is 200 only while a worker of the model is READY (TorchServe's own `/ping` is healthy with dead
+  ones), else 503; 404 for another name;
+- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is;
+- `GET /` is 200: the container lives.
+
+TorchServe's inference and management address must be one on loopback, as in every version that this project makes:
+who reaches the management API can load code.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import contextlib
+import json
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+from urllib.parse import quote
+
+import aiohttp
+from aiohttp import web
+
+_log = logging.getLogger("front")
+_LARGEST_REQUEST = 32 * 2**20
+_GRACE = 20.0
+
+
+def read_config(file: Path) -> tuple[str, frozenset[str]]:
+    """(TorchServe's address, names of its models) of a version's `config.properties`. Raises SystemExit, one line."""
+    try:
+        text = file.read_text(encoding="utf-8").replace("\\\n", "")
+    except OSError as error:
+        raise SystemExit(f"front: {file}: {error.strerror}; the storage initializer puts it there") from None
+    said = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
+    address = said.get("inference_address", "")
+    if not address.startswith("http://127.0.0.1:") or said.get("management_address") != address:
+        raise SystemExit(f"front: {file}: inference_address and management_address must be one, http://127.0.0.1:PORT")
+    try:
+        return address, frozenset(json.loads(said["model_snapshot"])["models"])
+    except (KeyError, ValueError, TypeError):
+        raise SystemExit(f"front: {file}: model_snapshot names no models") from None
+
+
+class Front:
+    """The three routes. `address` is TorchServe's, `models` the names it serves."""
+
+    def __init__(self, address: str, models: frozenset[str], http: aiohttp.ClientSession) -> None:
+        self._address, self._models, self._http = address, models, http
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=_LARGEST_REQUEST)
+        application.add_routes(
+            [
+                web.get("/", self._alive),
+                web.get("/v1/models/{name}", self._ready),
+                web.post("/v1/models/{name}:predict", self._predict),
+            ]
+        )
+        return application
+
+    async def _alive(self, _: web.Request) -> web.Response:
+        return web.json_response({"status": "alive"})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        name = self._name(request)
+        ready = await self._has_worker(name)
+        return web.json_response({"name": name, "ready": ready}, status=200 if ready else 503)
+
+    async def _predict(self, request: web.Request) -> web.Response:
+        url = f"{self._address}/v1/models/{quote(self._name(request))}:predict"
+        headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
+        try:
+            async with self._http.post(url, data=await request.read(), headers=headers) as answer:
+                kind = answer.headers.get("Content-Type", "application/json")
+                return web.Response(status=answer.status, body=await answer.read(), headers={"Content-Type": kind})
+        except aiohttp.ClientError as error:
+            return web.json_response({"error": f"TorchServe does not answer: {type(error).__name__}"}, status=503)
+
+    def _name(self, request: web.Request) -> str:
+        name = request.match_info["name"]
+        if name not in self._models:
+            raise web.HTTPNotFound(
+                text=json.dumps({"error": f"Model with name {name} does not exist."}), content_type="application/json"
+            )
+        return name
+
+    async def _has_worker(self, name: str) -> bool:
+        try:
+            async with self._http.get(f"{self._address}/models/{quote(name)}") as answer:
+                versions = await answer.json(content_type=None) if answer.status == 200 else []
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            return False
+        return any(worker.get("status") == "READY" for one in versions for worker in one.get("workers", ()))
+
+
+async def serve(config: Path, port: int, command: list[str]) -> int:
+    """Runs `command` and the front until SIGTERM, or until TorchServe ends; its exit code, 1 where that was 0."""
+    address, models = read_config(config)
+    process = await asyncio.create_subprocess_exec(*command, start_new_session=True)
+    ended = asyncio.Event()
+    for sign in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(sign, ended.set)
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, connect=5)) as http:
+        runner = web.AppRunner(Front(address, models, http).application(), access_log=None, shutdown_timeout=_GRACE)
+        await runner.setup()
+        await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - the pod's address
+        waits = [asyncio.create_task(process.wait()), asyncio.create_task(ended.wait())]
+        await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        by_itself = process.returncode is not None and not ended.is_set()
+        # What is under way is answered before TorchServe is told to go.
+        await runner.cleanup()
+    await _end(process)
+    for wait in waits:
+        wait.cancel()
+    if by_itself:
+        _log.error("TorchServe ended by itself with code %s", process.returncode)
+        return process.returncode or 1
+    return 0
+
+
+async def _end(process: asyncio.subprocess.Process) -> None:
+    """SIGTERM to the command alone would leave Java and the workers serving: the whole group gets it."""
+    for sign in (signal.SIGTERM, signal.SIGKILL):
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, sign)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(process.wait(), _GRACE)
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="front", description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--config", type=Path, default=Path("/mnt/models/config/config.properties"))
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("command", nargs="+", help="after --: how TorchServe is started")
+    options = parser.parse_args()
+    return asyncio.run(serve(options.config, options.port, options.command))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

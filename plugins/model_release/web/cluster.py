@@ -1,0 +1,48 @@
+"""All InferenceServices and all leases of a namespace, with one request for each."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model_release.serving import inference_service, lease
+from model_release.serving.inference_service import InferenceService
+from model_release.serving.lease import Lease
+from model_release.serving.manifest import MANAGED_BY
+from model_release.serving.objects import Objects
+
+if TYPE_CHECKING:
+    from kubernetes.client import ApiClient
+
+# Seconds to connect and to read: a page would rather say that the cluster is away than keep a person waiting.
+_TIMEOUTS = (2.0, 4.0)
+
+
+class _Listed(Objects):
+    """Objects of one kind, listed."""
+
+    def all(self, namespace: str, labels: str = "") -> list[dict[str, Any]]:
+        found = self._call(
+            "list",
+            namespace,
+            "",
+            lambda: self._api.list_namespaced_custom_object(
+                namespace=namespace, label_selector=labels, _request_timeout=_TIMEOUTS, **self._address
+            ),
+        )
+        return list((found or {}).get("items") or [])
+
+
+def services(api_client: ApiClient, namespace: str) -> dict[str, InferenceService]:
+    """Every InferenceService of the namespace by name.
+
+    Raises:
+        ClusterUnavailable, ClusterRefused: as `Objects` does.
+    """
+    found = _Listed(api_client, inference_service.KIND).all(namespace)
+    return {str(one["metadata"]["name"]): InferenceService(one) for one in found}
+
+
+def leases(api_client: ApiClient, namespace: str) -> dict[str, Lease]:
+    """Every lease of ours in the namespace by the service's name. Raises as `services` does."""
+    found = _Listed(api_client, lease.KIND).all(namespace, "=".join(MANAGED_BY))
+    return {one.service: one for one in map(Lease, found)}

@@ -1,0 +1,133 @@
+"""What one service does now, as the cluster says it: the split, who is stable and who is canary, and the stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from model_release.errors import ReleaseError
+from model_release.history.index import version_of
+from model_release.web import words
+
+if TYPE_CHECKING:
+    from model_release.history.index import Entry
+    from model_release.serving.inference_service import InferenceService
+    from model_release.serving.lease import Claim, Lease
+
+Json = dict[str, Any]
+
+
+def standing(service: InferenceService | None, lease: Lease | None, trouble: str | None) -> Json:
+    """The service as it stands. `trouble` is why the cluster told nothing; all is unknown then, and nothing is zero."""
+    claim, unread = _claim(lease)
+    if trouble is not None:
+        return _said("unknown", trouble=trouble)
+    if service is None:
+        return _said("absent", **_stage(lease, claim), trouble=unread)
+    stable, canary = _revisions(service)
+    share = service.traffic.get(canary, 0) if canary else None
+    name = "live"
+    if canary:
+        name = "canary" if share else "staged"
+    elif lease is not None and lease.holder:
+        name = "releasing"
+    elif not service.ready:
+        name = "waking"
+    newest = version_of(service.storage_uri)
+    before = version_of(claim.baseline.storage_uri) if claim and claim.baseline else None
+    return _said(
+        name,
+        stable={"revision": stable, "version": before if canary else newest} if stable else None,
+        canary={"revision": canary, "version": newest, "percent": share} if canary else None,
+        split=_split(service, stable, canary),
+        ready=service.ready,
+        **_stage(lease, claim),
+        trouble=unread,
+    )
+
+
+def with_last(row: Json, entry: Entry | None, trouble: str | None) -> Json:
+    """The row with the service's last release. It also names the stable version where only the release knows it."""
+    if entry is None:
+        return row | {"last": None, "last_trouble": trouble}
+    stable = row["stable"]
+    if stable and stable["version"] is None and row["canary"] and entry.baseline:
+        stable = stable | {"version": entry.baseline}
+    return row | {"stable": stable, "last": listed(entry), "last_trouble": None}
+
+
+def listed(entry: Entry) -> Json:
+    """One release in a list."""
+    return {
+        "release": entry.release,
+        "model": entry.model,
+        "service": entry.service,
+        "version": entry.version,
+        "baseline": entry.baseline,
+        "started": entry.started,
+        "ended": entry.ended,
+        "outcome": words.outcome(entry.outcome),
+        "running": entry.outcome is None,
+        "reason": entry.reason,
+        "percent": entry.percent,
+        "note": entry.run.get("note"),
+        "run": entry.run.get("url"),
+    }
+
+
+def _said(name: str, **more: Any) -> Json:
+    row: Json = {
+        "state": words.state(name),
+        "stable": None,
+        "canary": None,
+        "split": [],
+        "ready": None,
+        "stage": None,
+        "since": None,
+        "release": None,
+        "holder": None,
+        "frozen": None,
+        "trouble": None,
+    }
+    return row | more
+
+
+def _claim(lease: Lease | None) -> tuple[Claim | None, str | None]:
+    try:
+        return (lease.claim if lease is not None else None), None
+    except ReleaseError as error:
+        return None, str(error)
+
+
+def _stage(lease: Lease | None, claim: Claim | None) -> Json:
+    if lease is None:
+        return {}
+    found: Json = {"frozen": lease.frozen}
+    if lease.holder:
+        found |= {"holder": lease.holder, "since": lease.since, "stage": "held by somebody unknown"}
+    if claim is not None:
+        found |= {
+            "stage": claim.stage,
+            "since": claim.opened_at or lease.since,
+            "release": claim.release or None,
+            "holder": claim.owner.url,
+        }
+    return found
+
+
+def _revisions(service: InferenceService) -> tuple[str | None, str | None]:
+    """Stable and canary by name. Beside a split, stable is where the rest of the traffic goes."""
+    if service.is_split:
+        stable = service.prev_revision or service.rolled_out
+        canary = service.latest_created
+        return (stable, canary) if canary != stable else (stable, None)
+    return service.rolled_out or service.latest_ready, None
+
+
+def _split(service: InferenceService, stable: str | None, canary: str | None) -> list[Json]:
+    roles = {stable: "stable", canary: "canary"}
+    parts = [
+        {"revision": revision, "percent": percent, "role": roles.get(revision, "other")}
+        for revision, percent in service.traffic.items()
+    ]
+    order = {"stable": 0, "other": 1, "canary": 2}
+    return sorted(parts, key=lambda part: order[str(part["role"])])

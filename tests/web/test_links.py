@@ -1,0 +1,60 @@
+"""Links from a task to the page: in Airflow's own address, pushed at once, and only to what there is."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model_release import addresses
+from model_release.tasks import connections
+
+from .makers import record_of, spec
+
+
+def test_addresses_stand_within_airflow_and_hold_nothing_unescaped() -> None:
+    one = spec("digits")
+    assert (
+        addresses.release_page("http://airflow:8080/team/", "digits-20260301T020000-00000000")
+        == "http://airflow:8080/team/plugin/releases/model-releases/releases/digits-20260301T020000-00000000"
+    )
+    assert addresses.service_page("http://a", one) == "http://a/plugin/releases/model-releases/services/models/digits"
+    assert addresses.grafana("https://g/", one, 1.5, 2) == (
+        "https://g/d/model-release-service-istio?var-namespace=models&var-service=digits&from=1500&to=2000"
+    )
+    assert " " not in (addresses.graph("http://p", 'rate(x{a="b c"}[1m])') or "")
+
+
+@pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "//evil", "", None, 7, "http://[::1"])
+def test_what_is_no_address_of_the_web_is_no_link(url: Any) -> None:
+    assert addresses.safe(url) is None
+    assert addresses.grafana(url, spec("digits")) is None
+    assert addresses.graph(url, "up") is None
+
+
+def test_a_task_pushes_its_links_when_it_begins(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_release.tasks import links
+    from model_release.tasks.run import Run
+
+    pushed: dict[str, str] = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    dag_run = SimpleNamespace(
+        dag_id="release_digits", run_id="manual__1", run_type="manual", run_after=datetime(2026, 3, 1, tzinfo=UTC)
+    )
+    one = spec("digits")
+    run = Run.of({"dag_run": dag_run, "params": {}}, one)
+    monkeypatch.setattr(connections, "grafana_address", lambda: None)
+    links.push(ti, one, run)
+    links.push(ti, one, run)
+    assert set(pushed) == {"_link_ReleaseLink", "_link_ServiceLink"}
+    assert pushed["_link_ReleaseLink"].endswith(f"/plugin/releases/model-releases/releases/{run.release}")
+    monkeypatch.setattr(connections, "grafana_address", lambda: "http://grafana:3000")
+    links.push(ti, one, run)
+    assert pushed["_link_GrafanaLink"].startswith("http://grafana:3000/d/model-release-service-istio?")
+    assert {link.xcom_key for link in links.LINKS} == {*pushed, "_link_PrometheusLink"}
+
+
+def test_the_release_of_a_run_is_named_as_its_tasks_name_it() -> None:
+    assert record_of(spec("digits")).release.startswith("digits-2026")

@@ -1,0 +1,305 @@
+"""What the pages say, in every state, and how little they read for it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from model_release.errors import ClusterUnavailable, MetricsUnavailable, StoreUnavailable
+from model_release.history.index import Entry
+from model_release.web import past
+from model_release.web.evidence import evidence, progress
+from model_release.web.live import standing
+
+from .conftest import Open
+from .makers import NOW, VERSIONS, lease_of, record_of, service_of, spec
+from .world import World
+
+
+def row(browse: Open, name: str) -> dict[str, Any]:
+    return next(it for it in browse().get("/api/fleet").json()["services"] if it["service"] == name)
+
+
+def test_the_fleet_says_who_serves_what(browse: Open) -> None:
+    found = row(browse, "models/digits")
+    assert found["state"]["name"] == "canary"
+    assert found["stable"] == {"revision": "digits-predictor-00001", "version": VERSIONS[0]}
+    assert found["canary"] == {"revision": "digits-predictor-00002", "version": VERSIONS[1], "percent": 10}
+    assert [(part["role"], part["percent"]) for part in found["split"]] == [("stable", 90), ("canary", 10)]
+    assert found["stage"] == "open at 10 %"
+    assert found["verdict"]["name"] == "continue"
+    assert "canary requests failed" in found["verdict"]["reason"]
+    assert row(browse, "models/plants")["last"]["outcome"]["name"] == "rolled_back"
+    assert row(browse, "models/receipts")["frozen"] == "audit until Friday (Grace)"
+    assert row(browse, "models/street-signs")["state"]["name"] == "waking"
+    new = row(browse, "models/x-rays")
+    assert (new["state"]["name"], new["last"], new["split"]) == ("absent", None, [])
+
+
+def test_canaries_come_first_and_what_needs_a_look_second(browse: Open) -> None:
+    names = [it["service"] for it in browse().get("/api/fleet").json()["services"]]
+    assert names[0] == "models/digits"
+    assert set(names[1:3]) == {"models/receipts", "models/street-signs"}
+
+
+def test_a_staged_canary_has_no_traffic_and_is_named() -> None:
+    told = standing(service_of("digits", {1: 100, 2: 0}), None, None)
+    assert told["state"]["name"] == "staged"
+    assert told["canary"]["percent"] == 0
+
+
+def test_a_lease_that_cannot_be_read_is_told() -> None:
+    broken = lease_of("digits")
+    broken.raw["metadata"]["annotations"]["model-release/claim"] = "{"
+    broken.raw["spec"] = {"holderIdentity": "x"}
+    told = standing(service_of("digits", {1: 100}), broken, None)
+    assert "cannot be read" in told["trouble"]
+    assert told["state"]["name"] == "releasing"
+
+
+# Reads
+
+
+def test_the_fleet_reads_one_list_for_each_namespace_and_the_records_of_what_runs(world: World, browse: Open) -> None:
+    many: dict[str, Any] = {f"m{i}": spec(f"m{i}", namespace=f"team-{i % 2}") for i in range(50)}
+    world.specs = many
+    world.records.clear()
+    for i, one in enumerate(many.values()):
+        pattern = record_of(one, looks=1)
+        for n in range(40):
+            started = (NOW - timedelta(days=n)).isoformat()
+            world.add(replace(pattern, started=started, release=f"{one.model}-20260101T000000-{n:08x}"))
+        if i < 3:
+            world.add(record_of(one, outcome=None, started=NOW, number=99, looks=1))
+    world.reads.clear()
+    browse().get("/")
+    assert dict(world.reads) == {"LIST inferenceservices": 2, "LIST leases": 2, "index": 50, "record": 3}
+    world.reads.clear()
+    browse().get("/releases")
+    assert set(world.reads) == {"index"}
+    assert 50 <= world.reads["index"] <= 53, (
+        "a little of each store, and more of the three that have more of the newest"
+    )
+    world.reads.clear()
+    browse().get("/releases?model=m7")
+    assert dict(world.reads) == {"index": 1}
+    name = next(iter(world.records))
+    world.reads.clear()
+    browse().get(f"/releases/{name}")
+    assert dict(world.reads) == {"record": 1}
+    world.reads.clear()
+    browse().get("/services/team-1/m7")
+    assert dict(world.reads) == {"LIST inferenceservices": 1, "LIST leases": 1, "index": 1, "record": 1}
+
+
+def test_a_shared_store_is_asked_once_for_all_of_its_services(world: World, browse: Open) -> None:
+    world.specs = {f"m{i}": spec(f"m{i}", store="s3://models/shared/") for i in range(20)}
+    world.records.clear()
+    for one in world.specs.values():
+        world.add(record_of(one, looks=1))
+    world.reads.clear()
+    found = browse().get("/api/fleet").json()["services"]
+    assert all(it["last"] for it in found)
+    assert world.reads["index"] == 1
+
+
+# History
+
+
+def test_pages_of_history_hold_every_release_once_and_in_order(world: World, browse: Open) -> None:
+    """Stores of very different pace, merged a page at a time."""
+    world.specs = {"quick": spec("quick"), "slow": spec("slow"), "rare": spec("rare")}
+    world.records.clear()
+    for name, hours, many in (("quick", 1, 23), ("slow", 7, 9), ("rare", 60, 2)):
+        for n in range(many):
+            world.add(
+                record_of(world.specs[name], started=NOW - timedelta(hours=hours * n, seconds=len(name)), number=n)
+            )
+    seen: list[str] = []
+    before = None
+    for _ in range(20):
+        page = past.releases(world, world.specs, before=before, limit=5)
+        seen += [it["release"] for it in page["releases"]]
+        before = page["next"]
+        if before is None:
+            break
+    wanted = sorted((Entry.of(one) for one in world.records.values()), key=lambda one: one.cursor, reverse=True)
+    assert seen == [entry.release for entry in wanted]
+
+
+def test_filters_and_an_unknown_outcome(browse: Open) -> None:
+    found = browse().get("/api/releases", params={"outcome": "rolled_back"}).json()["releases"]
+    assert [it["model"] for it in found] == ["plants"]
+    found = browse().get("/api/releases", params={"outcome": "running"}).json()["releases"]
+    assert [it["model"] for it in found] == ["digits"]
+    assert browse().get("/api/releases", params={"outcome": "fine"}).status_code == 422
+    assert browse().get("/api/releases", params={"limit": 100000}).status_code == 422
+    assert "No release fits" in browse().get("/releases?outcome=published").text
+    assert browse().get("/releases?model=&service=&outcome=").status_code == 200
+
+
+# What is down is told, and nothing else is
+
+DOWN = {
+    "store": StoreUnavailable("s3://models: no answer"),
+    "cluster": ClusterUnavailable("list inferenceservices: the Kubernetes API does not answer"),
+    "prometheus": MetricsUnavailable("Prometheus does not answer within 10 s"),
+}
+
+
+def test_store_down_leaves_the_cluster(world: World, browse: Open) -> None:
+    world.fault.store = DOWN["store"]
+    told = browse().get("/api/fleet").json()
+    assert any("s3://models: no answer" in line for line in told["troubles"])
+    assert len(told["troubles"]) == 1, "one line, however many stores"
+    found = next(it for it in told["services"] if it["service"] == "models/digits")
+    assert found["canary"]["percent"] == 10
+    assert found["last"] is None
+    assert found["last_trouble"]
+    page = browse().get("/").text
+    assert "Not everything can be shown" in page
+    assert "never released" not in page, "what nobody could read is not called nothing"
+    assert browse().get("/services/models/digits").status_code == 200
+    name = next(iter(world.records))
+    answer = browse().get(f"/releases/{name}")
+    assert answer.status_code == 503
+    assert "s3://models: no answer" in answer.text
+
+
+def test_cluster_down_leaves_the_store_and_no_zero(world: World, browse: Open) -> None:
+    world.fault.cluster = DOWN["cluster"]
+    told = browse().get("/api/fleet").json()
+    assert {it["state"]["name"] for it in told["services"]} == {"unknown"}
+    assert all(it["split"] == [] and it["stable"] is None for it in told["services"])
+    assert row(browse, "models/plants")["last"]["outcome"]["name"] == "rolled_back"
+    assert told["counts"]["unknown"] == 6
+    page = browse().get("/services/models/digits").text
+    assert "Who gets the traffic is not known now" in page
+    assert "100 %" not in page.split('<h2 id="over-time"')[0]
+
+
+def test_leases_down_leave_the_services(world: World, browse: Open) -> None:
+    world.fault.leases = DOWN["cluster"]
+    found = row(browse, "models/digits")
+    assert found["canary"]["percent"] == 10
+    assert "does not answer" in found["trouble"]
+
+
+def test_prometheus_down_leaves_marks_and_says_so(world: World, browse: Open) -> None:
+    world.fault.prometheus = DOWN["prometheus"]
+    told = browse().get("/api/services/models/digits/traffic").json()
+    assert told["lines"] is None
+    assert told["trouble"] == "Prometheus does not answer within 10 s"
+    assert browse().get("/services/models/digits").status_code == 200
+
+
+def test_a_trouble_of_no_kind_of_ours_is_named_by_its_kind_alone(world: World, browse: Open) -> None:
+    world.fault.cluster = RuntimeError("token=secret")
+    page = browse().get("/").text
+    assert "RuntimeError" in page
+    assert "secret" not in page
+
+
+def test_a_model_file_that_cannot_be_read_is_told_to_who_sees_all(world: World, browse: Open) -> None:
+    world.unread = ("include/models/broken.yaml:3: judge: is missing",)
+    assert "broken.yaml:3" in browse().get("/").text
+    assert len(browse().get("/api/fleet").json()["services"]) == 6
+
+
+def test_nothing_at_all(world: World, browse: Open) -> None:
+    world.specs.clear()
+    assert "No service yet" in browse().get("/").text
+    assert "Nothing released yet" in browse().get("/releases").text
+
+
+# One release
+
+
+def test_a_release_shows_every_look_and_the_course(world: World) -> None:
+    record = next(one for one in world.records.values() if one.model == "faces")
+    told = evidence(record)
+    assert len(told["looks"]) == sum(len(step["windows"]) for step in record.steps)
+    course = told["course"]
+    steps = len(record.steps)
+    assert len(course["times"]) == len(told["looks"]) + steps - 1 == len(course["for"]) == len(course["against"])
+    assert course["times"] == sorted(course["times"])
+    gap = len(record.steps[0]["windows"])
+    assert course["for"][gap] is None, "the evidence of a step begins anew"
+    assert course["for"][gap - 1] >= 1, "what decided is beyond the threshold"
+    assert max(value for value in course["against"] if value is not None) < 1
+    assert told["looks"][-1]["decision"]["name"] == "promote"
+
+
+def test_progress_is_logarithmic_and_unknown_stays_unknown() -> None:
+    assert progress(1, 600) == 0
+    assert progress(600, 600) == 1
+    assert progress(24.4948974278, 600) == pytest.approx(0.5)
+    assert progress(None, 600) is None
+    assert progress(5, 1) is None
+
+
+def test_a_window_without_data_is_a_gap(world: World) -> None:
+    record = next(one for one in world.records.values() if one.model == "receipts")
+    record.steps[0]["windows"][1]["canary"] = {"requests": None, "bad": {"errors": None, "slow": None}}
+    told = evidence(record)
+    assert told["looks"][1]["canary"]["requests"] is None
+    assert told["course"]["shares"]["errors"]["canary"][1] is None
+
+
+def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None:
+    for record in world.records.values():
+        text = browse().get(f"/releases/{record.release}").text
+        for part in ("Evidence", "What happened", "Plan", "Every look", "Changes of traffic", "Answers of people"):
+            assert part in text
+        assert ("Versions compared" in text) == (record.evaluation is not None)
+    bare = record_of(world.specs["faces"], outcome="failed", number=5, reason="The archive could not be made.")
+    bare.steps, bare.traffic, bare.plan, bare.baseline, bare.canary = [], [], None, None, None
+    world.add(bare)
+    text = browse().get(f"/releases/{bare.release}").text
+    assert "No window was judged in this release" in text
+    assert "No plan was recorded" in text
+    assert "no traffic was moved" in text
+
+
+def test_a_record_that_cannot_be_judged_again_is_still_shown(world: World, browse: Open) -> None:
+    record = next(one for one in world.records.values() if one.model == "plants")
+    record.steps[0]["windows"][0]["canary"]["requests"] = -1
+    answer = browse().get(f"/releases/{record.release}")
+    assert answer.status_code == 200
+    assert "cannot be judged again" in answer.text
+    assert "Rolled back" in answer.text
+
+
+def test_a_run_without_a_record_waits_for_it(browse: Open) -> None:
+    text = browse().get("/dags/release_digits/runs/manual__2026-11-23T02:00:00+00:00").text
+    assert "Nothing recorded yet" in text
+    assert 'data-poll="3"' in text
+
+
+def test_a_run_of_a_model_shows_its_release(world: World, browse: Open) -> None:
+    record = next(one for one in world.records.values() if one.model == "digits" and one.outcome)
+    text = browse().get(f"/dags/release_digits/runs/{record.run['run_id']}").text
+    assert record.release in text
+
+
+# Keeping a page at the present
+
+
+def test_an_unchanged_page_is_a_304(world: World, browse: Open) -> None:
+    first = browse().get("/")
+    again = browse().get("/", headers={"if-none-match": first.headers["etag"]})
+    assert (again.status_code, again.content) == (304, b"")
+    world.live["digits"] = service_of("digits", {1: 70, 2: 30})
+    changed = browse().get("/", headers={"if-none-match": first.headers["etag"]})
+    assert changed.status_code == 200
+    assert "30 %" in changed.text
+
+
+def test_a_running_release_is_looked_at_more_often(world: World, browse: Open) -> None:
+    running = next(one for one in world.records.values() if one.outcome is None)
+    over = next(one for one in world.records.values() if one.outcome == "promoted")
+    assert 'data-poll="3"' in browse().get(f"/releases/{running.release}").text
+    assert 'data-poll="15"' in browse().get(f"/releases/{over.release}").text
