@@ -28,6 +28,7 @@ lock: ## requirements.txt anew from requirements.in
 	@.cache/lock/bin/python -m pip install -qq --requirement requirements.in
 	@{ echo "# Made by 'make lock' from requirements.in; every package exactly as tested. Do not edit."; \
 	   .cache/lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.txt
+	@.cache/lock/bin/python .ci/audit.py --write
 	@rm -rf .cache/lock
 
 check: setup ## ruff and mypy strict
@@ -38,7 +39,7 @@ check: setup ## ruff and mypy strict
 unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
-test: check ## checks, units, real parts, simulations, whole releases, the page in a browser
+test: check audit ## checks, units, real parts, simulations, whole releases, the page in a browser
 	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not faults"
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (half an hour)
@@ -74,7 +75,7 @@ schema: setup ## include/models/model.schema.json anew from the code
 dashboards: setup ## include/dashboards anew from the code
 	@$(BIN)/python -m model_release.metrics.dashboards
 
-audit: setup ## look for known holes in the packages
+audit: setup ## known holes in the packages, where the database answers; what is installed, against the lock
 	@$(BIN)/python .ci/audit.py
 
 clean: down ## forget what was built or released here; other candidates than the example's stay

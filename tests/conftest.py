@@ -43,6 +43,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.xdist_group("live"))
     items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
+
 # Where the fixture `live` is the one below; other rooms have one of their own by that name.
 LIVE = {"e2e", "faults", "browser"}
 

@@ -16,7 +16,8 @@ import base64
 import binascii
 import io
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -26,8 +27,19 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 #: Pictures over this are refused before they are decoded: 50 megapixels are what the largest phone cameras
 #: send, and 150 MB once decoded.
 MAX_PIXELS = 50_000_000
+#: Pillow reads WebP through libwebp's decoder of animations, which holds five copies of the picture.
+MAX_WEBP_PIXELS = 25_000_000
+#: Pictures that the processor neither resizes nor crops go into the model as they are: 12 bytes a pixel, and some 50
+#: on the way there. Together for a request.
+MAX_KEPT_PIXELS = 10_000_000
 #: One request is one forward pass, and its memory grows with each instance.
 MAX_INSTANCES = 64
+#: All pictures of a request, before they are made small: a black picture of 50 megapixels is a file of some kilobytes,
+#: and half a second's work.
+MAX_REQUEST_PIXELS = 200_000_000
+#: How often a JPEG may go over its picture. Encoders write some ten scans; each costs as much as a whole decoding,
+#: and a few bytes of a file.
+MAX_SCANS = 64
 #: What is decoded at all. Pillow knows many more, some of which start other programs (EPS) or are seldom fuzzed.
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Where an instance keeps its picture.
@@ -48,6 +60,11 @@ OPTIONS = (
     "image_std",
 )
 
+# Pixels that are converted at a time, where a conversion needs copies.
+_BAND = 4_000_000
+# The next marker of a JPEG that is no part of compressed data (ISO/IEC 10918-1, B.1.1).
+_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+
 # ConvNextImageProcessor squeezes to a square from this size on, and crops below it.
 WARPED_FROM = 384
 
@@ -57,6 +74,19 @@ Pixels = npt.NDArray[np.float32]
 
 class BadInput(ValueError):
     """The client sent something that is no image; the message says what and what would be right."""
+
+
+class Allowance:
+    """How many pixels the pictures of a request may still have, whether or not they turn out to be readable."""
+
+    def __init__(self) -> None:
+        self._left = MAX_REQUEST_PIXELS
+
+    def take(self, width: int, height: int) -> None:
+        self._left -= width * height
+        if self._left < 0:
+            limit = MAX_REQUEST_PIXELS // 1_000_000
+            raise BadInput(f"the pictures up to here have together more than {limit} megapixels; send fewer at a time")
 
 
 def read_instances(instances: object, options: Mapping[str, Any]) -> list[Pixels]:
@@ -71,17 +101,18 @@ def read_instances(instances: object, options: Mapping[str, Any]) -> list[Pixels
         raise BadInput(f"{len(instances)} instances in one request; the limit is {MAX_INSTANCES}")
     inputs: list[Pixels] = []
     faults: list[str] = []
-    total = 0
+    total, allowance = 0, Allowance()
     for row, instance in enumerate(instances):
         try:
-            inputs.append(_input(instance, options))
+            inputs.append(_input(instance, options, allowance))
         except BadInput as error:
             faults.append(f"instances[{row}]: {error}")
             continue
         # Only a processor that does not resize lets it come to this.
         total += inputs[-1][0].size
-        if total > MAX_PIXELS:
-            raise BadInput(f"the instances up to [{row}] are together {_over_limit()}")
+        limit = min(MAX_KEPT_PIXELS, MAX_PIXELS)
+        if total > limit:
+            raise BadInput(f"the instances up to [{row}] are together {_over_limit(limit)}")
     if faults:
         raise BadInput("; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
     return inputs
@@ -99,25 +130,34 @@ def read_body(body: object, options: Mapping[str, Any]) -> tuple[list[Pixels], b
             raise BadInput(f"the body begins like JSON and is none: {error}") from None
     if isinstance(body, dict) and "instances" in body:
         return read_instances(body["instances"], options), True
-    return [_input(body, options)], False
+    return [_input(body, options, Allowance())], False
 
 
-def read_image(value: object, composite: bool) -> Image.Image:
+def read_image(value: object, composite: bool, allowance: Allowance | None = None) -> Image.Image:
     """The upright 8-bit RGB picture in bytes, base64 text, or an object with one of `KEYS`.
 
     EXIF rotation is applied, as every viewer does. 16-bit grey is scaled to 8 bits (Pillow's own conversion
     would clip it at 255, which turns the picture white). Transparency is laid over white where the
     checkpoint's processor does so (`composite`), and dropped where it leaves the conversion to its caller, as
-    `transformers.pipeline` does.
+    `transformers.pipeline` does. Of an animation it is the first picture.
+
+    What a header promises is held against the limits before anything is decoded, and counted against `allowance`.
     """
     raw = _bytes(value)
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise BadInput(f"image of {image.width}x{image.height} pixels, {_over_limit()}")
+            limit = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+            if image.width * image.height > limit:
+                raise BadInput(f"image of {image.width}x{image.height} pixels, {_over_limit(limit)}")
+            # MPO is a JPEG with more pictures behind it.
+            if image.format in ("JPEG", "MPO") and _scans(raw) > MAX_SCANS:
+                raise BadInput(f"a JPEG of more than {MAX_SCANS} scans; save it anew, as baseline or progressive")
+            if allowance:
+                allowance.take(image.width, image.height)
             image.load()
-            upright = ImageOps.exif_transpose(image)
-        return _rgb(upright, composite)
+            # A copy would be another 200 MB.
+            ImageOps.exif_transpose(image, in_place=True)
+        return _rgb(image, composite)
     except BadInput:
         raise
     except UnidentifiedImageError:
@@ -177,8 +217,12 @@ def unknown_options(processor: Mapping[str, Any]) -> list[str]:
     return faults
 
 
-def _input(value: object, options: Mapping[str, Any]) -> Pixels:
-    return preprocess(read_image(value, composite=bool(options["do_convert_rgb"])), options)
+def _input(value: object, options: Mapping[str, Any], allowance: Allowance) -> Pixels:
+    picture = read_image(value, bool(options["do_convert_rgb"]), allowance)
+    kept = not (options["do_resize"] or options["do_center_crop"])
+    if kept and picture.width * picture.height > MAX_KEPT_PIXELS:
+        raise BadInput(f"image of {picture.width}x{picture.height} pixels, {_over_limit(MAX_KEPT_PIXELS)}")
+    return preprocess(picture, options)
 
 
 def _set(size: Mapping[str, Any]) -> dict[str, Any]:
@@ -205,19 +249,49 @@ def _bytes(value: object) -> bytes:
     return bytes(value)
 
 
+def _scans(jpeg: bytes) -> int:
+    """How many scans the first picture of a JPEG has."""
+    count, at = 0, 0
+    while (marker := _MARKER.search(jpeg, at)) and marker[1] != b"\xd9":  # the end of the picture
+        count, at = count + (marker[1] == b"\xda"), marker.end()
+        if marker[1] not in (b"\x01", b"\xd8"):  # these two have no length and no content
+            at += int.from_bytes(jpeg[at : at + 2], "big")
+    return count
+
+
 def _rgb(image: Image.Image, composite: bool) -> Image.Image:
     # Pillow before 11 opened 16-bit PNG as "I".
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
-        samples = np.asarray(image).astype(np.uint32)
-        return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+        return _in_bands(image, _from_sixteen_bits)
     if image.mode in ("I", "F"):
         raise BadInput(f"32-bit samples (mode {image.mode}) have no known white; send 8 or 16 bits")
     transparent = "A" in image.getbands() or image.info.get("transparency") is not None
     if composite and transparent:
-        picture = image.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, picture).convert("RGB")
-    return image.convert("RGB")
+        return _in_bands(image, _over_white)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The picture converted some rows at a time: these conversions take several times the picture's memory."""
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        return convert(image)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(convert(band), (0, top))
+    return converted
+
+
+def _from_sixteen_bits(image: Image.Image) -> Image.Image:
+    samples = np.asarray(image).astype(np.uint32)
+    return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    picture = image.convert("RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture).convert("RGB")
 
 
 def _resize(image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
@@ -252,5 +326,5 @@ def _center_crop(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArr
     return canvas[max(0, top) : top + height, max(0, left) : left + width]
 
 
-def _over_limit() -> str:
-    return f"over the limit of {MAX_PIXELS // 1_000_000} megapixels"
+def _over_limit(limit: int | None = None) -> str:
+    return f"over the limit of {(limit or MAX_PIXELS) // 1_000_000} megapixels"

@@ -23,7 +23,7 @@ from sandbox.errors import SandboxError
 from sandbox.wishes import Load, Wishes
 
 DEFAULT_STATE = Path(".sandbox")
-_PARTS = ("envoy", "prometheus", "s3", "airflow")
+_PARTS = ("envoy", "prometheus", "s3", "hub", "airflow")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -59,6 +59,17 @@ def _release(options: argparse.Namespace) -> int:
 
     _up(options)
     return demo.release(options.state, options.airflow, stop, options.picture)
+
+
+def _walkthrough(options: argparse.Namespace) -> int:
+    """Starts what is missing and walks through the mission: one service, three tasks, each released by canary."""
+    from sandbox import walkthrough
+
+    def stop() -> int:
+        return _down(options)
+
+    _up(options)
+    return walkthrough.walkthrough(options.state, stop, options.page)
 
 
 async def _supervise(state: Path, ports: dict[str, int], project: Path | None) -> int:
@@ -277,6 +288,10 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")
     release.add_argument("--picture", type=Path, metavar="FILE", help="draw the last release as an SVG")
     release.set_defaults(port=[], foreground=False)
+    walk = command("walkthrough", _walkthrough)
+    walk.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")
+    walk.add_argument("--page", type=Path, metavar="FILE", help="write it down, charts in a folder beside the file")
+    walk.set_defaults(port=[], foreground=False)
     command("down", _down)
     command("status", _status).add_argument("--json", action="store_true")
     load = command("load", _load)

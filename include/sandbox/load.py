@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,24 @@ _RECENT = 2000
 class LoadGenerator:
     """Sends V1 predictions, one image each, with exponentially distributed pauses (a Poisson process).
 
+    `images` are what is sent to every service that `others` does not name; there, `namespace/name` gives what to call
+    for that service's images, once it is asked for.
+
     A service that is not there yet, or a connection that breaks, is counted and otherwise no trouble.
     """
 
-    def __init__(self, url: str, images: list[bytes], seed: int | None = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        images: list[bytes],
+        seed: int | None = None,
+        others: Mapping[str, Callable[[], list[bytes]]] | None = None,
+    ) -> None:
         if not images:
             raise ValueError("no images to send")
         self._url = url
-        self._bodies = [
-            json.dumps({"instances": [{"data": base64.b64encode(image).decode()}]}).encode() for image in images
-        ]
+        self._usual, self._others = _bodies(images), others or {}
+        self._prepared: dict[str, list[bytes]] = {}
         self._random = random.Random(seed)
         self._under_way: set[asyncio.Task[None]] = set()
         self._began = time.monotonic()
@@ -80,6 +89,13 @@ class LoadGenerator:
             "p95_ms": {revision: _quantile(seen, 0.95) for revision, seen in sorted(self._latencies.items())},
         }
 
+    def bodies(self, service: str) -> list[bytes]:
+        """What is sent to a service, one of these at random each time."""
+        if service not in self._prepared:
+            own = self._others.get(service)
+            self._prepared[service] = _bodies(own()) if own else self._usual
+        return self._prepared[service]
+
     async def _send_on_time(self, http: aiohttp.ClientSession) -> None:
         due = time.monotonic()
         while True:
@@ -104,7 +120,7 @@ class LoadGenerator:
         headers = {"Host": load.host, "Content-Type": "application/json"}
         began = time.monotonic()
         try:
-            async with http.post(url, data=self._random.choice(self._bodies), headers=headers) as answer:
+            async with http.post(url, data=self._random.choice(self.bodies(load.service)), headers=headers) as answer:
                 await answer.read()
                 revision, outcome = answer.headers.get("x-revision", "-"), str(answer.status)
         except (aiohttp.ClientError, TimeoutError) as error:
@@ -112,6 +128,10 @@ class LoadGenerator:
         else:
             self._latencies[revision].append(time.monotonic() - began)
         self._answers[revision][outcome] += 1
+
+
+def _bodies(images: list[bytes]) -> list[bytes]:
+    return [json.dumps({"instances": [{"data": base64.b64encode(image).decode()}]}).encode() for image in images]
 
 
 def _quantile(seconds: deque[float], share: float) -> float:
@@ -139,6 +159,7 @@ async def follow(state_dir: Path, generator: LoadGenerator) -> None:
 
 
 if __name__ == "__main__":
-    from sandbox import digits
+    from sandbox import digits, walkthrough_models
 
-    asyncio.run(follow(Path(sys.argv[1]), LoadGenerator(sys.argv[2], digits.images())))
+    own = {walkthrough_models.SERVICE: walkthrough_models.images}
+    asyncio.run(follow(Path(sys.argv[1]), LoadGenerator(sys.argv[2], digits.images(), others=own)))

@@ -178,7 +178,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a size that the model does not take": (
         lambda f: processor(f, size={"height": 40, "width": 40}),
-        "cannot be traced with an input of 40x40: .*40.*32",
+        "the original model cannot answer sample image 0: .*40.*32",
     ),
     "a processor of unknown kind": (
         lambda f: processor(f, image_processor_type="NoSuchProcessor"),
@@ -244,15 +244,16 @@ def test_parity_beyond_the_limit_is_refused_with_figures(tmp_path: Path) -> None
 
             return SimpleNamespace(logits=pixel_values.mean((-1, -2)) + self.offset)
 
+    expected = trace._logits(Model(0.0), (4, 4), 3)
     for offset, refused in ((0.0, False), (2e-5, True), (float("nan"), True)):
         trace._trace(Model(offset), (4, 4), tmp_path / "model.pt")
         if refused:
             with pytest.raises(ParityError, match=r"at batch 1, .* at batch 3, .* at batch 8; the limit is 1e-05"):
-                trace._parity(Model(0.0), tmp_path / "model.pt", (4, 4), 3)
+                trace._parity(expected, tmp_path / "model.pt", (4, 4))
         else:
-            assert set(trace._parity(Model(0.0), tmp_path / "model.pt", (4, 4), 3).values()) == {0.0}
+            assert set(trace._parity(expected, tmp_path / "model.pt", (4, 4)).values()) == {0.0}
     with pytest.raises(CheckpointError, match=r"answers with shape \[1, 3\]; 7 labels need \[1, 7\]"):
-        trace._parity(Model(0.0), tmp_path / "model.pt", (4, 4), 7)
+        trace._logits(Model(0.0), (4, 4), 7)
 
 
 def test_a_model_whose_batch_was_recorded_fails_parity(tmp_path: Path) -> None:
@@ -268,7 +269,7 @@ def test_a_model_whose_batch_was_recorded_fails_parity(tmp_path: Path) -> None:
 
     trace._trace(TwoOnly(), (4, 4), tmp_path / "model.pt")
     with pytest.raises(ParityError, match=r"fails at batch 1 \(traced at 2\)|differ"):
-        trace._parity(TwoOnly(), tmp_path / "model.pt", (4, 4), 3)
+        trace._parity(trace._logits(TwoOnly(), (4, 4), 3), tmp_path / "model.pt", (4, 4))
 
 
 def test_a_warning_that_is_not_known_is_shown(tmp_path: Path) -> None:

@@ -1,31 +1,22 @@
-"""One scene for all faults of a session, and the table of what was seen.
+"""One scene for all faults of a session; the table of what was seen is written at its end.
 
-`FAULTS_TABLE=tests/faults/README.md pytest tests/faults` writes it. A row stands for checks that all passed; a test
-that did not pass is named.
+`FAULTS_TABLE=tests/faults/README.md` says where. With `FAULTS_KEPT=FILE` too, the matrix can be run in pieces: what
+other pieces saw is kept there and written with this one's.
 """
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .scene import RATE, Scene, built
-
-TABLE = """# What was done to releases, and how each ended
-
-Written by a run of `tests/faults` on {day}: {count} faults against a real Airflow (scheduler, triggerer,
-LocalExecutor), with {rate:.0f} requests of users a second. After each the same was checked from outside: one revision
-answers at the front door, has 100 % in status and spec, holds the right version, and had answered a smoke prediction;
-no split and no lease is left. Rows with one last sentence are faults of one release. {tests}
-
-| fault | during | ended | last sentence of the decision record | traffic ends on | users' requests during it |
-|---|---|---|---|---|---|
-{rows}
-"""
+from .scene import Row, Scene, built
+from .table import table
 
 _outcomes: dict[str, bool] = {}
 
@@ -41,14 +32,16 @@ def scene(live: Any) -> Iterator[Scene]:
     for made in built(live):
         yield made
         if where := os.environ.get("FAULTS_TABLE"):
-            Path(where).write_text(_table(made), encoding="utf-8")
+            rows, outcomes = _with_other_pieces(made.rows)
+            Path(where).write_text(table(rows, outcomes), encoding="utf-8")
 
 
-def _table(scene: Scene) -> str:
-    from datetime import UTC, datetime
-
-    rows = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in scene.rows)
-    failed = [name for name, passed in _outcomes.items() if not passed]
-    tests = f"All {len(_outcomes)} tests passed." if not failed else f"Not passed: {', '.join(failed)}."
-    day = f"{datetime.now(UTC):%Y-%m-%d}"
-    return TABLE.format(day=day, count=len(scene.rows), rate=RATE, tests=tests, rows=rows)
+def _with_other_pieces(rows: list[Row]) -> tuple[list[Row], dict[str, bool]]:
+    """What was seen now, and of the tests that did not run now, what is kept of them."""
+    if not (file := os.environ.get("FAULTS_KEPT")):
+        return rows, _outcomes
+    kept = json.loads(Path(file).read_text()) if Path(file).exists() else {"rows": [], "outcomes": {}}
+    others = [Row(**row) for row in kept["rows"] if row["test"] not in _outcomes]
+    everything, outcomes = [*others, *rows], {**kept["outcomes"], **_outcomes}
+    Path(file).write_text(json.dumps({"rows": [asdict(row) for row in everything], "outcomes": outcomes}, indent=1))
+    return everything, outcomes

@@ -6,13 +6,15 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 import psutil
@@ -22,116 +24,8 @@ from sandbox import process, programs
 from sandbox.airflow import Airflow
 from sandbox.ports import Ports
 
-NAME, SERVICE = "faults", "models/faults"
-DAG, LATE = "release_faults", "release_faults-late"
-RATE = 40.0
-OVER = ("success", "failed", "skipped", "upstream_failed")
-
-MODEL = """
-model: {model}
-source: {{directory: candidates/{model}}}
-service: {{name: faults, namespace: models, resources: {{cpu: "1", memory: 1Gi}}}}
-store: s3://models/faults/
-rollout: {{steps: [50], window: 3s, deadline: {deadline}, ready_within: 3m, wait_for_lease: 5m}}
-judge:
-  profile: istio
-  min_requests: 400
-  design_effect: 1
-  metrics: [{{name: errors, max_rate: 0.1}}]
-"""
-
-
-@dataclass(frozen=True)
-class Release:
-    """One run, as Airflow's API tells of it."""
-
-    scene: Scene
-    dag: str
-    run_id: str
-    candidate: str
-    before: dict[str, Counter[str]]
-
-    @property
-    def path(self) -> str:
-        return f"/dags/{self.dag}/dagRuns/{self.run_id}"
-
-    def state_of(self, task: str) -> str:
-        return str(self.scene.live.airflow.tasks(self.dag, self.run_id)[task]["state"])
-
-    def until(self, task: str, *states: str, patience: float = 120) -> None:
-        """Returns when the task is in one of these states."""
-        seen: list[str] = []
-
-        def there() -> bool:
-            seen.append(self.state_of(task))
-            assert seen[-1] in states or seen[-1] not in OVER, f"{task} is {seen[-1]}; {self.troubles()}"
-            return seen[-1] in states
-
-        wait_for(there, patience, lambda: f"{task} is {seen[-1]} and not {states}; {self.troubles()}")
-
-    def until_try(self, task: str, number: int, state: str, patience: float = 60) -> None:
-        """Returns when this try of the task is in this state."""
-
-        def there() -> bool:
-            found = self.scene.live.airflow.tasks(self.dag, self.run_id)[task]
-            return (found["try_number"], found["state"]) == (number, state)
-
-        wait_for(there, patience, lambda: f"{task} does not come to try {number}; {self.troubles()}")
-
-    def clear(self, task: str) -> None:
-        """As a person does in the UI, to have a task run again."""
-        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.run_id, "task_ids": [task]}
-        self.scene.live.airflow.call("POST", f"/dags/{self.dag}/clearTaskInstances", json=body)
-
-    def kill_task(self, task: str) -> None:
-        """kill -9 of the task's own process, as soon as it runs: out of memory, say."""
-        self.until(task, "running")
-        victims: list[psutil.Process] = []
-
-        def found() -> bool:
-            for one in process.processes(self.scene.live.state):
-                with contextlib.suppress(psutil.Error):
-                    if "LocalExecutor:" in (line := " ".join(one.cmdline())) and "<idle>" not in line:
-                        victims.extend(one.children())
-            return bool(victims)
-
-        wait_for(found, 10, lambda: f"{task} has no process")
-        for victim in victims:
-            with contextlib.suppress(psutil.Error):
-                victim.kill()
-
-    def watching(self) -> str:
-        """Returns when the canary is open and watched; its revision."""
-        self.until("watch_50", "deferred")
-        return str(self.scene.claim.canary)
-
-    def ended(self, patience: float = 240) -> str:
-        """Its state, once it has ended."""
-        return str(self.scene.live.finished(self.dag, self.run_id, patience)["state"])
-
-    def sentence(self) -> str:
-        """What the decision record says in the end: outcome and reason."""
-        record = self.record()
-        return f"{record['outcome']}: {record['reason']}"
-
-    def record(self) -> dict[str, Any]:
-        store = self.scene.live.store(f"s3://models/{NAME}/")
-        for name in self.scene.record_names():
-            record, _ = store.read_json(name)
-            if record["run"]["run_id"] == self.run_id and record["run"]["dag_id"] == self.dag:
-                return dict(record)
-        raise AssertionError(f"no decision record of {self.dag} {self.run_id}")
-
-    def troubles(self) -> dict[str, Any]:
-        tasks = self.scene.live.airflow.tasks(self.dag, self.run_id)
-        failed = [name for name, task in tasks.items() if task["state"] == "failed"]
-        return {name: self.scene.live.airflow.xcom(self.dag, self.run_id, name, "trouble") for name in failed}
-
-    def answers(self) -> dict[str, Counter[str]]:
-        """How the users fared since it began: answers by revision and status."""
-        time.sleep(1.5)  # the load writes its counts once a second
-        now = self.scene.answers()
-        return {name: counts - self.before.get(name, Counter()) for name, counts in now.items()}
+from .models import DAG, LATE, MODELS, NAME, RATE, SERVICE, model_file
+from .releases import Release, failures, wait_for
 
 
 @dataclass
@@ -140,7 +34,7 @@ class Scene:
 
     live: Any
     versions: list[str] = field(default_factory=list)
-    rows: list[tuple[str, ...]] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     # What there is
@@ -171,15 +65,52 @@ class Scene:
 
         store = self.live.store(f"s3://models/{NAME}/")
         found = keys(store._client, "models", f"{NAME}/releases/")
-        return [key.removeprefix(f"{NAME}/") for key, _ in found]
+        return [key.removeprefix(f"{NAME}/") for key, _ in found if key.endswith(".json") and "/index/" not in key]
 
     # What is done to it
 
     def release(self, version: str | None = None, dag: str = DAG, **conf: Any) -> Release:
-        """Starts a release of the version that is not live, or of the one that is named."""
-        version = version or self.other
+        """Starts a release of the version that is not live, or of the one that is named; "": the newest candidate's."""
+        conf |= {"version": version or self.other} if version != "" else {}
         before = self.answers()
-        return Release(self, dag, self.live.airflow.trigger(dag, {"version": version, **conf}), version, before)
+        return Release(self, dag, self.live.airflow.trigger(dag, conf), str(conf.get("version")), before)
+
+    def build(self, **conf: Any) -> Release:
+        """Starts a release of a candidate that was never built: the first one, with one number of its processor
+        changed."""
+        folder = self.live.project / "candidates" / NAME
+        made = folder / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        shutil.copytree(folder / "20260101T000000", made)
+        said = json.loads((made / "preprocessor_config.json").read_text())
+        mean = 0.5 - len(list(folder.iterdir())) / 1000
+        (made / "preprocessor_config.json").write_text(json.dumps({**said, "image_mean": [mean] * 3}))
+        before = self.answers()
+        return Release(self, DAG, self.live.airflow.trigger(DAG, conf), "", before)
+
+    def parse(self, *dags: str) -> None:
+        """Has Airflow read the files of these DAGs now, and not in half a minute."""
+        for dag in dags:
+            self.live.airflow.wait_for_dag(dag)
+            token = self.live.airflow.call("GET", f"/dags/{dag}")["file_token"]
+            self.live.airflow.call("PUT", f"/parseDagFile/{token}")
+
+    def order(self, dag: str, reason: str) -> tuple[str, str]:
+        """Starts `rollback_…` or `promote_…` from its form: the run's state in the end, and what its task said."""
+        run_id = self.live.airflow.trigger(dag, {"reason": reason})
+        state = str(self.live.finished(dag, run_id, 120)["state"])
+        task = "roll_back" if dag.startswith("rollback_") else "promote"
+        key = "return_value" if state == "success" else "trouble"
+        return state, str(self.live.airflow.xcom(dag, run_id, task, key))
+
+    def command(self, *words: str, check: bool = True) -> str:
+        """`python -m model_release …` as a person types it."""
+        kubeconfig = str(self.live.state / "kubeconfig.yaml")
+        models = str(self.live.project / "include" / "models")
+        command = [sys.executable, "-m", "model_release", *words, "--kubeconfig", kubeconfig, "--models", models]
+        env = {**os.environ, "PYTHONPATH": str(self.live.project / "plugins")}
+        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+        assert not check or done.returncode == 0, done.stdout + done.stderr
+        return done.stdout + done.stderr
 
     def kubectl(self, *words: str) -> str:
         command = [str(programs.kubectl()), "--kubeconfig", str(self.live.state / "kubeconfig.yaml"), "-n", "models"]
@@ -198,13 +129,45 @@ class Scene:
 
     def api_fault(self, verb: str, resource: str, **said: Any) -> None:
         """The Kubernetes API fails at the next calls of this kind."""
+        self.api_fault_on({"verb": verb, "resource": resource}, **said)
+
+    @contextlib.contextmanager
+    def api_down(self, seconds: float = 0) -> Iterator[None]:
+        """Every connection to the Kubernetes API breaks, for this long at least."""
+        self.api_fault_on({}, drop=True)
+        try:
+            time.sleep(seconds)
+            yield
+        finally:
+            self.api_mended()
+
+    def api_fault_on(self, match: dict[str, str], **said: Any) -> None:
         url = self.live.status["parts"]["kubernetes"]["url"]
-        fault = {"match": {"verb": verb, "resource": resource}, **said}
-        requests.post(f"{url}/-/faults", json=fault, timeout=10).raise_for_status()
+        requests.post(f"{url}/-/faults", json={"match": match, **said}, timeout=10).raise_for_status()
+
+    def api_mended(self) -> None:
+        url = self.live.status["parts"]["kubernetes"]["url"]
+        requests.delete(f"{url}/-/faults", timeout=10).raise_for_status()
 
     def api_faults_left(self) -> list[Any]:
         url = self.live.status["parts"]["kubernetes"]["url"]
         return list(requests.get(f"{url}/-/faults", timeout=10).json())
+
+    def crash(self, part: str) -> None:
+        """kill -9 of a part of the sandbox (s3, envoy, prometheus); its supervisor starts it again."""
+        victims = process.processes(self.live.state, part)
+        assert victims, f"no {part} runs"
+        for victim in victims:
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
+
+    def crash_until(self, revision: str, ended: Callable[[], bool], most: int = 40) -> int:
+        """Kills a revision's processes again and again, as long as `ended` is not true; how often."""
+        kills, end = 0, time.monotonic() + 120
+        while not ended() and kills < most and time.monotonic() < end:
+            kills += self.live.sandbox("kill", f"models/{revision}", check=False).returncode == 0
+            time.sleep(1.5)
+        return kills
 
     def kill(self, part: str) -> None:
         """kill -9 of one of Airflow's parts (scheduler, triggerer) with all of its children."""
@@ -219,7 +182,7 @@ class Scene:
                 victim.kill()
         psutil.wait_procs(victims, timeout=5)
 
-    def restart(self, part: str) -> None:
+    def restart(self, part: str, **more: str) -> None:
         """What systemd or Kubernetes does with a part that ended: start it again."""
         connections = json.loads((self.live.state / "connections.json").read_text())
         airflow = Airflow(self.live.state, Ports(self.live.state / "ports.json"), self.live.project, connections)
@@ -227,7 +190,16 @@ class Scene:
         with (self.live.state / f"logs/{part}-again.log").open("ab") as log:
             started = subprocess.Popen(
                 [sys.executable, "-m", "sandbox.airflow", part],
-                env={**os.environ, **airflow.env, **marks},
+                # A restarted scheduler looks sooner for the tasks that died with the other.
+                env={
+                    **os.environ,
+                    **airflow.env,
+                    **marks,
+                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+                    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+                    **more,
+                },
                 cwd=airflow.home,
                 stdout=log,
                 stderr=log,
@@ -261,7 +233,50 @@ class Scene:
         assert lease.holder is None
         assert self.was_proven(revision)
         assert self.who_answers(30) == {revision: 30}
+        assert self.half_versions() == []
+        assert self.building() == []
         return revision
+
+    def met(self, answers: dict[str, Counter[str]]) -> set[str]:
+        """The revisions that users met; each of them must have answered a smoke prediction."""
+        met = {name for name, counts in answers.items() if counts.total() and name != "-"}
+        unproven = [name for name in met if not self.was_proven(name)]
+        assert unproven == [], "users met a revision that had answered nobody"
+        return met
+
+    def stored(self) -> list[str]:
+        """The names of all whole versions."""
+        return [version.name for version in self.live.store(f"s3://models/{NAME}/").versions()]
+
+    def delete_object(self, version: str, name: str) -> None:
+        client = self.live.store(f"s3://models/{NAME}/")._client
+        client.delete_object(Bucket="models", Key=f"{NAME}/versions/{version}/{name}")
+
+    def users(self) -> None:
+        """They come (again), and are answered."""
+        self.live.sandbox("load", "--service", SERVICE, "--rate", str(RATE))
+        before = self.answers().get(str(self.service.rolled_out), Counter()).total()
+        wait_for(
+            lambda: self.answers().get(str(self.service.rolled_out), Counter()).total() > before, 30,
+            lambda: f"no user is answered: {self.live.status}",
+        )  # fmt: skip
+
+    def half_versions(self) -> list[str]:
+        """Prefixes in the store that some version could be mistaken for."""
+        from model_release.artifact.s3 import folders
+
+        store = self.live.store(f"s3://models/{NAME}/")
+        whole = {version.name for version in store.versions()}
+        return sorted(set(folders(store._client, "models", f"{NAME}/versions/")) - whole)
+
+    def building(self) -> list[str]:
+        """Processes of a build that outlived their task."""
+        found = []
+        for one in process.processes(self.live.state):
+            with contextlib.suppress(psutil.Error):
+                if "model_release.artifact" in (line := " ".join(one.cmdline())):
+                    found.append(line)
+        return found
 
     def was_proven(self, revision: str) -> bool:
         """Whether some task's log says that this revision answered its smoke prediction."""
@@ -283,36 +298,47 @@ class Scene:
                 seen[f"{answer.headers.get('x-revision')}" if answer.ok else f"{answer.status_code}"] += 1
         return seen
 
-    def row(
-        self,
-        fault: str,
-        stage: str,
-        release: Release,
-        version: str,
-        revision: str,
-        answers: dict[str, Counter[str]],
-        ended: str = "",
-    ) -> None:
-        """A line of the table: only what was checked and seen."""
+    def end(self, release: Release, version: str, *, failing: Collection[str] = ()) -> End:
+        """Looks from outside at how it ended: at rest on `version`, no user failed but on `failing`."""
+        revision, answers = self.at_rest(version), release.answers()
+        self.met(answers)
+        assert set(failures(answers)) <= set(failing)
+        return End(revision, answers)
+
+    def failing(self, end: End) -> set[str]:
+        """The revisions on which users failed; `-` where nobody answered."""
+        return set(failures(end.answers))
+
+    def row(self, fault: str, stage: str, release: Release, version: str, end: End, ended: str = "") -> None:
+        """A cell of the table: only what was checked and seen."""
         which = "the candidate" if version == release.candidate else "the baseline's version"
-        failed = failures(answers)
-        users = f"{sum(counts.total() for counts in answers.values())}, {sum(failed.values())} failed"
+        failed = failures(end.answers)
+        users = f"{sum(counts.total() for counts in end.answers.values())}, {sum(failed.values())} failed"
         users += f" ({', '.join(failed)})" if failed else ""
         said = release.sentence()
-        self.rows.append((fault, stage, ended or said.split(":")[0], said, f"{revision}: {which}", users))
+        test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
+        self.rows.append(Row(test, fault, stage, ended or said.split(":")[0], said, f"{end.revision}: {which}", users))
 
 
-def failures(answers: dict[str, Counter[str]]) -> dict[str, int]:
-    """Requests that were not answered well, by revision; those without any are left out."""
-    bad = {name: sum(count for status, count in counts.items() if status != "200") for name, counts in answers.items()}
-    return {name: count for name, count in bad.items() if count}
+@dataclass(frozen=True)
+class End:
+    """What was seen from outside after a release."""
+
+    revision: str
+    answers: dict[str, Counter[str]]
 
 
-def wait_for(holds: Callable[[], bool], patience: float, what: Callable[[], str]) -> None:
-    end = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < end, what()
-        time.sleep(0.3)
+@dataclass(frozen=True)
+class Row:
+    """One fault at one stage, and how the release ended."""
+
+    test: str
+    fault: str
+    stage: str
+    ended: str
+    sentence: str
+    traffic: str
+    users: str
 
 
 def built(live: Any) -> Iterator[Scene]:
@@ -320,14 +346,15 @@ def built(live: Any) -> Iterator[Scene]:
     from sandbox.digits import make_candidate
 
     scene = Scene(live)
-    for model, candidate, deadline in (("faults", "first", "3m"), ("faults-late", "better", "12s")):
-        make_candidate(candidate, live.project / "candidates" / model / "20260101T000000", lambda _: None)
-        text = MODEL.format(model=model, deadline=deadline)
-        (live.project / "include" / "models" / f"{model}.yaml").write_text(text)
-    live.airflow.wait_for_dag("release_digits")
-    token = live.airflow.call("GET", "/dags/release_digits")["file_token"]
-    live.airflow.call("PUT", f"/parseDagFile/{token}")
-    for dag in (DAG, LATE, "sweep"):
+    for model in MODELS:
+        (live.project / "include" / "models" / f"{model}.yaml").write_text(model_file(model))
+    for candidate, model in (("first", NAME), ("better", "faults-late")):
+        # Where `make release` trains them, too: once for a whole session.
+        trained = live.state / "trained" / candidate
+        make_candidate(candidate, trained, lambda _: None)
+        shutil.copytree(trained, live.project / "candidates" / model / "20260101T000000")
+    scene.parse("release_digits", "rollback_digits", "sweep")
+    for dag in (*(f"{kind}_{model}" for model in MODELS for kind in ("release", "rollback", "promote")), "sweep"):
         live.airflow.wait_for_dag(dag)
     runs = [(DAG, live.airflow.trigger(DAG)), (LATE, live.airflow.trigger(LATE, {"rollout": "none"}))]
     for dag, run_id in runs:
@@ -335,8 +362,7 @@ def built(live: Any) -> Iterator[Scene]:
         assert run["state"] == "success", live.airflow.xcom(dag, run_id, "report")
     scene.versions = [version.name for version in live.store(f"s3://models/{NAME}/").versions()]
     assert len(scene.versions) == 2
-    live.sandbox("load", "--service", SERVICE, "--rate", str(RATE))
-    wait_for(lambda: scene.service.rolled_out in scene.answers(), 30, lambda: f"no user is answered: {live.status}")
+    scene.users()
     try:
         yield scene
     finally:

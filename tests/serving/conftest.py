@@ -102,6 +102,7 @@ class Live:
     services: InferenceServices
     leases: Leases
     barred: list[str] = field(default_factory=list)
+    service: dict[str, Any] = field(default_factory=dict)  # what the model file says of it besides the usual
 
     def owner(self, run: str) -> Owner:
         return Owner("release_digits", run, f"http://airflow/runs/{run}", "laptop")
@@ -131,7 +132,7 @@ class Live:
 
     def stage(self, version: str, baseline: Baseline | None = None) -> tuple[Baseline, Canary]:
         """Claim and stage `version`, and wait until it is ready."""
-        asked = wanted(version)
+        asked = wanted(version, **self.service)
         if baseline is None:
             baseline = rollout.baseline_of(self.services.get("models", "digits"), asked)
         rollout.stage(self.services, asked, baseline)
@@ -182,12 +183,14 @@ class Live:
 
 
 @pytest.fixture
-def live(tmp_path: Path) -> Iterator[Live]:
+def live(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Live]:
+    """An indirect parameter is the release of KServe to act as."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     pods, door = Pods(), FrontDoor()
-    cluster = Cluster(pods, door, tmp_path, timing=Timing(lag=0.01, poll=0.01))
+    kserve = getattr(request, "param", "0.21")
+    cluster = Cluster(pods, door, tmp_path, timing=Timing(lag=0.01, poll=0.01), kserve=kserve)
     asyncio.run_coroutine_threadsafe(cluster.start(), loop).result(10)
     configuration = Configuration()
     configuration.host = cluster.url

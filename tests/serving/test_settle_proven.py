@@ -10,8 +10,9 @@ import pytest
 from model_release.errors import NotSettled, SmokeFailed
 from model_release.serving import settle as settling
 from model_release.serving.inference_service import InferenceService
-from model_release.serving.progress import State
+from model_release.serving.progress import Progress, State
 from model_release.serving.settle import Release, assess_rolled_back, roll_back, settle
+from sandbox.interfaces import Phase, PodState
 
 R1, R2, R3 = (f"digits-predictor-0000{n}" for n in (1, 2, 3))
 
@@ -110,3 +111,34 @@ def test_where_the_baseline_was_collected_nobody_can_be_asked(live: Any) -> None
     _settle(live, Release("models", "digits", baseline, canary.revision), prove)
     live.assert_clean("v1")
     assert prove.revisions == []
+
+
+def test_where_the_baseline_is_only_down_nobody_goes_before_it_unasked(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The route stays as it was then, too, and hides the restored revision: but the baseline may come back."""
+    monkeypatch.setattr(settling, "BASELINE_GRACE", 0.3)
+    live.released("v1")
+    baseline, canary = live.stage("v2")
+    live.shift(canary, 50)
+    asked, well = Asked(live), live.pods.state
+    release = Release("models", "digits", baseline, canary.revision)
+
+    def down(key: Any) -> PodState:
+        return PodState(Phase.CRASHED, message="killed", exit_code=137) if key.name == R1 else well(key)
+
+    live.pods.state = down
+    live.until(_route_is_down)
+    with pytest.raises(NotSettled, match=f"{R3} is ready at 0 % and cannot be asked while {R1} is not ready"):
+        _settle(live, release, asked)
+    assert (live.door.most(R3), asked.revisions) == (0, [])
+    live.pods.state = well
+    _settle(live, release, asked)
+    live.assert_clean("v1")
+    assert asked.revisions == [(R3, 0)]
+
+
+def _route_is_down(live: InferenceService | None) -> Progress:
+    route = live.conditions["PredictorRouteReady"] if live else None
+    down = route is not None and route.status == "False"
+    return Progress(State.READY if down else State.WAITING, str(route))

@@ -149,7 +149,7 @@ def world(
         image.write_bytes(name.encode())
     (tmp_path / "archives").mkdir()
     with cluster(tmp_path / "cluster", Pods()) as (_, client):
-        monkeypatch.setattr(connections, "cluster", lambda: client)
+        monkeypatch.setattr(connections, "cluster", lambda *_: client)
         monkeypatch.setattr(connections, "s3", lambda: bucket)
         services, leases = InferenceServices(client), Leases(client)
         yield World(spec, bucket, services, leases, context, tmp_path / "archives", tmp_path)
@@ -259,7 +259,7 @@ def test_a_cluster_that_does_not_answer(world: World, monkeypatch: pytest.Monkey
     configuration.host, configuration.retries = f"http://127.0.0.1:{free_port()}", 0
     candidate = {"version": world.publish(RIGHT).name}
     with ApiClient(configuration) as client:
-        monkeypatch.setattr(connections, "cluster", lambda: client)
+        monkeypatch.setattr(connections, "cluster", lambda *_: client)
         with pytest.raises(ClusterUnavailable):
             world.run(candidate, max_regressions=0.1)
         assert world.run(candidate, min_accuracy=0.9)["stable"] is None

@@ -254,7 +254,7 @@ def _resolved(dag: Any, given: dict[str, Any]) -> dict[str, Any]:
     return dict(params.dump())
 
 
-def _no_cluster() -> Any:
+def _no_cluster(*_: object) -> Any:
     from kubernetes.client import ApiClient
 
     return ApiClient()

@@ -107,7 +107,7 @@ def world(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> I
             edit(record)
             return record
 
-        monkeypatch.setattr(connections, "cluster", lambda: client)
+        monkeypatch.setattr(connections, "cluster", lambda *_: client)
         monkeypatch.setattr(sweep, "installation", lambda: HERE)
         monkeypatch.setattr(sweep, "run_is_over", lambda owner: owner.run_id in made.over)
         monkeypatch.setattr(records, "change", change)

@@ -59,7 +59,7 @@ def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
         monkeypatch.setattr(trigger, "POLL", 0.02)
     pods = Pods()
     with cluster(tmp_path, pods) as (server, client):
-        monkeypatch.setattr(connections, "cluster", lambda: client)
+        monkeypatch.setattr(connections, "cluster", lambda *_: client)
         yield Kube(server, pods, InferenceServices(client), Leases(client), client)
 
 

@@ -10,7 +10,7 @@ import copy
 import re
 
 from sandbox.interfaces import Manifest
-from sandbox.kube import schema
+from sandbox.kube import canary_admission, schema
 from sandbox.kube.errors import ApiError, denied, invalid
 from sandbox.kube.resources import INFERENCE_SERVICES
 
@@ -72,14 +72,14 @@ def _default_model(model: Manifest) -> dict[str, str]:
     return {"modelFormat": str(model_format["name"])}
 
 
-def admit(new: Manifest, old: Manifest | None, cluster_default: str = KNATIVE) -> Manifest:
-    """Default, prune by the CRD's schema, validate: the object as it is stored.
+def admit(new: Manifest, old: Manifest | None, cluster_default: str = KNATIVE, kserve: str = "0.21") -> Manifest:
+    """Default, prune by the CRD's schema, validate: the object as it is stored. `kserve` is the release to act as.
 
     Raises:
         ApiError: 422 for a field of the wrong type or a missing one, 403 with the webhook's message otherwise.
     """
     new = default(new, cluster_default)
-    new, findings = schema.prune(new, schema.inference_service())
+    new, findings = schema.prune(new, schema.inference_service(kserve))
     name = new["metadata"]["name"]
     if findings.problems:
         raise invalid(INFERENCE_SERVICES, name, *findings.problems)
@@ -112,15 +112,19 @@ def _problem(new: Manifest, old: Manifest | None, cluster_default: str) -> str |
     autoscaler = new["metadata"].get("annotations", {}).get("serving.kserve.io/autoscalerClass")
     if autoscaler is not None and autoscaler not in _AUTOSCALERS:
         return f"[{autoscaler}] is not a supported autoscaler class type"
-    if new["spec"].get("canary") and mode(new, cluster_default) == KNATIVE:
-        return "canary is only supported in Standard deployment mode"
+    if old is not None and (problem := canary_admission.name_problem(predictor, old["spec"]["predictor"])):
+        return problem
     kinds = [k for k in ("model", "containers") if predictor.get(k)]
     if len(kinds) != 1:
         return f"exactly one of [{' '.join((*FRAMEWORKS, 'model', 'containers'))}] must be specified in PredictorSpec"
     model = predictor.get("model", {})
     if model.get("name"):
         return "the 'name' field is not allowed in standard predictor"
-    return _storage_problem(model) or _extension_problem(predictor, mode(new, cluster_default))
+    return (
+        _storage_problem(model)
+        or _extension_problem(predictor, mode(new, cluster_default))
+        or canary_admission.problem(new, new["metadata"].get("annotations", {}).get(DEPLOYMENT_MODE) == STANDARD)
+    )
 
 
 def _storage_problem(model: Manifest) -> str | None:

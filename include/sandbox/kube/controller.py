@@ -10,9 +10,11 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 
-from sandbox.interfaces import Manifest, Phase, PodState, RevisionKey, Route, Router, Workloads
+from sandbox.interfaces import Manifest, PodState, RevisionKey, Route, Router, Workloads
 from sandbox.kube import knative, kserve_spec
+from sandbox.kube.deployments import Deployments, Gateway, StandardServices
 from sandbox.kube.pods import REVISION_LABEL, pods_of
+from sandbox.kube.processes import Processes
 from sandbox.kube.reconcilers import Configurations, InferenceServices, Objects, Services
 from sandbox.kube.registry import Registry, now
 from sandbox.kube.resources import CONFIGURATIONS, PODS, REVISIONS, ROUTES
@@ -31,23 +33,14 @@ class Timing:
     reserve_grace: float = 60.0  # how long a ready revision without traffic keeps its pods
 
 
-class Revisions(Objects):
+class Revisions(Processes):
     """Knative's revision controller and autoscaler: which revisions have processes, and what became of them."""
 
     def __init__(self, registry: Registry, workloads: Workloads, timing: Timing) -> None:
-        super().__init__(registry, "knative-serving-controller")
-        self._workloads, self._timing = workloads, timing
+        super().__init__(registry, "knative-serving-controller", workloads)
+        self._timing = timing
         self._started = datetime.now(UTC)
-        self._running: dict[RevisionKey, str] = {}  # → uid of the revision that was started
         self._idle_since: dict[RevisionKey, float] = {}
-        self._removals: dict[RevisionKey, asyncio.Task[None]] = {}
-
-    def states(self) -> dict[RevisionKey, PodState]:
-        return {key: self._workloads.state(key) for key in self._running}
-
-    def serves(self, key: RevisionKey) -> bool:
-        """Whether the revision's processes answer now."""
-        return key in self._running and self._workloads.state(key).phase is Phase.READY
 
     async def reconcile(self) -> None:
         revisions = self.all(REVISIONS)
@@ -64,13 +57,7 @@ class Revisions(Objects):
     async def _start_or_stop(self, key: RevisionKey, revision: Manifest) -> None:
         if self._is_wanted(key, revision):
             self._idle_since.pop(key, None)
-            if key in self._removals:
-                return  # it is still being stopped; the next round starts it
-            self._running[key] = revision["metadata"]["uid"]
-            try:
-                await self._workloads.ensure(kserve_spec.workload(revision))
-            except Exception:
-                log.exception("revision %s could not be started; it is tried again", key.name)
+            await self._start(kserve_spec.workload(revision), revision["metadata"]["uid"])
         elif key in self._running:
             idle = self._idle_since.setdefault(key, monotonic())
             if monotonic() - idle >= self._timing.reserve_grace:
@@ -96,17 +83,8 @@ class Revisions(Objects):
         return (datetime.now(UTC) - began).total_seconds() > allowed
 
     def _stop(self, key: RevisionKey) -> None:
-        self._running.pop(key, None)
         self._idle_since.pop(key, None)
-        self._removals[key] = asyncio.create_task(self._remove(key))
-
-    async def _remove(self, key: RevisionKey) -> None:
-        try:
-            await self._workloads.remove(key)
-        except Exception:
-            log.exception("revision %s could not be stopped", key.name)
-        finally:
-            self._removals.pop(key, None)
+        super()._stop(key)
 
     def _observe(self, key: RevisionKey, revision: Manifest) -> None:
         """Pods and status of a revision, from the state of its processes."""
@@ -126,12 +104,6 @@ class Revisions(Objects):
         status = knative.revision_status(revision, pods, self._is_late(revision), now())
         self.write_status(REVISIONS, revision, status)
 
-    async def removed(self) -> bool:
-        """Wait until what is being stopped has stopped; False when there was nothing."""
-        pending = list(self._removals.values())
-        await asyncio.gather(*pending)
-        return bool(pending)
-
 
 class Routes(Objects):
     """Knative's route controller: resolves targets and programs the splitter, then says so in the status.
@@ -140,9 +112,11 @@ class Routes(Objects):
     former traffic stays. On a cluster the activator would hold the requests meanwhile.
     """
 
-    def __init__(self, registry: Registry, router: Router, domain: str, serves: Callable[[RevisionKey], bool]) -> None:
+    def __init__(
+        self, registry: Registry, router: Router, domain: str, serves: Callable[[RevisionKey], bool], gateway: Gateway
+    ) -> None:
         super().__init__(registry, "knative-serving-controller")
-        self._router, self._domain, self._serves = router, domain, serves
+        self._router, self._domain, self._serves, self._gateway = router, domain, serves, gateway
         self._programmed: list[Route] | None = None
 
     async def reconcile(self) -> None:
@@ -155,6 +129,8 @@ class Routes(Objects):
             traffic = resolved[uid].traffic
             wanted[uid] = former if traffic is None or self._is_cold(route, traffic, former) else traffic
         programme = [r for route in routes for r in self._hosts(route, wanted[route["metadata"]["uid"]])]
+        accepted, more = self._gateway.programme()
+        programme += more
         if programme != self._programmed:
             try:
                 await self._router.program(programme)
@@ -162,6 +138,7 @@ class Routes(Objects):
                 log.exception("the splitter could not be programmed; it is tried again")
                 return
             self._programmed = programme
+        self._gateway.tell(accepted)
         for route in routes:
             uid = route["metadata"]["uid"]
             live = self.find(ROUTES, route["metadata"]["namespace"], route["metadata"]["name"])
@@ -200,14 +177,16 @@ class Controller:
 
     def __init__(
         self, registry: Registry, workloads: Workloads, router: Router, domain: str, timing: Timing,
-        cluster_default: Callable[[], str], lags: Callable[[Manifest], bool],
+        cluster_default: Callable[[], str], lags: Callable[[Manifest], bool], kserve: str = "0.21",
     ) -> None:  # fmt: skip
         self._store, self._timing = registry.store, timing
-        self._inference_services = InferenceServices(registry, domain, cluster_default)
+        standard = StandardServices(registry, domain, weighs=kserve == "0.21")
+        self._inference_services = InferenceServices(registry, domain, cluster_default, standard)
         self._services = Services(registry)
         self._configurations = Configurations(registry, lags)
         self._revisions = Revisions(registry, workloads, timing)
-        self._routes = Routes(registry, router, domain, self._revisions.serves)
+        self._deployments = Deployments(registry, workloads, timing.progress_deadline)
+        self._routes = Routes(registry, router, domain, self._revisions.serves, Gateway(registry))
 
     async def round(self) -> bool:
         """One pass of each controller, in the order in which writes travel; True when there is more to do."""
@@ -216,13 +195,14 @@ class Controller:
         self._services.reconcile()
         late = self._configurations.reconcile()
         await self._revisions.reconcile()
+        await self._deployments.reconcile()
         await self._routes.reconcile()
         return late or self._store.version != version
 
     async def settle(self, rounds: int = 50) -> None:
         """Rounds without a pause until one changes nothing and all is stopped. RuntimeError when that never comes."""
         for _ in range(rounds):
-            if not await self.round() and not await self._revisions.removed():
+            if not await self.round() and not await self._removed():
                 return
         raise RuntimeError(f"the controllers did not come to rest within {rounds} rounds")
 
@@ -241,9 +221,9 @@ class Controller:
                 await self._news()
 
     async def _news(self) -> None:
-        tick, version, states = self._store.tick, self._store.version, self._revisions.states()
+        tick, version, states = self._store.tick, self._store.version, self._states()
         until = monotonic() + 1.0
-        while monotonic() < until and self._store.version == version and self._revisions.states() == states:
+        while monotonic() < until and self._store.version == version and self._states() == states:
             # Not wait_for: on Python 3.11 it can swallow the cancellation that ends this loop.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._timing.poll):
@@ -253,4 +233,10 @@ class Controller:
 
     async def close(self) -> None:
         """Wait for revisions that are being stopped."""
-        await self._revisions.removed()
+        await self._removed()
+
+    def _states(self) -> dict[RevisionKey, PodState]:
+        return self._revisions.states() | self._deployments.states()
+
+    async def _removed(self) -> bool:
+        return any([await self._revisions.removed(), await self._deployments.removed()])

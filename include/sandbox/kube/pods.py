@@ -9,6 +9,7 @@ from __future__ import annotations
 from sandbox.interfaces import Manifest, Phase, PodState
 
 REVISION_LABEL = "serving.knative.dev/revision"
+APP_PREFIX = "isvc."  # of the label `app` in Standard mode
 INIT, MAIN = "storage-initializer", "kserve-container"
 
 _POD_PHASE = {Phase.STARTING: "Running", Phase.READY: "Running", Phase.CRASHED: "Running"}
@@ -102,6 +103,12 @@ def _container(name: str, state: Manifest, before: Manifest, now: str) -> Manife
     if kind == "running":
         state = {"running": {"startedAt": was.get("running", {}).get("startedAt", now)}}
     return {"name": name, "image": "", "imageID": "", "state": state, "lastState": last, "restartCount": restarts}
+
+
+def runner(pod: Manifest) -> str:
+    """The revision, or in Standard mode the Deployment, that a pod belongs to."""
+    labels = pod["metadata"]["labels"]
+    return str(labels.get(REVISION_LABEL) or labels["app"].removeprefix(APP_PREFIX))
 
 
 def ready_count(pods: list[Manifest]) -> int:

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 from sandbox.interfaces import Manifest
 from sandbox.kube import admission, knative, kserve_spec, kserve_status
-from sandbox.kube.conditions import FALSE, TRUE, condition, listed, state
+from sandbox.kube.conditions import TRUE, state
 from sandbox.kube.errors import ApiError
 from sandbox.kube.events import Recorder
 from sandbox.kube.ownership import Writer
@@ -32,7 +32,7 @@ from sandbox.kube.resources import (
 )
 
 FINALIZER = "inferenceservice.finalizers"
-_KSERVE, _KNATIVE = "kserve-controller-manager", "knative-serving-controller"
+KSERVE, _KNATIVE = "kserve-controller-manager", "knative-serving-controller"
 
 
 def owner(obj: Manifest) -> list[Manifest]:
@@ -76,12 +76,20 @@ class Objects:
             self.registry.update(kind, meta["namespace"], meta["name"], changed, writer)
 
 
-class InferenceServices(Objects):
-    """KServe: InferenceService → Knative Service, and its status back."""
+class StandardMode(Protocol):
+    """KServe's controller for an InferenceService in Standard mode (`deployments.StandardServices`)."""
 
-    def __init__(self, registry: Registry, domain: str, cluster_default: Callable[[], str]) -> None:
-        super().__init__(registry, _KSERVE)
-        self._domain, self._cluster_default = domain, cluster_default
+    def reconcile(self, isvc: Manifest, runtimes: list[Manifest]) -> Manifest: ...
+
+
+class InferenceServices(Objects):
+    """KServe: InferenceService → Knative Service, and its status back; in Standard mode `standard` does both."""
+
+    def __init__(
+        self, registry: Registry, domain: str, cluster_default: Callable[[], str], standard: StandardMode
+    ) -> None:
+        super().__init__(registry, KSERVE)
+        self._domain, self._cluster_default, self._standard = domain, cluster_default, standard
         self._events = Recorder(registry, "v1beta1Controllers")
 
     def reconcile(self) -> None:
@@ -105,9 +113,7 @@ class InferenceServices(Objects):
 
     def _status(self, isvc: Manifest, name: str) -> Manifest:
         if admission.mode(isvc, self._cluster_default()) != admission.KNATIVE:
-            text = "Standard deployment mode is not part of the sandbox"
-            top = condition("Ready", FALSE, "NotInSandbox", text)
-            return {"deploymentMode": "Standard", "conditions": listed([top], isvc.get("status", {}), now())}
+            return self._standard.reconcile(isvc, self._runtimes(isvc["metadata"]["namespace"]))
         if kserve_spec.is_stopped(isvc):
             self._delete_service(isvc, name)
             return kserve_status.status_stopped(isvc, now())

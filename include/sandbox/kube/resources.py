@@ -207,7 +207,7 @@ DEPLOYMENTS = Kind(
 CORE_SERVICES = Kind("", "v1", "services", "Service", ("svc",), verbs=READ_VERBS, categories=("all",))
 HTTP_ROUTES = Kind(
     "gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute", has_status=True, custom=True, verbs=READ_VERBS,
-    columns=(Column("Hostnames", lambda o: o["spec"]["hostnames"]),),
+    columns=(Column("Hostnames", lambda o: ", ".join(o["spec"]["hostnames"])),),
 )  # fmt: skip
 REVISIONS = Kind(
     _KNATIVE, "v1", "revisions", "Revision", ("rev",), has_status=True, custom=True, verbs=READ_VERBS,

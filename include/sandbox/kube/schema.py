@@ -7,6 +7,7 @@ field names and types, the model below it in full; what lies deeper is open
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass, field
 from functools import cache
@@ -17,9 +18,14 @@ from sandbox.interfaces import Manifest
 
 
 @cache
-def inference_service() -> Manifest:
+def inference_service(kserve: str = "0.21") -> Manifest:
+    """The schema of that release; before 0.20 there was neither `spec.canary` nor a predictor's name."""
     text = Path(__file__).with_name("inferenceservice.schema.json").read_text()
     schema: Manifest = json.loads(text)
+    if kserve in ("0.18", "0.19"):
+        spec = copy.deepcopy(schema["properties"]["spec"]["properties"])
+        del spec["canary"], spec["predictor"]["properties"]["name"]
+        schema["properties"]["spec"]["properties"] = spec
     return schema
 
 

@@ -61,7 +61,15 @@ def plant(registry: Registry, domain: str, namespaces: tuple[str, ...]) -> None:
         _create(registry, NAMESPACES, "", {"metadata": {"name": name, "labels": labels}})
     config = {
         "deploy": json.dumps({"defaultDeploymentMode": "Knative"}),
-        "ingress": json.dumps({"ingressDomain": domain, "urlScheme": "http", "disableIstioVirtualHost": False}),
+        "ingress": json.dumps(
+            {
+                "ingressDomain": domain,
+                "domainTemplate": "{{ .Name }}.{{ .Namespace }}.{{ .IngressDomain }}",
+                "urlScheme": "http",
+                "disableIstioVirtualHost": False,
+                "enableGatewayApi": True,
+            }
+        ),
     }
     _create(registry, CONFIGMAPS, KSERVE_NAMESPACE, {"metadata": {"name": CONFIG_NAME}, "data": config})
     _create(registry, CLUSTER_RUNTIMES, "", TORCHSERVE)

@@ -10,7 +10,7 @@ from aiohttp import ClientConnectionResetError, web
 
 from sandbox.interfaces import Manifest, RevisionKey, Workloads
 from sandbox.kube import errors, selectors
-from sandbox.kube.pods import INIT, MAIN, REVISION_LABEL
+from sandbox.kube.pods import INIT, MAIN, runner
 from sandbox.kube.resources import Kind
 from sandbox.kube.store import Change, Store
 from sandbox.kube.tables import table
@@ -113,7 +113,7 @@ async def log(request: web.Request, workloads: Workloads, pod: Manifest) -> web.
     if container not in (MAIN, INIT):
         name = pod["metadata"]["name"]
         raise errors.bad_request(f"container {container} is not valid for pod {name}")
-    key = RevisionKey(pod["metadata"]["namespace"], pod["metadata"]["labels"][REVISION_LABEL])
+    key = RevisionKey(pod["metadata"]["namespace"], runner(pod))
     try:
         tail = int(query["tailLines"]) if "tailLines" in query else None
     except ValueError as error:

@@ -105,13 +105,31 @@ def stand_in_for_torchserve() -> None:
         vars(sys.modules[home]).update(names)
 
 
+def unpack(mar: Path, folder: Path) -> dict[str, Any]:
+    """Unpacks an archive into `folder` and returns its manifest.
+
+    This project's archives are stored, so they cannot hold more than their own size: one that says so is a bomb.
+    `zipfile` takes ".." and leading slashes out of names, and makes no links. Raises `Refusal`.
+    """
+    try:
+        with zipfile.ZipFile(mar) as archive:
+            entries = archive.infolist()
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+                raise Refusal(f"{mar.name} is compressed; an archive of this project is stored, so nothing can swell")
+            if sum(entry.file_size for entry in entries) > mar.stat().st_size:
+                raise Refusal(f"{mar.name} would unpack to more than its own size")
+            archive.extractall(folder)
+        manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
+    except (zipfile.BadZipFile, OSError, ValueError) as error:
+        raise Refusal(f"{mar.name} is no archive: {_line(error)}") from error
+    return dict(manifest)
+
+
 def check(mar: Path, reference: dict[str, Any]) -> dict[str, Any]:
     """Loads the archive, compares its answers with the reference and its refusals with the rule."""
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        with zipfile.ZipFile(mar) as archive:
-            archive.extractall(folder)
-        manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
+        manifest = unpack(mar, folder)
         sys.path.insert(0, str(folder))
         context = Context(folder, manifest)
         started = time.monotonic()

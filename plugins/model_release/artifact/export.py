@@ -18,6 +18,11 @@ from typing import Any
 from model_release.artifact import files, processes
 from model_release.errors import ArchiveError
 
+# What an export may take beside its interpreter and libraries. It holds the weights two or three times; a checkpoint
+# whose configuration asks for far more than its weights explain is stopped here and not by the machine's last byte.
+_MEMORY = 6 * 1024**3
+_TIMES_THE_WEIGHTS = 8
+
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "torch-model-archiver")
 
 
@@ -71,7 +76,12 @@ def export(
             ["-m", "model_release.artifact.trace", str(Path(scratch, "request.json"))],
             what="the export",
             log=log,
-            env=processes.environment(PYTHONPATH=str(processes.PACKAGE_ROOT), HF_HOME=scratch, HOME=scratch),
+            env=processes.environment(
+                PYTHONPATH=str(processes.PACKAGE_ROOT),
+                HF_HOME=scratch,
+                HOME=scratch,
+                LEASH_MEMORY=str(memory_limit(checkpoint)),
+            ),
             timeout=timeout,
             cwd=Path(scratch),
         )
@@ -82,6 +92,11 @@ def export(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
     return Export(output, report)
+
+
+def memory_limit(checkpoint: Path) -> int:
+    """Bytes of memory that the export of this checkpoint may have."""
+    return _MEMORY + _TIMES_THE_WEIGHTS * sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
 
 
 def load(directory: Path) -> Export:

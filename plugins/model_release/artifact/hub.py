@@ -112,6 +112,9 @@ class HubPlace(Place):
     def inside(self, folder: str) -> Place:
         raise CheckpointError(f"{self.origin}: a repository of the hub has commits, not candidates in folders")
 
+    def size(self, name: str) -> int:
+        return self._sizes.get(name, 0)
+
     def bring(self, name: str, target: Path) -> None:
         from huggingface_hub import hf_hub_download
 

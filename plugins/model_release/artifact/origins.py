@@ -45,16 +45,25 @@ class Place(ABC):
         """The place that one of the folders is."""
 
     @abstractmethod
+    def size(self, name: str) -> int:
+        """Bytes of one of the files, as the place says before it is brought; 0 where it does not say."""
+
+    @abstractmethod
     def bring(self, name: str, target: Path) -> None:
         """Copies one of the files to `target`."""
 
 
 class DirectoryPlace(Place):
-    """A folder of this machine, relative to `base`."""
+    """A folder of this machine, relative to `base`.
 
-    def __init__(self, address: str, base: Path) -> None:
+    Whoever may write candidates into it need not be allowed to read what the worker can read: a link that leads out of
+    the folder that the model file names is refused.
+    """
+
+    def __init__(self, address: str, base: Path, within: Path | None = None) -> None:
         self._address, self._base = address, base
         self._path = base / address
+        self._within = within or self._path.resolve()
         self.origin = f"directory:{address}"
         if not self._path.is_dir():
             raise CheckpointError(f"{self._path} is no folder; the model file's source must name one that exists")
@@ -66,10 +75,19 @@ class DirectoryPlace(Place):
         return [path.name for path in self._path.iterdir() if path.is_dir()]
 
     def inside(self, folder: str) -> DirectoryPlace:
-        return DirectoryPlace(f"{self._address.rstrip('/')}/{folder}", self._base)
+        return DirectoryPlace(f"{self._address.rstrip('/')}/{folder}", self._base, self._within)
+
+    def size(self, name: str) -> int:
+        return self._real(name).stat().st_size
 
     def bring(self, name: str, target: Path) -> None:
-        shutil.copyfile(self._path / name, target)
+        shutil.copyfile(self._real(name), target, follow_symlinks=False)
+
+    def _real(self, name: str) -> Path:
+        path = (self._path / name).resolve()
+        if not path.is_relative_to(self._within):
+            raise CheckpointError(f"{self.origin}: {name} leads out of its folder by a link; put a copy there instead")
+        return path
 
 
 class PrefixPlace(Place):
@@ -97,6 +115,9 @@ class PrefixPlace(Place):
 
     def inside(self, folder: str) -> PrefixPlace:
         return PrefixPlace(f"{self.origin}{folder}/", self._s3, self._log)
+
+    def size(self, name: str) -> int:
+        return self._sizes[name]
 
     def bring(self, name: str, target: Path) -> None:
         progress = Progress(name, self._sizes[name], self._log)

@@ -11,7 +11,6 @@ refused: nothing that came from outside is ever run.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -19,17 +18,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model_release.artifact import files
+from model_release.artifact import files, inspection
+from model_release.artifact.bucket import MAX_FILE
 from model_release.artifact.hub import HubAccess, HubPlace
 from model_release.artifact.origins import DirectoryPlace, Log, Place, PrefixPlace
-from model_release.errors import CheckpointError
+from model_release.errors import CheckpointError, SpecError
 
-CONFIG = "config.json"
-PROCESSOR = "preprocessor_config.json"
+CONFIG = inspection.CONFIG
+PROCESSOR = inspection.PROCESSOR
 WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX = inspection.INDEX
 
 _CANDIDATE = re.compile(r"\d{8}T\d{6}Z?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
@@ -85,7 +86,7 @@ def fetch(
         place = place.inside(candidate)
     with files.replaced(destination) as fresh:
         _bring(place, fresh)
-        labels, architecture = _check(fresh, place.origin)
+        labels, architecture = inspection.check(fresh, place.origin)
     return Checkpoint(
         directory=destination,
         origin=place.origin,
@@ -107,9 +108,16 @@ def _place(
         case ["s3"]:
             return PrefixPlace(source["s3"], s3, log)
         case ["hub"]:
-            return HubPlace(source["hub"], source.get("revision"), not_later_than, hub, log)
+            return HubPlace(source["hub"], _revision(source.get("revision")), not_later_than, hub, log)
         case others:
             raise CheckpointError(f"a source has one of directory, s3, hub, not {', '.join(others) or 'nothing'}")
+
+
+def _revision(named: str | None) -> str | None:
+    """A name of git's, which is also part of a path in the hub's cache."""
+    if named is not None and (not _REVISION.fullmatch(named) or ".." in named):
+        raise SpecError(f"{named!r} is no revision of the hub; a branch, a tag or a full commit is right")
+    return named
 
 
 def _candidate(place: Place, revision: str | None, not_later_than: datetime | None) -> str:
@@ -163,68 +171,20 @@ def _bring(place: Place, target: Path) -> None:
         missing.append(WEIGHTS)
     if missing:
         raise CheckpointError(f"{place.looked_at} lacks {', '.join(missing)}")
-    for name in (CONFIG, PROCESSOR, *weights):
+    for name in (CONFIG, PROCESSOR, *(name for name in weights if name == INDEX)):
+        if place.size(name) > inspection.MAX_TEXT:
+            raise inspection.too_large(name, place.size(name), place.origin)
         place.bring(name, target / name)
     if weights == [INDEX]:
-        shards = _shards(target / INDEX, place.origin)
-        absent = sorted(shards - there)
+        weights = sorted(inspection.shards_of(target / INDEX, place.origin))
+        absent = [name for name in weights if name not in there]
         if absent:
             raise CheckpointError(f"{place.looked_at} lacks {', '.join(absent)}, named in {INDEX}")
-        for name in sorted(shards):
-            place.bring(name, target / name)
-
-
-def _shards(index: Path, origin: str) -> set[str]:
-    shards = set((_json(index, origin).get("weight_map") or {}).values())
-    strange = [name for name in shards if not re.fullmatch(r"[\w.-]+\.safetensors", str(name))]
-    if strange or not shards:
+    total = sum(place.size(name) for name in weights)
+    if total > MAX_FILE:
         raise CheckpointError(
-            f"{origin}: {INDEX} names {f'{strange[0]!r}, which is no shard' if strange else 'no shards'}"
+            f"{place.origin} has {total / 1e9:.1f} GB of weights; an archive of more than {MAX_FILE / 1e9:.1f} GB "
+            "cannot be published"
         )
-    return shards
-
-
-def _check(directory: Path, origin: str) -> tuple[tuple[str, ...], str]:
-    config, processor = _json(directory / CONFIG, origin), _json(directory / PROCESSOR, origin)
-    for name, content in ((CONFIG, config), (PROCESSOR, processor)):
-        if content.get("auto_map"):
-            raise CheckpointError(
-                f"{origin}: {name} has auto_map, which runs the checkpoint's own code; that is never done"
-            )
-    architectures = [str(name) for name in config.get("architectures") or []]
-    classifiers = [name for name in architectures if "ForImageClassification" in name]
-    if not classifiers:
-        found = (
-            f"its architecture is {', '.join(architectures)}" if architectures else "its config names no architecture"
-        )
-        raise CheckpointError(f"{origin} is no image classifier: {found}; expected …ForImageClassification")
-    return _labels(config, origin), classifiers[0]
-
-
-def _labels(config: Mapping[str, Any], origin: str) -> tuple[str, ...]:
-    """The labels in the order of the head's outputs, as transformers reads them."""
-    named, count = config.get("id2label"), config.get("num_labels")
-    if not named and isinstance(count, int) and count > 0:
-        return tuple(f"LABEL_{index}" for index in range(count))
-    if not isinstance(named, dict) or not named:
-        raise CheckpointError(f"{origin}: {CONFIG} has no id2label, so nobody knows what the classes are called")
-    try:
-        labels = {int(index): str(label) for index, label in named.items()}
-    except ValueError:
-        raise CheckpointError(f"{origin}: id2label in {CONFIG} has a key that is no number") from None
-    if sorted(labels) != list(range(len(labels))):
-        raise CheckpointError(f"{origin}: id2label in {CONFIG} does not count from 0 to {len(labels) - 1} without gaps")
-    if len(set(labels.values())) < len(labels):
-        twice = next(label for label in labels.values() if list(labels.values()).count(label) > 1)
-        raise CheckpointError(f"{origin}: id2label in {CONFIG} has the label {twice!r} twice")
-    return tuple(labels[index] for index in range(len(labels)))
-
-
-def _json(path: Path, origin: str) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise CheckpointError(f"{origin}: {path.name} is no JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{origin}: {path.name} is no JSON object")
-    return content
+    for name in weights:
+        place.bring(name, target / name)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from kubernetes.client import ApiClient
 
 KIND = Kind("serving.kserve.io", "v1beta1", "inferenceservices", "KServe")
+ROUTES = Kind("gateway.networking.k8s.io", "v1", "httproutes", "the Gateway API")
 
 Template = dict[str, Any]
 
@@ -236,7 +237,8 @@ class InferenceServices:
     """
 
     def __init__(self, api_client: ApiClient) -> None:
-        self._objects = Objects(api_client, KIND)
+        self._api_client = api_client
+        self._objects, self._routes = Objects(api_client, KIND), Objects(api_client, ROUTES)
 
     def get(self, namespace: str, name: str) -> InferenceService | None:
         """As it is now; None when there is none.
@@ -246,15 +248,20 @@ class InferenceServices:
             ClusterRefused: 401, 403, KServe not installed.
         """
         found = self._objects.get(namespace, name)
-        return None if found is None else InferenceService(found)
+        return None if found is None else self._seen(found)
 
-    def create(self, manifest: dict[str, Any]) -> InferenceService:
-        """Create it. `WriteConflict` when it is there already; `ClusterRefused` with KServe's own message."""
-        return InferenceService(self._objects.create(manifest["metadata"]["namespace"], manifest))
+    def create(self, manifest: dict[str, Any], *, dry_run: bool = False) -> InferenceService:
+        """Create it. `WriteConflict` when it is there already; `ClusterRefused` with KServe's own message.
 
-    def patch(self, live: InferenceService, patch: dict[str, Any]) -> InferenceService:
-        """JSON merge patch, only onto what was read. `WriteConflict` when it has changed since."""
-        return InferenceService(self._objects.patch(live.raw, patch))
+        With `dry_run` nothing is stored, and what would be is returned.
+        """
+        created = self._objects.create(manifest["metadata"]["namespace"], manifest, dry_run=dry_run)
+        return InferenceService(created) if dry_run else self._seen(created)
+
+    def patch(self, live: InferenceService, patch: dict[str, Any], *, dry_run: bool = False) -> InferenceService:
+        """JSON merge patch, only onto what was read. `WriteConflict` when it has changed since. `dry_run` as above."""
+        patched = self._objects.patch(live.raw, patch, dry_run=dry_run)
+        return InferenceService(patched) if dry_run else self._seen(patched)
 
     def delete(self, live: InferenceService) -> None:
         """Delete the one that was read; one made anew under the same name stays (`WriteConflict`)."""
@@ -279,6 +286,13 @@ class InferenceServices:
             return live if patch is None else self.patch(live, patch)
 
         return retrying(attempt)
+
+    def _seen(self, raw: dict[str, Any]) -> InferenceService:
+        """The view of its mode. Where the traffic of a service in Standard mode goes, only its HTTPRoutes say."""
+        from model_release.serving.standard.pods import Pods
+        from model_release.serving.standard.view import in_its_mode
+
+        return in_its_mode(raw, self._routes, Pods(self._api_client))
 
 
 def _touches_spec(edit: Edit) -> bool:

@@ -6,6 +6,8 @@ Manifests are merged as data. Nothing of a model file or a version ever becomes 
 from __future__ import annotations
 
 import copy
+import hashlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from model_release.spec import ModelSpec
 
 MANAGED_BY = ("app.kubernetes.io/managed-by", "model-release")
 TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
+DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
 
 Manifest = dict[str, Any]
 
@@ -42,7 +45,8 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
     A None in it says that the field must be absent. The split (`canaryTrafficPercent`) is never part of it.
 
     Raises:
-        SpecError: `version_uri` does not end in `/`; KServe would load its siblings too (facts/kserve.md 3.3).
+        SpecError: `version_uri` does not end in `/`; KServe would load its siblings too (facts/kserve.md 3.3). In
+            Standard mode also: the service's name leaves no room for a version's.
     """
     if not version_uri.endswith("/"):
         raise SpecError(f"storage URI {version_uri!r} must end in '/'; without it KServe also loads what begins alike")
@@ -77,7 +81,33 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
     if probe is not None:
         probe["httpGet"]["path"] = f"/v1/models/{service.name}"
     merged["spec"]["predictor"].pop("canaryTrafficPercent", None)
+    if service.mode == "standard":
+        # The predictor's name is the revision's: each version has a Deployment and a Service of its own.
+        merged["spec"]["predictor"]["name"] = predictor_name(service.name, version_uri)
+        merged["metadata"]["annotations"][DEPLOYMENT_MODE] = "Standard"
+        merged["metadata"]["annotations"].pop(TAG_ROUTING)
     return merged
+
+
+def predictor_name(service: str, version_uri: str) -> str:
+    """The name of a version's predictor in Standard mode: a DNS label, the same at any time.
+
+    `v` and ten digits: the version's own first ones, or those of its address where that names no version of ours.
+
+    Raises:
+        SpecError: the label `app: isvc.<service>-<name>-predictor`, which KServe makes of it, would be too long.
+    """
+    found = re.search(r"/([0-9a-f]{16})/$", version_uri)
+    digest = found[1] if found else hashlib.sha256(version_uri.encode()).hexdigest()
+    name = f"v{digest[:10]}"
+    if (over := len(f"isvc.{service}-{name}-predictor") - 63) > 0:
+        raise SpecError(f"service.name {service} is {over} characters too long for Standard mode")
+    return name
+
+
+def mode_of(wanted: Manifest) -> str:
+    """Knative or Standard: what a manifest of ours asks for."""
+    return "Standard" if wanted["metadata"].get("annotations", {}).get(DEPLOYMENT_MODE) == "Standard" else "Knative"
 
 
 def template_of(wanted: Manifest) -> Template:

@@ -4,13 +4,13 @@ Each verb reads the live state, does what is left to do in at most one write, an
 Each write has a pure `assess_…` that tells from a later read whether it took effect, by the **names** of revisions:
 KServe updates status some time after the write, says Ready for the old state meanwhile, and calls the revision that
 was ready last "latest" (facts/kserve.md 2.4, 3.1).
+
+This is Knative mode. A service in Standard mode is read as a `StandardService`, and goes to `standard.rollout`, where
+the same verbs hold.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
-from enum import StrEnum
 from typing import Any
 
 from model_release.errors import (
@@ -21,79 +21,42 @@ from model_release.errors import (
     RevisionFailed,
     SpecError,
 )
+from model_release.serving.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import (
     MANAGED_BY,
     Manifest,
     holds,
     matches,
+    mode_of,
     replacement,
     template_of,
     without_none,
 )
 from model_release.serving.objects import retrying
 from model_release.serving.progress import Progress, State, failure_of, trouble_of
+from model_release.serving.standard import rollout as standard
+from model_release.serving.standard.view import StandardService
 
-
-class Kind(StrEnum):
-    """What a release would change."""
-
-    FIRST = "first deployment"
-    NEW = "new template"
-    NOTHING = "nothing new"
-    STAGED = "already staged"
-
-
-@dataclass(frozen=True)
-class Change:
-    """What is left to do until the manifest's template is live, and the revision that already has it, if any."""
-
-    kind: Kind
-    sentence: str
-    revision: str | None = None
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """What served before the release touched anything. Recorded by the claim, kept in the lease, JSON-able.
-
-    `revision` None: nothing had ever been rolled out. `uid` None: there was no InferenceService. `template` None:
-    what was in the spec was not the serving revision's, and no lease remembered it; a roll-back then ends at 0 %.
-    `created` is the revision that was the latest before, when the release will make another.
-    """
-
-    uid: str | None = None
-    revision: str | None = None
-    template: Template | None = None
-    storage_uri: str | None = None
-    created: str | None = None
-    percent: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Baseline:
-        return cls(**given)
-
-
-@dataclass(frozen=True)
-class Canary:
-    """What this release opened, and against what. Everything a look needs to know that it judges the right thing."""
-
-    namespace: str
-    name: str
-    uid: str
-    revision: str
-    baseline: str | None  # None: the first deployment
-    template: str  # InferenceService.template_digest
-
-    def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, given: Mapping[str, Any]) -> Canary:
-        return cls(**given)
+__all__ = [
+    "ANY",
+    "Baseline",
+    "Canary",
+    "Change",
+    "Kind",
+    "assess_promoted",
+    "assess_split",
+    "assess_staged",
+    "baseline_of",
+    "canary_of",
+    "check_ours",
+    "check_untouched",
+    "plan_change",
+    "promote",
+    "shift",
+    "stage",
+    "tell_traffic",
+]
 
 
 def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
@@ -101,13 +64,15 @@ def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
 
     Raises:
         ForeignService: it exists and does not carry our label.
-        ClusterRefused: it does not run in Knative mode.
+        ClusterRefused: it does not run in the manifest's mode; in Standard mode, KServe has no canary for this change.
         ClusterUnavailable: it is being deleted; passes by itself.
         RevisionFailed: the same template was already rolled out without a canary, by another hand, and fails.
     """
     if live is None:
         return Change(Kind.FIRST, f"{_key(wanted)} does not exist yet and will be created")
-    check_ours(live)
+    check_ours(live, mode_of(wanted))
+    if isinstance(live, StandardService):
+        return standard.plan_change(live, wanted)
     revision, percent = live.latest_created, live.canary_percent
     if live.rolled_out is None:
         return Change(Kind.FIRST, f"{live.key} exists and no revision of it was ever ready", revision)
@@ -122,7 +87,7 @@ def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
     return Change(Kind.STAGED, f"{live.key} already has this template, at {percent} %", staged)
 
 
-def check_ours(live: InferenceService) -> None:
+def check_ours(live: InferenceService, mode: str = "Knative") -> None:
     """Refuse a service that is another's, in another mode, or on its way out (errors: see `plan_change`)."""
     label, value = MANAGED_BY
     if live.labels.get(label) != value:
@@ -131,11 +96,11 @@ def check_ours(live: InferenceService) -> None:
             f"kubectl label inferenceservice -n {live.namespace} {live.name} {label}={value} "
             "(makes a new revision of the same model), or name another service in the model file"
         )
-    if live.deployment_mode not in (None, "Knative"):
+    if live.deployment_mode not in (None, mode):
         raise ClusterRefused(
-            f"InferenceService {live.key} runs in {live.deployment_mode} mode, in which KServe ignores "
-            "canaryTrafficPercent and moves all traffic at once; a canary needs Knative mode "
-            "(annotation serving.kserve.io/deploymentMode: Knative, on a service made anew)"
+            f"InferenceService {live.key} runs in {live.deployment_mode} mode, and the model file asks for {mode}; "
+            "KServe never changes the mode of a service: name another service, or, if it splits as the model file's "
+            "service.mode says (standard: KServe from 0.21 on), say so there"
         )
     if live.being_deleted:
         raise ClusterUnavailable(f"InferenceService {live.key} is being deleted; wait until it is gone")
@@ -152,6 +117,8 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
     """
     if live is None:
         return Baseline()
+    if isinstance(live, StandardService):
+        return standard.baseline_of(live, wanted)
     created = None if matches(live, wanted) else live.latest_created
     if live.rolled_out is None:
         return Baseline(uid=live.uid, created=created, percent=live.canary_percent)
@@ -187,16 +154,21 @@ def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> 
         As `plan_change`; ClusterUnavailable when nothing could be written.
     """
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
+    in_standard_mode = mode_of(wanted) == "Standard"
 
     def attempt() -> InferenceService:
         live = services.get(namespace, name)
         if live is None:
             if baseline.uid is not None:
                 raise CanaryLost(f"InferenceService {namespace}/{name} was deleted after it was claimed")
+            if in_standard_mode:
+                standard.check_kept(services.create(without_none(wanted), dry_run=True), wanted)
             return services.create(without_none(wanted))
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
         patch = _stage_patch(live, wanted)
+        if isinstance(live, StandardService) and patch is not None:
+            standard.check_kept(services.patch(live, patch, dry_run=True), wanted)
         return live if patch is None else services.patch(live, patch)
 
     return retrying(attempt)
@@ -204,6 +176,8 @@ def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> 
 
 def _stage_patch(live: InferenceService, wanted: Manifest) -> dict[str, Any] | None:
     change = plan_change(live, wanted)
+    if isinstance(live, StandardService):
+        return standard.stage_patch(live, wanted, change)
     first = live.rolled_out is None
     if change.kind is Kind.NOTHING or (first and matches(live, wanted)):
         return None
@@ -224,6 +198,8 @@ def assess_staged(live: InferenceService | None, wanted: Manifest, baseline: Bas
         return Progress(State.LOST, f"InferenceService {_key(wanted)} was deleted")
     if baseline.uid not in (None, live.uid):
         return Progress(State.LOST, f"InferenceService {live.key} was deleted and made anew")
+    if isinstance(live, StandardService):
+        return standard.assess_staged(live, wanted, baseline)
     if not holds(live.template, template_of(wanted)):
         return Progress(State.LOST, f"{live.key} no longer has the staged template{live.other_writer()}")
     if baseline.revision is not None:
@@ -277,6 +253,8 @@ def shift(services: InferenceServices, canary: Canary, percent: int) -> Inferenc
         check_untouched(live, canary)
         if live.canary_percent == percent:
             return None
+        if isinstance(live, StandardService):
+            return standard.split(live, percent)
         return {"spec": {"predictor": {"canaryTrafficPercent": percent}}}
 
     return services.change(canary.namespace, canary.name, decide)
@@ -296,7 +274,8 @@ def assess_split(live: InferenceService | None, canary: Canary, percent: int) ->
 
 
 def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
-    """Give the canary everything by removing the split. Again: no write.
+    """Give the canary everything by removing the split. Again: no write. In Standard mode two writes and the time
+    between them (`standard.rollout.take_over`).
 
     Args:
         percent: the share at which the canary was judged; it must still have it.
@@ -310,9 +289,12 @@ def promote(services: InferenceServices, canary: Canary, percent: int) -> Infere
             check_untouched(live, canary, None)
             return None
         check_untouched(live, canary, None if live.canary_percent == 100 else percent)
+        if isinstance(live, StandardService):
+            return standard.promotion(live)
         return {"spec": {"predictor": {"canaryTrafficPercent": None}}}
 
-    return services.change(canary.namespace, canary.name, decide)
+    promoted = services.change(canary.namespace, canary.name, decide)
+    return standard.take_over(services, promoted, decide) if isinstance(promoted, StandardService) else promoted
 
 
 def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
@@ -321,12 +303,11 @@ def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
         check_untouched(live, canary, None)
     except CanaryLost as lost:
         return Progress(State.LOST, str(lost), canary.revision)
+    if isinstance(live, StandardService) and not live.is_at_rest:
+        return Progress(State.WAITING, f"{canary.revision} takes over; traffic {tell_traffic(live)}", canary.revision)
     if live is not None and live.serving == {canary.revision: 100} and live.rolled_out == canary.revision:
         return Progress(State.READY, f"{canary.revision} has all of the traffic", canary.revision)
     return Progress(State.WAITING, "the traffic has not moved yet", canary.revision)
-
-
-ANY = -1
 
 
 def check_untouched(live: InferenceService | None, canary: Canary, percent: int | None = ANY) -> None:
@@ -344,6 +325,9 @@ def check_untouched(live: InferenceService | None, canary: Canary, percent: int 
     by = live.other_writer()
     if live.uid != canary.uid:
         raise CanaryLost(f"InferenceService {where} was deleted and made anew{by}")
+    if isinstance(live, StandardService):
+        standard.check_untouched(live, canary, percent)
+        return
     if live.template_digest != canary.template:
         raise CanaryLost(f"the template of {where} is not the one that was staged{by}")
     if live.latest_created != canary.revision or live.latest_ready != canary.revision:
@@ -355,11 +339,6 @@ def check_untouched(live: InferenceService | None, canary: Canary, percent: int 
         raise CanaryLost(f"the split of {where} was removed: {canary.revision} takes everything{by}")
     if live.is_split and live.prev_revision not in (None, canary.baseline):
         raise CanaryLost(f"{where} splits with {live.prev_revision} instead of {canary.baseline}{by}")
-
-
-def tell_traffic(live: InferenceService) -> str:
-    """`…-00002 30 %, …-00001 70 %`."""
-    return ", ".join(f"{name} {percent} %" for name, percent in live.serving.items()) or "none"
 
 
 def _wrong_baseline(live: InferenceService, baseline: str) -> Progress:

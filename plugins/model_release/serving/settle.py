@@ -8,52 +8,41 @@ Three of KServe's rules shape it (facts/kserve.md 3.1). 0 % is the only roll-bac
 no revision. Bringing the stable template back in the same write as removing the split would give the *canary* all
 of the traffic until the new revision is ready. And 0 % on a service whose latest revision is already rolled out
 means "one version further back" to KServe, which is right after a promotion and wrong in any other case.
+
+A service in Standard mode has none of these rules: its steps are in `standard.settle`.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from model_release.errors import NotSettled, SmokeFailed
+from model_release.serving.change import RESTORE_GRACE, Prove, Release, Remember, tell_traffic
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import MANAGED_BY, holds, replacement
 from model_release.serving.objects import retrying
 from model_release.serving.progress import Progress, State, wait
-from model_release.serving.rollout import Baseline, tell_traffic
+from model_release.serving.standard import settle as standard
+from model_release.serving.standard.view import StandardService
 
-Remember = Callable[[str], None]
-# Asks the ready revision at 0 %, through its tag address, what the version of the stable template should answer.
-# Raises SmokeFailed when it does not.
-Prove = Callable[[InferenceService], None]
+__all__ = [
+    "RESTORE_GRACE",
+    "Prove",
+    "Release",
+    "Remember",
+    "assess_rolled_back",
+    "is_clean",
+    "roll_back",
+    "settle",
+    "settle_step",
+]
 
-# Seconds for which the restored template's revision may fail to load before waiting for it ends. Longer than a
-# canary's: its content has served before, so the trouble is most likely the cluster's, and passes.
-RESTORE_GRACE = 60.0
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a release knows of itself when it ends, from its lease.
-
-    Attributes:
-        canary: the revision it staged, when it came so far as to know it.
-        promoted: the verdict was "promote", and the write may have been done.
-        barred: revisions that must never get traffic from a settle: those that were the latest when the stable
-            template was written back. Until status shows a newer one, "latest" still means one of them.
-    """
-
-    namespace: str
-    name: str
-    baseline: Baseline
-    canary: str | None = None
-    promoted: bool = False
-    barred: tuple[str, ...] = ()
-
-    def bars(self, revision: str | None) -> bool:
-        return revision is None or revision == self.canary or revision in self.barred
+# Seconds for which the baseline itself may be down, which keeps the route, and with it the proof, from moving on. A
+# container that crashes again and again is started again after five minutes at the latest.
+BASELINE_GRACE = 330.0
 
 
 def settle(
@@ -132,6 +121,8 @@ def _step(
         return Progress(
             State.FAILED, f"InferenceService {key} was deleted and made anew by another hand; left as it is"
         )
+    if isinstance(live, StandardService) and baseline.revision is not None:
+        return standard.step(services, live, release, prove)
     if release.promoted and not live.is_split and not _has_stable_template(live, release):
         return _promoted(services, live, release)
     if baseline.revision is None:
@@ -145,6 +136,8 @@ def _step(
 
 def is_clean(live: InferenceService, release: Release) -> bool:
     """No split, and one proven revision that is created, ready, rolled out and served: the baseline, or its content."""
+    if isinstance(live, StandardService):
+        return standard.is_clean(live, release)
     stable, known = live.rolled_out, release.baseline.template is not None
     return (
         stable is not None
@@ -185,6 +178,8 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
     stable = release.baseline.revision
     if live is None:
         return Progress(State.LOST, f"InferenceService {release.namespace}/{release.name} was deleted")
+    if isinstance(live, StandardService):
+        return standard.assess_rolled_back(live, release)
     if stable is not None and live.serving == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
         return Progress(State.READY, f"{stable} has all of the traffic", stable)
     if is_clean(live, release):
@@ -279,6 +274,9 @@ def _restore(
                 return Progress(State.FAILING, said, latest, RESTORE_GRACE)
         elif not _route_is_broken(live):
             return Progress(State.WAITING, f"{latest} is ready at 0 %, its route is not yet", latest)
+        elif not _route_names_what_is_gone(live):
+            said = f"{latest} is ready at 0 % and cannot be asked while {baseline.revision} is not ready"
+            return Progress(State.FAILING, said, latest, BASELINE_GRACE)
         # The baseline is gone, and with it the route that could reach this one at 0 %. What serves instead is what
         # is being rolled back; the proven content goes before it, unasked.
     services.patch(live, _split(None))
@@ -305,9 +303,15 @@ def _roll_back_pending(live: InferenceService, release: Release) -> bool:
 
 
 def _route_is_broken(live: InferenceService) -> bool:
-    """Knative keeps the route as it was, because the split names a revision that is gone."""
+    """Knative keeps the route as it was, because the split names a revision that is gone, or not ready any more."""
     route = live.conditions.get("PredictorRouteReady")
     return route is not None and route.status == "False"
+
+
+def _route_names_what_is_gone(live: InferenceService) -> bool:
+    """Gone for good, and not only down: both have the reason `RevisionMissing` (facts/kserve.md 1.3)."""
+    route = live.conditions.get("PredictorRouteReady")
+    return route is not None and "not found" in route.message
 
 
 def _write_back(services: InferenceServices, live: InferenceService, release: Release, remember: Remember) -> Progress:

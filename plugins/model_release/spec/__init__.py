@@ -77,6 +77,15 @@ class ModelSpec(Part):
             raise ValueError(f"training.image writes to S3, and the source is {self.source}; {{s3: s3://…/}} is right")
         return self
 
+    @model_validator(mode="after")
+    def _metrics_fit_the_mode(self) -> ModelSpec:
+        if self.service.mode == "standard" and self.judge.profile not in ("istio", "istio-destination"):
+            raise ValueError(
+                f"Standard mode has no queue-proxy, whose metrics judge.profile {self.judge.profile} reads; istio or "
+                "istio-destination is right"
+            )
+        return self
+
     def asks_at(self, percent: int) -> bool:
         """Whether a person may be asked at this step, after its watch and before its decision."""
         if self.approval == "before_promote":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -22,6 +22,9 @@ class Service(Part):
 
     name: Name
     namespace: Name
+    mode: Literal["knative", "standard"] = Field(
+        "knative", description="KServe's deployment mode. standard: a canary needs KServe 0.21 and the Gateway API."
+    )
     min_replicas: int = Field(1, ge=1, description="KServe starts as many pods before a revision is ready.")
     max_replicas: int = Field(1, ge=1)
     container_concurrency: int = Field(0, ge=0, description="Requests at once for each pod; 0 for no limit.")

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LOOKS_IN_A_WINDOW = 2
 # How long the cluster or Prometheus may be away before the canary, which nobody watches meanwhile, is taken back.
 BLIND = timedelta(minutes=2)
+# Requests on the stable revision before its own failures are told: fewer could be one user's bad luck.
+ENOUGH_TO_TELL = 100
 
 
 @dataclass(frozen=True)
@@ -231,7 +233,7 @@ def stable_trouble(policy: Policy, windows: Sequence[Window]) -> str:
     requests = sum(side.requests or 0 for side in sides)
     for metric in policy.metrics:
         bad = sum(side.bad.get(metric.name) or 0 for side in sides)
-        if metric.observe or metric.max_rate is None or requests < policy.min_requests:
+        if metric.observe or metric.max_rate is None or requests < ENOUGH_TO_TELL:
             continue
         if bad > metric.max_rate * requests:
             return (

@@ -38,8 +38,12 @@ def services(api_client: ApiClient, namespace: str) -> dict[str, InferenceServic
     Raises:
         ClusterUnavailable, ClusterRefused: as `Objects` does.
     """
+    from model_release.serving.standard.pods import Pods
+    from model_release.serving.standard.view import in_its_mode
+
     found = _Listed(api_client, inference_service.KIND).all(namespace)
-    return {str(one["metadata"]["name"]): InferenceService(one) for one in found}
+    routes, pods = Objects(api_client, inference_service.ROUTES), Pods(api_client)
+    return {str(one["metadata"]["name"]): in_its_mode(one, routes, pods) for one in found}
 
 
 def leases(api_client: ApiClient, namespace: str) -> dict[str, Lease]:

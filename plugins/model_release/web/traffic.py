@@ -85,11 +85,13 @@ def _steps() -> list[int]:
 
 
 def _of_service(metrics: RevisionMetrics, spec: ModelSpec) -> str:
-    """The matchers of all revisions of the service: KServe calls them `<service>-predictor-00001` and so on."""
+    """The matchers of all revisions of the service: KServe calls them `<service>-predictor-00001` and so on, and in
+    Standard mode `<service>-v<version>-predictor`."""
     namespace = spec.service.namespace
     equal = dict(metrics.fixed) | ({} if metrics.namespace_label is None else {metrics.namespace_label: namespace})
     # What the label says up to the revision's name, and of that all but the number.
-    named = metrics.label_of(namespace, "\n").partition("\n")[0] + f"{spec.service.name}-predictor-"
+    kind = "v" if spec.service.mode == "standard" else "predictor-"
+    named = metrics.label_of(namespace, "\n").partition("\n")[0] + f"{spec.service.name}-{kind}"
     return selector("", equal, beginning={metrics.revision_label: [named]})[1:-1]
 
 
@@ -103,7 +105,7 @@ class _Grid:
     def __init__(self, times: list[int], metrics: RevisionMetrics, service: str) -> None:
         self._place = {moment: i for i, moment in enumerate(times)}
         self._metrics = metrics
-        self._ours = re.compile(rf"{re.escape(service)}-predictor-\d+")
+        self._ours = re.compile(rf"{re.escape(service)}-(predictor-\d+|v[0-9a-f]{{10}}-predictor)")
 
     def summed(self, found: list[Series], factor: float = 1.0) -> dict[str, list[float | None]]:
         lines: dict[str, list[float | None]] = {}

@@ -39,6 +39,12 @@ def backends(stack: Any, route: str = "digits") -> list[tuple[str, int | None]]:
     return [(ref["name"], ref.get("weight")) for ref in rule["backendRefs"]]
 
 
+def said(status: dict[str, Any], kind: str) -> dict[str, Any]:
+    found = find(status, kind)
+    assert found is not None, f"no condition {kind}"
+    return found
+
+
 def names(stack: Any, kind: Any) -> set[str]:
     return {one["metadata"]["name"] for one in stack.registry.store.all(kind.id, "models")}
 
@@ -53,13 +59,13 @@ async def test_one_predictor_has_a_deployment_a_service_and_two_routes(stack: An
     await stack.apply(manifest())
     assert stack.workloads.running() == names(stack, DEPLOYMENTS) == names(stack, CORE_SERVICES) == {STABLE}
     status = stack.isvc()["status"]
-    assert find(status, "PredictorReady")["reason"] == "MinimumReplicasUnavailable"
+    assert said(status, "PredictorReady")["reason"] == "MinimumReplicasUnavailable"
     assert names(stack, HTTP_ROUTES) == set(), "no route before the predictor is ready"
     assert "url" not in status["components"]["predictor"]
     await ready(stack, STABLE)
     status = stack.isvc()["status"]
     assert [one["type"] for one in status["conditions"]] == ["IngressReady", "PredictorReady", "Ready", "Stopped"]
-    assert find(status, "Ready")["status"] == "True"
+    assert said(status, "Ready")["status"] == "True"
     assert status["deploymentMode"] == "Standard"
     assert status["modelStatus"]["transitionStatus"] == "UpToDate"
     assert backends(stack) == backends(stack, "digits-predictor") == [(STABLE, None)]
@@ -72,11 +78,11 @@ async def test_a_canary_gets_its_weight_once_it_is_ready(stack: Any, manifest: A
     await ready(stack, STABLE)
     assert backends(stack) == [(STABLE, 100)], "one that is not ready is left out"
     assert stack.isvc()["status"]["canaryStatuses"] == [{"name": "v2", "ready": False, "trafficPercent": 20}]
-    assert find(stack.isvc()["status"], "CanaryPredictorReady")["reason"] == "CanariesNotReady"
-    assert find(stack.isvc()["status"], "Ready")["status"] == "True", "a canary is no part of Ready"
+    assert said(stack.isvc()["status"], "CanaryPredictorReady")["reason"] == "CanariesNotReady"
+    assert said(stack.isvc()["status"], "Ready")["status"] == "True", "a canary is no part of Ready"
     await ready(stack, CANARY)
     assert backends(stack) == backends(stack, "digits-predictor") == [(STABLE, 80), (CANARY, 20)]
-    assert find(stack.isvc()["status"], "CanaryPredictorReady")["reason"] == "AllCanariesReady"
+    assert said(stack.isvc()["status"], "CanaryPredictorReady")["reason"] == "AllCanariesReady"
     assert stack.router.routes["digits.models.localhost"] == {STABLE: 80, CANARY: 20}
     await stack.become(CANARY, Phase.CRASHED, "out of memory", 137)
     assert backends(stack) == [(STABLE, 100)], "what it had goes back to stable"
@@ -117,7 +123,7 @@ async def test_a_canary_taken_out_is_deleted(stack: Any, manifest: Any) -> None:
     [(1, 0, None, 0), (1, 1, None, 1), (4, 25, None, 1), (4, 26, None, 2), (4, 100, None, 4), (4, 0, 1, 1)],
 )
 def test_replicas_of_a_canary(manifest: Any, least: int, percent: int, given: int | None, expected: int) -> None:
-    more = {} if given is None else {"minReplicas": given}
+    more: dict[str, Any] = {} if given is None else {"minReplicas": given}
     isvc = manifest(minReplicas=least, canary=[canary(percent=percent, **more)])
     assert standard.canary_replicas(isvc, isvc["spec"]["canary"][0]) == expected
 
@@ -207,7 +213,7 @@ async def test_0_20_runs_a_canary_and_gives_it_no_weight(make_stack: Any, manife
 async def test_deployments_that_go_over_the_deadline_say_so(make_stack: Any, manifest: Any) -> None:
     stack = make_stack(timing=Timing(progress_deadline=0))
     await stack.apply(manifest())
-    assert find(stack.object(DEPLOYMENTS, STABLE)["status"], "Progressing")["reason"] == "ProgressDeadlineExceeded"
+    assert said(stack.object(DEPLOYMENTS, STABLE)["status"], "Progressing")["reason"] == "ProgressDeadlineExceeded"
 
 
 async def test_a_service_that_is_deleted_takes_everything_along(stack: Any, manifest: Any) -> None:

@@ -17,14 +17,13 @@ import os
 import sys
 import tempfile
 import time
-import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from model_release.artifact.bare_check import Context, stand_in_for_torchserve
+from model_release.artifact.bare_check import Context, stand_in_for_torchserve, unpack
 from model_release.artifact.evaluation.measures import Answer
 
 _LINE_EVERY = 5.0  # seconds
@@ -72,10 +71,7 @@ class Handler:
     while the model runs in another."""
 
     def __init__(self, mar: Path, folder: Path) -> None:
-        with zipfile.ZipFile(mar) as archive:
-            archive.extractall(folder)
-        self._folder = folder
-        self._manifest = json.loads((folder / "MAR-INF" / "MANIFEST.json").read_text(encoding="utf-8"))
+        self._folder, self._manifest = folder, unpack(mar, folder)
         sys.path.insert(0, str(folder))
         module = importlib.import_module(self._manifest["model"]["handler"].removesuffix(".py"))
         entry = next(kind for kind in vars(module).values() if _made_in(kind, module.__name__))

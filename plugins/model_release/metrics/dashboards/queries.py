@@ -9,8 +9,9 @@ from model_release.metrics.profiles import RevisionMetrics
 
 RATE = "$__rate_interval"
 RANGE = "$__range"
-# A revision is named after its service: `<service>-predictor-00007`, `…-predictor-default-00007` on older KServe.
-_SERVICE = "(.+?)-predictor(?:-default)?-[0-9]+"
+# A revision is named after its service: `<service>-predictor-00007`, `…-predictor-default-00007` on older KServe, and
+# `<service>-v<version>-predictor` in Standard mode.
+_SERVICE = "(.+?)(?:-predictor(?:-default)?-[0-9]+|-v[0-9a-f]{10}-predictor)"
 _OURS = "airflow_model_release_"
 _HERE = 'namespace="$namespace",service="$service"'
 
@@ -81,7 +82,7 @@ class Queries:
         return self._values(self._matching(spelled)), f"/^{self._javascript(spelled)}$/"
 
     def revisions(self) -> tuple[str, str]:
-        named = self._spelled("${service:regex}-predictor(?:-default)?-[0-9]+")
+        named = self._spelled("${service:regex}(?:-predictor(?:-default)?-[0-9]+|-v[0-9a-f]{10}-predictor)")
         return self._values(self._matching(named)), f"/^{self._javascript(self._spelled('(.+)'))}$/"
 
     # ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -1,0 +1,147 @@
+"""One release as somebody at Airflow's UI sees it, and does things to it."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from sandbox import process
+
+from .models import NAME
+
+if TYPE_CHECKING:
+    from .scene import Scene
+
+OVER = ("success", "failed", "skipped", "upstream_failed")
+
+
+@dataclass(frozen=True)
+class Release:
+    """One run, as Airflow's API tells of it."""
+
+    scene: Scene
+    dag: str
+    run_id: str
+    candidate: str
+    before: dict[str, Counter[str]]
+
+    @property
+    def path(self) -> str:
+        return f"/dags/{self.dag}/dagRuns/{self.run_id}"
+
+    def state_of(self, task: str) -> str:
+        return str(self.scene.live.airflow.tasks(self.dag, self.run_id)[task]["state"])
+
+    def until(self, task: str, *states: str, patience: float = 240) -> None:
+        """Returns when the task is in one of these states."""
+        seen: list[str] = []
+
+        def there() -> bool:
+            seen.append(self.state_of(task))
+            assert seen[-1] in states or seen[-1] not in OVER, f"{task} is {seen[-1]}; {self.troubles()}"
+            return seen[-1] in states
+
+        wait_for(there, patience, lambda: f"{task} is {seen[-1]} and not {states}; {self.troubles()}")
+
+    def until_try(self, task: str, number: int, state: str, patience: float = 60) -> None:
+        """Returns when this try of the task is in this state."""
+
+        def there() -> bool:
+            found = self.scene.live.airflow.tasks(self.dag, self.run_id)[task]
+            return (found["try_number"], found["state"]) == (number, state)
+
+        wait_for(there, patience, lambda: f"{task} does not come to try {number}; {self.troubles()}")
+
+    def clear(self, task: str) -> None:
+        """As a person does in the UI, to have a task run again."""
+        body = {"dry_run": False, "only_failed": False, "dag_run_id": self.run_id, "task_ids": [task]}
+        self.scene.live.airflow.call("POST", f"/dags/{self.dag}/clearTaskInstances", json=body)
+
+    def clear_all(self) -> None:
+        """As a person does with a whole run."""
+        self.scene.live.airflow.call("POST", f"{self.path}/clear", json={"dry_run": False})
+
+    def mark(self, task: str, state: str) -> None:
+        """As a person does with a task in the UI."""
+        self.scene.live.airflow.call("PATCH", f"{self.path}/taskInstances/{task}", json={"new_state": state})
+
+    def mark_run(self, state: str) -> None:
+        self.scene.live.airflow.call("PATCH", self.path, json={"state": state})
+
+    def tries(self, task: str) -> int:
+        return int(self.scene.live.airflow.tasks(self.dag, self.run_id)[task]["try_number"])
+
+    def log(self, task: str, number: int = 1) -> str:
+        return "\n".join(self.scene.live.airflow.log(self.dag, self.run_id, task, number))
+
+    def kill_task(self, task: str) -> None:
+        """kill -9 of the task's own process, as soon as it runs: out of memory, say."""
+        self.until(task, "running")
+        victims: list[psutil.Process] = []
+
+        def found() -> bool:
+            for one in process.processes(self.scene.live.state):
+                with contextlib.suppress(psutil.Error):
+                    if "LocalExecutor:" in (line := " ".join(one.cmdline())) and "<idle>" not in line:
+                        victims.extend(one.children())
+            return bool(victims)
+
+        wait_for(found, 10, lambda: f"{task} has no process")
+        for victim in victims:
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
+
+    def watching(self) -> str:
+        """Returns when the canary is open and watched; its revision."""
+        self.until("watch_50", "deferred")
+        return str(self.scene.claim.canary)
+
+    def ended(self, patience: float = 240) -> str:
+        """Its state, once it has ended."""
+        return str(self.scene.live.finished(self.dag, self.run_id, patience)["state"])
+
+    def sentence(self) -> str:
+        """What the decision record says in the end: outcome and reason."""
+        record = self.record()
+        return f"{record['outcome']}: {record['reason']}"
+
+    def record(self) -> dict[str, Any]:
+        store = self.scene.live.store(f"s3://models/{NAME}/")
+        for name in self.scene.record_names():
+            record, _ = store.read_json(name)
+            if record["run"]["run_id"] == self.run_id and record["run"]["dag_id"] == self.dag:
+                return dict(record)
+        raise AssertionError(f"no decision record of {self.dag} {self.run_id}")
+
+    def troubles(self) -> dict[str, Any]:
+        tasks = self.scene.live.airflow.tasks(self.dag, self.run_id)
+        failed = [name for name, task in tasks.items() if task["state"] == "failed"]
+        return {name: self.scene.live.airflow.xcom(self.dag, self.run_id, name, "trouble") for name in failed}
+
+    def answers(self) -> dict[str, Counter[str]]:
+        """How the users fared since it began: answers by revision and status."""
+        time.sleep(1.5)  # the load writes its counts once a second
+        now = self.scene.answers()
+        return {name: counts - self.before.get(name, Counter()) for name, counts in now.items()}
+
+    def outcome(self) -> str:
+        return str(self.record()["outcome"])
+
+
+def failures(answers: dict[str, Counter[str]]) -> dict[str, int]:
+    """Requests that were not answered well, by revision; those without any are left out."""
+    bad = {name: sum(count for status, count in counts.items() if status != "200") for name, counts in answers.items()}
+    return {name: count for name, count in bad.items() if count}
+
+
+def wait_for(holds: Callable[[], bool], patience: float, what: Callable[[], str]) -> None:
+    end = time.monotonic() + patience
+    while not holds():
+        assert time.monotonic() < end, what()
+        time.sleep(0.3)

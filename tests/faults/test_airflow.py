@@ -1,0 +1,296 @@
+"""Harm done through Airflow, and to it: killed parts, hands in the UI, a lost database."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any
+
+import pytest
+
+from .models import ASKED, BAKE, LATE, NAME
+from .releases import Release, wait_for
+from .scene import Scene
+
+pytestmark = pytest.mark.faults
+
+
+def test_run_marked_failed_while_watched_then_prometheus_gone_under_the_next_in_line(scene: Scene) -> None:
+    """Two faults on two releases of one service: the second waits in line for the first."""
+    stable = scene.stable
+    first = scene.release(dag=ASKED)
+    first.watching()
+    second = scene.release(first.candidate, dag=LATE)
+    second.until("claim", "deferred")
+    assert scene.claim.owner.run_id == first.run_id
+    began = time.monotonic()
+    first.mark_run("failed")
+    second.until("watch_50", "deferred")
+    between = time.monotonic() - began
+    scene.live.sandbox("stop", "prometheus")
+    try:
+        assert (first.ended(), second.ended()) == ("failed", "failed")
+    finally:
+        scene.live.sandbox("start", "prometheus")
+    assert first.sentence().startswith("failed: task watch_50 failed")
+    assert second.sentence().startswith("rolled_back: ")
+    assert second.state_of("promote") == "skipped"
+    end = scene.end(second, stable)
+    scene.row("run marked failed by hand", "watch", first, stable, end)
+    scene.row("two releases at once", "claim", second, stable, end, f"waited, began {between:.0f} s later")
+    scene.row("Prometheus gone for good", "watch", second, stable, end)
+
+
+def test_tasks_killed_on_the_way_to_a_promotion(scene: Scene) -> None:
+    candidate = scene.other
+    one = scene.release()
+    for task in ("stage", "open_50", "promote"):
+        one.kill_task(task)
+    assert one.ended() == "success"
+    assert one.sentence().startswith("promoted: ")
+    # What the first try wrote is found by the second.
+    assert [one.tries(task) > 1 for task in ("stage", "open_50", "promote")] == [True] * 3
+    end = scene.end(one, candidate)
+    for stage in ("stage", "open", "promote"):
+        scene.row("kill -9 of the task", stage, one, candidate, end)
+
+
+def test_scheduler_killed_while_watched_and_while_promoting(scene: Scene) -> None:
+    candidate = scene.other
+    one = scene.release()
+    one.watching()
+    scene.kill("scheduler")
+    scene.restart("scheduler")
+    one.until("watch_50", "success")
+    scene.api_fault("get", "inferenceservices", delay=2.0)
+    one.until("promote", "running")
+    scene.kill("scheduler")
+    scene.api_mended()
+    scene.restart("scheduler")
+    assert one.ended(400) == "success"
+    assert one.tries("promote") > 1
+    assert one.sentence().startswith("promoted: ")
+    end = scene.end(one, candidate)
+    scene.row("kill -9 of the scheduler, started again", "watch", one, candidate, end)
+    scene.row("kill -9 of the scheduler, started again", "promote", one, candidate, end)
+
+
+def test_smoke_prediction_marked_successful_by_hand(scene: Scene) -> None:
+    """A branch that never chose: all ways behind it begin, before there is anything to open."""
+    stable, before = scene.stable, scene.service.rolled_out
+    one = scene.release()
+    one.until("stage", "deferred")
+    one.mark("smoke", "success")
+    assert one.ended() == "failed"
+    assert one.state_of("open_50") == one.state_of("go_live") == "failed"
+    assert one.sentence().startswith(("failed: task open_50 failed", "failed: task go_"))
+    end = scene.end(one, stable)
+    assert scene.met(end.answers) <= {before, end.revision}
+    scene.row("task marked successful by hand", "stage", one, stable, end)
+
+
+def test_decision_marked_successful_by_hand(scene: Scene) -> None:
+    """Both ways behind the branch begin: nothing says that the canary was judged, so no way leads forward."""
+    stable = scene.stable
+    one = scene.release(dag=ASKED)
+    one.watching()
+    one.mark("decide_50", "success")
+    one.mark("watch_50", "failed")
+    assert one.ended() == "failed"
+    assert one.sentence().startswith("failed: task ")
+    assert one.state_of("promote") in ("failed", "skipped", "upstream_failed")
+    end = scene.end(one, stable)
+    scene.row("task marked successful by hand", "decide", one, stable, end)
+    scene.row("task marked failed by hand", "watch", one, stable, end)
+
+
+def test_finished_tasks_cleared_and_then_the_whole_run_after_it_was_promoted(scene: Scene) -> None:
+    candidate = scene.other
+    one = scene.release()
+    canary = one.watching()
+    one.clear("open_50")
+    one.until_try("open_50", 2, "success")
+    assert one.ended() == "success"
+    said = one.sentence()
+    assert said.startswith("promoted: ")
+    end = scene.end(one, candidate)
+    assert end.revision == canary
+    scene.row("task cleared", "open", one, candidate, end)
+    one.clear_all()
+    one.until("report", "running", "success")
+    assert one.ended() == "success"
+    assert one.outcome() == "nothing_new"
+    end = scene.end(one, candidate)
+    assert end.revision == canary
+    scene.row("whole run cleared, after it had promoted", "afterwards", one, candidate, end)
+
+
+def test_whole_run_cleared_after_it_was_rolled_back(scene: Scene) -> None:
+    """It is judged again: what was rolled back once is nothing that was proven."""
+    stable, candidate = scene.stable, scene.other
+    one = scene.release()
+    first = one.watching()
+    one.mark("watch_50", "success")
+    assert one.ended() == "failed"
+    scene.end(one, stable)
+    one.clear_all()
+    one.until_try("watch_50", 2, "deferred", 120)
+    assert scene.claim.canary != first
+    assert one.ended() == "success"
+    assert one.sentence().startswith("promoted: ")
+    end = scene.end(one, candidate)
+    scene.row("whole run cleared, after it was rolled back", "afterwards", one, candidate, end)
+
+
+def test_run_marked_failed_while_its_canary_starts(scene: Scene) -> None:
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release()
+    one.until("stage", "deferred")
+    one.mark_run("failed")
+    assert one.ended() == "failed"
+    assert one.sentence().startswith("failed: task stage failed: it was ended from outside")
+    end = scene.end(one, stable)
+    assert scene.met(end.answers) <= {before, end.revision}
+    scene.row("run marked failed by hand", "stage", one, stable, end)
+
+
+def test_run_marked_failed_during_the_bake(scene: Scene) -> None:
+    candidate = scene.other
+    one = scene.release(dag=BAKE)
+    one.until("bake", "deferred")
+    one.mark_run("failed")
+    assert one.ended() == "failed"
+    assert one.sentence().startswith("failed: task bake failed: it was ended from outside")
+    end = scene.end(one, candidate)
+    scene.row("run marked failed by hand", "bake", one, candidate, end)
+
+
+def test_scheduler_and_triggerer_killed_and_the_run_gone_from_the_database(scene: Scene) -> None:
+    """A database restored from yesterday knows neither the run nor that a canary is open."""
+    stable = scene.stable
+    one = scene.release(dag=ASKED)
+    canary = one.watching()
+    scene.kill("scheduler")
+    scene.kill("triggerer")
+    _forget_run(scene, one.dag, one.run_id)
+    lease = scene.live.lease(NAME)
+    claim = lease.raw["metadata"]["annotations"]["model-release/claim"]
+    # Before the sweep settles it, what it must not touch: a lease of another Airflow, and a canary of nobody's.
+    elsewhere = claim.replace(lease.claim.owner.installation, "https://elsewhere")
+    scene.edit_lease(_held(lease.holder, elsewhere))
+    scene.restart("triggerer")
+    scene.restart("scheduler")
+    state, lines = scene.sweep()
+    assert (state, len(lines)) == ("success", 1)
+    assert f"is being released by another Airflow, {ASKED} {one.run_id} (open at 50 %" in lines[0]
+    scene.edit_lease({"spec": {"holderIdentity": None}})
+    state, lines = scene.sweep()
+    assert (state, len(lines)) == ("success", 1)
+    assert lines[0].startswith(f"models/{NAME}: {canary} takes 50 % and no release claims it")
+    assert scene.service.canary_percent == 50
+    scene.edit_lease(_held(lease.holder, claim))
+    # Either this one or the one that its schedule started meanwhile.
+    state, lines = scene.sweep()
+    assert state == "success"
+    said = one.sentence()
+    assert said.startswith(
+        f"failed: its run ended without settling; models/{NAME}: left by {ASKED} {one.run_id} (open at"
+    )
+    end = scene.end(one, stable)
+    assert end.revision != canary
+    assert scene.sweep() == ("success", [])
+    scene.row("kill -9 of scheduler and triggerer, run lost", "watch", one, stable, end, "settled by sweep")
+
+
+def test_model_file_deleted_under_a_release(scene: Scene) -> None:
+    """Its DAG goes with it, and no task of it runs any more: the lease is what the sweep goes by."""
+    stable = scene.stable
+    file = scene.live.project / "include" / "models" / "faults-asked.yaml"
+    text = file.read_text()
+    one = scene.release(dag=ASKED)
+    one.watching()
+    said = one.record()
+    file.unlink()
+    try:
+        scene.parse("release_digits", "sweep")
+        scene.live.airflow.call("DELETE", f"/dags/{ASKED}")
+        state, lines = scene.sweep()
+        assert state == "success"
+        assert scene.live.lease(NAME).holder is None, lines
+        end = scene.end(one, stable)
+        assert one.outcome() == "failed"
+        assert one.record()["release"] == said["release"]
+        scene.row("model file and DAG deleted", "watch", one, stable, end, "settled by sweep")
+    finally:
+        file.write_text(text)
+        scene.parse("release_digits", "sweep")
+        scene.live.airflow.wait_for_dag(ASKED)
+
+
+def test_backfill_beside_a_scheduled_run(scene: Scene) -> None:
+    """`max_active_runs` does not count a backfill's runs (facts/airflow.md 2.8): the lease does. The backfill was told
+    to move traffic, which by itself it never does. Both wait in line for a third."""
+    candidate, file = scene.other, scene.live.project / "include" / "models" / "faults-late.yaml"
+    text = file.read_text()
+    first = scene.release(dag=ASKED)
+    first.watching()
+    # A DAG that gets a schedule gets its latest run at once.
+    file.write_text(text.replace("deadline: 12s", "deadline: 3m") + 'schedule: "0 0 * * *"\n')
+    try:
+        scene.parse("release_digits")
+        scheduled = _run_of(scene, "scheduled", candidate)
+        scheduled.until("claim", "deferred")
+        day = "2026-01-05T00:00:00Z"
+        conf = {"rollout": "canary", "version": candidate}
+        body = {"dag_id": LATE, "from_date": day, "to_date": day, "reprocess_behavior": "none", "dag_run_conf": conf,
+                "max_active_runs": 1, "run_backwards": False}  # fmt: skip
+        scene.live.airflow.call("POST", "/backfills", json=body)
+        backfill = _run_of(scene, "backfill", candidate)
+        backfill.until("claim", "deferred")
+        assert scene.claim.owner.run_id == first.run_id
+        first.mark_run("failed")
+        assert first.ended() == "failed"
+        assert (scheduled.ended(), backfill.ended()) == ("success", "success")
+        end = scene.end(backfill, scene.stable)
+        assert _apart(scheduled.record(), backfill.record()), "two releases moved one service at a time"
+        for one, what in ((scheduled, "scheduled run"), (backfill, "backfill")):
+            scene.row(f"{what} beside the other and a third", "claim", one, scene.stable, end, "waited, then promoted")
+    finally:
+        file.write_text(text)
+        scene.parse("release_digits")
+
+
+def _run_of(scene: Scene, kind: str, candidate: str) -> Release:
+    """The run of this type that Airflow made."""
+    found: list[str] = []
+
+    def there() -> bool:
+        runs = scene.live.airflow.call("GET", f"/dags/{LATE}/dagRuns", params={"run_type": kind})["dag_runs"]
+        found.extend(run["dag_run_id"] for run in runs)
+        return bool(found)
+
+    wait_for(there, 60, lambda: f"no {kind} run came")
+    return Release(scene, LATE, found[0], candidate, scene.answers())
+
+
+def _apart(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    """Whether one release had made its last change of traffic before the other made its first."""
+    times = sorted([change["time"] for change in record["traffic"]] for record in (one, other) if record["traffic"])
+    return len(times) < 2 or max(times[0]) < min(times[1])
+
+
+def _held(holder: str, claim: str) -> dict[str, Any]:
+    return {"spec": {"holderIdentity": holder}, "metadata": {"annotations": {"model-release/claim": claim}}}
+
+
+def _forget_run(scene: Scene, dag: str, run_id: str) -> None:
+    """Takes a run out of Airflow's database, with all that belongs to it."""
+    with sqlite3.connect(scene.live.state / "airflow" / "airflow.db", timeout=30) as database:
+        database.execute(
+            "UPDATE task_instance SET state = 'failed' WHERE dag_id = ? AND run_id = ? AND state IS NOT 'success'",
+            (dag, run_id),
+        )
+        database.execute("UPDATE dag_run SET state = 'failed' WHERE dag_id = ? AND run_id = ?", (dag, run_id))
+    scene.live.airflow.call("DELETE", f"/dags/{dag}/dagRuns/{run_id}")
+    gone = [run["dag_run_id"] for run in scene.live.airflow.call("GET", f"/dags/{dag}/dagRuns")["dag_runs"]]
+    assert run_id not in gone

@@ -1,0 +1,92 @@
+"""The emergency ways, at the stages at which a person may need them."""
+
+from __future__ import annotations
+
+import pytest
+
+from .models import ASKED, DAG, NAME, SERVICE
+from .scene import Scene
+
+pytestmark = pytest.mark.faults
+
+
+def test_promoted_in_spite_of_the_judge_while_the_stable_revision_crashes(scene: Scene) -> None:
+    """The stable revision is the broken one, and the judge has not enough to say so."""
+    candidate, stable = scene.other, str(scene.service.rolled_out)
+    one = scene.release(dag=ASKED)
+    canary = one.watching()
+    scene.crash_until(stable, lambda: "Stable fails, too" in one.log("watch_50"), most=15)
+    assert "docs/runbook.md" in one.log("watch_50")
+    said = scene.command("promote", SERVICE, "--reason", "stable fails, canary answers")
+    assert f"{canary} has all of the traffic" in said
+    assert one.ended() == "success"
+    assert one.sentence().startswith("promoted: Promoted in spite of the judge by ")
+    (approval,) = one.record()["approvals"]
+    assert (approval["decision"], approval["reason"]) == ("promote", "stable fails, canary answers")
+    end = scene.end(one, candidate, failing=(stable, "-"))
+    assert end.revision == canary
+    scene.row("stable crashes, person: promote command", "watch", one, candidate, end)
+
+
+def test_promoted_from_the_form_and_rolled_back_from_the_form_afterwards(scene: Scene) -> None:
+    candidate, stable, before = scene.other, scene.stable, str(scene.service.rolled_out)
+    one = scene.release(dag=ASKED)
+    one.watching()
+    state, _ = scene.order("promote_faults", "looked at it myself")
+    assert state == "success"
+    assert one.ended() == "success"
+    assert one.sentence().startswith("promoted: Promoted in spite of the judge by admin: looked at it myself")
+    end = scene.end(one, candidate)
+    scene.row("person: promote_faults", "watch", one, candidate, end)
+    again = scene.order("promote_faults", "again")
+    assert again == ("failed", f"{SERVICE}: no release is under way, so there is no canary to promote")
+    for part in ("prometheus", "s3"):
+        scene.live.sandbox("stop", part)
+    try:
+        state, said = scene.order("rollback_faults", "users complain")
+        assert state == "success"
+        # Nobody can be asked what the restored template should answer: its revision gets nothing.
+        assert f"{before} has all of the traffic; its template could not be brought back yet" in said
+        assert scene.service.serving == {before: 100}
+    finally:
+        for part in ("prometheus", "s3"):
+            scene.live.sandbox("start", part)
+    state, said = scene.order("rollback_faults", "the store is back")
+    assert state == "success"
+    end = scene.end(one, stable)
+    scene.row("person: rollback_faults, with Prometheus and S3 down", "afterwards", one, stable, end, "rolled_back")
+    state, said = scene.order("rollback_faults", "once more")
+    assert (state, said.endswith("there is nothing to roll back")) == ("success", True)
+
+
+def test_rolled_back_before_the_canary_was_opened(scene: Scene) -> None:
+    """The order comes before there is traffic to take back: then none is given."""
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release()
+    one.until("stage", "deferred")
+    scene.command("roll-back", SERVICE, "--reason", "not today")
+    assert one.ended() == "failed"
+    assert one.sentence().startswith("rolled_back: Rolled back by ")
+    assert one.sentence().endswith(": not today")
+    end = scene.end(one, stable)
+    assert scene.met(end.answers) <= {before, end.revision}
+    scene.row("person: roll-back command", "stage", one, stable, end)
+
+
+def test_frozen_service_takes_no_release_and_thawed_it_does(scene: Scene) -> None:
+    stable = scene.stable
+    scene.command("freeze", SERVICE, "incident 7")
+    try:
+        one = scene.release()
+        assert one.ended() == "failed"
+        assert one.sentence().startswith(f"failed: task claim failed: {SERVICE} is frozen: incident 7 (")
+        assert one.tries("claim") == 1
+        end = scene.end(one, stable)
+        scene.row("person: freeze command", "claim", one, stable, end, "refused")
+    finally:
+        scene.command("thaw", SERVICE)
+    two = scene.release(dag=DAG)
+    two.until("stage", "running", "deferred", "success")
+    scene.command("roll-back", NAME, "--reason", "seen enough")
+    assert two.ended() == "failed"
+    scene.end(two, stable)
