@@ -36,7 +36,7 @@ class Release:
         return f"/dags/{self.dag}/dagRuns/{self.run_id}"
 
     def state_of(self, task: str) -> str:
-        return str(self.scene.live.airflow.tasks(self.dag, self.run_id)[task]["state"])
+        return str(self.scene.airflow.tasks(self.dag, self.run_id)[task]["state"])
 
     def until(self, task: str, *states: str, patience: float = 240) -> None:
         """Returns when the task is in one of these states."""
@@ -53,7 +53,7 @@ class Release:
         """Returns when this try of the task is in this state."""
 
         def there() -> bool:
-            found = self.scene.live.airflow.tasks(self.dag, self.run_id)[task]
+            found = self.scene.airflow.tasks(self.dag, self.run_id)[task]
             return (found["try_number"], found["state"]) == (number, state)
 
         wait_for(there, patience, lambda: f"{task} does not come to try {number}; {self.troubles()}")
@@ -61,24 +61,24 @@ class Release:
     def clear(self, task: str) -> None:
         """As a person does in the UI, to have a task run again."""
         body = {"dry_run": False, "only_failed": False, "dag_run_id": self.run_id, "task_ids": [task]}
-        self.scene.live.airflow.call("POST", f"/dags/{self.dag}/clearTaskInstances", json=body)
+        self.scene.airflow.call("POST", f"/dags/{self.dag}/clearTaskInstances", json=body)
 
     def clear_all(self) -> None:
         """As a person does with a whole run."""
-        self.scene.live.airflow.call("POST", f"{self.path}/clear", json={"dry_run": False})
+        self.scene.airflow.call("POST", f"{self.path}/clear", json={"dry_run": False})
 
     def mark(self, task: str, state: str) -> None:
         """As a person does with a task in the UI."""
-        self.scene.live.airflow.call("PATCH", f"{self.path}/taskInstances/{task}", json={"new_state": state})
+        self.scene.airflow.call("PATCH", f"{self.path}/taskInstances/{task}", json={"new_state": state})
 
     def mark_run(self, state: str) -> None:
-        self.scene.live.airflow.call("PATCH", self.path, json={"state": state})
+        self.scene.airflow.call("PATCH", self.path, json={"state": state})
 
     def tries(self, task: str) -> int:
-        return int(self.scene.live.airflow.tasks(self.dag, self.run_id)[task]["try_number"])
+        return int(self.scene.airflow.tasks(self.dag, self.run_id)[task]["try_number"])
 
     def log(self, task: str, number: int = 1) -> str:
-        return "\n".join(self.scene.live.airflow.log(self.dag, self.run_id, task, number))
+        return "\n".join(self.scene.airflow.log(self.dag, self.run_id, task, number))
 
     def kill_task(self, task: str) -> None:
         """kill -9 of the task's own process, as soon as it runs: out of memory, say."""
@@ -120,9 +120,9 @@ class Release:
         raise AssertionError(f"no decision record of {self.dag} {self.run_id}")
 
     def troubles(self) -> dict[str, Any]:
-        tasks = self.scene.live.airflow.tasks(self.dag, self.run_id)
+        tasks = self.scene.airflow.tasks(self.dag, self.run_id)
         failed = [name for name, task in tasks.items() if task["state"] == "failed"]
-        return {name: self.scene.live.airflow.xcom(self.dag, self.run_id, name, "trouble") for name in failed}
+        return {name: self.scene.airflow.xcom(self.dag, self.run_id, name, "trouble") for name in failed}
 
     def answers(self) -> dict[str, Counter[str]]:
         """How the users fared since it began: answers by revision and status."""

@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
 import psutil
@@ -38,6 +39,11 @@ class Scene:
     _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     # What there is
+
+    @cached_property
+    def airflow(self) -> Any:
+        """Airflow's API, signed in to once: it is asked several times a second."""
+        return self.live.airflow
 
     @property
     def service(self) -> Any:
@@ -73,7 +79,7 @@ class Scene:
         """Starts a release of the version that is not live, or of the one that is named; "": the newest candidate's."""
         conf |= {"version": version or self.other} if version != "" else {}
         before = self.answers()
-        return Release(self, dag, self.live.airflow.trigger(dag, conf), str(conf.get("version")), before)
+        return Release(self, dag, self.airflow.trigger(dag, conf), str(conf.get("version")), before)
 
     def build(self, **conf: Any) -> Release:
         """Starts a release of a candidate that was never built: the first one, with one number of its processor
@@ -85,22 +91,22 @@ class Scene:
         mean = 0.5 - len(list(folder.iterdir())) / 1000
         (made / "preprocessor_config.json").write_text(json.dumps({**said, "image_mean": [mean] * 3}))
         before = self.answers()
-        return Release(self, DAG, self.live.airflow.trigger(DAG, conf), "", before)
+        return Release(self, DAG, self.airflow.trigger(DAG, conf), "", before)
 
     def parse(self, *dags: str) -> None:
         """Has Airflow read the files of these DAGs now, and not in half a minute."""
         for dag in dags:
-            self.live.airflow.wait_for_dag(dag)
-            token = self.live.airflow.call("GET", f"/dags/{dag}")["file_token"]
-            self.live.airflow.call("PUT", f"/parseDagFile/{token}")
+            self.airflow.wait_for_dag(dag)
+            token = self.airflow.call("GET", f"/dags/{dag}")["file_token"]
+            self.airflow.call("PUT", f"/parseDagFile/{token}")
 
     def order(self, dag: str, reason: str) -> tuple[str, str]:
         """Starts `rollback_…` or `promote_…` from its form: the run's state in the end, and what its task said."""
-        run_id = self.live.airflow.trigger(dag, {"reason": reason})
+        run_id = self.airflow.trigger(dag, {"reason": reason})
         state = str(self.live.finished(dag, run_id, 120)["state"])
         task = "roll_back" if dag.startswith("rollback_") else "promote"
         key = "return_value" if state == "success" else "trouble"
-        return state, str(self.live.airflow.xcom(dag, run_id, task, key))
+        return state, str(self.airflow.xcom(dag, run_id, task, key))
 
     def command(self, *words: str, check: bool = True) -> str:
         """`python -m model_release …` as a person types it."""
@@ -215,9 +221,9 @@ class Scene:
 
     def sweep(self, patience: float = 120) -> tuple[str, list[str]]:
         """Starts the DAG `sweep`, and waits for its end: the run's state and the lines of its result."""
-        run_id = self.live.airflow.trigger("sweep")
+        run_id = self.airflow.trigger("sweep")
         state = self.live.finished("sweep", run_id, patience)["state"]
-        return state, list(self.live.airflow.xcom("sweep", run_id, "sweep") or [])
+        return state, list(self.airflow.xcom("sweep", run_id, "sweep") or [])
 
     # What is seen from outside
 

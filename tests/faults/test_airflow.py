@@ -213,7 +213,7 @@ def test_model_file_deleted_under_a_release(scene: Scene) -> None:
     file.unlink()
     try:
         scene.parse("release_digits", "sweep")
-        scene.live.airflow.call("DELETE", f"/dags/{ASKED}")
+        scene.airflow.call("DELETE", f"/dags/{ASKED}")
         state, lines = scene.sweep()
         assert state == "success"
         assert scene.live.lease(NAME).holder is None, lines
@@ -224,7 +224,7 @@ def test_model_file_deleted_under_a_release(scene: Scene) -> None:
     finally:
         file.write_text(text)
         scene.parse("release_digits", "sweep")
-        scene.live.airflow.wait_for_dag(ASKED)
+        scene.airflow.wait_for_dag(ASKED)
 
 
 def test_backfill_beside_a_scheduled_run(scene: Scene) -> None:
@@ -244,7 +244,7 @@ def test_backfill_beside_a_scheduled_run(scene: Scene) -> None:
         conf = {"rollout": "canary", "version": candidate}
         body = {"dag_id": LATE, "from_date": day, "to_date": day, "reprocess_behavior": "none", "dag_run_conf": conf,
                 "max_active_runs": 1, "run_backwards": False}  # fmt: skip
-        scene.live.airflow.call("POST", "/backfills", json=body)
+        scene.airflow.call("POST", "/backfills", json=body)
         backfill = _run_of(scene, "backfill", candidate)
         backfill.until("claim", "deferred")
         assert scene.claim.owner.run_id == first.run_id
@@ -265,7 +265,7 @@ def _run_of(scene: Scene, kind: str, candidate: str) -> Release:
     found: list[str] = []
 
     def there() -> bool:
-        runs = scene.live.airflow.call("GET", f"/dags/{LATE}/dagRuns", params={"run_type": kind})["dag_runs"]
+        runs = scene.airflow.call("GET", f"/dags/{LATE}/dagRuns", params={"run_type": kind})["dag_runs"]
         found.extend(run["dag_run_id"] for run in runs)
         return bool(found)
 
@@ -291,6 +291,6 @@ def _forget_run(scene: Scene, dag: str, run_id: str) -> None:
             (dag, run_id),
         )
         database.execute("UPDATE dag_run SET state = 'failed' WHERE dag_id = ? AND run_id = ?", (dag, run_id))
-    scene.live.airflow.call("DELETE", f"/dags/{dag}/dagRuns/{run_id}")
-    gone = [run["dag_run_id"] for run in scene.live.airflow.call("GET", f"/dags/{dag}/dagRuns")["dag_runs"]]
+    scene.airflow.call("DELETE", f"/dags/{dag}/dagRuns/{run_id}")
+    gone = [run["dag_run_id"] for run in scene.airflow.call("GET", f"/dags/{dag}/dagRuns")["dag_runs"]]
     assert run_id not in gone

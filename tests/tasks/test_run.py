@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from airflow.sdk.api.datamodels._generated import DagRunType
 
 from model_release.errors import StoreRefused, StoreUnavailable
 from model_release.judging.record import Record
@@ -35,7 +36,8 @@ def _here(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_backfill_moves_no_traffic_unless_it_was_told_to(
     context: Any, spec: ModelSpec, kind: str, rollout: str, moves: bool
 ) -> None:
-    context["dag_run"].run_type = kind
+    # What a task gets from Airflow is no plain text.
+    context["dag_run"].run_type = DagRunType(kind)
     context["params"]["rollout"] = rollout
     assert Run.of(context, spec).moves_traffic is moves
 

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from airflow.sdk.api.datamodels._generated import DagRunType
 
 from model_release.errors import SpecError
 from model_release.tasks.which import Choice, choose
@@ -17,8 +18,8 @@ VERSION = "0123456789abcdef"
 
 
 def run(kind: str, **given: Any) -> Any:
-    fields = {"run_type": kind, "run_after": END + timedelta(hours=1), "logical_date": END, "data_interval_end": END}
-    return SimpleNamespace(**{**fields, **given})
+    fields = {"run_after": END + timedelta(hours=1), "logical_date": END, "data_interval_end": END}
+    return SimpleNamespace(**{"run_type": DagRunType(kind), **fields, **given})
 
 
 @pytest.mark.parametrize("kind", ["scheduled", "backfill"])

@@ -19,7 +19,7 @@ from model_release.errors import ArchiveError, SpecError
 from model_release.spec import Evaluation, ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.base import telling
-from model_release.tasks.evaluate import PICTURE, stable_uri
+from model_release.tasks.evaluate import PICTURE, limits_of, stable_uri
 from model_release.tasks.run import Run
 
 #: Credentials of S3 for clusters whose service accounts have no role of AWS: a Secret with AIRFLOW_CONN_MODEL_STORE, or
@@ -162,9 +162,8 @@ class EvaluateInPod(StepInPod):
     step = "evaluate"
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
-        run, limits = Run.of(context, self.spec), self.spec.evaluation
-        if limits is None:
-            raise SpecError(f"the model file of {self.spec.model} has no evaluation; take the task out of the DAG")
+        run = Run.of(context, self.spec)
+        limits = limits_of(self.spec, run)
         stable, why_not = self.stable(context, run, limits)
         version = resolved.get("version")
         return steps.Request(

@@ -36,7 +36,8 @@ class Run:
         digest = hashlib.sha256(f"{base} {dag_run.dag_id} {run_id}".encode()).hexdigest()[:8]
         rollout = params.get("rollout", "auto")
         if rollout == "auto":
-            rollout = "none" if str(dag_run.run_type) == "backfill" else "canary"
+            # Compared and not printed: Airflow's kind of run is an enumeration, whose text is not its value.
+            rollout = "none" if dag_run.run_type == "backfill" else "canary"
         return cls(
             dag_id=str(dag_run.dag_id),
             run_id=run_id,
