@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 .PHONY: help setup lock check test unit faults release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(VENV)/.installed ## the virtual environment with every package, and Prometheus
 
@@ -48,8 +48,8 @@ faults: setup ## break parts during releases; writes tests/faults/README.md (hal
 release: setup ## release the example: a first version, a better one, a bad one
 	@$(BIN)/python -m sandbox release
 
-walkthrough: setup ## three models, one after the other, on one service; writes docs/walkthrough.md
-	@$(BIN)/python -m sandbox walkthrough --pictures docs/walkthrough
+walkthrough: setup ## the mission in five stages; docs/walkthrough.md and its charts anew
+	@$(BIN)/python -m sandbox walkthrough --page docs/walkthrough.md
 
 up: setup ## the sandbox and Airflow, left running
 	@$(BIN)/python -m sandbox up --airflow

@@ -25,6 +25,8 @@ import numpy as np
 
 from sandbox.repositories import Repositories
 
+#: The service on which the three follow each other, by their model files.
+SERVICE = "models/classifier-vit"
 SIZE = 224
 
 # What ViTImageProcessor saves for the google/vit-base-patch16-224-in21k that all three were fine-tuned from.
