@@ -104,7 +104,7 @@ def test_the_decision_record_is_whole(story: Story, name: str) -> None:
     assert record["run"]["url"].startswith("http://127.0.0.1:")
     assert record["service"] == "models/digits"
     assert re.fullmatch("[0-9a-f]{16}", record["version"])
-    assert moment(tasks["claim"]["start_date"]) <= moment(record["started"]) <= moment(tasks["claim"]["end_date"])
+    assert moment(tasks["resolve"]["start_date"]) <= moment(record["started"]) <= moment(tasks["resolve"]["end_date"])
     assert moment(record["ended"]) >= moment(record["traffic"][-1]["time"])
     watched = {"first": 0, "better": 3, "bad": 1}[name]
     assert len(record["steps"]) == watched
