@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit faults release walkthrough up down status env screens picture schema dashboards audit clean
+.PHONY: help setup lock check test unit walk faults release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -40,7 +40,10 @@ unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
 test: check audit ## checks, units, real parts, simulations, whole releases, the page in a browser
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not faults"
+	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not faults and not walk"
+
+walk: setup ## the tests of the walk-through (five minutes), which `make test` leaves out
+	@$(BIN)/python -m pytest -m walk
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (half an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults

@@ -34,7 +34,7 @@ from sandbox.walkthrough_models import MODELS, SERVICE, images
 
 from .conftest import PROJECT
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.walk]
 
 NAME = SERVICE.split("/")[1]
 FIRST, SECOND, THIRD = (f"{NAME}-predictor-0000{number}" for number in (1, 2, 3))

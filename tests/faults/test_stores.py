@@ -70,7 +70,6 @@ def test_object_corrupted_after_it_was_verified_never_becomes_a_canary(scene: Sc
     end = scene.end(one, stable)
     assert scene.met(end.answers) <= {before, end.revision}
     scene.row("object corrupted", "stage", one, stable, end)
-    scene.row("canary never ready", "stage", one, stable, end)
 
 
 def test_store_away_when_the_verdict_is_to_be_recorded_and_when_it_is_promoted(scene: Scene) -> None:

@@ -9,10 +9,14 @@ from typing import Any
 
 import pytest
 
-from model_release.errors import CanaryLost, ClusterUnavailable, SpecError
+from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, SpecError
+from model_release.serving import settle as settling
 from model_release.serving.emergency import Done, Person, promote_anyway, roll_back_now
 from model_release.serving.lease import Claim, Order, Owner
 from model_release.serving.rollout import Baseline
+from sandbox.interfaces import Phase, PodState
+
+from .test_settle_proven import _route_is_down
 
 R1, R2, R3 = (f"digits-predictor-0000{n}" for n in (1, 2, 3))
 
@@ -211,3 +215,22 @@ def test_a_command_that_was_killed_is_gone_on_with(live: Any) -> None:
     assert roll_back(live).alone
     live.assert_clean("v1")
     assert live.leases.read("models", "digits").holder is None
+
+
+def test_an_order_while_the_stable_revision_is_down_gives_nobody_unasked_the_traffic(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restored template is another revision; who holds the service asks it, and until then it gets nothing."""
+    monkeypatch.setattr(settling, "BASELINE_GRACE", 1.0)
+    monkeypatch.setattr(settling, "RESTORE_GRACE", 1.0)
+    opened(live, 50)
+    well = live.pods.state
+
+    def down(key: Any) -> PodState:
+        return PodState(Phase.CRASHED, message="killed", exit_code=137) if key.name == R1 else well(key)
+
+    live.pods.state = down
+    live.until(_route_is_down)
+    with pytest.raises(NotSettled):
+        roll_back(live, None)
+    assert live.door.most(R3) == 0, "it was never asked"

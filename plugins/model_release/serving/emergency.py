@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, ServiceBusy, SpecError
-from model_release.serving.inference_service import InferenceServices
+from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, ServiceBusy, SmokeFailed, SpecError
+from model_release.serving.inference_service import InferenceService, InferenceServices
 from model_release.serving.lease import Claim, Held, Lease, Leases, Order, Owner
 from model_release.serving.progress import Progress, State, wait
 from model_release.serving.rollout import Baseline, tell_traffic
 from model_release.serving.settle import Prove, Release, Remember, assess_rolled_back, is_clean, roll_back, settle
-from model_release.serving.standard.view import StandardService
 
 Tell = Callable[[Progress], None]
 
@@ -183,8 +182,14 @@ def _under_way(
     if release is None:
         return f"{namespace}/{name}: {who} has not touched anything yet, and now it ends before it does"
     release = replace(release, promoted=False)
-    said = _to_baseline(services, release, leases.bar(namespace, name, owner), seconds, tell)
+    said = _to_baseline(services, release, leases.bar(namespace, name, owner), seconds, tell, _left_to_the_run)
     return f"{namespace}/{name}: {said}; {who} holds the service and will settle, or the sweep does: {owner.url}"
+
+
+def _left_to_the_run(live: InferenceService) -> None:
+    """Where the baseline itself is down, its restored template needs another revision, and that has to be asked before
+    users meet it: by the run that holds the service, or by the sweep after it."""
+    raise SmokeFailed(f"asking {live.latest_created} is left to the release that holds the service, and to the sweep")
 
 
 def _refuted(claim: Claim, order: Order) -> Claim:
@@ -223,10 +228,9 @@ def _afterwards(
         order = person.order("roll_back", canary)
         leases.update(namespace, name, me, lambda claim: _begun(claim, known, canary, order))
         remember = leases.bar(namespace, name, me)
+    # Where the baseline runs no more (always so in Standard mode), what takes the traffic back is new, and asked first.
     proof = prove(known) if prove is not None else None
-    # In Standard mode nothing of the baseline runs any more: what takes the traffic back is new, and is asked first.
-    asked = proof if isinstance(live, StandardService) else None
-    _to_baseline(services, release, remember, seconds, tell, asked)
+    _to_baseline(services, release, remember, seconds, tell, proof)
     barred = _barred(leases, lease, me) or release.barred
     said = settle(services, replace(release, barred=barred), remember, deadline=seconds, prove=proof, tell=tell)
     leases.release(namespace, name, me)
