@@ -27,12 +27,11 @@ BAD = {"decision": "rollback", "reason": "Rolled back: 90 of 100.", "revision": 
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> dict[str, Any]:
-    """The record, what was asked of people, and what is withdrawn."""
+    """The record, and what was asked of people."""
     started = datetime.now(UTC).isoformat()
     seen: dict[str, Any] = {
         "record": Record.new("r", model="digits", service="models/digits", version=None, started=started),
         "asked": [],
-        "withdrawn": [],
         "turned": None,
     }
 
@@ -49,7 +48,6 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> dict[str, Any]:
     monkeypatch.setattr(watch, "ReleasedService", Service)
     monkeypatch.setattr(records, "change", lambda spec, run, edit, store=None: edit(seen["record"]))
     monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **said: seen["asked"].append(said))
-    monkeypatch.setattr(hitl, "update_hitl_detail_response", lambda **said: seen["withdrawn"].append(said))
     monkeypatch.setattr(Ask, "_turned", lambda self, run, canary, asked: seen["turned"])
     ti.xcoms["stage", "return_value"] = {"kind": "canary", "sentence": "…", "canary": CANARY}
     return seen
@@ -99,6 +97,7 @@ def test_a_question_shows_the_figures_and_the_canary_is_watched_meanwhile(
     assert guard.guard, "these windows can stop it and never promote it"
     assert raised.trigger.deadline - datetime.now(UTC) > spec.answer_within - timedelta(minutes=1)
     assert raised.method_name == "answered"
+    assert raised.trigger.given["question"] == ti.id, "who watches hears an answer that came too soon"
 
 
 def answer(chosen: str, reason: str = "") -> dict[str, Any]:
@@ -133,14 +132,13 @@ def test_who_says_roll_back_is_obeyed(spec: ModelSpec, context: Any, ti: Any, wo
     assert task.answered(context, answer(BACK, "wrong day"))["decision"] == "rollback"
 
 
-def test_evidence_against_it_withdraws_the_question(spec: ModelSpec, context: Any, ti: Any, world: Any) -> None:
+def test_evidence_against_it_rolls_back(spec: ModelSpec, context: Any, ti: Any, world: Any) -> None:
     task = asking(spec, "before_promote", ti, GOOD)
     deferred(task, context)
     event = {"windows": [window(number, bad=90) for number in range(4)], "final": False, "trouble": ""}
     said = task.answered(context, event)
     assert said["decision"] == "rollback"
     assert "canary requests failed" in said["reason"]
-    assert [one["chosen_options"] for one in world["withdrawn"]] == [[BACK]]
 
 
 def test_silence_is_no_approval(spec: ModelSpec, context: Any, ti: Any, world: Any) -> None:

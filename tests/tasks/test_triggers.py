@@ -12,9 +12,11 @@ from datetime import UTC, datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, ClassVar
+from uuid import UUID
 
 import pytest
+from airflow.sdk.execution_time import hitl
 from kubernetes.client import CustomObjectsApi
 
 from model_release.errors import ClusterUnavailable, MetricsRefused, StoreUnavailable
@@ -310,6 +312,37 @@ class TestCanary:
         monkeypatch.setattr(type(trigger), "log", SimpleNamespace(info=lambda line, *rest: lines.append(line % rest)))
         await ending(trigger)
         assert lines == ["one", "Not shown in the record meanwhile: away", "two"]
+
+    ASKING: ClassVar = {**GIVEN, "question": "0190f5c1-0000-7000-8000-000000000000"}
+
+    async def test_an_answer_that_came_before_the_task_was_deferred_is_heard(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        begun = self.looks(monkeypatch, *[Look()] * 9)
+        who = SimpleNamespace(id="7", name="ada")
+        said = SimpleNamespace(
+            response_received=True, chosen_options=["Promote"], params_input={"reason": "well"}, responded_by_user=who
+        )
+        asked: list[UUID] = []
+        monkeypatch.setattr(hitl, "get_hitl_detail_content_detail", lambda ti_id: asked.append(ti_id) or said)
+        assert await ending(CanaryTrigger(**self.ASKING)) == {
+            "chosen_options": ["Promote"],
+            "params_input": {"reason": "well"},
+            "responded_by_user": {"id": "7", "name": "ada"},
+        }
+        assert asked == [UUID(self.ASKING["question"])]
+        assert begun == self.GIVEN
+
+    async def test_a_watch_that_ends_first_withdraws_the_question(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looks(monkeypatch, Look(), Look(("decided",), over=True))
+        nothing = SimpleNamespace(response_received=False, chosen_options=None)
+        withdrawn: list[dict[str, Any]] = []
+        monkeypatch.setattr(hitl, "get_hitl_detail_content_detail", lambda ti_id: nothing)
+        monkeypatch.setattr(hitl, "update_hitl_detail_response", lambda **said: withdrawn.append(said))
+        assert (await ending(CanaryTrigger(**self.ASKING)))["final"] is True
+        assert withdrawn == [
+            {"ti_id": UUID(self.ASKING["question"]), "chosen_options": ["Roll back"], "params_input": {}}
+        ]
 
     async def test_a_refusal_is_handed_to_the_task_by_name(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.looks(monkeypatch, Look(), MetricsRefused("422: parse\nerror"))

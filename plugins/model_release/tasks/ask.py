@@ -10,15 +10,15 @@ from __future__ import annotations
 from datetime import UTC, datetime
 from typing import Any, NoReturn
 
-from model_release.errors import ReleaseError
 from model_release.spec import format_duration
 from model_release.tasks import notify, records, service
 from model_release.tasks.base import telling
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
+from model_release.tasks.triggers import BACK
 from model_release.tasks.watch import WatchCanary
 
-PROMOTE, BACK, LONGER = "Promote", "Roll back", "Watch longer"
+PROMOTE, LONGER = "Promote", "Watch longer"
 OPTIONS = [PROMOTE, BACK, LONGER]
 
 _ASKED = "asked"  # the XCom key under which this try keeps the moment of the question and its number
@@ -79,7 +79,8 @@ class Ask(WatchCanary):
             f"{canary.revision} waits for an answer. {why}",
             which=f"{self.task_id} {number}",
         )
-        self.defer_until(deadline, asked, canary, run, self._beside(number), self.answered.__name__)
+        question = str(ti.id)
+        self.defer_until(deadline, asked, canary, run, self._beside(number), self.answered.__name__, question=question)
 
     def _beside(self, number: int) -> dict[str, Any]:
         return self.spec.policy(self.percent, guard=True, again=number + 1)
@@ -112,7 +113,6 @@ class Ask(WatchCanary):
     def _nobody(self, context: Any, run: Run, event: dict[str, Any], asked: dict[str, Any]) -> dict[str, Any]:
         since = datetime.fromisoformat(asked["at"])
         released = ReleasedService(self.spec, run)
-        self._withdraw(context)
         verdict = self.verdict_on(context, event, released, since, self._beside(asked["number"]))
         if verdict["decision"] == "rollback":
             return {**verdict, "by": "the judge, while a person was asked"}
@@ -175,14 +175,3 @@ class Ask(WatchCanary):
             return watch.lost
         verdict = watch.judge.verdict()
         return f"{verdict.reason} (the answer crossed the evidence)" if verdict.decision == "rollback" else None
-
-    def _withdraw(self, context: Any) -> None:
-        """Closes the question, so that nobody answers what is decided."""
-        from airflow.sdk.execution_time.hitl import update_hitl_detail_response
-
-        try:
-            update_hitl_detail_response(ti_id=context["ti"].id, chosen_options=[BACK], params_input={})
-        except ReleaseError:
-            raise
-        except Exception as error:  # answered a moment ago: evidence and silence stand, whatever it was
-            self.log.info("The question could not be withdrawn: %s", error)

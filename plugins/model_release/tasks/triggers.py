@@ -9,9 +9,11 @@ work in threads, so that one triggerer waits for a thousand releases.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
@@ -23,6 +25,9 @@ from model_release.tasks.run import installation
 if TYPE_CHECKING:
     from model_release.serving.lease import Claim, Owner
     from model_release.tasks.look import Watch
+
+
+BACK = "Roll back"  # what a question is closed with, when nobody answered it
 
 
 class _ReleaseTrigger(BaseTrigger):
@@ -110,18 +115,25 @@ class CanaryTrigger(_ReleaseTrigger):
     """Looks at the canary after each window, until the judge decides, the deadline comes, or the canary is no longer
     the one that was opened.
 
-    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline, run, said (the
-    judge's policy). Event: what
-    `look.Watch.outcome` says: the windows and whether they are final, or what ended the watch.
+    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline, run, said (the judge's
+    policy). Event: what `look.Watch.outcome` says: the windows and whether they are final, or what ended the watch.
+    With `question`, the id of a task that asks a person meanwhile: the answer, as Airflow gives it; where the watch
+    ends first, the question is withdrawn.
     """
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
         from model_release.tasks.look import Watch
 
         showing: asyncio.Task[None] | None = None
+        question = Question(self.given["question"]) if "question" in self.given else None
         try:
-            watch = await sync_to_async(Watch.begin)(**self.given)
+            watch = await sync_to_async(Watch.begin)(
+                **{key: self.given[key] for key in self.given if key != "question"}
+            )
             while True:
+                if question is not None and (answer := await question.answer()):
+                    yield TriggerEvent(answer)
+                    return
                 look = await asyncio.to_thread(watch.look)
                 for line in look.lines:
                     self.log.info(line)
@@ -133,6 +145,8 @@ class CanaryTrigger(_ReleaseTrigger):
                 if look.lines and (showing is None or showing.done()):
                     showing = asyncio.create_task(self._show(watch))
                 await asyncio.sleep(watch.pause)
+            if question is not None:
+                await question.withdraw()
             yield TriggerEvent(watch.outcome())
         except ReleaseError as error:
             yield TriggerEvent({"error": type(error).__name__, "sentence": str(error)})
@@ -142,6 +156,42 @@ class CanaryTrigger(_ReleaseTrigger):
             await asyncio.to_thread(watch.show)
         except ReleaseError as error:
             self.log.info("Not shown in the record meanwhile: %s", error)
+
+
+class Question:
+    """What a deferred task asks a person, by the task's id.
+
+    Airflow resumes a deferred task when it is answered; an answer that came before it was deferred resumes nobody, and
+    is found here.
+    """
+
+    def __init__(self, task: str) -> None:
+        self._task = UUID(task)
+
+    async def answer(self) -> dict[str, Any] | None:
+        """The answer in the form in which Airflow gives it; None while there is none."""
+        from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
+
+        found = await sync_to_async(get_hitl_detail_content_detail)(ti_id=self._task)
+        if not found.response_received or not found.chosen_options:
+            return None
+        who = found.responded_by_user
+        return {
+            "chosen_options": list(found.chosen_options),
+            "params_input": found.params_input or {},
+            "responded_by_user": {"id": who.id, "name": who.name} if who else None,
+        }
+
+    async def withdraw(self) -> None:
+        """Closes it, so that nobody answers what is decided. Somebody who answers at this moment is not heard: evidence
+        and silence stand."""
+        from airflow.sdk.exceptions import AirflowRuntimeError
+        from airflow.sdk.execution_time.hitl import update_hitl_detail_response
+
+        try:
+            await sync_to_async(update_hitl_detail_response)(ti_id=self._task, chosen_options=[BACK], params_input={})
+        except AirflowRuntimeError as error:
+            logging.getLogger(__name__).info("The question could not be withdrawn: %s", error)
 
 
 def _holder(claim: Claim | None) -> str:

@@ -54,7 +54,14 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
         self.defer_until(deadline, opened, canary, run, self.spec.policy(self.percent), self.judged.__name__)
 
     def defer_until(
-        self, deadline: datetime, opened: datetime, canary: Canary, run: Run, said: dict[str, Any], then: str
+        self,
+        deadline: datetime,
+        opened: datetime,
+        canary: Canary,
+        run: Run,
+        said: dict[str, Any],
+        then: str,
+        **more: Any,
     ) -> NoReturn:
         """Watches on in the triggerer, judging by the policy `said`, until it decides or the deadline comes."""
         raise TaskDeferred(
@@ -66,6 +73,7 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
                 deadline=deadline.isoformat(),
                 run=asdict(run),
                 said=said,
+                **more,
             ),
             method_name=then,
             timeout=max(deadline - datetime.now(UTC), timedelta(0)) + _SLACK,
