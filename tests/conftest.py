@@ -32,6 +32,7 @@ STARTING = {
 }
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Marks what the fixtures of a test say of it. Tests of the live stack stay together, on one of several workers,
     and come first: they take longest, and mostly wait."""
