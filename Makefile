@@ -40,9 +40,9 @@ unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
 test: check audit ## checks, units, real parts, simulations, whole releases, the page in a browser
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup -m "not faults and not walk"
+	@$(BIN)/python -m pytest -m "not faults and not walk"
 
-walk: setup ## the tests of the walk-through (five minutes), which `make test` leaves out
+walk: setup ## the mission's walk-through and the page during real releases, as tests (ten minutes)
 	@$(BIN)/python -m pytest -m walk
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (half an hour)

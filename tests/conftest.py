@@ -32,21 +32,12 @@ STARTING = {
 }
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Marks what the fixtures of a test say of it. Tests of the live stack stay together, on one of several workers,
-    and come first: they take longest, and mostly wait."""
+    """Marks what the fixtures of a test say of it."""
     for item in items:
-        room, fixtures = item.path.relative_to(PROJECT / "tests").parts[0], set(getattr(item, "fixturenames", ()))
-        if STARTING.get(room, set()) & fixtures:
+        room = item.path.relative_to(PROJECT / "tests").parts[0]
+        if STARTING.get(room, set()) & set(getattr(item, "fixturenames", ())):
             item.add_marker("stack")
-        if "live" in fixtures and room in LIVE:
-            item.add_marker(pytest.mark.xdist_group("live"))
-    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
-
-
-# Where the fixture `live` is the one below; other rooms have one of their own by that name.
-LIVE = {"e2e", "faults", "browser"}
 
 
 @dataclass

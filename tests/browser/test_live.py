@@ -140,6 +140,7 @@ def is_canary(found: Any) -> bool:
 
 
 @pytest.mark.e2e
+@pytest.mark.walk
 def test_a_canary_from_the_form_to_its_promotion(live: Any, records: list[dict[str, Any]], person: Any) -> None:
     at_rest = until(lambda found: not found["stage"] and found["stable"], live, "a service at rest")
     good = {record["version"] for record in records if record["outcome"] in ("first", "promoted")}
@@ -167,6 +168,7 @@ def test_a_canary_from_the_form_to_its_promotion(live: Any, records: list[dict[s
 
 
 @pytest.mark.e2e
+@pytest.mark.walk
 def test_a_roll_back_says_why(live: Any, records: list[dict[str, Any]], person: Any) -> None:
     until(lambda found: not found["stage"], live, "a service at rest")
     bad = next(record["version"] for record in records if record["outcome"] == "rolled_back")
@@ -190,6 +192,7 @@ def test_a_roll_back_says_why(live: Any, records: list[dict[str, Any]], person: 
 
 
 @pytest.mark.e2e
+@pytest.mark.walk
 def test_dag_and_run_have_a_tab_of_the_page(live: Any, records: list[dict[str, Any]], person: Any) -> None:
     run = records[-1]["run"]["run_id"]
     one = person()
