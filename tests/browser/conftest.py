@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name == "test_live.py" and item.path.parent.name == "browser")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright keeps an event loop in this thread, and later tests have their own
 def browser() -> Iterator[Any]:
     """Chromium, started once."""
     with chromium() as started:

@@ -227,6 +227,7 @@ def test_prometheus_scrapes_what_the_sandbox_told_it(prometheus: Container) -> N
         time.sleep(0.5)
 
 
+@pytest.mark.walk
 def test_a_task_goes_from_the_scheduler_by_redis_to_a_worker_and_reaches_the_cluster(
     airflow: dict[str, Container], secrets: dict[str, str]
 ) -> None:
