@@ -22,7 +22,7 @@ from model_release.errors import ArchiveError, ClusterUnavailable, EvaluationFai
 from model_release.model_file import load
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, pods, records
-from model_release.tasks.evaluate import Evaluate
+from model_release.tasks import evaluate as evaluating
 from model_release.tasks.pods import ArchiveInPod, EvaluateInPod, ExportInPod, StepInPod
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -62,7 +62,7 @@ def context() -> dict[str, Any]:
 def _surroundings(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(StepInPod, "toolchain", property(lambda _: TOOLCHAIN))
     monkeypatch.setattr(connections, "store", lambda uri: SimpleNamespace(uri=uri))
-    run = SimpleNamespace(release="digits-1", moves_traffic=True)
+    run = SimpleNamespace(release="digits-1", moves_traffic=True, params={})
     monkeypatch.setattr(pods.Run, "of", lambda *_: run)
 
 
@@ -147,7 +147,7 @@ def stable_is(monkeypatch: pytest.MonkeyPatch, answer: Any) -> list[int]:
             raise answer
         return answer  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Evaluate, "serving", serving)
+    monkeypatch.setattr(evaluating, "serving", serving)
     return asked
 
 

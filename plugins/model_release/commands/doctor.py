@@ -7,8 +7,10 @@ the sandbox. A line for each thing looked at: OK, warning or error, with the cur
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,15 +43,17 @@ def doctor(options: argparse.Namespace) -> str:
     if options.sandbox is not None:
         _connect(options.sandbox)
     errors, found = 0, dict[str, list[dict[str, Any]]]()
-    for name in [options.model] if options.model else list(specs):
-        if not options.json:
-            print(name)
-        found[name] = []
-        for one in examine(world(specs[name], surroundings.PROJECT)):
-            errors += one.level is Level.ERROR
-            found[name].append(one.as_dict())
+    # Airflow logs to standard output; a program that asked for JSON finds that on standard error.
+    with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
+        for name in [options.model] if options.model else list(specs):
             if not options.json:
-                _show(one)
+                print(name)
+            found[name] = []
+            for one in examine(world(specs[name], surroundings.PROJECT)):
+                errors += one.level is Level.ERROR
+                found[name].append(one.as_dict())
+                if not options.json:
+                    _show(one)
     if options.json:
         print(json.dumps(found, indent=1))
     if errors:
