@@ -33,7 +33,7 @@ SPEC = {
     "source": {"directory": "candidates/digits"},
     "service": {"name": "digits", "namespace": "models", "resources": {"cpu": "1000m", "memory": "1Gi"}},
     "store": "s3://models/digits/",
-    "judge": {"metrics": [{"name": "errors", "max_rate": 0.02}]},
+    "judge": {"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}]},
 }
 
 
