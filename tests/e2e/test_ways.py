@@ -257,6 +257,7 @@ class TestAPersonsWord:
         assert told.of("asked")[-3:] == ["started", "needs you", "promoted"]
 
 
+@pytest.mark.walk
 class TestByTraining:
     """`retrain_<model>` makes a candidate, and its asset starts the release."""
 
