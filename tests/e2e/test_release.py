@@ -191,10 +191,17 @@ def test_staging_waits_in_the_triggerer_too(story: Story) -> None:
     assert all(trigger.endswith(".RevisionTrigger") for trigger in staged)
 
 
-def test_airflow_answered_all_the_time_and_no_task_was_tried_twice(story: Story) -> None:
+def test_airflow_answered_all_the_time(story: Story) -> None:
     assert story.observer.troubles == []
-    tries = {(name, task): one["try_number"] for name in RELEASES for task, one in story.releases[name].tasks.items()}
-    assert {key: number for key, number in tries.items() if number > 1} == {}
+
+
+def test_no_task_was_tried_again_but_for_a_passing_trouble_which_it_told(story: Story, live: Any) -> None:
+    """A busy machine has those: an API that does not answer in time, a pod that misses a probe."""
+    for told in story.releases.values():
+        for task, instance in told.tasks.items():
+            for number in range(1, instance["try_number"]):
+                log = " ".join(live.airflow.log(DAG, told.run["dag_run_id"], task, number))
+                assert re.search(r"(Unavailable|WriteConflict): .+ -- to be mended by", log), f"{task}: {log}"
 
 
 @pytest.mark.parametrize(("name", "percent"), [("better", 25), ("better", 50), ("bad", 25)])

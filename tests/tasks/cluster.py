@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from kubernetes.client import ApiClient, Configuration
 
 from model_release.serving import manifest as manifests
+from model_release.serving.inference_service import InferenceServices
+from model_release.serving.lease import Leases
 from model_release.spec import ModelSpec
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
 from sandbox.kube.controller import Timing
+from sandbox.kube.faults import Fault, Match
 from sandbox.kube.server import Cluster
 
-BASE = Path(__file__).parents[2] / "include" / "manifests" / "inference_service.yaml"
+PROJECT = Path(__file__).parents[2]
+BASE = PROJECT / "include" / "manifests" / "inference_service.yaml"
 READY = PodState(Phase.READY, 1, pods=("pod-0",))
 
 
@@ -70,3 +77,30 @@ def cluster(state_dir: Path, pods: Pods) -> Iterator[tuple[Cluster, ApiClient]]:
 def wanted(spec: ModelSpec, version: str) -> dict[str, Any]:
     """The manifest of a version of the model."""
     return manifests.manifest(spec, f"s3://models/digits/versions/{version}/", manifests.load_base(BASE))
+
+
+def moment(seconds: float) -> str:
+    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat()
+
+
+@dataclass
+class Kube:
+    server: Cluster
+    pods: Pods
+    services: InferenceServices
+    leases: Leases
+    client: Any
+
+    def fault(self, verb: str, resource: str, **said: Any) -> None:
+        self.server.faults.active.append(Fault(match=Match(verb=verb, resource=resource), **said))
+
+
+async def ending(trigger: Any, patience: float = 10.0) -> Any:
+    """The payload of the one event that the trigger ends with."""
+
+    async def all_of_them() -> list[Any]:
+        return [event.payload async for event in trigger.run()]
+
+    (payload,) = await asyncio.wait_for(all_of_them(), patience)
+    json.dumps(payload)  # events are stored
+    return payload

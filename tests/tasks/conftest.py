@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
+
+if TYPE_CHECKING:
+    from .cluster import Kube
 
 os.environ.setdefault("AIRFLOW_HOME", tempfile.mkdtemp(prefix="airflow-unit-"))
 os.environ.setdefault("AIRFLOW__CORE__LOAD_EXAMPLES", "False")
@@ -65,3 +70,20 @@ def context(ti: TaskInstance) -> dict[str, Any]:
         dag_id="release_digits", run_id="manual__1", run_type="manual", run_after=now, data_interval_end=None
     )
     return {"ti": ti, "dag_run": dag_run, "params": {"version": None, "rollout": "auto", "note": None}}
+
+
+@pytest.fixture
+def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
+    from model_release.serving.inference_service import InferenceServices
+    from model_release.serving.lease import Leases
+    from model_release.tasks import connections
+    from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger
+
+    from .cluster import Kube, Pods, cluster
+
+    for trigger in (LeaseTrigger, RevisionTrigger):
+        monkeypatch.setattr(trigger, "POLL", 0.02)
+    pods = Pods()
+    with cluster(tmp_path, pods) as (server, client):
+        monkeypatch.setattr(connections, "cluster", lambda *_: client)
+        yield Kube(server, pods, InferenceServices(client), Leases(client), client)

@@ -141,6 +141,30 @@ def test_evidence_against_it_rolls_back(spec: ModelSpec, context: Any, ti: Any, 
     assert "canary requests failed" in said["reason"]
 
 
+ORDER = {"kind": "promote", "who": "grace", "why": "outage 41", "when": "2026-03-01T02:00:00+00:00",
+         "revision": "digits-00002"}  # fmt: skip
+
+
+def test_who_has_ordered_the_promotion_is_not_asked_for_it(spec: ModelSpec, context: Any, ti: Any, world: Any) -> None:
+    ordered = {**GOOD, "by": "grace"}
+    assert asking(spec, "before_promote", ti, ordered).execute(context) == ordered
+    assert world["asked"] == []
+
+
+@pytest.mark.parametrize(("approval", "verdict"), [("before_promote", GOOD), ("on_inconclusive", UNCLEAR)])
+def test_an_order_to_promote_answers_the_question(
+    spec: ModelSpec, context: Any, ti: Any, world: Any, approval: str, verdict: Any
+) -> None:
+    task = asking(spec, approval, ti, verdict)
+    deferred(task, context)
+    event = {"windows": [window(1, bad=0)], "final": False, "trouble": "", "order": ORDER}
+    for resumed in (task.answered, task.watched):
+        said = resumed(context, event)
+        assert (said["decision"], said["by"]) == ("promote", "grace")
+        assert "outage 41" in said["reason"]
+    assert len(world["asked"]) == 1
+
+
 def test_silence_is_no_approval(spec: ModelSpec, context: Any, ti: Any, world: Any) -> None:
     task = asking(spec, "before_promote", ti, GOOD)
     deferred(task, context)

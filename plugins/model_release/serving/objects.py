@@ -75,8 +75,8 @@ class Objects:
             ),
         )
 
-    def list(self, namespace: str | None, labels: str) -> builtins.list[dict[str, Any]]:
-        """The objects with these labels (`key=value`), in one namespace or (None) in all of them.
+    def list(self, namespace: str | None, labels: str = "") -> builtins.list[dict[str, Any]]:
+        """The objects, those with these labels (`key=value`) alone, in one namespace or (None) in all of them.
 
         Raises:
             ClusterRefused: also when the namespace, or all of them, may not be listed.

@@ -42,7 +42,8 @@ class Ask(WatchCanary):
 
     def release(self, context: Any, run: Run) -> Any:
         verdict = context["ti"].xcom_pull(task_ids=self.watch)
-        if verdict and verdict["decision"] in self._asked_about:
+        # Who has ordered the promotion already is not asked for it.
+        if verdict and "by" not in verdict and verdict["decision"] in self._asked_about:
             self._ask(context, run, str(verdict["reason"]), number=0)
         return verdict
 
@@ -87,10 +88,8 @@ class Ask(WatchCanary):
 
     def _body(self, why: str, revision: str, run: Run, deadline: datetime) -> str:
         """Markdown. Nothing in it comes from a form or a label."""
-        step, plan = (
-            f"{self.percent} % of {self.spec.service.key}",
-            " → ".join(map(str, (*self.spec.rollout.steps, 100))),
-        )
+        step = f"{self.percent} % of {self.spec.service.key}"
+        plan = " → ".join(map(str, (*self.spec.rollout.steps, 100)))
         return "\n\n".join(
             [
                 f"**{revision}** takes {step}; the plan is {plan} %.",
@@ -114,6 +113,8 @@ class Ask(WatchCanary):
         since = datetime.fromisoformat(asked["at"])
         released = ReleasedService(self.spec, run)
         verdict = self.verdict_on(context, event, released, since, self._beside(asked["number"]))
+        if "by" in verdict:
+            return verdict
         if verdict["decision"] == "rollback":
             return {**verdict, "by": "the judge, while a person was asked"}
         late = datetime.now(UTC) >= since + self.spec.answer_within
@@ -150,9 +151,9 @@ class Ask(WatchCanary):
             since, longer = datetime.fromisoformat(asked["at"]), self.spec.policy(self.percent, again=asked["number"])
             verdict = self.verdict_on(context, event, ReleasedService(self.spec, run), since, longer)
             settled = ("rollback",) if "promote" in self._asked_about else ("rollback", "promote")
-            if verdict["decision"] not in settled:
+            if "by" not in verdict and verdict["decision"] not in settled:
                 self._ask(context, run, str(verdict["reason"]), number=asked["number"])
-            return {**verdict, "by": "the judge"}
+            return {"by": "the judge", **verdict}
 
     def _turned(self, run: Run, canary: Any, asked: dict[str, Any]) -> str | None:
         """What the windows since the question say against the canary: an answer may cross the evidence."""

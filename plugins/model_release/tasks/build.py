@@ -10,7 +10,7 @@ import hashlib
 import json
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseBranchOperator
 
@@ -21,6 +21,10 @@ from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 from model_release.tasks.which import Choice, choose
+
+if TYPE_CHECKING:
+    from model_release.artifact import steps
+    from model_release.artifact.store import Store
 
 
 class BuildOperator(ReleaseOperator):
@@ -35,6 +39,15 @@ class BuildOperator(ReleaseOperator):
     @property
     def handler(self) -> Path:
         return self.root / "include" / "handlers" / "image_classifier.py"
+
+    def step(self, context: Any, name: steps.Name) -> dict[str, Any]:
+        """Does a step of the build here: the same that a pod would do."""
+        from model_release.artifact import steps
+
+        resolved = self.resolved(context)
+        service, fingerprint = self.spec.service.name, resolved["fingerprint"]
+        request = steps.Request(name, resolved["build"], service, fingerprint)
+        return steps.run(connections.store(self.spec.store), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
         found = context["ti"].xcom_pull(task_ids="resolve", key="resolved")
@@ -69,6 +82,8 @@ class Resolve(BuildOperator, BaseBranchOperator):
             choice = choose(context["dag_run"], run.params)
             self.log.info("To be released: %s", choice.rule)
             found = self.find(choice)
+            if run.rollout == "direct":
+                check_was_live(connections.store(self.spec.store), found["version"])
             records.change(self.spec, run, lambda record: _begin(record, found))
             found["nothing_new"] = "version" in found and self.is_live(run, found["version"])
         context["ti"].xcom_push(key="resolved", value=found)
@@ -142,6 +157,17 @@ def check_service(version: Any, spec: ModelSpec) -> None:
         )
 
 
+def check_was_live(store: Store, version: str) -> None:
+    """Raises `SpecError` for a version that no release in the store's history left live: only a canary proves that."""
+    from model_release.history import History
+
+    if not any(one.version == version and one.outcome in ("promoted", "first") for one in History(store).entries()):
+        raise SpecError(
+            f"rollout: direct is for a version that was live before, and no release in {store.uri}releases/ left "
+            f"{version} live; rollout: canary proves it"
+        )
+
+
 class Export(BuildOperator):
     """Checkpoint → TorchScript, proven equal to the original at batches 1, 3 and 8.
 
@@ -149,21 +175,7 @@ class Export(BuildOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.artifact import export
-
-        resolved = self.resolved(context)
-        store = connections.store(self.spec.store)
-        with TemporaryDirectory(prefix="build-") as scratch:
-            store.unstash(f"{resolved['build']}/checkpoint", Path(scratch, "checkpoint"))
-            made = export.export(
-                Path(scratch, "checkpoint"),
-                Path(scratch, "export"),
-                handler=self.handler,
-                fingerprint=resolved["fingerprint"],
-                log=self.log.info,
-            )
-            store.stash(f"{resolved['build']}/export", made.directory)
-            return {"parity": made.report["parity"]}
+        return self.step(context, "export")
 
 
 class ArchiveModel(BuildOperator):
@@ -173,22 +185,7 @@ class ArchiveModel(BuildOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.artifact import archive
-
-        resolved = self.resolved(context)
-        store = connections.store(self.spec.store)
-        with TemporaryDirectory(prefix="build-") as scratch:
-            store.unstash(f"{resolved['build']}/export", Path(scratch, "export"))
-            made = archive.archive(
-                Path(scratch, "export"),
-                self.spec.service.name,
-                self.handler,
-                Path(scratch, "archive"),
-                log=self.log.info,
-            )
-            archive.check(made, Path(scratch, "export"), log=self.log.info)
-            store.stash(f"{resolved['build']}/archive", made.directory)
-            return {"sha256": made.sha256, "size": made.size}
+        return self.step(context, "archive")
 
 
 class Publish(BuildOperator):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -11,6 +10,7 @@ from model_release.errors import ClusterRefused, ClusterUnavailable, SpecError, 
 from model_release.spec import Evaluation, ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.build import BuildOperator
+from model_release.tasks.proof import version_in
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from model_release.artifact.store import Store
 
 PICTURE = "releases/{release}.confusion.png"
-
-_VERSION = re.compile(r"(s3://.+/)versions/([0-9a-f]{16})/")
 
 
 class Evaluate(BuildOperator):
@@ -72,11 +70,12 @@ class Evaluate(BuildOperator):
         from model_release.artifact.evaluation.answers import published
 
         uri, why_not = stable_uri(self.spec, run, limits)
-        named = _VERSION.fullmatch(uri or "")
+        named = version_in([], uri)
         if named is None:
             return str(why_not)
+        prefix, version = named
         try:
-            return published(connections.store(named[1]).version(named[2]), connections.s3())
+            return published(connections.store(prefix).version(version), connections.s3())
         except (StoreRefused, VersionDamaged) as error:
             return f"the stable version cannot be read: {error}"
 
@@ -105,7 +104,7 @@ def stable_uri(spec: ModelSpec, run: Run, limits: Evaluation) -> tuple[str | Non
         return None, f"the cluster does not say which version is stable: {error}"
     if uri is None:
         return None, f"no version of {spec.service.key} is known to be stable"
-    if _VERSION.fullmatch(uri) is None:
+    if version_in([], uri) is None:
         return None, f"{uri}, which {spec.service.key} serves, is no version of this project"
     return uri, None
 

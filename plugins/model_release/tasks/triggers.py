@@ -81,7 +81,8 @@ class LeaseTrigger(_ReleaseTrigger):
 class RevisionTrigger(_ReleaseTrigger):
     """Waits until the staged revision is ready at 0 %, or can no longer become so.
 
-    Given: wanted (the manifest), baseline, deadline. Event: {"state", "sentence"} of `serving.progress`.
+    Given: wanted (the manifest), baseline, deadline. Event: {"state", "sentence"} of `serving.progress`, and the
+    deadline for who waits again.
     """
 
     POLL = 1.0
@@ -106,7 +107,8 @@ class RevisionTrigger(_ReleaseTrigger):
             if progress.sentence != told:
                 self.log.info(progress.sentence)
             if progress.state.over or self.late:
-                yield TriggerEvent({"state": progress.state.value, "sentence": progress.sentence})
+                event = {"state": progress.state.value, "sentence": progress.sentence}
+                yield TriggerEvent({**event, "deadline": self.given["deadline"]})
                 return
             await asyncio.sleep(self.POLL)
 

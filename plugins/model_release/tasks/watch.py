@@ -97,7 +97,8 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
         opened: datetime,
         said: dict[str, Any],
     ) -> dict[str, Any]:
-        """The verdict on what the trigger counted since `opened`, by the policy `said`; it is recorded."""
+        """The verdict on what the trigger counted since `opened`, by the policy `said`; it is recorded. Where a person
+        ordered the promotion meanwhile, that is the decision, and `by` has the name."""
         from model_release.judging import Policy, Window, judge
         from model_release.serving.lease import Order
         from model_release.tasks.look import stable_trouble
@@ -131,11 +132,13 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
         elif decision != "promote" and (trouble := stable_trouble(policy, windows)):
             reason += f" {trouble}"
         self.log.info("%s: %s", decision, reason)
+        said_by = {"by": order.who} if order is not None else {}
         return {
             "decision": decision,
             "reason": reason,
             "revision": canary.revision,
             "windows": verdict.windows_used,
+            **said_by,
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from model_release.serving import inference_service, lease
 from model_release.serving.inference_service import InferenceService
@@ -12,24 +12,6 @@ from model_release.serving.objects import Objects
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
-
-# Seconds to connect and to read: a page would rather say that the cluster is away than keep a person waiting.
-_TIMEOUTS = (2.0, 4.0)
-
-
-class _Listed(Objects):
-    """Objects of one kind, listed."""
-
-    def all(self, namespace: str, labels: str = "") -> list[dict[str, Any]]:
-        found = self._call(
-            "list",
-            namespace,
-            "",
-            lambda: self._api.list_namespaced_custom_object(
-                namespace=namespace, label_selector=labels, _request_timeout=_TIMEOUTS, **self._address
-            ),
-        )
-        return list((found or {}).get("items") or [])
 
 
 def services(api_client: ApiClient, namespace: str) -> dict[str, InferenceService]:
@@ -41,12 +23,12 @@ def services(api_client: ApiClient, namespace: str) -> dict[str, InferenceServic
     from model_release.serving.standard.pods import Pods
     from model_release.serving.standard.view import in_its_mode
 
-    found = _Listed(api_client, inference_service.KIND).all(namespace)
+    found = Objects(api_client, inference_service.KIND).list(namespace)
     routes, pods = Objects(api_client, inference_service.ROUTES), Pods(api_client)
     return {str(one["metadata"]["name"]): in_its_mode(one, routes, pods) for one in found}
 
 
 def leases(api_client: ApiClient, namespace: str) -> dict[str, Lease]:
     """Every lease of ours in the namespace by the service's name. Raises as `services` does."""
-    found = _Listed(api_client, lease.KIND).all(namespace, "=".join(MANAGED_BY))
+    found = Objects(api_client, lease.KIND).list(namespace, "=".join(MANAGED_BY))
     return {one.service: one for one in map(Lease, found)}

@@ -1,0 +1,35 @@
+"""What a build refuses before it begins."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from model_release import history
+from model_release.errors import SpecError
+from model_release.tasks.build import check_was_live
+
+VERSION = "0123456789abcdef"
+STORE: Any = SimpleNamespace(uri="s3://models/digits/")
+
+
+def past(monkeypatch: pytest.MonkeyPatch, *releases: tuple[str, str | None]) -> None:
+    entries = [SimpleNamespace(version=version, outcome=outcome) for version, outcome in releases]
+    monkeypatch.setattr(history, "History", lambda store: SimpleNamespace(entries=lambda: iter(entries)))
+
+
+@pytest.mark.parametrize("outcome", ["promoted", "first"])
+def test_a_version_that_a_release_left_live_may_go_live_directly(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+    past(monkeypatch, ("fedcba9876543210", "rolled_back"), (VERSION, outcome))
+    check_was_live(STORE, VERSION)
+
+
+@pytest.mark.parametrize("outcome", ["rolled_back", "published", "failed", "nothing_new", None])
+def test_a_version_that_no_release_left_live_needs_a_canary(
+    monkeypatch: pytest.MonkeyPatch, outcome: str | None
+) -> None:
+    past(monkeypatch, ("fedcba9876543210", "promoted"), (VERSION, outcome))
+    with pytest.raises(SpecError, match=f"left {VERSION} live; rollout: canary proves it"):
+        check_was_live(STORE, VERSION)
