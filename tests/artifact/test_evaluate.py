@@ -26,6 +26,7 @@ from model_release.artifact.evaluation.images import LabelledImages, from_folder
 from model_release.artifact.evaluation.measures import Answer
 from model_release.artifact.evaluation.picture import confusion_png
 from model_release.artifact.export import Export
+from model_release.artifact.inspection import MAX_TEXT
 from model_release.artifact.store import Store
 from model_release.errors import ArchiveError, EvaluationFailed, SpecError, VersionDamaged
 from model_release.spec import Evaluation
@@ -334,6 +335,13 @@ def test_a_build_is_called_what_its_version_will_be_called(scene: Scene, store: 
 
 def test_what_is_no_archive(tmp_path: Path) -> None:
     (tmp_path / "x.mar").write_bytes(b"no zip")
+    with pytest.raises(ArchiveError, match=r"x.mar has no model.json with labels"):
+        labels_of(tmp_path / "x.mar")
+
+
+def test_an_archive_whose_model_json_would_fill_the_memory(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.mar", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("model.json", json.dumps({"labels": ["x" * MAX_TEXT]}))
     with pytest.raises(ArchiveError, match=r"x.mar has no model.json with labels"):
         labels_of(tmp_path / "x.mar")
 

@@ -242,6 +242,27 @@ def test_builds_that_nobody_touches_go(store: Store, tmp_path: Path) -> None:
     assert objects(store) == []
 
 
+def test_answers_of_archives_that_no_version_has_go(store: Store, publish: Publish) -> None:
+    """Those of another model's version stay, and those of an archive that may yet be published."""
+    kept, others, old = publish(1), publish(100, model="faces"), publish(50)
+
+    def answers_of(version: str) -> str:
+        (archive,) = [said for name, said in store.version(version).files.items() if name.endswith(".mar")]
+        return f"evaluations/{archive['sha256'][:16]}-0123456789abcdef.json"
+
+    names = {version: answers_of(version) for version in (kept, others, old)}
+    for name in names.values():
+        store.write_json(name, {"answers": {}}, if_match=None)
+    assert planned(store).answers == {}, "they are young"
+    plan = planned(store, now=datetime.now(UTC) + timedelta(days=8))
+    assert list(plan.answers) == [names[old]]
+    said: list[str] = []
+    retention.apply(store, plan, said.append)
+    assert said[-1] == "1 objects of evaluations/ are removed"
+    assert [key for key in objects(store) if key.startswith("evaluations/")] == sorted({names[kept], names[others]})
+    assert planned(store, now=datetime.now(UTC) + timedelta(days=8)).answers == {}
+
+
 def test_history_reads_what_retention_left(store: Store, publish: Publish, release: Make, put: Put) -> None:
     old, _ = publish(50), publish(1)
     History(store).note(put(release(1, version=old, started=ago(50))))

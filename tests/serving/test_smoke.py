@@ -37,6 +37,7 @@ class Gateway:
                 status, answer = gateway.answers.pop(0) if len(gateway.answers) > 1 else gateway.answers[0]
                 text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
                 self.send_response(status)
+                self.send_header("Location", f"http://{self.headers['Host']}/v1/models/another:predict")
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
@@ -77,6 +78,13 @@ def test_without_a_gateway_the_address_itself(gateway: Gateway) -> None:
 def test_a_proxy_of_the_worker_is_not_asked(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     assert ask(gateway).attempts == 1
+
+
+def test_an_answer_from_elsewhere_is_not_the_revisions(gateway: Gateway) -> None:
+    gateway.answers = [(307, ""), (200, GOOD)]
+    with pytest.raises(SmokeFailed, match="answered 307"):
+        smoke(gateway.url, "digits", SAMPLE, sleep=lambda _: None)
+    assert len(gateway.requests) == 1
 
 
 def test_a_route_that_is_not_in_place_yet_is_asked_again(gateway: Gateway) -> None:

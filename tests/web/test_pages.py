@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -255,6 +256,13 @@ def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None
         for part in ("Evidence", "What happened", "Plan", "Every look", "Changes of traffic", "Answers of people"):
             assert part in text
         assert ("Versions compared" in text) == (record.evaluation is not None)
+        if record.evaluation:
+            # A limit that could not be asked has not failed.
+            gates = r"(Passed|Failed|Not asked)\W.*?(Accuracy 91|Regressions \(at most)"
+            assert re.findall(gates, text, re.DOTALL) == [
+                ("Passed", "Accuracy 91"),
+                ("Not asked", "Regressions (at most"),
+            ]
     bare = record_of(world.specs["faces"], outcome="failed", number=5, reason="The archive could not be made.")
     bare.steps, bare.traffic, bare.plan, bare.baseline, bare.canary = [], [], None, None, None
     world.add(bare)

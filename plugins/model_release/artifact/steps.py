@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_release import errors
-from model_release.errors import ArchiveError, ReleaseError, SpecError
+from model_release.errors import ArchiveError, ReleaseError, SpecError, StoreRefused, VersionDamaged
 
 if TYPE_CHECKING:
     from model_release.artifact.store import Store
@@ -145,6 +145,10 @@ def evaluate_archive(
 
     limits = Evaluation.model_validate(request.evaluation)
     images = labelled(limits.data, root, s3, log)
+    log(
+        f"{len(images.truth)} images of {len(images.support)} labels at {images.uri} (digest {images.digest[:16]}, of "
+        f"their {images.digest_of})"
+    )
     if request.version is not None:
         candidate = answers.published(store.version(request.version), s3())
     else:
@@ -153,7 +157,10 @@ def evaluate_archive(
     stable: answers.Subject | str = request.no_stable or ""
     if request.stable is not None:
         prefix, _, version = request.stable.rstrip("/").rpartition("versions/")
-        stable = answers.published(Store(s3(), prefix).version(version), s3())
+        try:
+            stable = answers.published(Store(s3(), prefix).version(version), s3())
+        except (StoreRefused, VersionDamaged) as error:
+            stable = f"the stable version cannot be read: {error}"
     found, picture = evaluate.evaluate(limits, images, candidate, stable, store, log=log)
     for line in evaluate.lines(found):
         log(line)

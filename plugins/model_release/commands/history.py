@@ -195,6 +195,9 @@ def _shown(plan: Plan) -> str:
     rows += [
         (f"builds/{folder}/", "goes", f"a build, untouched; {_bytes(size)}") for folder, size in plan.builds.items()
     ]
+    if plan.answers:
+        size = _bytes(sum(plan.answers.values()))
+        rows.append(("evaluations/", "goes", f"{len(plan.answers)} of archives that no version has; {size}"))
     rows += [(version, "stays", "; ".join(why)) for version, why in plan.keeps.items()]
     table = f"{_table(('what', '', 'why'), rows)}\n" if rows else ""
     return f"{table}{_bytes(plan.bytes)} to be removed."

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from model_release.spec.build import Keep
 
 BUILDS = "builds/"
+EVALUATIONS = "evaluations/"
 
 # A run without a version is about to choose one; after a day it is over, whatever its record says.
 _CHOOSING = timedelta(days=1)
@@ -41,17 +42,19 @@ class Service:
 
 @dataclass(frozen=True)
 class Plan:
-    """What would be removed. `keeps` is {version: reasons}; `builds` are folders below `builds/`, finished or not."""
+    """What would be removed. `keeps` is {version: reasons}; `builds` are folders below `builds/`, finished or not;
+    `answers` are objects below `evaluations/` of archives that no version has (any more)."""
 
     keeps: dict[str, list[str]]
     removes: dict[str, str]  # {version: why}
     rest: list[str]  # versions whose removal was begun and cut off
     builds: dict[str, int]  # {folder: bytes}
+    answers: dict[str, int]  # {object: bytes}
     bytes: int
 
     @property
     def empty(self) -> bool:
-        return not (self.removes or self.rest or self.builds)
+        return not (self.removes or self.rest or self.builds or self.answers)
 
 
 @dataclass
@@ -89,7 +92,8 @@ def plan(
         ServiceBusy: a release is about to choose its version.
     """
     uses = needed(_records(store), services, younger_than=timedelta(days=keep.days), now=now)
-    mine = [version for version in store.versions() if version.metadata.get("model", model) == model]
+    everyone = list(store.versions())
+    mine = [version for version in everyone if version.metadata.get("model", model) == model]
     keeps: dict[str, list[str]] = {}
     removes: dict[str, str] = {}
     for number, version in enumerate(mine, start=1):
@@ -105,7 +109,10 @@ def plan(
             removes[version.name] = f"{age.days} days old, older than the newest {keep.versions}, and nothing names it"
     size = sum(_size(version) for version in mine if version.name in removes)
     stale = _stale_builds(store, now - builds_older_than)
-    return Plan(keeps, removes, store.half_removed(), stale, size + sum(stale.values()))
+    stay = [version for version in everyone if version.name not in removes]
+    answers = _answers_of_nobody(store, stay, now - builds_older_than)
+    size += sum(stale.values()) + sum(answers.values())
+    return Plan(keeps, removes, store.half_removed(), stale, answers, size)
 
 
 def needed(records: Iterable[Record], services: Sequence[Service], *, younger_than: timedelta, now: datetime) -> Uses:
@@ -145,6 +152,9 @@ def apply(store: Store, plan: Plan, tell: Callable[[str], None]) -> None:
         store.remove(key for key in keys if key.endswith("/stash.json"))
         store.remove(keys)
         tell(f"{BUILDS}{folder}/ is removed")
+    if plan.answers:
+        store.remove(plan.answers)
+        tell(f"{len(plan.answers)} objects of {EVALUATIONS} are removed")
 
 
 @contextmanager
@@ -211,6 +221,19 @@ def _stale_builds(store: Store, before: datetime) -> dict[str, int]:
         newest[folder] = max(newest.get(folder, written), written)
         size[folder] = size.get(folder, 0) + length
     return {folder: size[folder] for folder, written in sorted(newest.items()) if written < before}
+
+
+def _answers_of_nobody(store: Store, versions: Iterable[Version], before: datetime) -> dict[str, int]:
+    """What archives answered to labelled images (`artifact.evaluation.answers` names it by the archive's SHA-256), of
+    none of these versions and not of a build that may yet become one. They can be asked again at any time."""
+    known = {
+        about["sha256"][:16] for version in versions for name, about in version.files.items() if name.endswith(".mar")
+    }
+    return {
+        key: length
+        for key, length, written in store.listing(EVALUATIONS)
+        if written < before and key.removeprefix(EVALUATIONS).partition("-")[0] not in known
+    }
 
 
 def _size(version: Version) -> int:

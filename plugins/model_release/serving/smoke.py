@@ -89,7 +89,11 @@ def smoke(
             began = clock()
             try:
                 response = session.post(
-                    address, json={"instances": sample["instances"]}, headers=headers, timeout=TIMEOUT
+                    address,
+                    json={"instances": sample["instances"]},
+                    headers=headers,
+                    timeout=TIMEOUT,
+                    allow_redirects=False,  # an answer from elsewhere is not this revision's
                 )
             except requests.RequestException as error:
                 said = f"no answer: {error}"

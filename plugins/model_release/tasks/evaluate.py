@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import ClusterRefused, ClusterUnavailable, SpecError, StoreRefused, VersionDamaged
+from model_release.errors import ClusterRefused, ClusterUnavailable, SpecError
 from model_release.spec import Evaluation, ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.build import BuildOperator
@@ -14,8 +12,7 @@ from model_release.tasks.proof import version_in
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.artifact.evaluation.answers import Subject
-    from model_release.artifact.store import Store
+    from model_release.artifact import steps
 
 PICTURE = "releases/{release}.confusion.png"
 
@@ -32,52 +29,40 @@ class Evaluate(BuildOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.artifact import evaluate as evaluation
-        from model_release.artifact.evaluation.images import labelled
+        from model_release.artifact import steps
 
         limits = limits_of(self.spec, run)
-        say = _line_by_line(self.log.info)
-        images = labelled(limits.data, self.root, connections.s3, say)
-        self.log.info(
-            "%d images of %d labels at %s (digest %s, of their %s)",
-            *(len(images.truth), len(images.support), images.uri, images.digest[:16], images.digest_of),
-        )
-        store = connections.store(self.spec.store)
-        with TemporaryDirectory(prefix="evaluation-") as scratch:
-            candidate = self.candidate(context, store, Path(scratch))
-            stable = self.stable(run, limits)
-            found, picture = evaluation.evaluate(limits, images, candidate, stable, store, log=say)
-        for line in evaluation.lines(found):
-            say(line)
-        store.write_bytes(PICTURE.format(release=run.release), picture, "image/png")
-        records.change(self.spec, run, lambda record: setattr(record, "evaluation", found))
-        evaluation.check(found)
-        return evaluation.summary(found)
+        asked = request(self.spec, run, self.resolved(context), limits, *stable_uri(self.spec, run, limits))
+        store, say = connections.store(self.spec.store), _line_by_line(self.log.info)
+        return concluded(self.spec, run, steps.run(store, asked, self.root, connections.s3, say))
 
-    def candidate(self, context: Any, store: Store, scratch: Path) -> Subject:
-        """The archive that this run releases."""
-        from model_release.artifact import archive
-        from model_release.artifact.evaluation import answers
 
-        resolved = self.resolved(context)
-        if "version" in resolved:
-            return answers.published(store.version(resolved["version"]), connections.s3())
-        store.unstash(f"{resolved['build']}/archive", scratch / "archive")
-        return answers.built(archive.load(scratch / "archive", self.spec.service.name))
+def request(
+    spec: ModelSpec, run: Run, resolved: dict[str, Any], limits: Evaluation, stable: str | None, no_stable: str | None
+) -> steps.Request:
+    """What this run asks the step for, wherever it is done."""
+    from model_release.artifact import steps
 
-    def stable(self, run: Run, limits: Evaluation) -> Subject | str:
-        """The version that serves now, or why there is none to compare with."""
-        from model_release.artifact.evaluation.answers import published
+    version = resolved.get("version")
+    return steps.Request(
+        "evaluate",
+        version or resolved["build"],
+        spec.service.name,
+        version=version,
+        evaluation=limits.model_dump(mode="json", exclude_none=True),
+        stable=stable,
+        no_stable=no_stable,
+        picture=PICTURE.format(release=run.release),
+    )
 
-        uri, why_not = stable_uri(self.spec, run, limits)
-        named = version_in([], uri)
-        if named is None:
-            return str(why_not)
-        prefix, version = named
-        try:
-            return published(connections.store(prefix).version(version), connections.s3())
-        except (StoreRefused, VersionDamaged) as error:
-            return f"the stable version cannot be read: {error}"
+
+def concluded(spec: ModelSpec, run: Run, found: dict[str, Any]) -> dict[str, Any]:
+    """Records what came of the step, and fails where a gate did; returns the summary."""
+    from model_release.artifact import evaluate as evaluation
+
+    records.change(spec, run, lambda record: setattr(record, "evaluation", found))
+    evaluation.check(found)
+    return evaluation.summary(found)
 
 
 def limits_of(spec: ModelSpec, run: Run) -> Evaluation:

@@ -17,9 +17,8 @@ from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperato
 from model_release.artifact import steps
 from model_release.errors import ArchiveError, SpecError
 from model_release.spec import Evaluation, ModelSpec
-from model_release.tasks import connections, records
+from model_release.tasks import connections, evaluate
 from model_release.tasks.base import telling
-from model_release.tasks.evaluate import PICTURE, limits_of, stable_uri
 from model_release.tasks.run import Run
 
 #: Credentials of S3 for clusters whose service accounts have no role of AWS: a Secret with AIRFLOW_CONN_MODEL_STORE, or
@@ -163,26 +162,11 @@ class EvaluateInPod(StepInPod):
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         run = Run.of(context, self.spec)
-        limits = limits_of(self.spec, run)
-        stable, why_not = self.stable(context, run, limits)
-        version = resolved.get("version")
-        return steps.Request(
-            "evaluate",
-            version or resolved["build"],
-            self.spec.service.name,
-            version=version,
-            evaluation=limits.model_dump(mode="json", exclude_none=True),
-            stable=stable,
-            no_stable=why_not,
-            picture=PICTURE.format(release=run.release),
-        )
+        limits = evaluate.limits_of(self.spec, run)
+        return evaluate.request(self.spec, run, resolved, limits, *self.stable(context, run, limits))
 
     def finish(self, context: Any, result: dict[str, Any]) -> dict[str, Any]:
-        from model_release.artifact import evaluate
-
-        records.change(self.spec, Run.of(context, self.spec), lambda record: setattr(record, "evaluation", result))
-        evaluate.check(result)
-        return evaluate.summary(result)
+        return evaluate.concluded(self.spec, Run.of(context, self.spec), result)
 
     def stable(self, context: Any, run: Run, limits: Evaluation) -> tuple[str | None, str | None]:
         """(storage URI of the stable version, None), or (None, why there is none to compare with).
@@ -192,7 +176,7 @@ class EvaluateInPod(StepInPod):
         known = context["ti"].xcom_pull(task_ids=self.task_id, key="stable")
         if known:
             return cast("tuple[str | None, str | None]", tuple(known))
-        found = stable_uri(self.spec, run, limits)
+        found = evaluate.stable_uri(self.spec, run, limits)
         context["ti"].xcom_push(key="stable", value=list(found))
         return found
 

@@ -96,6 +96,14 @@ def _tasks(record: Record) -> list[Json]:
     return [{"task": name, "url": f"{run}/tasks/{quote(name)}"} for name in known]
 
 
+# None: a gate for a comparison that could not be made.
+_GATES = {
+    True: {"word": "Passed", "tone": "good"},
+    False: {"word": "Failed", "tone": "bad"},
+    None: {"word": "Not asked", "tone": "mute"},
+}
+
+
 def _evaluation(given: Json | None) -> Json | None:
     """The comparison with everything the template needs spelt out, whatever older records leave away."""
     if not given:
@@ -108,7 +116,7 @@ def _evaluation(given: Json | None) -> Json | None:
         "candidate": _answers(candidate),
         "stable": _answers(stable) if stable else None,
         "classes": _classes(candidate, stable or {}),
-        "gates": given.get("gates") or [],
+        "gates": [{"sentence": gate["sentence"], "badge": _GATES[gate["passed"]]} for gate in given.get("gates") or []],
         "skipped": comparison.get("skipped"),
         "mcnemar": comparison.get("mcnemar"),
         "flips": comparison.get("negative_flips"),

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from model_release.artifact import files, processes
 from model_release.artifact.evaluation.images import LabelledImages
 from model_release.artifact.evaluation.measures import Answer
+from model_release.artifact.inspection import MAX_TEXT
 from model_release.artifact.s3 import split_uri, talking_about
 from model_release.errors import ArchiveError, StoreUnavailable, VersionDamaged
 
@@ -73,8 +74,8 @@ def published(version: Version, s3: Any) -> Subject:
 def labels_of(mar: Path) -> tuple[str, ...]:
     """The labels that the archive's model knows, in the order of its outputs."""
     try:
-        with zipfile.ZipFile(mar) as archive:
-            return tuple(json.loads(archive.read("model.json"))["labels"])
+        with zipfile.ZipFile(mar) as archive, archive.open("model.json") as file:
+            return tuple(json.loads(file.read(MAX_TEXT))["labels"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
         raise ArchiveError(f"{mar.name} has no model.json with labels: {error}") from error
 
