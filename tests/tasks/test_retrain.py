@@ -315,15 +315,40 @@ def test_what_a_running_pod_wrote_is_not_cleared(
     assert len(calls) == cleared
 
 
+def pod_of(*, disrupted: str | None = None, reason: str | None = None) -> Any:
+    from kubernetes.client import V1Pod, V1PodCondition, V1PodStatus
+
+    conditions = [V1PodCondition(type="Ready", status="False")]
+    if disrupted is not None:
+        conditions.append(V1PodCondition(type="DisruptionTarget", status=disrupted))
+    return V1Pod(status=V1PodStatus(phase="Failed", conditions=conditions, reason=reason))
+
+
 @pytest.mark.parametrize(
-    ("status", "kind"), [("failed", TrainingFailed), ("timeout", TrainingFailed), ("error", RuntimeError)]
+    ("status", "pod", "kind"),
+    [
+        ("failed", pod_of(), TrainingFailed),
+        ("failed", pod_of(disrupted="False"), TrainingFailed),
+        ("timeout", pod_of(), TrainingFailed),
+        ("error", pod_of(), RuntimeError),
+        ("failed", pod_of(disrupted="True"), RuntimeError),
+        ("failed", pod_of(reason="Evicted"), RuntimeError),
+        ("failed", None, RuntimeError),
+    ],
 )
-def test_a_failed_training_is_told_from_a_lost_cluster(
-    pod_task: Any, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch, status: str, kind: type[Exception]
+def test_a_failed_training_is_told_from_a_pod_that_the_cluster_took_away(
+    pod_task: Any,
+    context: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    status: str,
+    pod: Any,
+    kind: type[Exception],
 ) -> None:
+    """What is not TrainingFailed is tried again."""
     from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
-    def fail(*_: Any) -> None:
+    def fail(self: Any, *_: Any) -> None:
+        self.pod = pod
         raise RuntimeError("exit code 3")
 
     monkeypatch.setattr(KubernetesPodOperator, "trigger_reentry", fail)

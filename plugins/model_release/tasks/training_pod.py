@@ -30,7 +30,8 @@ class TrainInPod(KubernetesPodOperator):
     in the model file reaches it as it stands: nothing is a template, and `$(NAME)` is not replaced.
 
     Run again, it finds a finished candidate and starts nothing, or the pod of an earlier try and waits on for it; else
-    it empties the prefix and starts a pod. A task that is stopped takes its pod along.
+    it empties the prefix and starts a pod. A task that is stopped takes its pod along. A pod that the cluster took away
+    (evicted, preempted, its node lost) is tried again; one that ended by itself has failed.
     """
 
     template_fields = ()
@@ -90,11 +91,20 @@ class TrainInPod(KubernetesPodOperator):
             try:
                 super().trigger_reentry(context, event)
             except Exception as error:
-                if event["status"] in ("failed", "timeout"):
+                if event["status"] in ("failed", "timeout") and not taken_away(self.pod):
                     raise TrainingFailed(f"the pod of {self.image} ended as {event['status']}: {error}") from error
                 raise
         seconds = (datetime.now(UTC) - context["ti"].start_date).total_seconds()
         context["ti"].xcom_push(key="seconds", value=round(seconds, 1))
+
+
+def taken_away(pod: Any) -> bool:
+    """Whether the cluster ended this pod, and not what ran in it: it is gone, or Kubernetes says so of it (condition
+    DisruptionTarget, since 1.26; before, kubelet's reason)."""
+    if pod is None:
+        return True
+    conditions = {one.type: one.status for one in pod.status.conditions or []}
+    return conditions.get("DisruptionTarget") == "True" or pod.status.reason in ("Evicted", "NodeLost", "Shutdown")
 
 
 def _plain(value: str | int | float | bool) -> str:
