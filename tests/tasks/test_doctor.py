@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from model_release.doctor import Finding, Level, World, examine
+from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import MetricsUnavailable, NotReady, NotReadyYet, StoreRefused, StoreUnavailable
 from model_release.metrics.prometheus import Answer, Series
 from model_release.serving import rollout
@@ -169,6 +170,25 @@ def test_each_part_that_cannot_be_reached_spoils_only_itself(world: World) -> No
     assert [line.split()[1] for line in lines] == ["cluster", "store", "metrics"]
     assert "isn't defined" in lines[0]
     assert "AccessDenied" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("address", "server", "level"),
+    [
+        ("http://localhost:8080", "https://eks.example", Level.WARNING),
+        ("http://127.0.0.1:8080", "https://10.0.0.1:6443", Level.WARNING),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:9000", Level.OK),
+        ("https://airflow.example", "https://eks.example", Level.OK),
+    ],
+)
+def test_an_airflow_that_anybodys_may_be_called_is_told(address: str, server: str, level: Level) -> None:
+    (line,) = airflow.check(address, SimpleNamespace(configuration=SimpleNamespace(host=server)))
+    assert (line.level, address in line.sentence) == (level, True)
+
+
+def test_only_an_airflow_is_asked_for_its_address(world: World) -> None:
+    assert "airflow" not in found(world)
+    assert [one.level for one in found(replace(world, address="http://127.0.0.1:8080"))["airflow"]] == [Level.OK]
 
 
 @pytest.mark.parametrize(("off", "level"), [(2, Level.OK), (10, Level.WARNING), (-90, Level.ERROR)])

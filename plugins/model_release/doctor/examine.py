@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
 
-from . import clocks, cluster, metrics, store
+from . import airflow, clocks, cluster, metrics, store
 from .finding import Finding, Level
 
 if TYPE_CHECKING:
@@ -26,7 +26,8 @@ T = TypeVar("T")
 class World:
     """The clients of one model's release. Each is asked for when a check needs it; what it raises becomes a finding.
 
-    `role` is the file that says what the release calls in the cluster.
+    `role` is the file that says what the release calls in the cluster; `address` is Airflow's, None where the one who
+    looks is not an Airflow.
     """
 
     spec: ModelSpec
@@ -34,6 +35,7 @@ class World:
     cluster: Callable[[], Any]
     store: Callable[[], Store]
     prometheus: Callable[[], Prometheus]
+    address: str | None = None
 
 
 def examine(world: World) -> Iterator[Finding]:
@@ -42,6 +44,8 @@ def examine(world: World) -> Iterator[Finding]:
     client, trouble = _reached("cluster", world.cluster)
     yield from trouble
     live: InferenceService | None = None
+    if client is not None and world.address is not None:
+        yield from airflow.check(world.address, client)
     if client is not None:
         yield from _told("cluster", lambda: cluster.versions(client, spec))
         yield from _told("permissions", lambda: cluster.permissions(client, spec, world.role))

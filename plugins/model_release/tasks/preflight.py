@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ class Preflight(ReleaseOperator):
         from model_release.doctor import Level, examine
 
         found = []
-        for one in examine(world(self.spec, self.root)):
+        for one in examine(replace(world(self.spec, self.root), address=run.installation)):
             say = {Level.OK: self.log.info, Level.WARNING: self.log.warning, Level.ERROR: self.log.error}[one.level]
             say("%s", one)
             found.append(one)
