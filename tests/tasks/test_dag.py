@@ -117,6 +117,14 @@ def test_a_change_of_the_model_file_is_a_change_of_the_dag() -> None:
     assert release_dag(spec(steps=[30]), PROJECT).doc_md != release_dag(spec(steps=[40]), PROJECT).doc_md
 
 
+def test_who_opens_the_dag_reads_what_it_does_and_each_task_says_what_it_is_for() -> None:
+    dag = release_dag(spec(steps=[10, 30]), PROJECT)
+    assert "10 % → 30 % → 100 % of the traffic" in dag.doc_md
+    assert "evidence on errors" in dag.doc_md
+    assert [task.task_id for task in dag.tasks if not task.doc_md] == []
+    assert not any(line.startswith("    ") for task in dag.tasks for line in task.doc_md.split("Args:")[0].splitlines())
+
+
 @pytest.mark.parametrize(
     ("name", "value", "accepted"),
     [

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from inspect import getdoc
 from typing import Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
 
 from model_release import errors
@@ -60,6 +61,13 @@ class ReleaseOperator(BaseOperator):
     def release(self, context: Any, run: Run) -> Any:
         """The task's work; may be run again at any moment and does what is left to do."""
         raise NotImplementedError
+
+
+def documented(dag: DAG) -> DAG:
+    """The DAG, with what each task does beside it in Airflow's UI."""
+    for task in dag.tasks:
+        task.doc_md = task.doc_md or getdoc(type(task))
+    return dag
 
 
 @contextmanager

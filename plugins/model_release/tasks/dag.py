@@ -20,9 +20,9 @@ from typing import Any
 
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 
-from model_release.spec import ModelSpec
+from model_release.spec import ModelSpec, format_duration
 from model_release.tasks.ask import Ask
-from model_release.tasks.base import RETRIES
+from model_release.tasks.base import RETRIES, documented
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
 from model_release.tasks.evaluate import Evaluate
 from model_release.tasks.finish import Report, Settle
@@ -101,7 +101,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
         [*last, roll_back, go_live] >> settle >> report
         publish >> LookBack(task_id="look_back", **common) >> report
-    return dag
+    return documented(dag)
 
 
 def _steps(spec: ModelSpec) -> tuple[Any, Any, Any]:
@@ -136,5 +136,20 @@ def _path(spec: ModelSpec) -> str:
 
 
 def _documentation(spec: ModelSpec) -> str:
-    # The model file is part of the DAG: shown with it, and a change of it is a new version of the DAG.
-    return f"### {spec.model}\n\n```json\n{spec.model_dump_json(indent=2, exclude_none=True)}\n```\n"
+    """Markdown, for whoever opens the DAG. The model file is part of it: a change of it is a new version of the DAG."""
+    limits = ", ".join(metric.name for metric in spec.judge.metrics if not metric.observe)
+    bake = f", then watched for {format_duration(spec.rollout.bake)}" if spec.rollout.bake else ""
+    return "\n\n".join(
+        [
+            f"Builds the newest candidate of `{spec.model}` and puts it live on `{spec.service.key}`: "
+            f"{_path(spec)} of the traffic{bake}. Each step waits for evidence on {limits}, from at least "
+            f"{spec.judge.min_requests} requests; evidence against the new version, or none by the deadline of "
+            f"{format_duration(spec.rollout.deadline)}, rolls back.",
+            "**Trigger** starts one; everything in its form may stay as it is. **Backfill** builds and evaluates older "
+            "versions and moves no traffic. The tab **Releases** shows the canary beside stable. A run that "
+            "was rolled back is red; its task `report` says why.",
+            f"In a hurry: `rollback_{spec.model}` takes the traffic back now, `promote_{spec.model}` promotes what is "
+            "open, in spite of the judge.",
+            f"```json\n{spec.model_dump_json(indent=2, exclude_none=True)}\n```",
+        ]
+    )

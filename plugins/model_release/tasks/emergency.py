@@ -7,6 +7,7 @@ the user who started the run. They run beside a release that is under way, howev
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from inspect import getdoc
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Param
@@ -14,7 +15,7 @@ from airflow.sdk import DAG, Param
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
-from model_release.tasks.base import RETRIES, ReleaseOperator
+from model_release.tasks.base import RETRIES, ReleaseOperator, documented
 from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 
@@ -49,7 +50,7 @@ def _dag(dag_id: str, description: str, task: EmergencyOperator) -> DAG:
     with DAG(
         dag_id,
         description=description,
-        doc_md=type(task).__doc__,
+        doc_md=getdoc(type(task)),
         schedule=None,
         start_date=datetime(2024, 1, 1, tzinfo=UTC),
         catchup=False,
@@ -66,7 +67,7 @@ def _dag(dag_id: str, description: str, task: EmergencyOperator) -> DAG:
         tags=["model-release", "emergency", task.spec.model, task.spec.service.key],
     ) as dag:
         dag.add_task(task)
-    return dag
+    return documented(dag)
 
 
 class EmergencyOperator(ReleaseOperator):

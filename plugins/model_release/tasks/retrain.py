@@ -20,7 +20,7 @@ from model_release.errors import SpecError, TrainingFailed
 from model_release.spec import ModelSpec, Training
 from model_release.tasks import connections
 from model_release.tasks.assets import candidate_asset
-from model_release.tasks.base import RETRIES, telling
+from model_release.tasks.base import RETRIES, documented, telling
 
 if TYPE_CHECKING:
     from model_release.artifact.training import Trained
@@ -54,7 +54,7 @@ def retrain_dag(spec: ModelSpec, project: Path) -> DAG:
         else:
             train = Train(task_id="train", spec=spec, root=project)
         train >> Offer(task_id="offer", spec=spec, root=project, outlets=[candidate_asset(spec)])
-    return dag
+    return documented(dag)
 
 
 def trainable(spec: ModelSpec) -> Training:

@@ -19,7 +19,7 @@ from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, S
 from model_release.model_file import load
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, notify, records, telemetry
-from model_release.tasks.base import RETRIES, telling
+from model_release.tasks.base import RETRIES, documented, telling
 from model_release.tasks.proof import prover, version_in
 from model_release.tasks.run import Run, installation
 from model_release.tasks.triggers import run_is_over
@@ -57,7 +57,7 @@ def sweep_dag(models: Path, schedule: str | None) -> DAG:
         tags=["model-release"],
     ) as dag:
         Sweep(task_id=SWEEP, services=list(services.values()), unread=unread)
-    return dag
+    return documented(dag)
 
 
 class _Abandoned:
