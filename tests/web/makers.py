@@ -206,6 +206,8 @@ def record_of(
         if outcome == "promoted":
             task, percent, shares = "promote", 100, {canary: 100}
         record.record_traffic(moment.isoformat(timespec="milliseconds"), task, percent, shares)
+        settled = moment + timedelta(seconds=3)
+        record.record_traffic(settled.isoformat(timespec="milliseconds"), "settle", percent, shares)
         record.finish(outcome, said if reason is None else reason, (moment + timedelta(seconds=5)).isoformat())
     return record
 

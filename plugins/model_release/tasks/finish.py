@@ -37,7 +37,8 @@ class Settle(ReleaseOperator):
             context["ti"].xcom_push(key=ORDERED_BACK, value=str(order))
         if release is not None:
             sentence = released.settle(release, self.log.info)
-            released.record_traffic("settle", 100, released.live())
+            live = released.live()
+            released.record_traffic("settle", live.serving.get(str(claim.canary), 0) if live else 0, live)
         if order is not None:
             released.record(lambda record: record.record_approval(order.when, order.who, order.kind, order.why))
         released.leases.release(released.namespace, released.name, released.owner)

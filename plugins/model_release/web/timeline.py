@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from model_release.web import words
@@ -16,7 +17,7 @@ Json = dict[str, Any]
 def timeline(record: Record) -> list[Json]:
     """Every event with a time, oldest first. `mark` is the short word on a chart; None for what is not marked there."""
     events = [_event(record.started, "start", "Began", f"the release of {record.version or record.model}")]
-    events += [_traffic(entry) for entry in record.traffic]
+    events += [_traffic(entry, before) for before, entry in pairwise([{}, *record.traffic])]
     events += [event for step in record.steps if (event := _verdict(step)) is not None]
     events += [_approval(entry) for entry in record.approvals]
     if record.outcome is not None:
@@ -39,13 +40,15 @@ def _event(time: str | None, kind: str, word: str, text: str, *, tone: str = "mu
     return {"time": time, "at": seconds(time), "kind": kind, "word": word, "text": text, "tone": tone, "mark": mark}
 
 
-def _traffic(entry: Json) -> Json:
+def _traffic(entry: Json, before: Json) -> Json:
     task, percent = str(entry.get("task", "")), entry.get("percent")
     shares = ", ".join(f"{revision} {share} %" for revision, share in (entry.get("revisions") or {}).items())
     if task.startswith("open"):
         word, tone, mark = f"Opened at {percent} %", "busy", f"{percent} %"
     elif task in ("promote", "go_live", "go_direct"):
         word, tone, mark = "All of the traffic", "good", "100 %"
+    elif task in ("settle", "sweep") and (percent or not before.get("percent")):
+        word, tone, mark = "Settled", "mute", None
     elif percent == 0 and task != "stage":
         word, tone, mark = "Taken back", "bad", "0 %"
     else:

@@ -37,6 +37,7 @@ function markers(marks, withWords) {
   return (plot) => {
     const { ctx, bbox } = plot;
     ctx.save();
+    ctx.textAlign = "left"; // the axes leave their own behind
     ctx.font = `${11 * devicePixelRatio}px ${getComputedStyle(document.body).fontFamily}`;
     let free = -Infinity;
     for (const mark of marks) {
@@ -87,7 +88,7 @@ function picture(uPlot, holder, { title, lines, times, marks, words, say, group,
   figure.append(caption, stage, table);
   holder.append(figure);
   const cells = lines.map((one) => {
-    const swatch = make("span", { class: `swatch ${one.tone}${one.dash?.length ? " dashed" : ""}`, "aria-hidden": "true" });
+    const swatch = make("span", { class: `swatch ${one.tone}${one.dash?.length ? ` ${one.dash[0] < one.dash[1] ? "dotted" : "dashed"}` : ""}`, "aria-hidden": "true" });
     const cell = make("td", { class: "num" });
     table.append(make("tr", {}, make("th", { scope: "row" }, swatch, one.label), cell));
     return cell;
@@ -106,7 +107,7 @@ function picture(uPlot, holder, { title, lines, times, marks, words, say, group,
     {
       width: Math.max(stage.clientWidth, 200),
       height: hidden ? 110 : 150,
-      padding: [8, 8, 0, 0],
+      padding: [8, span > 86400 ? 40 : 26, 0, 0], // the last time of the axis stands half beyond it
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, sync: { key: group }, points: { size: 5 } },
       scales: { x: { time: true }, y: { range: scale } },
@@ -165,7 +166,9 @@ function traffic(uPlot, holder, data) {
     picture(uPlot, holder, { ...common, title: "Requests a second", words: true, say: plain(1), scale: fromZero(1), lines: each((name) => lines.requests[name]) }),
     picture(uPlot, holder, { ...common, title: "Errors (5xx), share of requests", say: percent, scale: fromZero(0.01), lines: each((name) => lines.bad[name] ?? empty) }),
   ];
-  const latency = revisions.flatMap((name) =>
+  // Nine lines of revisions that are gone would hide the two that matter.
+  const present = revisions.filter((name) => roleOf(data, name) !== "other");
+  const latency = (present.length ? present : revisions).flatMap((name) =>
     Object.entries(lines.latency).filter(([, by]) => by[name]).map(([quantile, by]) => ({ label: `${short(name)} ${quantile}`, values: by[name], stroke: colour(roleOf(data, name)), tone: roleOf(data, name), dash: DASHES[quantile], width: 1.5 })),
   );
   if (latency.length) plots.push(picture(uPlot, holder, { ...common, title: "Latency", say: duration, scale: fromZero(10), lines: latency }));
