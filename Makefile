@@ -49,7 +49,7 @@ test: check audit ## checks, units, real parts, simulations, whole releases, the
 	 $(BIN)/python -m pytest -m "e2e and not faults and not walk"; releases=$$?; \
 	 wait $$rest; rest=$$?; cat .cache/rest.log; exit $$((releases || rest))
 
-walk: setup ## the mission's walk-through and the page during real releases, as tests (ten minutes)
+walk: setup ## the long walks as tests: the mission in five stages, Standard mode, the page during real releases (half an hour)
 	@$(BIN)/python -m pytest -m walk
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (half an hour)

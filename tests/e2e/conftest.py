@@ -6,13 +6,16 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from .witnesses import DAG, Answer, Observer, User
+from .models import records
+from .witnesses import Answer, Observer, User
 
 PROJECT = Path(__file__).resolve().parents[2]
 RELEASES = ("first", "better", "bad")
@@ -41,6 +44,14 @@ class Story:
     service: Any
     lease: Any
 
+    def statuses(self, revision: str) -> list[str]:
+        """How a revision answered both kinds of users: one status for each answer."""
+        counted = self.load["answers"].get(revision, {})
+        return [
+            *(status for status, count in counted.items() for _ in range(count)),
+            *(str(answer.status) for answer in self.answers if answer.revision == revision),
+        ]
+
     def revision(self, name: str) -> str:
         """The revision that a release made, by its record."""
         return str(self.releases[name].record["canary"]["revision"])
@@ -53,32 +64,44 @@ class Story:
 
 @pytest.fixture(scope="session")
 def story(live: Any) -> Story:
+    with watched(live, "digits") as (user, observer):
+        done = make_release(live)
+    return tell(live, "digits", user, observer, done.returncode, done.stdout)
+
+
+@contextmanager
+def watched(live: Any, name: str) -> Iterator[tuple[User, Observer]]:
+    """A user of the service and somebody who looks at its DAG, meanwhile."""
     from sandbox.digits import images
 
-    user, observer = User(live.status["parts"]["envoy"]["url"], images(1)[0]), Observer(live.state)
+    user = User(live.status["parts"]["envoy"]["url"], images(1)[0], name)
+    observer = Observer(live.state, f"release_{name}")
     user.start()
     observer.start()
     try:
-        done = make_release(live)
+        yield user, observer
     finally:
         user.end()
         observer.end()
-    airflow = live.airflow
-    runs = airflow.call("GET", f"/dags/{DAG}/dagRuns", params={"order_by": "run_after"})["dag_runs"]
-    records = live.records()
+
+
+def tell(live: Any, name: str, user: User, observer: Observer, code: int = 0, output: str = "") -> Story:
+    """What Airflow, the store, the cluster and the users say of the three releases of a model."""
+    airflow, dag = live.airflow, f"release_{name}"
+    runs = airflow.call("GET", f"/dags/{dag}/dagRuns", params={"order_by": "run_after"})["dag_runs"]
     return Story(
-        code=done.returncode,
-        output=done.stdout,
+        code=code,
+        output=output,
         releases={
-            name: Told(run, airflow.tasks(DAG, run["dag_run_id"]), record)
-            for name, run, record in zip(RELEASES, runs, records, strict=True)
+            release: Told(run, airflow.tasks(dag, run["dag_run_id"]), record)
+            for release, run, record in zip(RELEASES, runs, records(live, name), strict=True)
         },
         answers=user.answers,
         observer=observer,
         load=json.loads((live.state / "load.json").read_text()),
         status=live.status,
-        service=live.service(),
-        lease=live.lease(),
+        service=live.service(name),
+        lease=live.lease(name),
     )
 
 

@@ -123,6 +123,7 @@ def test_the_decision_record_has_each_change_of_traffic_with_its_revisions(story
         task = told.tasks[change["task"]]
         assert moment(task["start_date"]) <= moment(change["time"]) <= moment(task["end_date"])
         assert sum(change["revisions"].values()) == 100
+        assert change["percent"] == change["revisions"].get(revision, 0)
 
 
 @pytest.mark.parametrize("name", RELEASES)
@@ -136,7 +137,7 @@ def test_the_decision_record_replays_to_the_same_verdicts(story: Story, name: st
 def test_what_prometheus_counted_is_what_users_met(story: Story) -> None:
     """The judge's counts of the bad canary against those of both kinds of users, who saw every answer."""
     judged = steps(story, "bad")[25]["windows"]
-    met = [*_statuses(story, story.revision("bad"))]
+    met = story.statuses(story.revision("bad"))
     assert 0 < sum(window["canary"]["requests"] for window in judged) <= len(met)
     assert 0 < sum(window["canary"]["bad"]["errors"] for window in judged) <= sum(status != "200" for status in met)
 
@@ -147,16 +148,8 @@ def test_no_user_met_a_failure_but_on_the_bad_canary(story: Story) -> None:
     assert {answer.revision for answer in story.answers} <= known
     assert {story.revision("first"), story.revision("better")} <= set(story.stable)
     for revision in story.stable:
-        assert set(_statuses(story, revision)) == {"200"}
-    assert set(_statuses(story, story.revision("bad"))) == {"200", "503"}
-
-
-def _statuses(story: Story, revision: str) -> list[str]:
-    counted = story.load["answers"].get(revision, {})
-    return [
-        *(status for status, count in counted.items() for _ in range(count)),
-        *(str(answer.status) for answer in story.answers if answer.revision == revision),
-    ]
+        assert set(story.statuses(revision)) == {"200"}
+    assert set(story.statuses(story.revision("bad"))) == {"200", "503"}
 
 
 @pytest.mark.parametrize("name", CANARIES)

@@ -3,28 +3,17 @@
 from __future__ import annotations
 
 import json
-import shutil
 import threading
-import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
-import yaml
-
-from model_release.artifact.s3 import keys, split_uri
 
 from .conftest import Story
+from .models import candidate, model, records, until
 
 pytestmark = pytest.mark.e2e
-
-JUDGE = {
-    "profile": "istio",
-    "min_requests": 60,
-    "design_effect": 1,
-    "metrics": [{"name": "errors", "max_rate": 0.05}],
-}
 
 
 class Told:
@@ -61,41 +50,6 @@ def told(live: Any) -> Iterator[Told]:
     )
     yield one
     one.server.shutdown()
-
-
-def model(live: Any, name: str, **more: Any) -> None:
-    """A model file of its own, with a service of its own."""
-    content = {
-        "model": name,
-        "source": {"directory": f"candidates/{name}"},
-        "service": {"name": name, "namespace": "models", "resources": {"cpu": "1", "memory": "1Gi"}},
-        "store": f"s3://models/{name}/",
-        "rollout": {"steps": [50], "window": "2s", "deadline": "3m", "ready_within": "3m"},
-        "judge": JUDGE,
-        **more,
-    }
-    (live.project / "include" / "models" / f"{name}.yaml").write_text(yaml.safe_dump(content))
-
-
-def candidate(live: Any, name: str, when: str, trained: str) -> None:
-    shutil.copytree(live.state / "trained" / trained, live.project / "candidates" / name / when)
-
-
-def records(live: Any, name: str) -> list[dict[str, Any]]:
-    store = live.store(f"s3://models/{name}/")
-    bucket, prefix = split_uri(store.uri)
-    names = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/{name}-")]
-    return sorted((store.read_json(one)[0] for one in names), key=lambda record: record["started"])
-
-
-def until(what: Any, patience: float = 120.0, pause: float = 0.5) -> Any:
-    """What `what()` gives as soon as it gives anything."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(pause)
-    raise AssertionError(f"nothing after {patience:.0f} s")
 
 
 class TestByDate:
@@ -261,7 +215,7 @@ class TestAPersonsWord:
 class TestByTraining:
     """`retrain_<model>` makes a candidate, and its asset starts the release."""
 
-    def test_a_training_starts_the_release_of_what_it_made(self, live: Any, story: Story) -> None:
+    def test_a_training_starts_the_release_of_what_it_made(self, live: Any) -> None:
         training = {"run": "sandbox.training:digits", "arguments": {"epochs": 2, "seed": 7}}
         (live.project / "candidates" / "trained").mkdir(parents=True)
         model(live, "trained", training=training)

@@ -15,7 +15,6 @@ from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
 
 DAG = "release_digits"
-HOST = "digits.models.localhost"
 
 
 @dataclass(frozen=True)
@@ -31,15 +30,16 @@ class Answer:
 
 
 class User(Thread):
-    """Sends one image after the other through the front door, every `pause` seconds, and remembers each answer.
+    """Sends one image after the other to `service`, every `pause` seconds, and remembers each answer.
 
     Beside the load generator, which counts and has no clock.
     """
 
-    def __init__(self, front_door: str, image: bytes, pause: float = 0.1) -> None:
+    def __init__(self, front_door: str, image: bytes, service: str = "digits", pause: float = 0.1) -> None:
         super().__init__(daemon=True)
         self.answers: list[Answer] = []
-        self._url = f"{front_door}/v1/models/digits:predict"
+        self._url = f"{front_door}/v1/models/{service}:predict"
+        self._host = {"Host": f"{service}.models.localhost"}
         self._body = {"instances": [{"data": base64.b64encode(image).decode()}]}
         self._pause, self._ended = pause, Event()
 
@@ -55,7 +55,7 @@ class User(Thread):
     def _ask(self, http: requests.Session) -> Answer:
         asked = time.time()
         try:
-            answer = http.post(self._url, json=self._body, headers={"Host": HOST}, timeout=30)
+            answer = http.post(self._url, json=self._body, headers=self._host, timeout=30)
         except requests.RequestException:
             return Answer(asked, "-", 0)
         return Answer(asked, answer.headers.get("x-revision", "-"), answer.status_code)
@@ -75,14 +75,14 @@ class Seen:
 
 
 class Observer(Thread):
-    """Looks at Airflow's API every second, and at the memory of all processes every few seconds."""
+    """Looks at the DAG's tasks every second, and at the memory of all processes every few seconds."""
 
-    def __init__(self, state: Path) -> None:
+    def __init__(self, state: Path, dag: str = DAG) -> None:
         super().__init__(daemon=True)
         self.deferred: dict[tuple[str, str], Seen] = {}  # by run id and task id
         self.memory_mb: list[int] = []
         self.troubles: list[str] = []
-        self._state, self._ended = state, Event()
+        self._state, self._dag, self._ended = state, dag, Event()
 
     def run(self) -> None:
         from sandbox.status import status
@@ -98,16 +98,16 @@ class Observer(Thread):
             turn += 1
 
     def _look(self, airflow: AirflowApi) -> None:
-        path = f"/dags/{DAG}/dagRuns/~/taskInstances"
+        path = f"/dags/{self._dag}/dagRuns/~/taskInstances"
         for task in airflow.call("GET", path, params={"state": "deferred"})["task_instances"]:
             key = task["dag_run_id"], task["task_id"]
             # Read in this order: whatever runs then, the task was deferred before and after it.
             running = airflow.call("GET", path, params={"state": "running"})["task_instances"]
-            now = airflow.call("GET", f"/dags/{DAG}/dagRuns/{key[0]}/taskInstances/{key[1]}")
+            now = airflow.call("GET", f"/dags/{self._dag}/dagRuns/{key[0]}/taskInstances/{key[1]}")
             if now["state"] != "deferred":
                 continue
             if key not in self.deferred:
-                links = airflow.call("GET", f"/dags/{DAG}/dagRuns/{key[0]}/taskInstances/{key[1]}/links")
+                links = airflow.call("GET", f"/dags/{self._dag}/dagRuns/{key[0]}/taskInstances/{key[1]}/links")
                 trigger: dict[str, Any] = now["trigger"] or {}
                 self.deferred[key] = Seen(trigger.get("classpath", ""), links["extra_links"])
             self.deferred[key].running.append([one["task_id"] for one in running])

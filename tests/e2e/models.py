@@ -1,0 +1,67 @@
+"""Models of the tests' own in the live stack: each with a model file, a service, a store and candidates."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import yaml
+
+from model_release.artifact.s3 import keys, split_uri
+
+Found = TypeVar("Found")
+
+JUDGE = {
+    "profile": "istio",
+    "min_requests": 60,
+    "design_effect": 1,
+    "metrics": [{"name": "errors", "max_rate": 0.05}],
+}
+
+
+def model(live: Any, name: str, *, service: dict[str, Any] | None = None, **more: Any) -> None:
+    """Writes its model file; `service` and `more` replace what it has for all."""
+    content = {
+        "model": name,
+        "source": {"directory": f"candidates/{name}"},
+        "service": {
+            "name": name, "namespace": "models", "resources": {"cpu": "1", "memory": "1Gi"}, **(service or {})
+        },
+        "store": f"s3://models/{name}/",
+        "rollout": {"steps": [50], "window": "2s", "deadline": "3m", "ready_within": "3m"},
+        "judge": JUDGE,
+        **more,
+    }  # fmt: skip
+    (live.project / "include" / "models" / f"{name}.yaml").write_text(yaml.safe_dump(content))
+
+
+def candidate(live: Any, name: str, when: str, trained: str) -> None:
+    """Offers one of the example's candidates, `first`, `better` or `bad`; it is trained where that was not yet done."""
+    from sandbox.digits import make_candidate
+
+    done = live.state / "trained" / trained
+    make_candidate(trained, done)
+    passing, target = (live.project / "candidates" / name / one for one in (f".{when}", when))
+    shutil.copytree(done, passing)
+    passing.rename(target)
+
+
+def records(live: Any, name: str) -> list[dict[str, Any]]:
+    """The decision records of its releases, oldest first."""
+    store = live.store(f"s3://models/{name}/")
+    bucket, prefix = split_uri(store.uri)
+    found = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/{name}-")]
+    names = [one for one in found if one.endswith(".json")]  # beside the pictures of their evaluations
+    return sorted((store.read_json(one)[0] for one in names), key=lambda record: record["started"])
+
+
+def until(what: Callable[[], Found], patience: float = 120.0, pause: float = 0.5) -> Found:
+    """What `what()` gives as soon as it gives anything."""
+    end = time.monotonic() + patience
+    while time.monotonic() < end:
+        if found := what():
+            return found
+        time.sleep(pause)
+    raise AssertionError(f"nothing after {patience:.0f} s")
