@@ -13,7 +13,7 @@ model: {model}
 source: {{directory: candidates/{candidates}}}
 service: {{name: faults, namespace: models, resources: {{cpu: "1", memory: 1Gi}}}}
 store: s3://models/faults/
-rollout: {{steps: [50], window: 2s, deadline: {deadline}, bake: {bake}, ready_within: 3m, wait_for_lease: 5m}}
+rollout: {{steps: [50], window: 2s, deadline: {deadline}, bake: {bake}, ready_within: {ready}, wait_for_lease: 5m}}
 judge:
   profile: istio
   min_requests: {requests}
@@ -22,18 +22,19 @@ judge:
 {more}
 """
 # Model files of one service, by the fault that each makes room for: the plain one, one whose time is short, one that
-# only a person decides, one that bakes, one with a number that is none.
+# only a person decides, one that bakes, one with a number that is none, one whose canary must be ready soon.
 MODELS: dict[str, dict[str, Any]] = {
     "faults": {},
     "faults-late": {"candidates": "faults-late", "deadline": "12s"},
     "faults-asked": {"requests": 1_000_000, "deadline": "10m"},
     "faults-bake": {"bake": "40s"},
     "faults-nan": {"more": "  values: [{name: nothing, query: 'vector(0) / vector(0)', max: 1}]"},
+    "faults-ready": {"ready": "20s"},
 }
-LATE, ASKED, BAKE, NAN = (f"release_{model}" for model in list(MODELS)[1:])
+LATE, ASKED, BAKE, NAN, READY = (f"release_{model}" for model in list(MODELS)[1:])
 
 
 def model_file(model: str) -> str:
     """The text of its model file."""
-    common = {"candidates": NAME, "deadline": "3m", "bake": "0s", "requests": 150, "more": ""}
+    common = {"candidates": NAME, "deadline": "3m", "bake": "0s", "ready": "3m", "requests": 150, "more": ""}
     return MODEL.format(**{**common, "model": model, **MODELS[model]})

@@ -82,20 +82,22 @@ class Release:
 
     def kill_task(self, task: str) -> None:
         """kill -9 of the task's own process, as soon as it runs: out of memory, say."""
-        self.until(task, "running")
-        victims: list[psutil.Process] = []
 
-        def found() -> bool:
-            for one in process.processes(self.scene.live.state):
-                with contextlib.suppress(psutil.Error):
-                    if "LocalExecutor:" in (line := " ".join(one.cmdline())) and "<idle>" not in line:
-                        victims.extend(one.children())
-            return bool(victims)
+        def killed() -> bool:
+            one = self.scene.airflow.tasks(self.dag, self.run_id)[task]
+            assert one["state"] not in OVER, f"{task} is {one['state']} before it could be killed; {self.troubles()}"
+            return one["state"] == "running" and self._kill_process(str(one["id"]))
 
-        wait_for(found, 10, lambda: f"{task} has no process")
-        for victim in victims:
+        wait_for(killed, 240, lambda: f"{task} has no process; {self.troubles()}", pause=0.05)
+
+    def _kill_process(self, try_id: str) -> bool:
+        """Airflow gives the process of each try its id as a title, and a new id to the next try."""
+        for one in process.processes(self.scene.live.state):
             with contextlib.suppress(psutil.Error):
-                victim.kill()
+                if " ".join(one.cmdline()).rstrip().endswith(f"-- {try_id}"):
+                    one.kill()
+                    return True
+        return False
 
     def watching(self) -> str:
         """Returns when the canary is open and watched; its revision."""
@@ -140,8 +142,8 @@ def failures(answers: dict[str, Counter[str]]) -> dict[str, int]:
     return {name: count for name, count in bad.items() if count}
 
 
-def wait_for(holds: Callable[[], bool], patience: float, what: Callable[[], str]) -> None:
+def wait_for(holds: Callable[[], bool], patience: float, what: Callable[[], str], pause: float = 0.3) -> None:
     end = time.monotonic() + patience
     while not holds():
         assert time.monotonic() < end, what()
-        time.sleep(0.3)
+        time.sleep(pause)

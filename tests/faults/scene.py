@@ -1,4 +1,4 @@
-"""A service with users and two good versions of a model, and the hands that do harm while one is being released."""
+"""A service with users and two good versions of a model, and what is seen of it from outside."""
 
 from __future__ import annotations
 
@@ -7,12 +7,10 @@ import json
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
@@ -21,22 +19,19 @@ from typing import Any
 import psutil
 import requests
 
-from sandbox import process, programs
-from sandbox.airflow import Airflow
-from sandbox.ports import Ports
+from sandbox import process
 
+from .harm import Harm
 from .models import DAG, LATE, MODELS, NAME, RATE, SERVICE, model_file
 from .releases import Release, failures, wait_for
 
 
 @dataclass
-class Scene:
+class Scene(Harm):
     """Built once for all faults. Each fault starts and ends with a service at rest."""
 
-    live: Any
     versions: list[str] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
-    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     # What there is
 
@@ -118,107 +113,6 @@ class Scene:
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def kubectl(self, *words: str) -> str:
-        command = [str(programs.kubectl()), "--kubeconfig", str(self.live.state / "kubeconfig.yaml"), "-n", "models"]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
-
-    def edit_lease(self, patch: dict[str, Any]) -> None:
-        """Somebody else's hand on the lease."""
-        from kubernetes.client import CustomObjectsApi
-
-        CustomObjectsApi(self.live.cluster).patch_namespaced_custom_object(
-            "coordination.k8s.io", "v1", "models", "leases", f"model-release-{NAME}", patch,
-            _content_type="application/merge-patch+json",
-        )  # fmt: skip
-
-    def api_fault(self, verb: str, resource: str, **said: Any) -> None:
-        """The Kubernetes API fails at the next calls of this kind."""
-        self.api_fault_on({"verb": verb, "resource": resource}, **said)
-
-    @contextlib.contextmanager
-    def api_down(self, seconds: float = 0) -> Iterator[None]:
-        """Every connection to the Kubernetes API breaks, for this long at least."""
-        self.api_fault_on({}, drop=True)
-        try:
-            time.sleep(seconds)
-            yield
-        finally:
-            self.api_mended()
-
-    def api_fault_on(self, match: dict[str, str], **said: Any) -> None:
-        url = self.live.status["parts"]["kubernetes"]["url"]
-        requests.post(f"{url}/-/faults", json={"match": match, **said}, timeout=10).raise_for_status()
-
-    def api_mended(self) -> None:
-        url = self.live.status["parts"]["kubernetes"]["url"]
-        requests.delete(f"{url}/-/faults", timeout=10).raise_for_status()
-
-    def api_faults_left(self) -> list[Any]:
-        url = self.live.status["parts"]["kubernetes"]["url"]
-        return list(requests.get(f"{url}/-/faults", timeout=10).json())
-
-    def crash(self, part: str) -> None:
-        """kill -9 of a part of the sandbox (s3, envoy, prometheus); its supervisor starts it again."""
-        victims = process.processes(self.live.state, part)
-        assert victims, f"no {part} runs"
-        for victim in victims:
-            with contextlib.suppress(psutil.Error):
-                victim.kill()
-
-    def crash_until(self, revision: str, ended: Callable[[], bool], most: int = 40) -> int:
-        """Kills a revision's processes again and again, as long as `ended` is not true; how often."""
-        kills, end = 0, time.monotonic() + 120
-        while not ended() and kills < most and time.monotonic() < end:
-            kills += self.live.sandbox("kill", f"models/{revision}", check=False).returncode == 0
-            time.sleep(1.5)
-        return kills
-
-    def kill(self, part: str) -> None:
-        """kill -9 of one of Airflow's parts (scheduler, triggerer) with all of its children."""
-        victims = []
-        for one in process.processes(self.live.state):
-            with contextlib.suppress(psutil.Error):
-                if one.cmdline()[-1:] == [part]:
-                    victims += [one, *one.children(recursive=True)]
-        assert victims, f"no {part} runs"
-        for victim in victims:
-            with contextlib.suppress(psutil.Error):
-                victim.kill()
-        psutil.wait_procs(victims, timeout=5)
-
-    def restart(self, part: str, **more: str) -> None:
-        """What systemd or Kubernetes does with a part that ended: start it again."""
-        connections = json.loads((self.live.state / "connections.json").read_text())
-        airflow = Airflow(self.live.state, Ports(self.live.state / "ports.json"), self.live.project, connections)
-        marks = {process.MARK: str(self.live.state.resolve()), process.NAME: part}
-        with (self.live.state / f"logs/{part}-again.log").open("ab") as log:
-            started = subprocess.Popen(
-                [sys.executable, "-m", "sandbox.airflow", part],
-                # A restarted scheduler looks sooner for the tasks that died with the other.
-                env={
-                    **os.environ,
-                    **airflow.env,
-                    **marks,
-                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
-                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
-                    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
-                    **more,
-                },
-                cwd=airflow.home,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        self._started.append(started)
-
-    def stop(self) -> None:
-        for started in self._started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(started.pid, signal.SIGKILL)
-            started.wait(10)
-
     def sweep(self, patience: float = 120) -> tuple[str, list[str]]:
         """Starts the DAG `sweep`, and waits for its end: the run's state and the lines of its result."""
         run_id = self.airflow.trigger("sweep")
@@ -243,20 +137,17 @@ class Scene:
         assert self.building() == []
         return revision
 
-    def met(self, answers: dict[str, Counter[str]]) -> set[str]:
-        """The revisions that users met; each of them must have answered a smoke prediction."""
+    def met(self, answers: dict[str, Counter[str]], by_hand: Collection[str] = ()) -> set[str]:
+        """The revisions that users met; each of them must have answered a smoke prediction, but for those that
+        somebody's hand made and gave traffic."""
         met = {name for name, counts in answers.items() if counts.total() and name != "-"}
-        unproven = [name for name in met if not self.was_proven(name)]
+        unproven = [name for name in met - set(by_hand) if not self.was_proven(name)]
         assert unproven == [], "users met a revision that had answered nobody"
         return met
 
     def stored(self) -> list[str]:
         """The names of all whole versions."""
         return [version.name for version in self.live.store(f"s3://models/{NAME}/").versions()]
-
-    def delete_object(self, version: str, name: str) -> None:
-        client = self.live.store(f"s3://models/{NAME}/")._client
-        client.delete_object(Bucket="models", Key=f"{NAME}/versions/{version}/{name}")
 
     def users(self) -> None:
         """They come (again), and are answered."""
@@ -287,7 +178,10 @@ class Scene:
     def was_proven(self, revision: str) -> bool:
         """Whether some task's log says that this revision answered its smoke prediction."""
         logs = (self.live.state / "airflow" / "logs").rglob("*.log")
-        return any(re.search(rf"{revision} answers \d+ images", log.read_text(errors="replace")) for log in logs)
+        said = rf"{revision} answers \d+ images"
+        return any(
+            re.search(said, log.read_text(errors="replace")) for log in logs if log.stat().st_mtime >= self.since
+        )
 
     def who_answers(self, count: int) -> Counter[str]:
         """The revisions that answer at the front door."""
@@ -304,12 +198,15 @@ class Scene:
                 seen[f"{answer.headers.get('x-revision')}" if answer.ok else f"{answer.status_code}"] += 1
         return seen
 
-    def end(self, release: Release, version: str, *, failing: Collection[str] = ()) -> End:
-        """Looks from outside at how it ended: at rest on `version`, no user failed but on `failing`."""
+    def end(
+        self, release: Release, version: str, *, failing: Collection[str] = (), by_hand: Collection[str] = ()
+    ) -> End:
+        """Looks from outside at how it ended: at rest on `version`, no user failed but on `failing`, or met a revision
+        that was never proven but for those made `by_hand`."""
         revision, answers = self.at_rest(version), release.answers()
-        self.met(answers)
+        self.met(answers, by_hand)
         assert set(failures(answers)) <= set(failing)
-        return End(revision, answers)
+        return End(revision, answers, sum(answers.get(name, Counter()).total() for name in by_hand))
 
     def failing(self, end: End) -> set[str]:
         """The revisions on which users failed; `-` where nobody answered."""
@@ -321,9 +218,12 @@ class Scene:
         failed = failures(end.answers)
         users = f"{sum(counts.total() for counts in end.answers.values())}, {sum(failed.values())} failed"
         users += f" ({', '.join(failed)})" if failed else ""
+        users += f", {end.by_hand} answered by the revision that the hand made" if end.by_hand else ""
         said = release.sentence()
         test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
-        self.rows.append(Row(test, fault, stage, ended or said.split(":")[0], said, f"{end.revision}: {which}", users))
+        ended = ended or said.split(":")[0]
+        traffic = f"{end.revision}: {which}"
+        self.rows.append(Row(test, fault, stage, ended, said, traffic, users, f"{release.dag} {release.run_id}"))
 
 
 @dataclass(frozen=True)
@@ -332,6 +232,7 @@ class End:
 
     revision: str
     answers: dict[str, Counter[str]]
+    by_hand: int = 0  # requests that were answered by a revision which no release made
 
 
 @dataclass(frozen=True)
@@ -345,6 +246,13 @@ class Row:
     sentence: str
     traffic: str
     users: str
+    release: str
+
+
+def following(revision: str) -> str:
+    """The name of the revision that KServe makes next."""
+    name, _, number = revision.rpartition("-")
+    return f"{name}-{int(number) + 1:05d}"
 
 
 def built(live: Any) -> Iterator[Scene]:

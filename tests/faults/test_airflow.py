@@ -1,4 +1,4 @@
-"""Harm done through Airflow, and to it: killed parts, hands in the UI, a lost database."""
+"""Harm done to Airflow: killed tasks and parts, a lost database, a deleted DAG, and two runs at once."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ pytestmark = pytest.mark.faults
 
 
 def test_run_marked_failed_while_watched_then_prometheus_gone_under_the_next_in_line(scene: Scene) -> None:
-    """Two faults on two releases of one service: the second waits in line for the first."""
+    """Faults on two releases of one service: the second waits in line for the first, also without a triggerer."""
     stable = scene.stable
     first = scene.release(dag=ASKED)
     first.watching()
     second = scene.release(first.candidate, dag=LATE)
     second.until("claim", "deferred")
     assert scene.claim.owner.run_id == first.run_id
+    scene.kill("triggerer")
+    scene.restart("triggerer")
     began = time.monotonic()
     first.mark_run("failed")
     second.until("watch_50", "deferred")
@@ -38,26 +40,31 @@ def test_run_marked_failed_while_watched_then_prometheus_gone_under_the_next_in_
     end = scene.end(second, stable)
     scene.row("run marked failed by hand", "watch", first, stable, end)
     scene.row("two releases at once", "claim", second, stable, end, f"waited, began {between:.0f} s later")
+    scene.row("kill -9 of the triggerer, started again", "claim", second, stable, end, "waited on")
     scene.row("Prometheus gone for good", "watch", second, stable, end)
 
 
 def test_tasks_killed_on_the_way_to_a_promotion(scene: Scene) -> None:
     candidate = scene.other
     one = scene.release()
-    for task in ("stage", "open_50", "promote"):
+    killed = ("claim", "stage", "open_50", "decide_50", "promote")
+    for task in killed:
         one.kill_task(task)
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
     # What the first try wrote is found by the second.
-    assert [one.tries(task) > 1 for task in ("stage", "open_50", "promote")] == [True] * 3
+    assert [one.tries(task) > 1 for task in killed] == [True] * len(killed)
     end = scene.end(one, candidate)
-    for stage in ("stage", "open", "promote"):
+    for stage in ("claim", "stage", "open", "decide", "promote"):
         scene.row("kill -9 of the task", stage, one, candidate, end)
 
 
-def test_scheduler_killed_while_watched_and_while_promoting(scene: Scene) -> None:
+def test_triggerer_killed_while_the_canary_starts_scheduler_while_watched_and_while_promoting(scene: Scene) -> None:
     candidate = scene.other
     one = scene.release()
+    one.until("stage", "deferred")
+    scene.kill("triggerer")
+    scene.restart("triggerer")
     one.watching()
     scene.kill("scheduler")
     scene.restart("scheduler")
@@ -71,98 +78,27 @@ def test_scheduler_killed_while_watched_and_while_promoting(scene: Scene) -> Non
     assert one.tries("promote") > 1
     assert one.sentence().startswith("promoted: ")
     end = scene.end(one, candidate)
+    scene.row("kill -9 of the triggerer, started again", "stage", one, candidate, end)
     scene.row("kill -9 of the scheduler, started again", "watch", one, candidate, end)
     scene.row("kill -9 of the scheduler, started again", "promote", one, candidate, end)
 
 
-def test_smoke_prediction_marked_successful_by_hand(scene: Scene) -> None:
-    """A branch that never chose: all ways behind it begin, before there is anything to open."""
-    stable, before = scene.stable, scene.service.rolled_out
-    one = scene.release()
-    one.until("stage", "deferred")
-    one.mark("smoke", "success")
-    assert one.ended() == "failed"
-    assert one.state_of("open_50") == one.state_of("go_live") == "failed"
-    assert one.sentence().startswith(("failed: task open_50 failed", "failed: task go_"))
-    end = scene.end(one, stable)
-    assert scene.met(end.answers) <= {before, end.revision}
-    scene.row("task marked successful by hand", "stage", one, stable, end)
-
-
-def test_decision_marked_successful_by_hand(scene: Scene) -> None:
-    """Both ways behind the branch begin: nothing says that the canary was judged, so no way leads forward."""
-    stable = scene.stable
-    one = scene.release(dag=ASKED)
-    one.watching()
-    one.mark("decide_50", "success")
-    one.mark("watch_50", "failed")
-    assert one.ended() == "failed"
-    assert one.sentence().startswith("failed: task ")
-    assert one.state_of("promote") in ("failed", "skipped", "upstream_failed")
-    end = scene.end(one, stable)
-    scene.row("task marked successful by hand", "decide", one, stable, end)
-    scene.row("task marked failed by hand", "watch", one, stable, end)
-
-
-def test_finished_tasks_cleared_and_then_the_whole_run_after_it_was_promoted(scene: Scene) -> None:
-    candidate = scene.other
-    one = scene.release()
-    canary = one.watching()
-    one.clear("open_50")
-    one.until_try("open_50", 2, "success")
-    assert one.ended() == "success"
-    said = one.sentence()
-    assert said.startswith("promoted: ")
-    end = scene.end(one, candidate)
-    assert end.revision == canary
-    scene.row("task cleared", "open", one, candidate, end)
-    one.clear_all()
-    one.until("report", "running", "success")
-    assert one.ended() == "success"
-    assert one.outcome() == "nothing_new"
-    end = scene.end(one, candidate)
-    assert end.revision == canary
-    scene.row("whole run cleared, after it had promoted", "afterwards", one, candidate, end)
-
-
-def test_whole_run_cleared_after_it_was_rolled_back(scene: Scene) -> None:
-    """It is judged again: what was rolled back once is nothing that was proven."""
-    stable, candidate = scene.stable, scene.other
-    one = scene.release()
-    first = one.watching()
-    one.mark("watch_50", "success")
-    assert one.ended() == "failed"
-    scene.end(one, stable)
-    one.clear_all()
-    one.until_try("watch_50", 2, "deferred", 120)
-    assert scene.claim.canary != first
-    assert one.ended() == "success"
-    assert one.sentence().startswith("promoted: ")
-    end = scene.end(one, candidate)
-    scene.row("whole run cleared, after it was rolled back", "afterwards", one, candidate, end)
-
-
-def test_run_marked_failed_while_its_canary_starts(scene: Scene) -> None:
-    stable, before = scene.stable, str(scene.service.rolled_out)
-    one = scene.release()
-    one.until("stage", "deferred")
-    one.mark_run("failed")
-    assert one.ended() == "failed"
-    assert one.sentence().startswith("failed: task stage failed: it was ended from outside")
-    end = scene.end(one, stable)
-    assert scene.met(end.answers) <= {before, end.revision}
-    scene.row("run marked failed by hand", "stage", one, stable, end)
-
-
-def test_run_marked_failed_during_the_bake(scene: Scene) -> None:
+def test_triggerer_killed_and_prometheus_gone_during_the_bake(scene: Scene) -> None:
+    """Nobody watches for a while, and then there is nothing to see: what was promoted on evidence stays."""
     candidate = scene.other
     one = scene.release(dag=BAKE)
     one.until("bake", "deferred")
-    one.mark_run("failed")
-    assert one.ended() == "failed"
-    assert one.sentence().startswith("failed: task bake failed: it was ended from outside")
+    scene.kill("triggerer")
+    scene.live.sandbox("stop", "prometheus")
+    scene.restart("triggerer")
+    try:
+        assert one.ended() == "success"
+    finally:
+        scene.live.sandbox("start", "prometheus")
+    assert one.sentence().startswith("promoted: ")
     end = scene.end(one, candidate)
-    scene.row("run marked failed by hand", "bake", one, candidate, end)
+    scene.row("kill -9 of the triggerer, started again", "bake", one, candidate, end)
+    scene.row("Prometheus gone for good", "bake", one, candidate, end)
 
 
 def test_scheduler_and_triggerer_killed_and_the_run_gone_from_the_database(scene: Scene) -> None:

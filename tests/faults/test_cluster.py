@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from .models import ASKED, BAKE, NAME
-from .scene import Scene
+from .scene import Scene, following
 
 pytestmark = pytest.mark.faults
 
@@ -107,14 +107,15 @@ def test_too_many_requests_are_tried_again_and_a_refusal_is_not(scene: Scene) ->
 
 
 def test_template_edited_by_hand(scene: Scene) -> None:
+    """The edit makes a revision of its own, which takes the canary's place until the release has seen it."""
     stable = scene.stable
     one = scene.release(dag=ASKED)
-    one.watching()
+    canary = one.watching()
     patch = '{"spec": {"predictor": {"containerConcurrency": 7}}}'
     scene.kubectl("patch", "inferenceservice", NAME, "--type", "merge", "--field-manager", "somebody", "-p", patch)
     assert one.ended() == "failed"
     assert f"the template of models/{NAME} is not the one that was staged, last changed by somebody" in one.sentence()
-    end = scene.end(one, stable)
+    end = scene.end(one, stable, by_hand=(following(canary),))
     scene.row("kubectl patch of the template", "watch", one, stable, end)
 
 

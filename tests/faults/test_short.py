@@ -7,7 +7,7 @@ import pytest
 from .models import ASKED, NAME
 from .scene import Scene
 
-pytestmark = [pytest.mark.e2e, pytest.mark.faults]
+pytestmark = pytest.mark.e2e
 
 
 def test_sensor_cleared_then_triggerer_killed_then_the_cluster_api_fails_during_the_promotion(scene: Scene) -> None:

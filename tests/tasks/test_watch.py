@@ -37,12 +37,17 @@ class Service:
 
     claimed = Claim(OWNER, stage="open at 25 %", percent=25, opened_at=OPENED.isoformat())
     kept: Record
+    changed = False
 
     def __init__(self, spec: ModelSpec, run: Any) -> None:
         pass
 
     def claim(self) -> Claim:
         return self.claimed
+
+    def check_untouched(self, canary: Any, percent: int | None) -> None:
+        if self.changed:
+            raise CanaryLost(f"{canary.revision} is not at {percent} % any more")
 
     def record(self, edit: Any) -> None:
         edit(self.kept)
@@ -109,6 +114,14 @@ class TestWatch:
         with pytest.raises(CanaryLost, match="no canary of this run is open at 25 %"):
             self.watching(spec).execute(context)
         assert ti.xcoms["this", "trouble"].startswith("no canary of this run is open")
+
+    def test_what_somebody_changed_meanwhile_is_not_waited_for(
+        self, spec: ModelSpec, context: Any, service: type[Service], ti: Any
+    ) -> None:
+        service.changed = True
+        with pytest.raises(CanaryLost):
+            self.watching(spec).execute(context)
+        assert ti.xcoms["this", "trouble"] == "digits-00002 is not at 25 % any more"
 
     def test_it_judges_the_counts_itself_and_records_them(
         self, spec: ModelSpec, context: Any, service: type[Service]

@@ -110,6 +110,16 @@ class ReleasedService:
         change = plan_change(live, wanted)
         return change.kind is Kind.NOTHING and not live.is_split and live.serving == {change.revision: 100}
 
+    def check_untouched(self, canary: Canary, percent: int | None) -> None:
+        """Nothing, when what is live still is what this release opened; else `CanaryLost`, with who changed what.
+
+        Args:
+            percent: as in `serving.rollout.check_untouched`.
+        """
+        from model_release.serving.rollout import check_untouched
+
+        check_untouched(self.live(), canary, percent)
+
     def verified(self, assess: Callable[[], Progress], say: Callable[[str], None]) -> Progress:
         """Waits until the change that was just written has taken effect, by the names of revisions.
 

@@ -49,6 +49,8 @@ class WatchCanary(ReleaseOperator, BaseSensorOperator):
         released = ReleasedService(self.spec, run)
         canary = service.canary(context)
         opened, deadline = self.opened(context, released)
+        # The trigger would see it as well. A task that is tried again after that ends here, and settling begins sooner.
+        released.check_untouched(canary, self.percent)
         links.push_for(context["ti"], self.spec, [name for name in (canary.revision, canary.baseline) if name])
         self.log.info("Watching %s since %s, until %s at the latest", canary.revision, opened, deadline)
         self.defer_until(deadline, opened, canary, run, self.spec.policy(self.percent), self.judged.__name__)

@@ -1,0 +1,164 @@
+"""The hands that do harm: to the cluster and its API, to the sandbox's parts, to Airflow's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import psutil
+import requests
+
+from sandbox import process, programs
+from sandbox.airflow import Airflow
+from sandbox.ports import Ports
+
+from .models import NAME
+
+
+@dataclass
+class Harm:
+    """What can be done to a live stack; `stop` ends what was started anew."""
+
+    live: Any
+    # The moment (of the clock) since which this service's revisions are counted: deleted and made anew, it begins
+    # with their first name again.
+    since: float = 0.0
+    _started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    # The cluster
+
+    def kubectl(self, *words: str) -> str:
+        command = [str(programs.kubectl()), "--kubeconfig", str(self.live.state / "kubeconfig.yaml"), "-n", "models"]
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def delete_service(self) -> None:
+        """`kubectl delete` of the InferenceService."""
+        self.kubectl("delete", "inferenceservice", NAME)
+        self.since = time.time()
+
+    def edit_lease(self, patch: dict[str, Any]) -> None:
+        """Somebody else's hand on the lease."""
+        from kubernetes.client import CustomObjectsApi
+
+        CustomObjectsApi(self.live.cluster).patch_namespaced_custom_object(
+            "coordination.k8s.io", "v1", "models", "leases", f"model-release-{NAME}", patch,
+            _content_type="application/merge-patch+json",
+        )  # fmt: skip
+
+    def api_fault(self, verb: str, resource: str, **said: Any) -> None:
+        """The Kubernetes API fails at the next calls of this kind."""
+        self.api_fault_on({"verb": verb, "resource": resource}, **said)
+
+    @contextlib.contextmanager
+    def api_down(self, seconds: float = 0) -> Iterator[None]:
+        """Every connection to the Kubernetes API breaks, for this long at least."""
+        self.api_fault_on({}, drop=True)
+        try:
+            time.sleep(seconds)
+            yield
+        finally:
+            self.api_mended()
+
+    def api_fault_on(self, match: dict[str, str], **said: Any) -> None:
+        url = self.live.status["parts"]["kubernetes"]["url"]
+        requests.post(f"{url}/-/faults", json={"match": match, **said}, timeout=10).raise_for_status()
+
+    def api_mended(self) -> None:
+        url = self.live.status["parts"]["kubernetes"]["url"]
+        requests.delete(f"{url}/-/faults", timeout=10).raise_for_status()
+
+    def api_faults_left(self) -> list[Any]:
+        url = self.live.status["parts"]["kubernetes"]["url"]
+        return list(requests.get(f"{url}/-/faults", timeout=10).json())
+
+    def hang(self, ended: Callable[[], bool], patience: float = 120) -> int:
+        """The pods of the newest revision start and then stand still, as on a disk that does not answer, until `ended`;
+        how many processes stood still."""
+        stable, still, end = str(self.live.service(NAME).rolled_out), set[int](), time.monotonic() + patience
+        while not ended() and time.monotonic() < end:
+            newest = str(self.live.service(NAME).latest_created)
+            victims = process.processes(self.live.state, f"models/{newest}") if newest != stable else []
+            for victim in victims:
+                with contextlib.suppress(psutil.Error):
+                    victim.suspend()
+                    still.add(victim.pid)
+            time.sleep(0.3)
+        return len(still)
+
+    # The sandbox's parts, and Airflow's
+
+    def crash(self, part: str) -> None:
+        """kill -9 of a part of the sandbox (s3, envoy, prometheus); its supervisor starts it again."""
+        victims = process.processes(self.live.state, part)
+        assert victims, f"no {part} runs"
+        for victim in victims:
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
+
+    def crash_until(self, revision: str, ended: Callable[[], bool], most: int = 40) -> int:
+        """Kills a revision's processes again and again, as long as `ended` is not true; how often."""
+        kills, end = 0, time.monotonic() + 120
+        while not ended() and kills < most and time.monotonic() < end:
+            kills += self.live.sandbox("kill", f"models/{revision}", check=False).returncode == 0
+            time.sleep(1.5)
+        return kills
+
+    def kill(self, part: str) -> None:
+        """kill -9 of one of Airflow's parts (scheduler, triggerer) with all of its children."""
+        victims = []
+        for one in process.processes(self.live.state):
+            with contextlib.suppress(psutil.Error):
+                if one.cmdline()[-1:] == [part]:
+                    victims += [one, *one.children(recursive=True)]
+        assert victims, f"no {part} runs"
+        for victim in victims:
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
+        psutil.wait_procs(victims, timeout=5)
+
+    def restart(self, part: str, **more: str) -> None:
+        """What systemd or Kubernetes does with a part that ended: start it again."""
+        connections = json.loads((self.live.state / "connections.json").read_text())
+        airflow = Airflow(self.live.state, Ports(self.live.state / "ports.json"), self.live.project, connections)
+        marks = {process.MARK: str(self.live.state.resolve()), process.NAME: part}
+        with (self.live.state / f"logs/{part}-again.log").open("ab") as log:
+            started = subprocess.Popen(
+                [sys.executable, "-m", "sandbox.airflow", part],
+                # A restarted scheduler looks sooner for the tasks that died with the other.
+                env={
+                    **os.environ,
+                    **airflow.env,
+                    **marks,
+                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
+                    "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
+                    "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
+                    # And a restarted triggerer takes sooner what the other one watched; each says twice that it lives.
+                    "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "11",
+                    **more,
+                },
+                cwd=airflow.home,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self._started.append(started)
+
+    def stop(self) -> None:
+        for started in self._started:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(started.pid, signal.SIGKILL)
+            started.wait(10)
+
+    def delete_object(self, version: str, name: str) -> None:
+        client = self.live.store(f"s3://models/{NAME}/")._client
+        client.delete_object(Bucket="models", Key=f"{NAME}/versions/{version}/{name}")

@@ -1,0 +1,83 @@
+"""Harm done to the service and its canary before anybody could judge it: never ready, edited, deleted."""
+
+from __future__ import annotations
+
+import pytest
+
+from .models import ASKED, NAME, READY, SERVICE
+from .releases import Release
+from .scene import End, Scene
+
+pytestmark = pytest.mark.faults
+
+
+def test_canary_never_ready(scene: Scene) -> None:
+    """Nothing fails and nothing comes up, until the model file's `ready_within` is over."""
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release(dag=READY)
+    one.until("claim", "success")
+    assert scene.hang(lambda: one.state_of("stage") == "failed") > 0
+    assert one.ended() == "failed"
+    assert one.sentence().startswith("failed: task stage failed: not ready in time: ")
+    assert one.tries("stage") == 1
+    end = scene.end(one, stable)
+    assert scene.met(end.answers) <= {before, end.revision}
+    scene.row("canary never ready", "stage", one, stable, end)
+
+
+def test_template_edited_by_hand_while_the_canary_starts(scene: Scene) -> None:
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release()
+    one.until("stage", "deferred")
+    patch = '{"spec": {"predictor": {"containerConcurrency": 7}}}'
+    scene.kubectl("patch", "inferenceservice", NAME, "--type", "merge", "--field-manager", "somebody", "-p", patch)
+    assert one.ended() == "failed"
+    assert "last changed by somebody" in one.sentence()
+    end = scene.end(one, stable)
+    assert scene.met(end.answers) <= {before, end.revision}
+    scene.row("kubectl patch of the template", "stage", one, stable, end)
+
+
+def test_service_deleted_while_its_canary_is_watched(scene: Scene) -> None:
+    """There is nothing left that could be brought back: it is told, and no release begins on top of it unasked."""
+    stable, candidate = scene.stable, scene.other
+    one = scene.release(dag=ASKED)
+    one.watching()
+    scene.met(one.answers())
+    scene.delete_service()
+    _told(scene, one)
+    two = scene.release(candidate)
+    assert two.ended() == "failed"
+    assert two.sentence().startswith(f"failed: task claim failed: {SERVICE} is not settled: ")
+    scene.row("InferenceService deleted", "watch", one, stable, _released_anew(scene, one, stable), "told")
+
+
+def test_service_deleted_while_its_canary_starts(scene: Scene) -> None:
+    stable = scene.stable
+    one = scene.release()
+    one.until("stage", "deferred")
+    scene.met(one.answers())
+    scene.delete_service()
+    _told(scene, one)
+    scene.row("InferenceService deleted", "stage", one, stable, _released_anew(scene, one, stable), "told")
+
+
+def _told(scene: Scene, one: Release) -> None:
+    """The run fails as an incident, and keeps its lease."""
+    assert one.ended() == "failed"
+    said = f"failed: task settle failed: {SERVICE} is not settled: InferenceService {SERVICE} was deleted; "
+    assert one.sentence().startswith(said)
+    assert scene.service is None
+    assert scene.live.lease(NAME).holder is not None
+
+
+def _released_anew(scene: Scene, one: Release, version: str) -> End:
+    """As docs/runbook.md has a person mend it: the lease given free, the version released again, which is now the
+    service's first. What users met of `one`, and on what the traffic ends."""
+    scene.edit_lease({"spec": {"holderIdentity": None}})
+    again = scene.release(version)
+    assert again.ended() == "success"
+    assert again.outcome() == "first"
+    # As long as there is no service, nobody answers.
+    end = scene.end(again, version, failing=("-",))
+    return End(end.revision, one.answers())
