@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -146,7 +148,33 @@ def test_a_page_reads_no_more_months_than_it_shows(store: Store, release: Make, 
             return super().read_json(key)
 
     assert len(History(Counting(store._client, store.uri)).page(limit=2).entries) == 2
-    assert read == [f"releases/index/2026-0{month}.json" for month in (9, 8, 7)]
+    this = f"{datetime.now(UTC):%Y-%m}"
+    assert read == [f"releases/index/{month}.json" for month in (this, "2026-09", "2026-08", "2026-07")]
+
+
+def test_a_list_that_ends_in_this_month_asks_for_no_other(store: Store, release: Make, put: Put) -> None:
+    now = datetime.now(UTC).isoformat()
+    for number in range(3):
+        History(store).note(put(release(number, started=now)))
+
+    class Unlisted(Store):
+        def names(self, prefix: str) -> Any:
+            raise AssertionError(f"{prefix} was listed")
+
+    found = History(Unlisted(store._client, store.uri))
+    assert found.newest() == found.page(limit=1).entries[0]
+    assert [entry.release for entry in found.page(limit=2).entries] == ["digits-00002", "digits-00001"]
+
+
+def test_a_place_that_is_none_reads_nothing_by_its_name(store: Store, release: Make, put: Put) -> None:
+    History(store).note(put(release(1)))
+
+    class Counting(Store):
+        def read_json(self, key: str) -> tuple[Any, str | None]:
+            assert re.fullmatch(r"releases/index/\d{4}-\d{2}\.json", key)
+            return super().read_json(key)
+
+    assert History(Counting(store._client, store.uri)).page(before="../../x").entries == []
 
 
 def test_the_months_are_those_of_utc(store: Store, release: Make, put: Put) -> None:

@@ -181,13 +181,19 @@ class History:
     # Months
 
     def _newest_first(self, before: str | None) -> Iterator[Entry]:
+        # Most lists end in the month that they begin in: then nobody need ask which others there are.
+        first = before[:7] if before is not None else _month(datetime.now(UTC).isoformat())
+        if _MONTH.fullmatch(first):
+            yield from self._of_month(first, before)
         for month in sorted(self._months(), reverse=True):
-            if before is not None and month > before[:7]:
-                continue
-            entries, _ = self._entries(month)
-            for entry in sorted(entries.values(), key=lambda entry: entry.cursor, reverse=True):
-                if before is None or entry.cursor < before:
-                    yield entry
+            if month < first or (before is None and month > first):
+                yield from self._of_month(month, before)
+
+    def _of_month(self, month: str, before: str | None) -> Iterator[Entry]:
+        entries, _ = self._entries(month)
+        for entry in sorted(entries.values(), key=lambda entry: entry.cursor, reverse=True):
+            if before is None or entry.cursor < before:
+                yield entry
 
     def _months(self) -> list[str]:
         names = (name.removesuffix(".json") for name in self._store.names(INDEX))
