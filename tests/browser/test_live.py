@@ -9,75 +9,27 @@ The pictures in docs/screens are taken here: `make screens` runs these tests wit
 from __future__ import annotations
 
 import os
-import re
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
+import yaml
+from tests.e2e.models import candidate
+from tests.e2e.models import until as wait_for
+
+from .person import Person, is_at_rest, is_canary, picture, until
+
+pytestmark = [pytest.mark.e2e, pytest.mark.walk]
 
 PROJECT = Path(__file__).resolve().parents[2]
 DAG = "release_digits"
 SERVICE = "models/digits"
-
-
-def picture(page: Any, name: str) -> None:
-    """Keeps what the page shows, when pictures are wanted."""
-    if folder := os.environ.get("SCREENS"):
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
-
-
-class Person:
-    """Somebody in Airflow's UI, signed in."""
-
-    def __init__(self, browser: Any, live: Any, *, theme: str = "light", width: int = 1280) -> None:
-        from sandbox.airflow import USER
-
-        self.url = str(live.airflow.url)
-        self.complaints: list[str] = []
-        self.hosts: set[str] = set()
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
-        self.page = context.new_page()
-        self.page.set_default_timeout(30_000)
-        self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
-        self.page.on(
-            "console", lambda told: self.complaints.append(told.text) if "Content Security" in told.text else 0
-        )
-        self.page.goto(self.url)
-        self.page.fill('input[name="username"]', USER)
-        self.page.fill('input[name="password"]', live.airflow._password)
-        self.page.keyboard.press("Enter")
-        self.page.get_by_role("link", name="Releases").first.wait_for()
-
-    @property
-    def frame(self) -> Any:
-        """Our page within Airflow's."""
-        return self.page.frame_locator("iframe")
-
-    def open(self, path: str) -> Any:
-        """A path of ours, within Airflow's page."""
-        self.page.goto(f"{self.url}/plugin/releases/model-releases{path}")
-        self.frame.get_by_role("heading", level=1).wait_for()
-        return self.frame
-
-    def trigger(self, version: str, note: str, name: str | None = None) -> None:
-        """Fills in the form of a run, and submits it."""
-        self.page.goto(f"{self.url}/dags/{DAG}")
-        self.page.get_by_role("button", name=re.compile("Trigger")).first.click()
-        self.page.locator('[name="element_note"]').fill(note)
-        self.page.locator('[name="element_version"]').fill(version)
-        if name is not None:
-            picture(self.page, name)
-        self.page.get_by_role("dialog").get_by_role("button", name="Trigger", exact=True).last.click()
-
-    def close(self) -> None:
-        self.page.context.close()
-        assert self.complaints == []
-        assert {host for host in self.hosts if not host.startswith("127.0.0.1")} <= {"localhost"}
+# A second service, where a person is asked before a promotion.
+ASKED = "postcodes"
 
 
 @pytest.fixture
@@ -95,7 +47,7 @@ def person(browser: Any, live: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="module")
-def records(live: Any) -> list[dict[str, Any]]:
+def records(live: Any) -> Iterator[list[dict[str, Any]]]:
     """What was released so far: a good version that is not live, and a bad one, among others; and users who ask."""
     if not any(record["outcome"] == "rolled_back" for record in live.records()):
         command = [sys.executable, "-m", "sandbox", "release"]
@@ -110,74 +62,55 @@ def records(live: Any) -> list[dict[str, Any]]:
     live.sandbox("load", "--service", SERVICE, "--rate", "40")
     found: list[dict[str, Any]] = live.records()
     assert {"first", "promoted", "rolled_back"} <= {record["outcome"] for record in found}
-    return found
+    yield found
+    live.sandbox("load", "--end")
 
 
-def row(live: Any) -> Any:
-    """What a program sees of the service."""
-    import requests
-
-    api = live.airflow
-    api.call("GET", "/dags", params={"limit": 1})
-    headers = {"Authorization": api._session.headers["Authorization"]}
-    answer = requests.get(f"{api.url}/model-releases/api/fleet", headers=headers, timeout=30)
-    assert answer.status_code == 200
-    return next(found for found in answer.json()["services"] if found["service"] == SERVICE)
-
-
-def until(holds: Callable[[Any], Any], live: Any, what: str, patience: float = 240.0) -> Any:
-    """The service's row, once it is as said."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if holds(found := row(live)):
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{what}: not within {patience:.0f} s; {row(live)}")
-
-
-def is_canary(found: Any) -> bool:
-    return bool(found["canary"] and found["canary"]["percent"])
-
-
-@pytest.mark.e2e
-@pytest.mark.walk
 def test_a_canary_from_the_form_to_its_promotion(live: Any, records: list[dict[str, Any]], person: Any) -> None:
-    at_rest = until(lambda found: not found["stage"] and found["stable"], live, "a service at rest")
+    at_rest = until(is_at_rest, live, SERVICE, "a service at rest")
     good = {record["version"] for record in records if record["outcome"] in ("first", "promoted")}
     version = sorted(good - {at_rest["stable"]["version"]})[0]
-    one, dark = person(), person(theme="dark")
-    one.trigger(version, "Asked for in a browser", "form")
-    found = until(is_canary, live, "a canary")
-    release = found["last"]["release"]
-    frame = one.open("/")
-    frame.get_by_text("on the canary").wait_for()
-    picture(one.page, "fleet")
+    one, dark, fleet = person(), person(theme="dark"), person()
+    one.trigger(DAG, version, "Asked for in a browser", "form")
+    release = until(is_canary, live, SERVICE, "a canary")["last"]["release"]
+    frame = fleet.open("/")
+    split = frame.locator(f'[id="s-{SERVICE}"] .canary-text')
+    split.get_by_text("25 %").wait_for()
+    fleet.mark()
+    picture(fleet.page, "fleet")
     seen = dark.open(f"/releases/{release}")
-    seen.locator("body").evaluate("() => { window.kept = true }")
+    dark.mark()
+    assert seen.locator("html").get_attribute("data-theme") == "dark"
     seen.get_by_text("Note: Asked for in a browser").wait_for()
     frame = one.open(f"/services/{SERVICE}?range=5m")
     frame.locator(".chart canvas").first.wait_for()
+    split.get_by_text("50 %").wait_for(timeout=240_000)
     picture(one.page, "service-canary")
     seen.locator("#course .chart canvas").first.wait_for(timeout=60_000)
     picture(dark.page, "release-canary-dark")
     seen.locator("#how").get_by_text("Promoted", exact=True).wait_for(timeout=240_000)
-    assert seen.locator("body").evaluate("() => window.kept"), "it came by itself, without a reload"
+    seen.locator("[data-announce]").get_by_text("Promoted: 0 of").wait_for()
+    split.wait_for(state="detached")
+    assert not dark.reloaded, "it came by itself"
+    assert not fleet.reloaded, "it came by itself"
     assert live.service().storage_uri.endswith(f"/{version}/")
     picture(dark.page, "release-promoted-dark")
-    until(lambda found: not found["stage"], live, "the release's end")
+    until(is_at_rest, live, SERVICE, "the release's end")
+    run = live.records()[-1]["run"]["run_id"]
+    conf = live.airflow.run(DAG, run)["conf"]
+    assert (conf["version"], conf["note"]) == (version, "Asked for in a browser"), "what the form was given"
 
 
-@pytest.mark.e2e
-@pytest.mark.walk
 def test_a_roll_back_says_why(live: Any, records: list[dict[str, Any]], person: Any) -> None:
-    until(lambda found: not found["stage"], live, "a service at rest")
+    until(is_at_rest, live, SERVICE, "a service at rest")
     bad = next(record["version"] for record in records if record["outcome"] == "rolled_back")
     one = person()
-    one.trigger(bad, "The bad one, once more")
-    found = until(is_canary, live, "a canary")
-    release = found["last"]["release"]
+    one.trigger(DAG, bad, "The bad one, once more")
+    release = until(is_canary, live, SERVICE, "a canary")["last"]["release"]
     frame = one.open(f"/releases/{release}")
+    one.mark()
     frame.locator("#how").get_by_text("Rolled back", exact=True).wait_for(timeout=240_000)
+    assert not one.reloaded, "it came by itself"
     assert "canary requests failed" in frame.locator("[data-announce]").inner_text()
     frame.locator("#course .chart canvas").first.wait_for()
     picture(one.page, "release-rolled-back")
@@ -191,8 +124,88 @@ def test_a_roll_back_says_why(live: Any, records: list[dict[str, Any]], person: 
     picture(narrow.page, "release-rolled-back-narrow")
 
 
-@pytest.mark.e2e
-@pytest.mark.walk
+@pytest.fixture(scope="module")
+def postcodes(live: Any, records: list[dict[str, Any]]) -> Iterator[str]:
+    """The service where a person is asked: its first version is live, a better one is offered, users come."""
+    content = yaml.safe_load((PROJECT / "include" / "models" / "digits.yaml").read_text())
+    del content["training"]
+    content |= {"model": ASKED, "source": {"directory": f"candidates/{ASKED}"}, "store": f"s3://models/{ASKED}/"}
+    content |= {"approval": "before_promote", "answer_within": "5m"}
+    content["service"]["name"] = ASKED
+    content["rollout"] |= {"steps": [50], "bake": "0s"}
+    candidate(live, ASKED, "20261101T000000", "first")
+    (live.project / "include" / "models" / f"{ASKED}.yaml").write_text(yaml.safe_dump(content))
+    dag = f"release_{ASKED}"
+    live.airflow.wait_for_dag(dag)
+    assert live.finished(dag, live.airflow.trigger(dag))["state"] == "success"
+    live.sandbox("load", "--service", f"models/{ASKED}", "--rate", "40")
+    candidate(live, ASKED, "20261102T000000", "better")
+    return dag
+
+
+def pending(live: Any, dag: str) -> Any:
+    """The questions of the DAG that nobody has answered."""
+    path = f"/dags/{dag}/dagRuns/~/hitlDetails"
+    return live.airflow.call("GET", path, params={"response_received": "false"})["hitl_details"]
+
+
+def test_an_approval_is_clicked_and_the_promotion_follows(live: Any, postcodes: str, person: Any) -> None:
+    one, other = person(), person(theme="dark")
+    run = live.airflow.trigger(postcodes)
+    found = until(is_canary, live, f"models/{ASKED}", "a canary")
+    seen = other.open(f"/releases/{found['last']['release']}")
+    other.mark()
+    question = f"{ASKED}: promote {found['canary']['revision']}?"
+    # Airflow's list of required actions does not look again by itself.
+    wait_for(lambda: pending(live, postcodes), 240)
+    one.page.goto(f"{one.url}/required_actions?response_received=false")
+    one.page.get_by_text(question).first.click()
+    one.page.get_by_text("The judge says: Promoted: 0 of").wait_for()
+    one.page.locator('[name="element_reason"]').fill("Looks well in a browser")
+    one.page.get_by_text("decide_50").first.wait_for()
+    picture(one.page, "approval")
+    assert live.service(ASKED).serving[found["canary"]["revision"]] == 50, "nothing moves before the answer"
+    one.page.get_by_test_id("hitl-option-Promote").click()
+    seen.locator("#how").get_by_text("Promoted", exact=True).wait_for(timeout=120_000)
+    answer = seen.locator("#approvals tbody tr")
+    answer.get_by_text("Looks well in a browser").wait_for()
+    assert answer.locator('[data-name="Who"]').inner_text() == "admin"
+    assert answer.locator('[data-name="Answer"]').inner_text() == "promote"
+    seen.get_by_role("heading", name="Versions compared").evaluate("(heading) => heading.scrollIntoView()")
+    picture(other.page, "release-versions-dark")
+    assert not other.reloaded, "it came by itself"
+    assert live.finished(postcodes, run)["state"] == "success"
+    assert live.service(ASKED).serving == {found["canary"]["revision"]: 100}
+
+
+def test_what_is_away_is_told_and_comes_back_by_itself(live: Any, records: list[dict[str, Any]], person: Any) -> None:
+    until(is_at_rest, live, SERVICE, "a service at rest")
+    one, store = person(), person(theme="dark")
+    live.sandbox("stop", "prometheus")
+    try:
+        frame = one.open(f"/services/{SERVICE}?range=5m")
+        frame.locator("#traffic .nodata").wait_for()
+        assert "Prometheus" in frame.locator("#traffic .nodata").inner_text()
+        frame.locator("#split").get_by_text("100 %").wait_for()
+        assert frame.locator("#releases tbody tr").count() >= 3, "what does not need it is there"
+        one.mark()
+        picture(one.page, "prometheus-away")
+    finally:
+        live.sandbox("start", "prometheus")
+    frame.locator(".chart canvas").first.wait_for(timeout=90_000)
+    live.sandbox("stop", "s3")
+    try:
+        seen = store.open("/")
+        seen.get_by_role("alert").get_by_text("Not everything can be shown").wait_for(timeout=60_000)
+        store.mark()
+        picture(store.page, "store-away-dark")
+    finally:
+        live.sandbox("start", "s3")
+    seen.get_by_role("alert").wait_for(state="detached", timeout=90_000)
+    assert not one.reloaded, "it came back by itself"
+    assert not store.reloaded, "it came back by itself"
+
+
 def test_dag_and_run_have_a_tab_of_the_page(live: Any, records: list[dict[str, Any]], person: Any) -> None:
     run = records[-1]["run"]["run_id"]
     one = person()

@@ -199,9 +199,14 @@ def test_what_is_down_is_told_beside_what_is_not(site: Site, watched: Any, what:
 
 
 def test_charts_without_prometheus_or_without_requests_say_so(site: Site, watched: Any) -> None:
-    site.world.fault.prometheus = MetricsUnavailable("Prometheus at http://p:9090 does not answer within 10 s")
-    page = watched("/services/models/digits").page
-    page.get_by_text("does not answer within 10 s").wait_for()
+    query = "sum(rate(istio_requests_total{" + 'destination_workload="digits",' * 9 + "}[15s]))"
+    why = f"Prometheus at http://p:9090 does not answer within 10 s; query: {query}"
+    site.world.fault.prometheus = MetricsUnavailable(why)
+    for width in (1280, 390):
+        page = watched("/services/models/digits", width=width).page
+        page.get_by_text("does not answer within 10 s").wait_for()
+        assert page.get_by_text(query).is_visible()
+        assert page.evaluate("[...document.querySelectorAll('.card')].every((it) => it.scrollWidth <= it.clientWidth)")
     site.world.fault.prometheus, site.world.lines = None, None
     page = watched("/services/models/faces").page
     page.get_by_text("That is no sign of health").wait_for()

@@ -39,6 +39,7 @@ function markers(marks, withWords) {
     ctx.save();
     ctx.textAlign = "left"; // the axes leave their own behind
     ctx.font = `${11 * devicePixelRatio}px ${getComputedStyle(document.body).fontFamily}`;
+    const words = [];
     let free = -Infinity;
     for (const mark of marks) {
       const x = plot.valToPos(mark.at, "x", true);
@@ -53,11 +54,17 @@ function markers(marks, withWords) {
       const width = ctx.measureText(mark.mark).width;
       const left = Math.min(x + 4 * devicePixelRatio, bbox.left + bbox.width - width);
       if (withWords && left > free) {
-        ctx.fillStyle = colour(`tone-${mark.tone}`);
-        ctx.textBaseline = "top";
-        ctx.fillText(mark.mark, left, bbox.top + 2 * devicePixelRatio);
+        words.push({ ...mark, left, width });
         free = left + width + 6 * devicePixelRatio;
       }
+    }
+    // After all of the lines, and on ground of their own: no line of a later mark goes through a word.
+    ctx.textBaseline = "top";
+    for (const { mark, tone, left, width } of words) {
+      ctx.fillStyle = colour("raised");
+      ctx.fillRect(left - 2 * devicePixelRatio, bbox.top + devicePixelRatio, width + 4 * devicePixelRatio, 13 * devicePixelRatio);
+      ctx.fillStyle = colour(`tone-${tone}`);
+      ctx.fillText(mark, left, bbox.top + 2 * devicePixelRatio);
     }
     ctx.restore();
   };
@@ -185,7 +192,7 @@ function course(uPlot, holder, data) {
     { label: "for the canary", values: told.for, stroke: colour("tone-good"), tone: "for" },
     { label: "against it", values: told.against, stroke: colour("tone-bad"), tone: "against", dash: [5, 3] },
   ];
-  const plots = [picture(uPlot, holder, { ...common, title: "Way to the threshold (100 % decides)", words: true, say: part, line: 1, lines: evidence, scale: (_, low, high) => [Math.max(Math.min(low ?? 0, 0), -0.5), Math.min(Math.max((high ?? 1) * 1.1, 1.1), 2)] })];
+  const plots = [picture(uPlot, holder, { ...common, title: "Way to the threshold (100 % decides)", words: true, say: part, line: 1, lines: evidence, scale: (_, low, high) => [Math.max(Math.min(low ?? 0, 0), -0.5), Math.min(Math.max((high ?? 1) * 1.1, 1.3), 2)] })];
   for (const [name, sides] of Object.entries(told.shares))
     plots.push(picture(uPlot, holder, {
       ...common,
@@ -199,7 +206,8 @@ function course(uPlot, holder, data) {
 }
 
 function note(holder, kind, words) {
-  holder.append(make("p", { class: kind }, words));
+  const [said, query] = words.split("; query: ");
+  holder.append(make("p", { class: kind }, said), ...(query ? [make("pre", { "aria-label": "The query" }, query)] : []));
   return [];
 }
 
