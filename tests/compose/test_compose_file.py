@@ -155,3 +155,12 @@ def test_grafana_is_told_what_its_provisioning_asks_for(resolved: dict[str, Any]
     assert asked
     assert asked - set(said) == set()
     assert list((folder / said["MODEL_RELEASE_PROFILE"]).glob("*.json"))
+
+
+def test_each_database_is_named_with_the_driver_that_the_image_has(resolved: dict[str, Any]) -> None:
+    """SQLAlchemy's default for `postgresql://` is another one from release to release: psycopg from 2.1 on."""
+    environments = [resolved["services"][name].get("environment", {}) for name in AIRFLOW]
+    urls = [value for one in environments for value in one.values() if value and "postgresql" in value]
+    assert len(urls) == 2 * len(AIRFLOW)
+    assert [url for url in urls if "postgresql+psycopg2://" not in url] == []
+    assert "psycopg2-binary" in (PROJECT / "include/images/airflow/requirements.in").read_text().split()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from .containers import BIN, PROJECT
 
 DOCKERFILES = [PROJECT / "Dockerfile", *sorted((PROJECT / "include/images").glob("*/Dockerfile"))]
 LISTS = sorted((PROJECT / "include/images").glob("*/requirements.in"))
+# Which packages hold a name that can be imported.
+OWNERS = metadata.packages_distributions()
 
 
 def names(path: Path) -> str:
@@ -127,10 +131,37 @@ def test_what_an_image_imports_at_its_start_is_in_its_list(folder: str) -> None:
     code = f"import sys; {IMPORTED[folder]}; print(*{{name.split('.')[0] for name in sys.modules}})"
     path = {"PYTHONPATH": str(PROJECT / "include")}
     done = subprocess.run([sys.executable, "-c", code], env=path, capture_output=True, text=True, check=True)
-    owners = metadata.packages_distributions()
     # Several packages may share a name; .pth files of this environment import some before any code runs.
-    imported = {canonicalize_name(owners[top][0]) for top in done.stdout.split() if len(owners.get(top, ())) == 1}
+    imported = {canonicalize_name(OWNERS[top][0]) for top in done.stdout.split() if len(OWNERS.get(top, ())) == 1}
     imported -= {"setuptools", "pip", "distutils-precedence"}
     lines = (PROJECT / f"include/images/{folder}/requirements.in").read_text().splitlines()
     assert "aiohttp" in imported
     assert imported - closure([line for line in lines if line and not line.startswith("#")]) == set()
+
+
+def imports(folder: Path) -> Iterator[tuple[str, str]]:
+    """Each module that a folder's code imports, at its head or within a function, and the file that does."""
+    for file in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                yield from ((alias.name, file.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+                yield node.module, file.name
+
+
+def distributions(module: str) -> set[str]:
+    """The packages that may hold a module; each of Airflow's providers is one of its own."""
+    parts = module.split(".")
+    if parts[:2] == ["airflow", "providers"]:
+        return {"-".join(["apache-airflow-providers", *parts[2:end]]) for end in (3, 4)}
+    return {canonicalize_name(name) for name in OWNERS.get(parts[0], [])}
+
+
+def test_whatever_the_project_imports_is_in_the_image_of_airflow() -> None:
+    """In functions, too: what a notification or a signature needs is asked for in the middle of a release."""
+    lines = (PROJECT / "include/images/airflow/requirements.in").read_text().splitlines()
+    there = closure([line for line in lines if line and not line.startswith("#")])
+    ours = {"model_release", "sandbox", "handlers", *sys.stdlib_module_names}
+    found = {one for part in ("dags", "plugins") for one in imports(PROJECT / part) if one[0].split(".")[0] not in ours}
+    assert {"torch", "yaml"} <= {module for module, _ in found}
+    assert sorted(one for one in found if not distributions(one[0]) & there) == []
