@@ -142,7 +142,7 @@ class Harm:
                     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT": "15",
                     "AIRFLOW__SCHEDULER__TASK_INSTANCE_HEARTBEAT_TIMEOUT_DETECTION_INTERVAL": "5",
                     "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "10",
-                    # And a restarted triggerer takes sooner what the other one watched; each says twice that it lives.
+                    # A restarted triggerer sooner takes over what the killed one watched; signs of life come each 5 s.
                     "AIRFLOW__TRIGGERER__TRIGGERER_HEALTH_CHECK_THRESHOLD": "11",
                     **more,
                 },

@@ -97,8 +97,11 @@ class Scene(Harm):
 
     def order(self, dag: str, reason: str) -> tuple[str, str]:
         """Starts `rollback_…` or `promote_…` from its form: the run's state in the end, and what its task said."""
-        run_id = self.airflow.trigger(dag, {"reason": reason})
-        state = str(self.live.finished(dag, run_id, 120)["state"])
+        return self.ordered(dag, self.airflow.trigger(dag, {"reason": reason}))
+
+    def ordered(self, dag: str, run_id: str) -> tuple[str, str]:
+        """How an order ended that was given in this run."""
+        state = str(self.live.finished(dag, run_id, 240)["state"])
         task = "roll_back" if dag.startswith("rollback_") else "promote"
         key = "return_value" if state == "success" else "trouble"
         return state, str(self.airflow.xcom(dag, run_id, task, key))
@@ -174,6 +177,10 @@ class Scene(Harm):
                 if "model_release.artifact" in (line := " ".join(one.cmdline())):
                     found.append(line)
         return found
+
+    def runs(self, revision: str) -> bool:
+        """Whether it has pods: one without traffic keeps them for a while."""
+        return process.processes(self.live.state, f"models/{revision}") != []
 
     def was_proven(self, revision: str) -> bool:
         """Whether some task's log says that this revision answered its smoke prediction."""

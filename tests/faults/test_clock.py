@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from .models import ASKED
 from .releases import wait_for
 from .scene import Scene
 
@@ -28,15 +29,16 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_clock_set_back_and_then_an_hour_ahead(scene: Scene, library: Path) -> None:
-    """Back: no window is over yet, so nothing is judged. Ahead: the deadline is over, so nothing is promoted."""
+    """Back: no window is over yet, so nothing is judged. Ahead: the deadline is over, and windows that nobody has lived
+    through are no evidence."""
     stable = scene.stable
     offset = library.with_name("offset")
     offset.write_text("0")
     scene.kill("triggerer")
     scene.restart("triggerer", LD_PRELOAD=str(library), CLOCK_OFFSET=str(offset))
     try:
-        one = scene.release()
-        one.watching()
+        one = scene.release(dag=ASKED)
+        canary = one.watching()
         wait_for(lambda: "window 1: " in one.log("watch_50"), 30, lambda: "nobody looks")
         offset.write_text("-3600")
         time.sleep(10)
@@ -52,4 +54,6 @@ def test_clock_set_back_and_then_an_hour_ahead(scene: Scene, library: Path) -> N
         scene.restart("triggerer")
     assert one.sentence().startswith("rolled_back: ")
     end = scene.end(one, stable)
+    counted = sum(window["canary"]["requests"] or 0 for window in one.record()["steps"][0]["windows"])
+    assert 0 < counted <= end.answers[canary].total(), "the judge counted requests that nobody sent"
     scene.row("clock of the triggerer set back, then ahead", "watch", one, stable, end)

@@ -234,6 +234,15 @@ def test_made_anew_under_the_same_name_is_lost(live: Any, asked: Asked) -> None:
         rollout.check_untouched(live.get(), canary)
 
 
+def test_another_hands_template_is_not_written_over(live: Any, asked: Asked) -> None:
+    live.released("v1")
+    baseline, _ = live.stage("v2")
+    live.edit({"spec": {"predictor": {"containerConcurrency": 7}}})
+    with pytest.raises(CanaryLost, match="got another template after it was claimed, last changed by kubectl-edit"):
+        rollout.stage(live.services, asked("v2"), baseline)
+    assert live.get().template["containerConcurrency"] == 7
+
+
 @pytest.mark.parametrize("fault", [{"status": 500, "after_write": True}, {"status": 409}, {"status": 503}])
 def test_a_whole_release_with_each_write_cut_off_once(live: Any, fault: dict[str, Any]) -> None:
     live.fault("create", times=1, **fault)

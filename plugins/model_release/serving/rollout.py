@@ -150,7 +150,7 @@ def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> 
     promoted stays promoted. (On a first deployment there is no split: the revision takes 100 % when it is ready.)
 
     Raises:
-        CanaryLost: the service that was claimed is gone or was made anew.
+        CanaryLost: the service that was claimed is gone, was made anew, or got another template by another hand.
         As `plan_change`; ClusterUnavailable when nothing could be written.
     """
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
@@ -166,12 +166,22 @@ def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> 
             return services.create(without_none(wanted))
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
+        if not isinstance(live, StandardService):
+            _check_ours_or_as_claimed(live, wanted, baseline)
         patch = _stage_patch(live, wanted)
         if isinstance(live, StandardService) and patch is not None:
             standard.check_kept(services.patch(live, patch, dry_run=True), wanted)
         return live if patch is None else services.patch(live, patch)
 
     return retrying(attempt)
+
+
+def _check_ours_or_as_claimed(live: InferenceService, wanted: Manifest, baseline: Baseline) -> None:
+    """A stage that is run again finds what it wrote, or what was there when the service was claimed. Anything else is
+    another hand's, and not to be written over."""
+    if matches(live, wanted) or live.latest_created in (None, baseline.revision, baseline.created):
+        return
+    raise CanaryLost(f"InferenceService {live.key} got another template after it was claimed{live.other_writer()}")
 
 
 def _stage_patch(live: InferenceService, wanted: Manifest) -> dict[str, Any] | None:
