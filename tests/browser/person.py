@@ -27,7 +27,10 @@ class Person:
         self.url = str(live.airflow.url)
         self.complaints: list[str] = []
         self.hosts: set[str] = set()
-        context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
+        # Without motion: pictures are the same each time, and nothing is painted for ever where there is no GPU.
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
+        )
         self.page = context.new_page()
         self.page.set_default_timeout(30_000)
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
