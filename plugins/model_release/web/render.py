@@ -85,6 +85,8 @@ def evidence(value: Any) -> str:
         return NOTHING
     if value >= 10_000:
         return "over 10\N{NARROW NO-BREAK SPACE}000"
+    if 0 < value < 0.001:
+        return "under 0.001"
     return f"{value:.2g}" if value < 10 else count(math.floor(value))
 
 

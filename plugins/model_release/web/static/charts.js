@@ -25,21 +25,20 @@ const make = (name, attributes = {}, ...children) => {
 const percent = (value) => {
   if (value == null) return "–";
   const whole = value * 100;
-  return `${whole === 0 ? "0" : Math.abs(whole) >= 0.1 ? whole.toFixed(1).replace(/\.0$/, "") : whole.toPrecision(2)} %`;
+  return `${whole === 0 ? "0" : Math.abs(whole) >= 1 ? whole.toFixed(1).replace(/\.0$/, "") : Number(whole.toPrecision(2))} %`;
 };
 const plain = (digits) => (value) => (value == null ? "–" : value.toLocaleString("en", { maximumFractionDigits: digits }).replaceAll(",", "\u202f"));
 const duration = (value) => (value == null ? "–" : value >= 1000 ? `${(value / 1000).toPrecision(3)} s` : `${Math.round(value)} ms`);
 const clock = (seconds, span) =>
   new Date(seconds * 1000).toLocaleTimeString("en-GB", span > 86400 ? { day: "2-digit", month: "short", hour: "2-digit", minute: "2-digit" } : { hour: "2-digit", minute: "2-digit", second: "2-digit" });
 
-// Opens, decisions and answers, as lines across a picture; the words stand in the first of a stack.
+// Opens, decisions and answers, as lines across a picture; the words stand above the first of a stack.
 function markers(marks, withWords) {
   return (plot) => {
     const { ctx, bbox } = plot;
     ctx.save();
     ctx.textAlign = "left"; // the axes leave their own behind
     ctx.font = `${11 * devicePixelRatio}px ${getComputedStyle(document.body).fontFamily}`;
-    const words = [];
     let free = -Infinity;
     for (const mark of marks) {
       const x = plot.valToPos(mark.at, "x", true);
@@ -52,19 +51,13 @@ function markers(marks, withWords) {
       ctx.lineTo(x, bbox.top + bbox.height);
       ctx.stroke();
       const width = ctx.measureText(mark.mark).width;
-      const left = Math.min(x + 4 * devicePixelRatio, bbox.left + bbox.width - width);
+      const left = Math.min(x, bbox.left + bbox.width - width);
       if (withWords && left > free) {
-        words.push({ ...mark, left, width });
+        ctx.fillStyle = colour(`tone-${mark.tone}`);
+        ctx.textBaseline = "bottom";
+        ctx.fillText(mark.mark, left, bbox.top - 2 * devicePixelRatio);
         free = left + width + 6 * devicePixelRatio;
       }
-    }
-    // After all of the lines, and on ground of their own: no line of a later mark goes through a word.
-    ctx.textBaseline = "top";
-    for (const { mark, tone, left, width } of words) {
-      ctx.fillStyle = colour("raised");
-      ctx.fillRect(left - 2 * devicePixelRatio, bbox.top + devicePixelRatio, width + 4 * devicePixelRatio, 13 * devicePixelRatio);
-      ctx.fillStyle = colour(`tone-${tone}`);
-      ctx.fillText(mark, left, bbox.top + 2 * devicePixelRatio);
     }
     ctx.restore();
   };
@@ -113,8 +106,8 @@ function picture(uPlot, holder, { title, lines, times, marks, words, say, group,
   const plot = new uPlot(
     {
       width: Math.max(stage.clientWidth, 200),
-      height: hidden ? 110 : 150,
-      padding: [8, span > 86400 ? 40 : 26, 0, 0], // the last time of the axis stands half beyond it
+      height: (hidden ? 110 : 150) + (words ? 10 : 0),
+      padding: [words ? 18 : 8, span > 86400 ? 40 : 26, 0, 0], // the last time of the axis stands half beyond it
       legend: { show: false },
       cursor: { y: false, drag: { x: false, y: false }, sync: { key: group }, points: { size: 5 } },
       scales: { x: { time: true }, y: { range: scale } },
