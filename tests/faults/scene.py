@@ -122,6 +122,18 @@ class Scene(Harm):
         state = self.live.finished("sweep", run_id, patience)["state"]
         return state, list(self.airflow.xcom("sweep", run_id, "sweep") or [])
 
+    def end_all(self, patience: float = 180) -> None:
+        """Ends every release as a person would, after mending what was broken, and waits until the last has settled."""
+        self.api_mended()
+        for part in ("prometheus", "s3"):
+            self.live.sandbox("start", part)
+        for model in MODELS:
+            for run in self.airflow.call("GET", f"/dags/release_{model}/dagRuns", params={"limit": 500})["dag_runs"]:
+                if run["state"] in ("queued", "running"):
+                    body = {"state": "failed"}
+                    self.airflow.call("PATCH", f"/dags/release_{model}/dagRuns/{run['dag_run_id']}", json=body)
+        wait_for(lambda: self.live.lease(NAME).holder is None, patience, lambda: "the service is still held")
+
     # What is seen from outside
 
     def at_rest(self, version: str) -> str:
