@@ -42,7 +42,7 @@ check: setup ## ruff and mypy strict
 unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
-test: check audit ## checks, units, real parts, simulations, whole releases, the page in a browser
+test: check audit ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
 	@mkdir -p .cache
 	@# Whole releases mostly wait, and all the rest mostly counts: side by side they take half the time on two cores.
 	@$(BIN)/python -m pytest -m "not e2e and not faults and not walk" > .cache/rest.log 2>&1 & rest=$$!; \
@@ -52,7 +52,7 @@ test: check audit ## checks, units, real parts, simulations, whole releases, the
 walk: setup ## the long walks as tests: the mission in five stages, Standard mode, the page during real releases (half an hour)
 	@$(BIN)/python -m pytest -m walk
 
-faults: setup ## break parts during releases; writes tests/faults/README.md (half an hour)
+faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
 
 release: setup ## release the example: a first version, a better one, a bad one
