@@ -188,13 +188,17 @@ def test_airflow_answered_all_the_time(story: Story) -> None:
     assert story.observer.troubles == []
 
 
-def test_no_task_was_tried_again_but_for_a_passing_trouble_which_it_told(story: Story, live: Any) -> None:
-    """A busy machine has those: an API that does not answer in time, a pod that misses a probe."""
+def test_no_task_was_tried_again_but_for_a_passing_trouble(story: Story, live: Any) -> None:
+    """A busy machine has those: an API that does not answer in time, a pod that misses a probe, and Airflow's own, a
+    resumed task that it takes for lost (apache/airflow#72716)."""
+    airflows = (live.state / "logs" / "airflow.log").read_text(errors="replace")
     for told in story.releases.values():
+        run_id = told.run["dag_run_id"]
         for task, instance in told.tasks.items():
             for number in range(1, instance["try_number"]):
-                log = " ".join(live.airflow.log(DAG, told.run["dag_run_id"], task, number))
-                assert re.search(r"(Unavailable|WriteConflict): .+ -- to be mended by", log), f"{task}: {log}"
+                lost = f"reported that the task instance <TaskInstance: {DAG}.{task} {run_id} " in airflows
+                log = "" if lost else " ".join(live.airflow.log(DAG, run_id, task, number))
+                assert lost or re.search(r"(Unavailable|WriteConflict): .+ -- to be mended by", log), f"{task}: {log}"
 
 
 @pytest.mark.parametrize(("name", "percent"), [("better", 25), ("better", 50), ("bad", 25)])

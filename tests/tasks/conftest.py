@@ -29,6 +29,13 @@ SPEC = {
 }
 
 
+@pytest.fixture(autouse=True)
+def _scheduler_hears_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    from model_release.tasks.triggers import LeaseTrigger
+
+    monkeypatch.setattr(LeaseTrigger.__base__, "HEARD", 0.0)
+
+
 @dataclass
 class TaskInstance:
     """As much of Airflow's as our tasks use: XComs by task and key, and the states of the run's tasks."""

@@ -68,6 +68,16 @@ def test_no_trigger_does_anything_when_it_is_stopped(kind: type[Any]) -> None:
     assert "on_kill" not in {name for base in kind.__mro__[:2] for name in vars(base)}
 
 
+async def test_no_trigger_resumes_its_task_before_the_scheduler_has_heard_of_the_deferral(
+    kube: Kube, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LeaseTrigger, "HEARD", 0.5)
+    resumed = asyncio.create_task(ending(LeaseTrigger(namespace="models", name="digits", deadline=moment(10))))
+    await asyncio.sleep(0.3)
+    assert not resumed.done()
+    assert (await resumed)["late"] is False
+
+
 class TestLease:
     def trigger(self, seconds: float = 10) -> LeaseTrigger:
         return LeaseTrigger(namespace="models", name="digits", deadline=moment(seconds))

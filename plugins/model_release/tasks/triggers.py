@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
@@ -33,6 +34,11 @@ BACK = "Roll back"  # what a question is closed with, when nobody answered it
 class _ReleaseTrigger(BaseTrigger):
     """Serializes exactly what it was given. `deadline` is a moment, so that a trigger that moved does not wait anew."""
 
+    # Seconds before the first event. Airflow 3.3 takes a task for lost that is resumed before its scheduler heard of
+    # the deferral (apache/airflow#72716). LocalExecutor may tell that five seconds late: a process that was forked
+    # meanwhile keeps the finished one's sockets open.
+    HEARD = 7.0
+
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.given = given
@@ -40,6 +46,18 @@ class _ReleaseTrigger(BaseTrigger):
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         return f"{type(self).__module__}.{type(self).__qualname__}", self.given
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        clock = asyncio.get_running_loop().time
+        heard = clock() + self.HEARD
+        async with aclosing(self.wait()) as events:
+            async for event in events:
+                await asyncio.sleep(heard - clock())
+                yield event
+
+    def wait(self) -> AsyncGenerator[TriggerEvent]:
+        """Waits, and gives one event."""
+        raise NotImplementedError
 
     @property
     def late(self) -> bool:
@@ -55,7 +73,7 @@ class LeaseTrigger(_ReleaseTrigger):
 
     POLL = 5.0
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def wait(self) -> AsyncGenerator[TriggerEvent]:
         from model_release.serving.lease import Leases
 
         leases = Leases(await sync_to_async(connections.cluster)("triggerer"))
@@ -87,7 +105,7 @@ class RevisionTrigger(_ReleaseTrigger):
 
     POLL = 1.0
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def wait(self) -> AsyncGenerator[TriggerEvent]:
         from model_release.serving.inference_service import InferenceServices
         from model_release.serving.progress import Patience, Progress, State
         from model_release.serving.rollout import Baseline, assess_staged
@@ -123,7 +141,7 @@ class CanaryTrigger(_ReleaseTrigger):
     ends first, the question is withdrawn.
     """
 
-    async def run(self) -> AsyncIterator[TriggerEvent]:
+    async def wait(self) -> AsyncGenerator[TriggerEvent]:
         from model_release.tasks.look import Watch
 
         showing: asyncio.Task[None] | None = None
