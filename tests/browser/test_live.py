@@ -90,7 +90,8 @@ def test_a_canary_from_the_form_to_its_promotion(live: Any, records: list[dict[s
     split.get_by_text("50 %").wait_for(timeout=240_000)
     picture(one.page, "service-canary")
     seen.locator("#how").get_by_text("Promoted", exact=True).wait_for(timeout=240_000)
-    seen.locator("[data-announce]").get_by_text("Promoted: 0 of").wait_for()
+    # The verdict stands there once the bake is over, too.
+    seen.locator("[data-announce]").get_by_text("Promoted: 0 of").wait_for(timeout=240_000)
     split.wait_for(state="detached")
     assert not dark.reloaded, "it came by itself"
     assert not fleet.reloaded, "it came by itself"
@@ -161,7 +162,7 @@ def test_an_approval_is_clicked_and_the_promotion_follows(live: Any, postcodes: 
     wait_for(lambda: pending(live, postcodes), 240)
     one.page.goto(f"{one.url}/required_actions?response_received=false")
     one.page.get_by_text(question).first.click()
-    one.page.get_by_text("The judge says: Promoted: 0 of").wait_for()
+    one.page.get_by_text("The judge would promote it: 0 of").wait_for()
     one.page.locator('[name="element_reason"]').fill("Looks well in a browser")
     one.page.get_by_text("decide_50").first.wait_for()
     picture(one.page, "approval")

@@ -90,7 +90,8 @@ def test_a_question_shows_the_figures_and_the_canary_is_watched_meanwhile(
     (question,) = world["asked"]
     assert question["options"] == [PROMOTE, BACK, LONGER]
     assert question["defaults"] == [BACK]
-    assert verdict["reason"] in question["body"]
+    says = "The judge would promote it: 0 of 300." if verdict is GOOD else f"The judge says: {UNCLEAR['reason']}"
+    assert says in question["body"].splitlines()
     assert "/dags/release_digits/runs/" in question["body"]
     assert isinstance(raised.trigger, CanaryTrigger)
     guard = Policy.from_dict(raised.trigger.given["said"])

@@ -90,10 +90,11 @@ class Ask(WatchCanary):
         """Markdown. Nothing in it comes from a form or a label."""
         step = f"{self.percent} % of {self.spec.service.key}"
         plan = " → ".join(map(str, (*self.spec.rollout.steps, 100)))
+        would = why.removeprefix("Promoted: ")
         return "\n\n".join(
             [
                 f"**{revision}** takes {step}; the plan is {plan} %.",
-                f"The judge says: {why}",
+                f"The judge says: {why}" if would == why else f"The judge would promote it: {would}",
                 f"It is watched on meanwhile: evidence against it rolls it back at once and withdraws this question. "
                 f"No answer until {deadline:%Y-%m-%d %H:%M} UTC rolls it back, too.",
                 f"[The release]({run.page}) · [The run]({run.url})",

@@ -37,7 +37,7 @@ def evidence(record: Record) -> Json:
         "course": _course(looks, rows),
         "metrics": [_meter(metric) for metric in last.metrics] if last else [],
         "values": [_value(asdict(value)) for value in last.values] if last else [],
-        "reason": last.reason if last else "",
+        "reason": words.passed(last.reason) if last else "",
         "decision": words.decision(last.decision) if last else None,
         "still": _still(last),
     }
@@ -64,7 +64,7 @@ def _step(step: Json) -> Json:
         "window_seconds": step.get("window_seconds"),
         "windows": len(step.get("windows") or []),
         "decision": words.decision(verdict.get("decision")),
-        "reason": str(verdict.get("reason", "")),
+        "reason": words.passed(verdict.get("reason")),
     }
 
 
@@ -79,7 +79,7 @@ def _row(look: Look, step: Json) -> Json:
         "stable": _side(window.get("stable")),
         "error": window.get("error"),
         "decision": words.decision(look.verdict.decision),
-        "reason": look.verdict.reason,
+        "reason": words.passed(look.verdict.reason),
     }
 
 

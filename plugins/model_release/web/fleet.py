@@ -101,7 +101,7 @@ def _add_verdicts(sources: Sources, rows: list[Json], specs: Mapping[str, ModelS
         if part is None or part.value is None or not part.value.steps:
             continue
         verdict = part.value.steps[-1].get("verdict") or {}
-        row["verdict"] = {**words.decision(verdict.get("decision")), "reason": str(verdict.get("reason", ""))}
+        row["verdict"] = {**words.decision(verdict.get("decision")), "reason": words.passed(verdict.get("reason"))}
 
 
 def _rank(row: Json) -> int:

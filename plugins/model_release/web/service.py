@@ -133,5 +133,5 @@ def _newest(sources: Sources, entry: Json | None, specs: Mapping[str, ModelSpec]
     if not steps:
         return shown, None
     verdict = steps[-1].get("verdict") or {}
-    said = {**words.decision(verdict.get("decision")), "reason": str(verdict.get("reason", ""))}
+    said = {**words.decision(verdict.get("decision")), "reason": words.passed(verdict.get("reason"))}
     return shown, said | {"percent": steps[-1].get("percent")}

@@ -67,7 +67,7 @@ def _verdict(step: Json) -> Json | None:
         over = verdict["decision"] == "inconclusive"
         word = "The bake is over" if over else f"{badge['word']} after the promotion"
         mark, tone = ("bake over", "mute") if over else (mark, tone)
-    return _event(windows[-1].get("end"), "verdict", word, str(verdict.get("reason", "")), tone=tone, mark=mark)
+    return _event(windows[-1].get("end"), "verdict", word, words.passed(verdict.get("reason")), tone=tone, mark=mark)
 
 
 def _approval(entry: Json) -> Json:

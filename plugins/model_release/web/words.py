@@ -68,6 +68,12 @@ def metric(name: Any) -> Badge:
     return _badge(METRIC_STATES, name)
 
 
+def passed(reason: Any) -> str:
+    """A step's sentence. The judge says "Promoted" of each step that it lets pass; the release is once all have."""
+    text = str(reason or "")
+    return f"Passed: {rest}" if (rest := text.removeprefix("Promoted: ")) != text else text
+
+
 def _badge(known: Any, name: Any) -> Badge:
     try:
         word, tone = known[name]
