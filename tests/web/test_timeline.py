@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from model_release.web import words
 from model_release.web.release import release
 from model_release.web.timeline import marks, timeline
 
@@ -51,3 +52,9 @@ def test_a_settling_that_took_the_traffic_back_is_told_as_that() -> None:
     record.record_traffic("2099-01-01T00:00:00.000+00:00", "settle", 0, {"digits-predictor-00001": 100})
     assert traffic(record)[-1] == ("Taken back", "0 %")
     assert marks(record)[-1]["tone"] == "bad"
+
+
+def test_a_step_that_passed_is_not_called_promoted_before_the_release_is() -> None:
+    assert words.passed("Promoted: 0 of 207 canary requests failed.") == "Passed: 0 of 207 canary requests failed."
+    assert words.passed("Rolled back: 15 of 128 failed.") == "Rolled back: 15 of 128 failed."
+    assert words.passed(None) == ""
