@@ -59,7 +59,8 @@ class Scene(Harm):
         return next(name for name in self.versions if name != self.stable)
 
     def answers(self) -> dict[str, Counter[str]]:
-        return {name: Counter(counts) for name, counts in self.live.status["load"]["answers"].items()}
+        load = self.live.status["load"] or {"answers": {}}  # nothing, until the first users were answered
+        return {name: Counter(counts) for name, counts in load["answers"].items()}
 
     def record_names(self) -> list[str]:
         from model_release.artifact.s3 import keys
