@@ -180,7 +180,7 @@ class TestAPersonsWord:
         run_id = asked.airflow.trigger(self.DAG)
         question = self.question(asked, run_id)
         assert question["subject"] == "asked: promote asked-predictor-00002?"
-        assert "Promoted: 0 of" in question["body"]
+        assert "The judge would promote it: 0 of" in question["body"]
         assert question["options"] == ["Promote", "Roll back", "Watch longer"]
         asked.sandbox("kill", "models/asked-predictor-00002")
         run = asked.finished(self.DAG, run_id)
