@@ -17,7 +17,7 @@ STAGES = ("build", "claim", "stage", "open", "watch", "decide", "promote", "roll
 
 PAGE = """# What was done to releases, and how each ended
 
-Written by a run of `tests/faults` on {day}: {cells} cells, {faults} faults at {stages} stages in {releases} releases,
+Written by runs of `tests/faults` on {day}: {cells} cells, {faults} faults at {stages} stages in {releases} releases,
 against a real Airflow (scheduler, triggerer, LocalExecutor) and the sandbox, with {rate:.0f} requests of users a
 second. {passed} of {tests} tests passed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -9,7 +10,9 @@ import pytest
 
 from model_release import history
 from model_release.errors import SpecError
-from model_release.tasks.build import check_was_live
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, records
+from model_release.tasks.build import Resolve, check_was_live
 
 VERSION = "0123456789abcdef"
 STORE: Any = SimpleNamespace(uri="s3://models/digits/")
@@ -33,3 +36,16 @@ def test_a_version_that_no_release_left_live_needs_a_canary(
     past(monkeypatch, ("fedcba9876543210", "promoted"), (VERSION, outcome))
     with pytest.raises(SpecError, match=f"left {VERSION} live; rollout: canary proves it"):
         check_was_live(STORE, VERSION)
+
+
+def test_a_run_without_a_canary_ends_before_it_records_a_version_that_was_never_live(
+    spec: ModelSpec, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past(monkeypatch)
+    monkeypatch.setattr(connections, "store", lambda uri: STORE)
+    monkeypatch.setattr(Resolve, "find", lambda *_: {"version": VERSION, "source": {}})
+    monkeypatch.setattr(records, "change", lambda *_: pytest.fail("the refusal comes first"))
+    context["params"] |= {"version": VERSION, "rollout": "direct", "note": "quickly"}
+    task = Resolve(task_id="resolve", spec=spec, root=Path(), build="export", built="publish")
+    with pytest.raises(SpecError, match="is for a version that was live before"):
+        task.choose_branch(context)

@@ -244,3 +244,11 @@ class TestPreflight:
         world.prometheus().away = True
         context["params"]["rollout"] = "none"
         assert {one["level"] for one in task.execute(context)} == {"OK", "warning", "error"}
+
+    def test_the_address_by_which_leases_name_this_airflow_is_looked_at(
+        self, task: Any, world: Any, context: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
+        context["params"]["rollout"] = "none"
+        (line,) = [one for one in task.execute(context) if one["check"] == "airflow"]
+        assert "https://airflow.example" in line["sentence"]
