@@ -164,7 +164,7 @@ def check_was_live(store: Store, version: str) -> None:
     if not any(one.version == version and one.outcome in ("promoted", "first") for one in History(store).entries()):
         raise SpecError(
             f"rollout: direct is for a version that was live before, and no release in {store.uri}releases/ left "
-            f"{version} live; rollout: canary proves it (if one did, `python -m model_release reindex MODEL` finds it again)"
+            f"{version} live; rollout: canary proves it (if one did, `python -m model_release reindex MODEL` finds it)"
         )
 
 
