@@ -25,17 +25,25 @@ def test_canary_never_ready(scene: Scene) -> None:
     scene.row("canary never ready", "stage", one, stable, end)
 
 
-def test_template_edited_by_hand_while_the_canary_starts(scene: Scene) -> None:
+@pytest.mark.parametrize(
+    ("field", "fault"),
+    [
+        ("containerConcurrency", "kubectl patch of the template"),
+        ("terminationGracePeriodSeconds", "kubectl patch adds a field to the template"),
+    ],
+)
+def test_template_edited_by_hand_while_the_canary_starts(scene: Scene, field: str, fault: str) -> None:
+    """One field that the model file gives, and one of which it says nothing."""
     stable, before = scene.stable, str(scene.service.rolled_out)
     one = scene.release()
     one.until("stage", "deferred")
-    patch = '{"spec": {"predictor": {"containerConcurrency": 7}}}'
+    patch = f'{{"spec": {{"predictor": {{"{field}": 7}}}}}}'
     scene.kubectl("patch", "inferenceservice", NAME, "--type", "merge", "--field-manager", "somebody", "-p", patch)
     assert one.ended() == "failed"
     assert "last changed by somebody" in one.sentence()
     end = scene.end(one, stable)
     assert scene.met(end.answers) <= {before, end.revision}
-    scene.row("kubectl patch of the template", "stage", one, stable, end)
+    scene.row(fault, "stage", one, stable, end)
 
 
 def test_service_deleted_while_its_canary_is_watched(scene: Scene) -> None:

@@ -135,8 +135,8 @@ class Live:
         asked = wanted(version, **self.service)
         if baseline is None:
             baseline = rollout.baseline_of(self.services.get("models", "digits"), asked)
-        rollout.stage(self.services, asked, baseline)
-        progress = self.until(partial(rollout.assess_staged, wanted=asked, baseline=baseline))
+        template = rollout.stage(self.services, asked, baseline).template_digest
+        progress = self.until(partial(rollout.assess_staged, wanted=asked, baseline=baseline, template=template))
         assert progress.state is State.READY, progress
         return baseline, rollout.canary_of(self.get(), baseline)
 

@@ -16,6 +16,7 @@ from model_release.errors import (
     SpecError,
 )
 from model_release.serving import rollout
+from model_release.serving.inference_service import InferenceService
 from model_release.serving.progress import Patience, State
 from model_release.serving.rollout import Baseline, Canary, Kind
 from sandbox.interfaces import Phase, PodState
@@ -241,6 +242,31 @@ def test_another_hands_template_is_not_written_over(live: Any, asked: Asked) -> 
     with pytest.raises(CanaryLost, match="got another template after it was claimed, last changed by kubectl-edit"):
         rollout.stage(live.services, asked("v2"), baseline)
     assert live.get().template["containerConcurrency"] == 7
+
+
+def test_nor_one_that_kserve_has_not_acted_on_yet(live: Any, asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+    live.released("v1")
+    baseline, past = rollout.baseline_of(live.get(), asked("v2")), live.get().status
+    live.edit({"spec": {"predictor": {"containerConcurrency": 7}}})
+    now = live.get()
+    monkeypatch.setattr(live.services, "get", lambda *_: InferenceService({**now.raw, "status": past}))
+    with pytest.raises(CanaryLost, match="got another template after it was claimed, last changed by kubectl-edit"):
+        rollout.stage(live.services, asked("v2"), baseline)
+
+
+def test_a_field_that_another_hand_adds_while_the_canary_starts(live: Any, asked: Asked) -> None:
+    """All that was wanted is still there, so nothing but what was written tells of it."""
+    live.released("v1")
+    baseline = rollout.baseline_of(live.get(), asked("v2"))
+    template = rollout.stage(live.services, asked("v2"), baseline).template_digest
+    rollout.stage(live.services, asked("v2"), baseline, template)
+    live.edit({"spec": {"predictor": {"terminationGracePeriodSeconds": 7}}})
+    progress = rollout.assess_staged(live.get(), asked("v2"), baseline, template)
+    assert progress.state is State.LOST
+    assert "no longer has what was staged, last changed by kubectl-edit" in progress.sentence
+    with pytest.raises(CanaryLost, match="got another template after it was claimed, last changed by kubectl-edit"):
+        rollout.stage(live.services, asked("v2"), baseline, template)
+    assert live.get().template["terminationGracePeriodSeconds"] == 7
 
 
 @pytest.mark.parametrize("fault", [{"status": 500, "after_write": True}, {"status": 409}, {"status": 503}])

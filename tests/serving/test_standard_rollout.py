@@ -147,7 +147,10 @@ def test_each_verb_twice_writes_once(standard: Any, asked: Asked) -> None:
     again(lambda: rollout.promote(standard.services, canary, 10))
     # A stage that is run again after the promotion must not take it back.
     again(lambda: rollout.stage(standard.services, asked("v2"), baseline))
-    progress = standard.until(partial(rollout.assess_staged, wanted=asked("v2"), baseline=baseline))
+    again(lambda: rollout.stage(standard.services, asked("v2"), baseline, canary.template))
+    progress = standard.until(
+        partial(rollout.assess_staged, wanted=asked("v2"), baseline=baseline, template=canary.template)
+    )
     assert (progress.state, progress.revision) == (State.READY, V2)
     with pytest.raises(CanaryLost, match=r"split .* was removed"):
         rollout.shift(standard.services, canary, 10)
@@ -243,6 +246,32 @@ def _failing(assess: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return replace(told, state=State.FAILED) if told.state is State.FAILING else told
 
     return at_once
+
+
+OTHER = {"modelFormat": {"name": "pytorch"}, "storageUri": "s3://models/digits/versions/other/"}
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"spec": {"predictor": {"terminationGracePeriodSeconds": 7}}},
+        {"spec": {"canary": [{"predictor": {"name": "other", "model": OTHER}, "trafficPercent": 0}]}},
+    ],
+)
+def test_another_hand_while_the_canary_starts(standard: Any, asked: Asked, edit: dict[str, Any]) -> None:
+    """On the stable predictor or on the canary: told, and not written over by a stage that is run again."""
+    standard.released("v1")
+    baseline = rollout.baseline_of(standard.get(), asked("v2"))
+    template = rollout.stage(standard.services, asked("v2"), baseline).template_digest
+    rollout.stage(standard.services, asked("v2"), baseline, template)
+    standard.edit(edit)
+    by_hand = standard.get().raw["spec"]
+    progress = rollout.assess_staged(standard.get(), asked("v2"), baseline, template)
+    assert progress.state is State.LOST
+    assert "no longer has what was staged, last changed by kubectl-edit" in progress.sentence
+    with pytest.raises(CanaryLost, match="got another template after it was claimed, last changed by kubectl-edit"):
+        rollout.stage(standard.services, asked("v2"), baseline, template)
+    assert standard.get().raw["spec"] == by_hand
 
 
 @pytest.mark.parametrize(

@@ -44,7 +44,10 @@ def away(read: Callable[..., Any], times: int) -> Callable[..., Any]:
 
 GIVEN: list[tuple[type[Any], dict[str, Any]]] = [
     (LeaseTrigger, {"namespace": "models", "name": "digits", "deadline": moment(60)}),
-    (RevisionTrigger, {"wanted": {"metadata": {}}, "baseline": Baseline().as_dict(), "deadline": moment(60)}),
+    (
+        RevisionTrigger,
+        {"wanted": {"metadata": {}}, "baseline": Baseline().as_dict(), "template": "a", "deadline": moment(60)},
+    ),
     (
         CanaryTrigger,
         {"spec": "{}", "canary": {}, "percent": None, "opened": moment(0), "deadline": moment(60), "run": {}},
@@ -139,13 +142,13 @@ class TestLease:
 class TestRevision:
     def trigger(self, spec: ModelSpec, version: str, baseline: Baseline, seconds: float = 10) -> RevisionTrigger:
         return RevisionTrigger(
-            wanted=wanted(spec, version), baseline=baseline.as_dict(), deadline=moment(seconds)
-        )  # fmt: skip
+            wanted=wanted(spec, version), baseline=baseline.as_dict(), template=self.template, deadline=moment(seconds)
+        )
 
     def staged(self, kube: Kube, spec: ModelSpec, version: str) -> Baseline:
         asked = wanted(spec, version)
         baseline = rollout.baseline_of(kube.services.get("models", "digits"), asked)
-        rollout.stage(kube.services, asked, baseline)
+        self.template = rollout.stage(kube.services, asked, baseline).template_digest
         return baseline
 
     async def first(self, kube: Kube, spec: ModelSpec) -> None:

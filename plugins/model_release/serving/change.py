@@ -49,7 +49,8 @@ class Baseline:
 
     `revision` None: nothing had ever been rolled out. `uid` None: there was no InferenceService. `template` None:
     what was in the spec was not the serving revision's, and no lease remembered it; a roll-back then ends at 0 %.
-    `created` is the revision that was the latest before, when the release will make another.
+    `created` is the revision that was the latest before, when the release will make another. `found` is the
+    `template_digest` of what was in the spec, whoever's it was.
     """
 
     uid: str | None = None
@@ -58,6 +59,7 @@ class Baseline:
     storage_uri: str | None = None
     created: str | None = None
     percent: int | None = None
+    found: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

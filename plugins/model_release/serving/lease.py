@@ -80,6 +80,7 @@ class Claim:
     promoted: bool = False
     barred: tuple[str, ...] = ()
     order: Order | None = None
+    template: str | None = None  # InferenceService.template_digest of what was staged
     inherited: Claim | None = None  # of a run that is over and whose release is not settled yet
 
     def as_dict(self) -> dict[str, Any]:

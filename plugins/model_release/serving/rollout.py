@@ -121,7 +121,7 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
         return standard.baseline_of(live, wanted)
     created = None if matches(live, wanted) else live.latest_created
     if live.rolled_out is None:
-        return Baseline(uid=live.uid, created=created, percent=live.canary_percent)
+        return Baseline(uid=live.uid, created=created, percent=live.canary_percent, found=live.template_digest)
     if not live.is_split and live.latest_ready != live.rolled_out:
         raise ClusterUnavailable(
             f"InferenceService {live.key} is in the midst of a roll-out from {live.rolled_out} to {live.latest_ready}"
@@ -139,15 +139,21 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
         storage_uri=(template or {}).get("model", {}).get("storageUri"),
         created=created,
         percent=live.canary_percent,
+        found=live.template_digest,
     )
 
 
-def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> InferenceService:
+def stage(
+    services: InferenceServices, wanted: Manifest, baseline: Baseline, template: str | None = None
+) -> InferenceService:
     """Bring `wanted` into the cluster without giving it a user's request: created, or as a new template at 0 %.
 
     Template and 0 % are one write; a leftover canary of an earlier release loses its traffic by it. Again: nothing
     is written that is there; a canary of this template that was already opened goes back to 0 %; one that was
     promoted stays promoted. (On a first deployment there is no split: the revision takes 100 % when it is ready.)
+
+    Args:
+        template: the `template_digest` of what an earlier try wrote, where that is on record.
 
     Raises:
         CanaryLost: the service that was claimed is gone, was made anew, or got another template by another hand.
@@ -166,9 +172,8 @@ def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> 
             return services.create(without_none(wanted))
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
-        if not isinstance(live, StandardService):
-            _check_ours_or_as_claimed(live, wanted, baseline)
         patch = _stage_patch(live, wanted)
+        _check_ours_or_as_claimed(live, wanted, baseline, template)
         if isinstance(live, StandardService) and patch is not None:
             standard.check_kept(services.patch(live, patch, dry_run=True), wanted)
         return live if patch is None else services.patch(live, patch)
@@ -176,12 +181,26 @@ def stage(services: InferenceServices, wanted: Manifest, baseline: Baseline) -> 
     return retrying(attempt)
 
 
-def _check_ours_or_as_claimed(live: InferenceService, wanted: Manifest, baseline: Baseline) -> None:
+def _check_ours_or_as_claimed(
+    live: InferenceService, wanted: Manifest, baseline: Baseline, template: str | None
+) -> None:
     """A stage that is run again finds what it wrote, or what was there when the service was claimed. Anything else is
-    another hand's, and not to be written over."""
-    if matches(live, wanted) or live.latest_created in (None, baseline.revision, baseline.created):
+    another hand's, and not to be written over. The spec shows such a hand at once; a new revision shows one that was
+    there already when the service was claimed, and that KServe had not acted on."""
+    if live.template_digest == baseline.found and live.latest_created in (None, baseline.revision, baseline.created):
         return
-    raise CanaryLost(f"InferenceService {live.key} got another template after it was claimed{live.other_writer()}")
+    if not _is_as_staged(live, wanted, template):
+        raise CanaryLost(f"InferenceService {live.key} got another template after it was claimed{live.other_writer()}")
+
+
+def _is_as_staged(live: InferenceService, wanted: Manifest, template: str | None) -> bool:
+    """Whether the spec has what `stage` wrote: to the letter where that is on record, else all that was wanted."""
+    if template is not None:
+        promoted, _, _ = template.partition("/")  # Standard mode names the stable predictor's too, until a promotion
+        return live.template_digest in (template, promoted)
+    if isinstance(live, StandardService):
+        return standard.has_staged(live, wanted)
+    return matches(live, wanted)
 
 
 def _stage_patch(live: InferenceService, wanted: Manifest) -> dict[str, Any] | None:
@@ -199,15 +218,20 @@ def _stage_patch(live: InferenceService, wanted: Manifest) -> dict[str, Any] | N
     return {"metadata": metadata, "spec": {"predictor": predictor}}
 
 
-def assess_staged(live: InferenceService | None, wanted: Manifest, baseline: Baseline) -> Progress:
+def assess_staged(
+    live: InferenceService | None, wanted: Manifest, baseline: Baseline, template: str | None = None
+) -> Progress:
     """Whether the staged revision is ready at 0 %, with the baseline at 100 (facts/kserve.md 2.4).
 
-    READY names the revision. FAILING and FAILED carry KServe's own message.
+    READY names the revision. FAILING and FAILED carry KServe's own message. LOST where another hand was there; with
+    `template`, the `template_digest` of what `stage` left, also where it only added something.
     """
     if live is None:
         return Progress(State.LOST, f"InferenceService {_key(wanted)} was deleted")
     if baseline.uid not in (None, live.uid):
         return Progress(State.LOST, f"InferenceService {live.key} was deleted and made anew")
+    if template is not None and not _is_as_staged(live, wanted, template):
+        return Progress(State.LOST, f"{live.key} no longer has what was staged{live.other_writer()}")
     if isinstance(live, StandardService):
         return standard.assess_staged(live, wanted, baseline)
     if not holds(live.template, template_of(wanted)):

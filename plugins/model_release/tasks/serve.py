@@ -140,13 +140,18 @@ class Stage(ReleaseOperator):
         if baseline.revision is not None:
             plan = foresee(self.spec, baseline.revision, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
-        released.note(stage="staging")
-        stage(released.services, wanted, baseline)
-        raise self._waiting(wanted, baseline, datetime.now(UTC) + self.spec.rollout.ready_within)
+        claim = released.note(stage="staging")
+        live = stage(released.services, wanted, baseline, claim.template)
+        released.note(template=live.template_digest)
+        raise self._waiting(wanted, baseline, live.template_digest, datetime.now(UTC) + self.spec.rollout.ready_within)
 
-    def _waiting(self, wanted: dict[str, Any], baseline: Baseline, deadline: datetime) -> TaskDeferred:
+    def _waiting(
+        self, wanted: dict[str, Any], baseline: Baseline, template: str | None, deadline: datetime
+    ) -> TaskDeferred:
         return TaskDeferred(
-            trigger=RevisionTrigger(wanted=wanted, baseline=baseline.as_dict(), deadline=deadline.isoformat()),
+            trigger=RevisionTrigger(
+                wanted=wanted, baseline=baseline.as_dict(), template=template, deadline=deadline.isoformat()
+            ),
             method_name=self.is_ready.__name__,
             timeout=deadline - datetime.now(UTC) + _SLACK,
         )
@@ -170,23 +175,26 @@ class Stage(ReleaseOperator):
         from model_release.serving.progress import State
         from model_release.serving.rollout import assess_staged, canary_of
 
-        if event["state"] in (State.LOST.value, State.WRONG_BASELINE.value):
+        gone = (State.LOST, State.WRONG_BASELINE)
+        if event["state"] in gone:
             raise CanaryLost(event["sentence"])
         if event["state"] == State.FAILED.value:
             raise RevisionFailed(event["sentence"])
         if event["state"] != State.READY.value:
             raise RevisionFailed(f"not ready in time: {event['sentence']}")
         released = ReleasedService(self.spec, run)
-        baseline, live = released.baseline(), released.live()
+        baseline, template, live = released.baseline(), released.claim().template, released.live()
         wanted = released.wanted(self.root, service.published(context)["uri"])
-        progress = assess_staged(live, wanted, baseline)
+        progress = assess_staged(live, wanted, baseline, template)
+        if progress.state in gone:
+            raise CanaryLost(progress.sentence)
         if live is None or progress.state is not State.READY:
             # A pod that missed a probe between the two looks has the rest of its time; it has not failed.
             deadline = datetime.fromisoformat(event["deadline"])
             if datetime.now(UTC) >= deadline:
                 raise ClusterUnavailable(f"was ready and is not: {progress.sentence}")
             self.log.info("Was ready and is not: %s", progress.sentence)
-            raise self._waiting(wanted, baseline, deadline)
+            raise self._waiting(wanted, baseline, template, deadline)
         canary = canary_of(live, baseline)
         released.note(stage="staged", canary=canary.revision)
         released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))

@@ -99,8 +99,8 @@ class LeaseTrigger(_ReleaseTrigger):
 class RevisionTrigger(_ReleaseTrigger):
     """Waits until the staged revision is ready at 0 %, or can no longer become so.
 
-    Given: wanted (the manifest), baseline, deadline. Event: {"state", "sentence"} of `serving.progress`, and the
-    deadline for who waits again.
+    Given: wanted (the manifest), baseline, template (the digest of what was staged), deadline. Event: {"state",
+    "sentence"} of `serving.progress`, and the deadline for who waits again.
     """
 
     POLL = 1.0
@@ -111,7 +111,8 @@ class RevisionTrigger(_ReleaseTrigger):
         from model_release.serving.rollout import Baseline, assess_staged
 
         services = InferenceServices(await sync_to_async(connections.cluster)("triggerer"))
-        wanted, baseline = self.given["wanted"], Baseline.from_dict(self.given["baseline"])
+        wanted, template = self.given["wanted"], self.given["template"]
+        baseline = Baseline.from_dict(self.given["baseline"])
         namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
         clock, patience = asyncio.get_running_loop().time, Patience()
         progress = Progress(State.WAITING, "nothing seen yet")
@@ -119,7 +120,7 @@ class RevisionTrigger(_ReleaseTrigger):
             told = progress.sentence
             try:
                 live = await asyncio.to_thread(services.get, namespace, name)
-                progress = patience.judge(assess_staged(live, wanted, baseline), clock())
+                progress = patience.judge(assess_staged(live, wanted, baseline, template), clock())
             except ClusterUnavailable as error:
                 progress = Progress(State.WAITING, f"the cluster does not answer: {error}")
             if progress.sentence != told:

@@ -37,7 +37,7 @@ def plan_change(live: StandardService, wanted: Manifest) -> Change:
     if live.rolled_out is None:
         return Change(Kind.FIRST, f"{live.key} exists and was never ready", live.stable)
     asked = template_of(wanted)
-    if live.entry is not None and live.latest_created == live.service_of(asked["name"]) and _holds(live, wanted):
+    if live.entry is not None and has_staged(live, wanted):
         return Change(
             Kind.STAGED, f"{live.key} has this version already, at {live.canary_percent} %", live.latest_created
         )
@@ -64,8 +64,13 @@ def _check_same(live: StandardService, wanted: Manifest) -> None:
         )
 
 
+def has_staged(live: StandardService, wanted: Manifest) -> bool:
+    """Whether the newest predictor is `wanted`'s, by name and content."""
+    return live.latest_created == live.service_of(template_of(wanted)["name"]) and _holds(live, wanted)
+
+
 def _holds(live: StandardService, wanted: Manifest) -> bool:
-    """Whether the newest predictor is `wanted`'s."""
+    """Whether the newest predictor has `wanted`'s content."""
     return holds(content(live.template), content(template_of(wanted)))
 
 
@@ -77,7 +82,7 @@ def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
     """
     created = None if live.latest_created == live.service_of(template_of(wanted)["name"]) else live.latest_created
     if live.rolled_out is None:
-        return Baseline(uid=live.uid, created=created, percent=live.canary_percent)
+        return Baseline(uid=live.uid, created=created, percent=live.canary_percent, found=live.template_digest)
     if not live.stable_is_ready:
         raise ClusterUnavailable(
             f"{live.key}: its stable predictor {live.stable} is not ready{live.other_writer()}; a canary has nothing "
@@ -85,7 +90,7 @@ def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
         )
     template = live.stable_template
     uri = template.get("model", {}).get("storageUri")
-    return Baseline(live.uid, live.stable, template, uri, created, live.canary_percent)
+    return Baseline(live.uid, live.stable, template, uri, created, live.canary_percent, live.template_digest)
 
 
 def stage_patch(live: StandardService, wanted: Manifest, change: Change) -> dict[str, Any] | None:
@@ -135,7 +140,7 @@ def assess_staged(live: StandardService, wanted: Manifest, baseline: Baseline) -
         if live.serving == {name: 100}:
             return Progress(State.READY, f"{name} already has all of the traffic", name)
         return Progress(State.WAITING, f"{name} is taking over; traffic {tell_traffic(live)}", name)
-    if live.entry is None or revision != name or not _holds(live, wanted):
+    if live.entry is None or not has_staged(live, wanted):
         return Progress(State.LOST, f"{live.key} no longer has the staged canary {name}{live.other_writer()}")
     if live.stable != baseline.revision:
         return Progress(State.LOST, f"{live.key} has another stable predictor, {live.stable}{live.other_writer()}")
