@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -19,9 +20,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -85,27 +87,38 @@ class Real(World):
         return cluster.leases(self.api, namespace)
 
 
+def stand(folder: Path, ends: Connection) -> None:
+    """The stores and the cluster, in this process, until the other end of the pipe is closed."""
+
+    async def main() -> None:
+        s3, pods = ModelStore(folder, Ports(folder / "ports.json")), Pods()
+        api = Cluster(pods, pods, folder / "kube", namespaces=NAMESPACES)
+        await s3.start()
+        await s3.ensure_bucket("models")
+        await api.start()
+        ends.send(api.url)
+        with suppress(EOFError):
+            await asyncio.to_thread(ends.recv)
+        await api.stop()
+        await s3.stop()
+
+    asyncio.run(main())
+
+
 @contextmanager
-def stack(folder: Path) -> Iterator[tuple[ModelStore, Cluster]]:
-    """SeaweedFS and the sandbox's API server, in a thread with a loop of its own."""
-    loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, daemon=True).start()
-
-    def done(what: Any) -> None:
-        asyncio.run_coroutine_threadsafe(what, loop).result(60)
-
-    s3 = ModelStore(folder, Ports(folder / "ports.json"))
-    pods = Pods()
-    api = Cluster(pods, pods, folder / "kube", namespaces=NAMESPACES)
+def stack(folder: Path) -> Iterator[tuple[ModelStore, str]]:
+    """SeaweedFS and the address of the sandbox's API server. That is Python, too, and its controllers look at every
+    service again and again: in the page's own process they would share its interpreter."""
+    near, far = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(target=stand, args=(folder, far))
+    process.start()
+    far.close()
     try:
-        done(s3.start())
-        done(s3.ensure_bucket("models"))
-        done(api.start())
-        yield s3, api
+        url = near.recv()
+        yield ModelStore(folder, Ports(folder / "ports.json")), url
     finally:
-        done(api.stop())
-        done(s3.stop())
-        loop.call_soon_threadsafe(loop.stop)
+        near.close()
+        process.join(60)
 
 
 def furnish(world: Real, kind: str, shared: str | None) -> None:
@@ -210,11 +223,11 @@ def painted(url: str, times: int) -> list[float]:
     return [float(value) for value in found[1:]]
 
 
-def measured(s3: ModelStore, api: Cluster, kind: str, shared: str | None) -> list[str]:
+def measured(s3: ModelStore, api: str, kind: str, shared: str | None) -> list[str]:
     """The table's lines for one arrangement of stores."""
     world = Real()
     world.client = s3.client()
-    configuration = Configuration(host=api.url)
+    configuration = Configuration(host=api)
     configuration.connection_pool_maxsize = 8
     world.api = ApiClient(configuration)
     furnish(world, kind, shared)

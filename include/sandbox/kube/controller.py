@@ -65,7 +65,7 @@ class Revisions(Processes):
 
     def _is_wanted(self, key: RevisionKey, revision: Manifest) -> bool:
         """Named in traffic, whatever the percent; or the newest, until it has missed its deadline for good."""
-        name = revision["metadata"]["labels"]["serving.knative.dev/configuration"]
+        name = revision["metadata"]["labels"][knative.CONFIGURATION]
         route = self.find(ROUTES, key.namespace, name)
         told = [*(route or {}).get("spec", {}).get("traffic", []), *(route or {}).get("status", {}).get("traffic", [])]
         if any(target.get("revisionName") == key.name for target in told):
@@ -88,7 +88,7 @@ class Revisions(Processes):
 
     def _observe(self, key: RevisionKey, revision: Manifest) -> None:
         """Pods and status of a revision, from the state of its processes."""
-        before = [p for p in self.all(PODS, key.namespace) if p["metadata"]["labels"].get(REVISION_LABEL) == key.name]
+        before = self.all(PODS, key.namespace, (REVISION_LABEL, key.name))
         running = key in self._running
         pods = pods_of(revision, self._workloads.state(key), before, now()) if running else []
         names = {p["metadata"]["name"] for p in pods}
@@ -149,7 +149,8 @@ class Routes(Objects):
 
     def _resolve(self, route: Manifest) -> knative.Resolution:
         meta = route["metadata"]
-        revisions = {r["metadata"]["name"]: r for r in self.all(REVISIONS, meta["namespace"])}
+        own = self.all(REVISIONS, meta["namespace"], (knative.CONFIGURATION, meta["name"]))
+        revisions = {r["metadata"]["name"]: r for r in own}
         configuration = self.find(CONFIGURATIONS, meta["namespace"], meta["name"]) or {}
         return knative.resolve(route, configuration, revisions, self._domain)
 

@@ -69,11 +69,8 @@ class StandardServices(Objects):
 
     def _mine(self, isvc: Manifest, kind: Kind) -> dict[str, Manifest]:
         meta = isvc["metadata"]
-        return {
-            one["metadata"]["name"]: one
-            for one in self.all(kind, meta["namespace"])
-            if one["metadata"]["labels"].get(kserve_spec.SERVICE_LABEL) == meta["name"]
-        }
+        own = self.all(kind, meta["namespace"], (kserve_spec.SERVICE_LABEL, meta["name"]))
+        return {one["metadata"]["name"]: one for one in own}
 
     def _delete_orphans(self, isvc: Manifest, expected: set[str]) -> None:
         for kind in (DEPLOYMENTS, CORE_SERVICES):

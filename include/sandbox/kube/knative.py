@@ -17,6 +17,7 @@ from sandbox.kube.conditions import FALSE, TRUE, UNKNOWN, aggregate, condition, 
 
 MIN_SCALE = "autoscaling.knative.dev/min-scale"
 PROGRESS_DEADLINE = "serving.knative.dev/progress-deadline"
+CONFIGURATION = "serving.knative.dev/configuration"
 GENERATION = "serving.knative.dev/configurationGeneration"
 WEBHOOK = "validation.webhook.serving.knative.dev"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")

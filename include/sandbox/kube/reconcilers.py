@@ -50,8 +50,8 @@ class Objects:
     def find(self, kind: Kind, namespace: str, name: str) -> Manifest | None:
         return self.registry.store.get(self.registry.key(kind, namespace, name))
 
-    def all(self, kind: Kind, namespace: str | None = None) -> list[Manifest]:
-        return list(self.registry.store.all(kind.id, namespace))
+    def all(self, kind: Kind, namespace: str | None = None, label: tuple[str, str] | None = None) -> list[Manifest]:
+        return list(self.registry.store.all(kind.id, namespace, label))
 
     def write(self, kind: Kind, desired: Manifest) -> Manifest:
         """Create the object, or bring its spec, labels and annotations to what is desired."""
@@ -132,13 +132,10 @@ class InferenceServices(Objects):
         # The status is told from the service as it was found: it lags what is written now by one round.
         found = before or {}
         self.write(KSERVICES, desired)
-        newest = found.get("status", {}).get("latestCreatedRevisionName")
-        pods = [p for p in self._pods(isvc) if p["metadata"]["labels"].get(REVISION_LABEL) == newest]
+        newest = str(found.get("status", {}).get("latestCreatedRevisionName"))
+        pods = self.all(PODS, isvc["metadata"]["namespace"], (REVISION_LABEL, newest))
         url = f"http://{knative.host(isvc['metadata']['name'], isvc['metadata']['namespace'], self._domain)}"
         return kserve_status.status_after(isvc, found, pods, runtime, url, now())
-
-    def _pods(self, isvc: Manifest) -> list[Manifest]:
-        return self.all(PODS, isvc["metadata"]["namespace"])
 
     def _runtimes(self, namespace: str) -> list[Manifest]:
         return [*self.all(RUNTIMES, namespace), *self.all(CLUSTER_RUNTIMES)]
@@ -221,17 +218,14 @@ class Configurations(Objects):
         name = knative.revision_name(configuration)
         if self.find(REVISIONS, meta["namespace"], name) is None:
             self.write(REVISIONS, self._revision(configuration, name))
-        revisions = [
-            r for r in self.all(REVISIONS, meta["namespace"])
-            if r["metadata"]["labels"].get("serving.knative.dev/configuration") == meta["name"]
-        ]  # fmt: skip
+        revisions = self.all(REVISIONS, meta["namespace"], (knative.CONFIGURATION, meta["name"]))
         self.write_status(CONFIGURATIONS, configuration, knative.configuration_status(configuration, revisions, now()))
 
     @staticmethod
     def _revision(configuration: Manifest, name: str) -> dict[str, Any]:
         meta, template = configuration["metadata"], configuration["spec"]["template"]
         labels = {
-            "serving.knative.dev/configuration": meta["name"],
+            knative.CONFIGURATION: meta["name"],
             "serving.knative.dev/service": meta["name"],
             knative.GENERATION: str(meta["generation"]),
         }

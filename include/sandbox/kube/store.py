@@ -64,9 +64,16 @@ class Store:
         found = self._objects.get(key)
         return copy.deepcopy(found) if found is not None else None
 
-    def all(self, kind: str, namespace: str | None = None) -> Iterator[Manifest]:
-        """Copies of all objects of a kind, by namespace and name; `namespace` None means all of them."""
-        keys = [k for k in self._objects if k.kind == kind and namespace in (None, k.namespace)]
+    def all(self, kind: str, namespace: str | None = None, label: tuple[str, str] | None = None) -> Iterator[Manifest]:
+        """Copies of all objects of a kind, by namespace and name; `namespace` None means all of them, and `label` those
+        alone that have it with this value."""
+        keys = [
+            key
+            for key, found in self._objects.items()
+            if key.kind == kind
+            and namespace in (None, key.namespace)
+            and (label is None or (found["metadata"].get("labels") or {}).get(label[0]) == label[1])
+        ]
         for key in sorted(keys):
             yield copy.deepcopy(self._objects[key])
 
