@@ -1,9 +1,12 @@
 """The DAG of one model: how its tasks hang together, and nothing else.
 
 ```
-resolve ─► export ─► archive ─► publish ─► claim ─► stage ─► smoke ─► open_10 ─► watch_10 ─► decide_10 ─► … ─► promote
-   └──(a version that is there)────▲                           │                                 │               │
-                                                               └─► go_live (first deployment)    └─► roll_back ◄─ bake
+preflight ─► resolve ─► export ─► archive ─► evaluate ─► publish ─► claim ─► stage ─► smoke ─► open_10 ─► watch_10 ─► …
+                └──(a version that is there)────▲           │                           │
+                                                            └─► look_back               ├─► go_live (first deployment)
+                                                                                        └─► go_direct ─► bake
+… ─► decide_10 ─► open_30 ─► watch_30 ─► decide_30 ─► promote ─► bake ─► decide_bake
+         └──────────────────────────────────┴─────► roll_back ◄───────────────┘
 settle: the teardown of claim, whatever happened ─► report
 ```
 
