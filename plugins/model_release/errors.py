@@ -35,7 +35,7 @@ class NotReady(ReleaseError):
 
 
 class NotReadyYet(ReleaseError):
-    """Something that a release needs does not answer now, the preflight found."""
+    """Something that a release needs does not answer now or is not there yet, the preflight found."""
 
     mended_by = "time, or whoever the finding names"
     transient = True

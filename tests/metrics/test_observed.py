@@ -63,17 +63,19 @@ def test_a_mistyped_profile_is_told_with_the_right_one(real: Profile, serve: Ser
         found = presence(prometheus, profile(asked), NAMESPACE, STABLE, now=at(1))
         assert not found.ok
         assert STABLE in found.query
+        assert not found.passing
         assert found.sentence.startswith(f"{found.query} is empty: ")
         assert found.sentence.endswith(f" is not; judge.profile {real} reads it")
         assert f"{profile(real).requests_of(NAMESPACE, [STABLE])} is not" in found.sentence
 
 
 @pytest.mark.parametrize("name", list(PROFILES))
-def test_a_mistyped_revision_is_told_with_those_that_are_there(name: Profile, serve: Serve) -> None:
+def test_a_revision_that_is_not_counted_is_told_with_those_that_are(name: Profile, serve: Serve) -> None:
     metrics = profile(name)
     found = presence(serve(lively(name)), metrics, NAMESPACE, "digits-predictor-00007", now=at(1))
     assert not found.ok
     assert "digits-predictor-00007" in found.query
+    assert found.passing, "it may have come a moment ago"
     there = f"{metrics.bearing} exists, with {metrics.revision_label} {metrics.label_of(NAMESPACE, STABLE)}"
     assert there in found.sentence
 
@@ -83,13 +85,14 @@ def test_labels_that_are_on_no_sample_are_missed(serve: Serve) -> None:
     history = History()
     history.add("http_server_request_duration_seconds_count", {"job": "pods", "instance": "a:9091"}, {0: 1})
     found = presence(serve(history), profile("knative-otel"), NAMESPACE, STABLE, now=at(1))
+    assert not found.passing
     assert "exists, but http_server_request_duration_seconds_count without the label kn_revision_name" in found.sentence
 
 
 def test_other_reasons_for_no_counts(serve: Serve) -> None:
-    def said(history: History) -> str:
+    def said(history: History, *, passing: bool) -> str:
         found = presence(serve(history), profile("knative"), NAMESPACE, STABLE, now=at(1))
-        assert not found.ok
+        assert (found.ok, found.passing) == (False, passing)
         return found.sentence
 
     idle, near, far = History(), History(), History()
@@ -97,10 +100,10 @@ def test_other_reasons_for_no_counts(serve: Serve) -> None:
     idle.add("up", pod, {0: 1})
     near.add("revision_app_request_count", {"job": "pods"}, {0: 1})
     far.add("up", {"job": "node"}, {0: 1})
-    assert "the revision is scraped" in said(idle)
-    assert "near are revision_app_request_count" in said(near)
-    assert "is the revision scraped?" in said(far)
-    assert "holds no series at all" in said(History())
+    assert "the revision is scraped" in said(idle, passing=True)
+    assert "near are revision_app_request_count" in said(near, passing=False)
+    assert "is the revision scraped?" in said(far, passing=True)
+    assert "holds no series at all" in said(History(), passing=True)
 
 
 def test_nothing_to_tell_is_none(serve: Serve) -> None:

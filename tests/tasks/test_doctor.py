@@ -12,13 +12,21 @@ from typing import Any
 import pytest
 
 from model_release.doctor import Finding, Level, World, airflow, examine
-from model_release.errors import MetricsUnavailable, NotReady, NotReadyYet, StoreRefused, StoreUnavailable
+from model_release.errors import (
+    MetricsRefused,
+    MetricsUnavailable,
+    NotReady,
+    NotReadyYet,
+    StoreRefused,
+    StoreUnavailable,
+)
+from model_release.metrics import Presence
 from model_release.metrics.prometheus import Answer, Series
 from model_release.serving import rollout
 from model_release.serving.inference_service import InferenceServices
 from model_release.serving.lease import Leases
 from model_release.spec import ModelSpec
-from model_release.tasks import preflight
+from model_release.tasks import foresight, preflight
 from model_release.tasks.preflight import Preflight
 
 from .cluster import Pods, cluster, wanted
@@ -207,14 +215,14 @@ def test_a_value_that_is_not_one_number_is_told(
     from model_release import metrics
 
     deployed(kube, world.spec)
-    monkeypatch.setattr(metrics, "presence", lambda *_, **__: SimpleNamespace(ok=True, sentence="seen"))
+    monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "seen", "up"))
     monkeypatch.setattr(metrics, "bucket_edges", lambda *_: ())
     monkeypatch.setattr(metrics, "request_rate", lambda *_: 60.0)
     asks = {**SPEC, "judge": {**SPEC["judge"], "values": [{"name": "queue", "query": "up", "max": 3}]}}  # type: ignore[dict-item]
     world.prometheus().numbers = numbers  # type: ignore[attr-defined]
     asked = World(ModelSpec.model_validate(asks), world.role, world.cluster, world.store, world.prometheus)
     (line,) = [one for one in found(asked)["metrics"] if one.sentence.startswith("judge.values.queue")]
-    assert line.level is level
+    assert (line.level, line.passing) == (level, numbers == 0)
 
 
 class TestPreflight:
@@ -234,6 +242,24 @@ class TestPreflight:
         world.prometheus().away = True
         with pytest.raises(NotReadyYet, match=r"^metrics: MetricsUnavailable: refused"):
             task.execute(context)
+
+    def test_a_stable_revision_that_is_not_counted_yet_is_waited_for(
+        self, kube: Any, task: Any, world: Any, context: Any
+    ) -> None:
+        deployed(kube, world.spec)
+        with pytest.raises(NotReadyYet, match=r"^metrics: a canary beside digits-predictor-00001 could not be judged"):
+            task.execute(context)
+
+    @pytest.mark.parametrize(("passing", "kind"), [(True, MetricsUnavailable), (False, MetricsRefused)])
+    def test_and_so_it_is_before_the_canary_is_staged(
+        self, world: Any, monkeypatch: pytest.MonkeyPatch, passing: bool, kind: type[Exception]
+    ) -> None:
+        from model_release import metrics
+
+        monkeypatch.setattr(foresight.connections, "prometheus", world.prometheus)
+        monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(False, "is empty", "up", passing=passing))
+        with pytest.raises(kind, match="a canary beside r1 could not be judged: is empty"):
+            foresight.foresee(world.spec, "r1", print)
 
     def test_what_does_not_pass_is_told_first(self, task: Any, world: Any, context: Any) -> None:
         world.prometheus().away, world.store().refused = True, True

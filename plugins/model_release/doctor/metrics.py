@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from model_release.errors import MetricsRefused
 from model_release.spec import ModelSpec
 
-from .finding import Finding, error, ok, warning
+from .finding import Finding, Level, error, ok, warning
 
 if TYPE_CHECKING:
     from model_release.metrics.prometheus import Prometheus
@@ -33,11 +33,8 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
     metrics, namespace = profile(spec.judge.profile), spec.service.namespace
     seen = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window)
     if not seen.ok:
-        yield error(
-            "metrics",
-            f"a canary beside {stable} could not be judged: {seen.sentence}",
-            "mend judge.profile or the scraping",
-        )
+        said = f"a canary beside {stable} could not be judged: {seen.sentence}"
+        yield Finding("metrics", Level.ERROR, said, "mend judge.profile or the scraping", seen.passing)
         return
     yield ok("metrics", seen.sentence)
     try:
@@ -68,8 +65,5 @@ def _values(prometheus: Prometheus, spec: ModelSpec, stable: str) -> Iterator[Fi
             yield ok("metrics", f"judge.values.{value.name}: one number for {stable}")
         else:
             what = "no number" if not found else f"{len(found)} numbers"
-            yield error(
-                "metrics",
-                f"judge.values.{value.name}: {query} gives {what} for {stable}",
-                "one is needed: sum(…), max(…)",
-            )
+            said = f"judge.values.{value.name}: {query} gives {what} for {stable}"
+            yield Finding("metrics", Level.ERROR, said, "one is needed: sum(…), max(…)", passing=not found)

@@ -23,12 +23,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class Presence:
-    """Whether a revision's requests are counted. `sentence` says it to a person, with the query."""
+    """Whether a revision's requests are counted. `sentence` says it to a person, with the query.
+
+    `passing`: they are not, and time alone may mend it: others are counted under these names, or nothing is yet.
+    """
 
     ok: bool
     sentence: str
     query: str
     scrape_seconds: float | None = None  # how often the revision's counters are scraped; None if that is unknown
+    passing: bool = False
 
 
 def presence(
@@ -63,35 +67,39 @@ def presence(
             return Presence(False, sentence, query, seconds)
         age = (until - newest) / 1000
         return Presence(True, f"{query} has {len(found)} series, the newest sample {age:.0f} s old", query, seconds)
-    return Presence(False, f"{query} is empty: {_near(prometheus, metrics, namespace, revision, after, until)}", query)
+    near, passing = _near(prometheus, metrics, namespace, revision, after, until)
+    return Presence(False, f"{query} is empty: {near}", query, passing=passing)
 
 
 def _near(
     prometheus: Prometheus, metrics: RevisionMetrics, namespace: str, revision: str, after: int, until: int
-) -> str:
+) -> tuple[str, bool]:
+    """What comes near, and whether the profile may be right all the same: a revision that came a moment ago, or a
+    Prometheus that was just started, has no counts yet."""
     for other in PROFILES.values():
         if other is metrics:
             continue
         if samples.read(prometheus, other, namespace, [revision], after, until).requests:
-            return f"{other.requests_of(namespace, [revision])} is not; judge.profile {other.name} reads it"
+            return f"{other.requests_of(namespace, [revision])} is not; judge.profile {other.name} reads it", False
     for targets in metrics.targets_of(namespace, [revision]):
         if any(value == 1 for series in prometheus.raw(targets, after, until) for _, value in series.samples):
-            return f"the revision is scraped ({targets}), and has answered no request or counts under other names"
+            return f"the revision is scraped ({targets}), and has answered no request or counts under other names", True
     names = prometheus.label_values("__name__", after=after, until=until)
     if metrics.requests in names:
         others = prometheus.label_values(metrics.revision_label, metrics.bearer(), after=after, until=until)
         if others:
-            return f"{metrics.bearing} exists, with {metrics.revision_label} {_listed(revision, others)}"
-        return f"{metrics.requests} exists, but {metrics.bearer()} without the label {metrics.revision_label}"
+            return f"{metrics.bearing} exists, with {metrics.revision_label} {_listed(revision, others)}", True
+        return f"{metrics.requests} exists, but {metrics.bearer()} without the label {metrics.revision_label}", False
     for other in PROFILES.values():
         if other.requests in names:
-            return f"{metrics.requests} does not exist, but {other.requests} does: judge.profile {other.name} reads it"
+            said = f"{metrics.requests} does not exist, but {other.requests} does: judge.profile {other.name} reads it"
+            return said, False
     near = difflib.get_close_matches(metrics.requests, names, n=_SHOWN, cutoff=0.5)
     if near:
-        return f"{metrics.requests} does not exist; near are {', '.join(near)}"
+        return f"{metrics.requests} does not exist; near are {', '.join(near)}", False
     if not names:
-        return "Prometheus holds no series at all"
-    return f"neither {metrics.requests} nor any other profile's metrics exist; is the revision scraped?"
+        return "Prometheus holds no series at all", True
+    return f"neither {metrics.requests} nor any other profile's metrics exist; is the revision scraped?", True
 
 
 def bucket_edges(

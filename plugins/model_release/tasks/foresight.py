@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from model_release.errors import MetricsRefused
+from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.spec import ModelSpec
 from model_release.tasks import connections
 
@@ -23,7 +23,8 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
     Raises:
         MetricsRefused: the stable revision has no metrics of this profile, a limit lies on none of its buckets, or a
             window holds fewer than two scrapes; with what is there instead.
-        MetricsUnavailable: Prometheus does not answer now.
+        MetricsUnavailable: Prometheus does not answer now, or it counts others by this profile and the stable revision,
+            which may be a minute old, not yet.
     """
     from model_release.judging import Policy
     from model_release.judging.plan import plan
@@ -33,7 +34,8 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
     namespace, rollout = spec.service.namespace, spec.rollout
     seen = presence(prometheus, metrics, namespace, stable, window=rollout.window)
     if not seen.ok:
-        raise MetricsRefused(f"a canary beside {stable} could not be judged: {seen.sentence}")
+        refused = MetricsUnavailable if seen.passing else MetricsRefused
+        raise refused(f"a canary beside {stable} could not be judged: {seen.sentence}")
     check_limits(
         bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the live histogram of {stable}"
     )
