@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from model_release.artifact.store import Store
-from model_release.errors import CanaryLost, ServiceBusy, StoreUnavailable, VersionDamaged
+from model_release.errors import CanaryLost, ServiceBusy, StoreRefused, StoreUnavailable, VersionDamaged
 from model_release.history import History, retention
 from model_release.history.retention import Plan, Service
 from model_release.judging.record import Record
@@ -101,10 +101,32 @@ def test_cut_off_anywhere_the_next_run_removes_the_rest_and_nobody_takes_it_for_
             retention.apply(Dying(store._client, store.uri), planned(store), lambda _: None)
         assert store.half_removed() == [old]
         plan = planned(store)
-        assert plan.rest == [old]
+        assert (plan.rest, list(plan.removes)) == (([], [old]) if at == 1 else ([old], []))
         retention.apply(store, plan, lambda _: None)
         assert [key for key in objects(store) if old in key] == [f"pruned/{old}.json"]
         assert planned(store).empty
+
+
+def test_a_removal_that_took_nothing_does_not_take_a_version_that_was_released_since(
+    store: Store, publish: Publish, release: Make, put: Put
+) -> None:
+    """S3 refused the deletion, say: the note is written, the version is whole, and somebody releases it again."""
+
+    class Refusing(Store):
+        def remove(self, names: Any) -> None:
+            raise StoreRefused("AccessDenied")
+
+    publish(1)
+    old = publish(50)
+    with pytest.raises(StoreRefused):
+        retention.apply(Refusing(store._client, store.uri), planned(store), lambda _: None)
+    assert publish(50) == old, "a build of equal content finds it"
+    put(release(1, version=old, started=ago(0.1)))
+    plan = planned(store)
+    assert plan.empty
+    assert plan.keeps[old] == ["in the record of digits-00001"]
+    retention.apply(store, plan, lambda _: None)
+    assert store.version(old).name == old
 
 
 def test_a_version_is_not_published_while_it_is_being_removed_nor_removed_once_it_is_back(

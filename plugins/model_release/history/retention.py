@@ -47,7 +47,7 @@ class Plan:
 
     keeps: dict[str, list[str]]
     removes: dict[str, str]  # {version: why}
-    rest: list[str]  # versions whose removal was begun and cut off
+    rest: list[str]  # what is left of versions whose removal was begun and cut off: no record
     builds: dict[str, int]  # {folder: bytes}
     answers: dict[str, int]  # {object: bytes}
     bytes: int
@@ -112,7 +112,10 @@ def plan(
     stay = [version for version in everyone if version.name not in removes]
     answers = _answers_of_nobody(store, stay, now - builds_older_than)
     size += sum(stale.values()) + sum(answers.values())
-    return Plan(keeps, removes, store.half_removed(), stale, answers, size)
+    # One that has its record still is a version like the others, and may have been released since.
+    whole = {version.name for version in everyone}
+    rest = [name for name in store.half_removed() if name not in whole]
+    return Plan(keeps, removes, rest, stale, answers, size)
 
 
 def needed(records: Iterable[Record], services: Sequence[Service], *, younger_than: timedelta, now: datetime) -> Uses:
