@@ -78,6 +78,7 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("rollout.window", 10, "rollout.window", "such as 10s"),
         ("rollout.window", "10 seconds", "rollout.window", "is no duration"),
         ("rollout.window", "0s", "rollout.window", "longer than 0s"),
+        ("answer_within", "99999999999d", "answer_within", "is longer than 999999999d"),
         ("rollout.steps", [30, 10], "rollout.steps", "[10, 30] would"),
         ("rollout.steps", [10, 10], "rollout.steps", "[10] would"),
         ("rollout.steps", [10, 100], "rollout.steps", "1 to 99"),
@@ -138,6 +139,10 @@ def test_load_names_every_trouble_at_its_own_line(tmp_path: Path) -> None:
         ("model: a\nmodel: b\n", ":2: not YAML: 'model' stands here twice"),
         ("- a\n", "is a mapping"),
         ("a: [", "not YAML"),
+        ("model: a\n# a bell: \a\n", ":2: not YAML: unacceptable character #x0007"),
+        ("model: {{ name }}\n", ":1: not YAML: a key is a word, not a list or a mapping"),
+        ("model: a\nschedule: 2026-02-30\n", ":2: not YAML: day is out of range for month"),
+        ("model: a\nkeep: {days: 0x_}\n", ":2: not YAML: invalid literal for int() with base 16"),
     ],
 )
 def test_load_refuses_what_is_no_model_file(tmp_path: Path, text: str, cure: str) -> None:

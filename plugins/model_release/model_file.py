@@ -23,10 +23,20 @@ _SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 class _Loader(_SafeLoader):
     """SafeLoader that refuses a key written twice; YAML's own rule, which PyYAML does not keep."""
 
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except ValueError as error:  # what looks like a date or a number, and is none
+            raise yaml.MarkedYAMLError(problem=str(error), problem_mark=node.start_mark) from error
+
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[object] = set()
     for key_node, _ in node.value:
+        if not isinstance(key_node, yaml.ScalarNode):  # as of a template's {{ … }} that nobody filled in
+            raise yaml.MarkedYAMLError(
+                problem="a key is a word, not a list or a mapping", problem_mark=key_node.start_mark
+            )
         key = loader.construct_object(key_node)
         if key in seen:
             raise yaml.MarkedYAMLError(problem=f"{key!r} stands here twice", problem_mark=key_node.start_mark)
@@ -104,6 +114,9 @@ def load(path: Path) -> ModelSpec:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise SpecError(f"{path}:{mark.line + 1 if mark else 1}: not YAML: {error.problem}") from error
+    except yaml.reader.ReaderError as error:
+        line = text.encode()[: error.position].count(b"\n") + 1
+        raise SpecError(f"{path}:{line}: not YAML: {str(error).splitlines()[0]}") from error
     if not isinstance(content, dict):
         raise SpecError(f"{path}:1: a model file is a mapping that begins with `model: <name>`")
     try:

@@ -19,7 +19,10 @@ def parse_duration(value: object) -> timedelta:
     if match is None:
         hint = f"{value}s" if isinstance(value, int | float) else "10s"
         raise ValueError(f"{value!r} is no duration; a number with ms, s, m, h or d is, such as {hint}")
-    return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    try:
+        return timedelta(seconds=float(match[1]) * _UNITS[match[2]])
+    except OverflowError:
+        raise ValueError(f"{value!r} is longer than {timedelta.max.days}d, the longest duration") from None
 
 
 def format_duration(value: timedelta) -> str:
