@@ -183,7 +183,7 @@ def _blame_unreadable_bodies_on_the_client() -> None:
     def parse_input(self: Any, data: Any) -> Any:
         try:
             return original(self, data)
-        except (AttributeError, TypeError, ValueError):
+        except (AttributeError, TypeError, ValueError, RecursionError):
             raise PredictionException('bad input: the body is not {"instances": […]} in JSON', 400) from None
 
     KServeEnvelope.parse_input = parse_input

@@ -126,7 +126,7 @@ def read_body(body: object, options: Mapping[str, Any]) -> tuple[list[Pixels], b
     if isinstance(body, (bytes, bytearray)) and bytes(body[:64]).lstrip()[:1] == b"{":
         try:
             body = json.loads(body)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadInput(f"the body begins like JSON and is none: {error}") from None
     if isinstance(body, dict) and "instances" in body:
         return read_instances(body["instances"], options), True
@@ -230,12 +230,12 @@ def _set(size: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _bytes(value: object) -> bytes:
-    if isinstance(value, dict):
-        for key in KEYS:
-            if value.get(key) is not None:
-                return _bytes(value[key])
-        names = ", ".join(sorted(map(str, value))[:5]) or "nothing"
-        raise BadInput(f"no image under any of {', '.join(KEYS)} (found {names})")
+    while isinstance(value, dict):  # no recursion: a client says how deep it goes
+        inner = next((value[key] for key in KEYS if value.get(key) is not None), None)
+        if inner is None:
+            names = ", ".join(sorted(map(str, value))[:5]) or "nothing"
+            raise BadInput(f"no image under any of {', '.join(KEYS)} (found {names})")
+        value = inner
     if isinstance(value, str):
         text = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
         try:

@@ -114,6 +114,17 @@ def picture(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> byt
 RED, GREEN, BLUE = picture((255, 0, 0)), picture((0, 255, 0), (31, 7)), picture((0, 0, 255), (9, 90))
 
 
+NESTED = b'{"instances": ' + b"[" * 100_000
+
+
+def deep(levels: int) -> object:
+    """An instance within an instance, so many times; nothing in the innermost."""
+    value: object = ""
+    for _ in range(levels):
+        value = {"data": value}
+    return value
+
+
 def text(image: bytes) -> str:
     return base64.b64encode(image).decode()
 
@@ -165,8 +176,8 @@ def test_rows_without_envelope_stand_and_fall_alone(serve: Any) -> None:
 
 def test_only_bad_rows(serve: Any) -> None:
     served = serve(False)
-    served.ask(b"x", b"")
-    assert served.statuses() == [400, 400]
+    served.ask(b"x", b"", NESTED, deep(2000))
+    assert served.statuses() == [400] * 4
     assert served.context.metrics.seen == []
 
 
@@ -181,8 +192,10 @@ def test_only_bad_rows(serve: Any) -> None:
         (b"", 'not {"instances"'),
         (b"\xff\xfe\x00", 'not {"instances"'),
         (RED, 'not {"instances"'),
+        (NESTED, 'not {"instances"'),
+        ({"instances": [deep(2000)]}, r"instances\[0\]: empty image"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40] if isinstance(value, (bytes, str)) else "object",
 )
 def test_bad_input_under_the_envelope_is_the_clients(serve: Any, body: Any, reason: str) -> None:
     with pytest.raises(PredictionException, match=reason) as refusal:
