@@ -53,6 +53,24 @@ def test_frozen_and_thawed(live: Any, run: Run, capsys: pytest.CaptureFixture[st
     assert "/run-1 is under way and goes on" in capsys.readouterr().out
 
 
+def test_a_user_without_a_name_is_a_number(
+    live: Any, run: Run, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a pod with a user id of its own, which no /etc/passwd knows."""
+
+    def nobody() -> str:
+        raise KeyError("getpwuid(): uid not found: 12345")
+
+    monkeypatch.setattr("getpass.getuser", nobody)
+    assert run("freeze", "models/digits", "incident 9") == 0
+    assert f"incident 9 (user {os.getuid()}, " in capsys.readouterr().out
+    assert run("thaw", "models/digits") == 0
+    live.released("v1")
+    claimed(live, "v2", 30)
+    assert run("roll-back", "models/digits") == 0
+    assert live.door.now == {R1: 100}
+
+
 def test_a_release_under_way_loses_its_canary_and_keeps_the_rest_to_itself(
     live: Any, run: Run, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -109,6 +127,11 @@ def test_back_to_the_version_before_when_no_release_is_under_way(live: Any, run:
         (("roll-back", "models/digits"), "models/digits was never released by this project"),
         (("roll-back", "letters"), "'letters' is no model of .*; a service is written namespace/name"),
         (("thaw", "models/digits", "--kubeconfig", "/no/such/file"), "no cluster to talk to: .* --kubeconfig FILE"),
+        (("thaw", "models/digits", "--kubeconfig", "/"), "no cluster to talk to: .* --kubeconfig FILE"),
+        (("thaw", "models/digits", "--kubeconfig", __file__), "no cluster to talk to: .* --kubeconfig FILE"),
+        (("thaw", "../x"), r"'\.\./x' is no service; .* namespace/name"),
+        (("freeze", "models/", "why"), "'models/' is no service; .* namespace/name"),
+        (("thaw", "a/b/c"), "'a/b/c' is no service; .* namespace/name"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(

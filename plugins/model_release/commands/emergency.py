@@ -16,7 +16,7 @@ docs/runbook.md says when to use which.
 from __future__ import annotations
 
 import argparse
-import getpass
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 # As for a roll-back by a run: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 _SECONDS = 900.0
+# A DNS label (RFC 1123), as Kubernetes has them for namespaces: these names become parts of addresses.
+_LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
 def register(commands: Any) -> None:
@@ -65,7 +67,7 @@ def _freeze(client: Any, namespace: str, name: str, options: argparse.Namespace)
     from model_release.serving.lease import Leases
 
     when = datetime.now(UTC).isoformat(timespec="seconds")
-    lease = Leases(client).freeze(namespace, name, f"{options.reason} ({getpass.getuser()}, {when})")
+    lease = Leases(client).freeze(namespace, name, f"{options.reason} ({surroundings.user()}, {when})")
     under_way = f"; {lease.holder} is under way and goes on" if lease.holder else ""
     return f"{namespace}/{name} is frozen: {lease.frozen}{under_way}"
 
@@ -106,7 +108,7 @@ def _person(command: str, reason: str) -> Person:
     from model_release.serving.emergency import Person
     from model_release.serving.lease import Owner
 
-    who = getpass.getuser()
+    who = surroundings.user()
     return Person(who, reason, Owner(f"python -m model_release {command}", who, "", "by hand"))
 
 
@@ -118,6 +120,8 @@ def _service(given: str, models: Path) -> tuple[str, str]:
     """(namespace, name) of `namespace/name`, or of the service that a model is released on."""
     namespace, slash, name = given.partition("/")
     if slash:
+        if not (_LABEL.fullmatch(namespace) and _LABEL.fullmatch(name)):
+            raise SpecError(f"{given!r} is no service; a service is written namespace/name, as models/digits")
         return namespace, name
     specs = load_all(models)
     if given not in specs:

@@ -7,7 +7,6 @@ MODEL is the name of a model in include/models/. These commands need S3, and tho
 from __future__ import annotations
 
 import argparse
-import getpass
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -242,7 +241,7 @@ def _by_hand() -> Owner:
     """The same for the same person, who can therefore run the command again after it was killed."""
     from model_release.serving.lease import Owner
 
-    return Owner("python -m model_release prune", getpass.getuser(), "", "by hand")
+    return Owner("python -m model_release prune", surroundings.user(), "", "by hand")
 
 
 def _count(text: str) -> int:

@@ -8,6 +8,7 @@ profiles, with `--endpoint-url` for another S3 than Amazon's.
 from __future__ import annotations
 
 import argparse
+import getpass
 import json
 import os
 from pathlib import Path
@@ -49,6 +50,7 @@ def settle_sandbox(options: argparse.Namespace) -> None:
 
 def cluster(kubeconfig: Path | None) -> Any:
     """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own."""
+    import yaml
     from kubernetes import config
     from kubernetes.client import ApiClient
 
@@ -62,6 +64,19 @@ def cluster(kubeconfig: Path | None) -> Any:
         return ApiClient()
     except config.ConfigException as error:
         raise SpecError(f"no cluster to talk to: {error}; --kubeconfig FILE names one") from error
+    except (yaml.YAMLError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        which = kubeconfig or "the kubeconfig"
+        raise SpecError(
+            f"no cluster to talk to: {which} cannot be read as one: {error}; --kubeconfig FILE names one"
+        ) from error
+
+
+def user() -> str:
+    """Who runs the command: for records, and for leases that the same person may take again."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a pod's user id need not be in its /etc/passwd
+        return f"user {os.getuid()}"
 
 
 def spec(options: argparse.Namespace) -> ModelSpec:
