@@ -10,7 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
+from model_release.artifact import evaluate
+from model_release.artifact.evaluation.answers import Subject
 from model_release.artifact.evaluation.gates import check_limits, gates, percent, some
+from model_release.artifact.evaluation.images import LabelledImages
 from model_release.artifact.evaluation.measures import (
     BINS,
     LARGEST_SQUARE,
@@ -22,6 +25,7 @@ from model_release.artifact.evaluation.measures import (
     measures,
     skipped,
 )
+from model_release.artifact.evaluation.picture import confusion_png
 from model_release.errors import SpecError
 from model_release.spec import Evaluation
 
@@ -141,6 +145,41 @@ def test_a_record_stays_small() -> None:
 
 
 MEASURED = {"accuracy": 0.9, "recall": {"cat": 0.95, "dog": 0.85}}
+
+
+class Row(list[int]):
+    """Counts how often it is gone through."""
+
+    walks = 0
+
+    def __iter__(self) -> Any:
+        Row.walks += 1
+        return super().__iter__()
+
+
+def test_a_picture_of_many_labels_takes_no_minutes() -> None:
+    """ImageNet's 1 000 labels took twenty seconds, when each cell summed its row."""
+    confusion_png([f"label {number}" for number in range(50)], [Row([1] * 50) for _ in range(50)], "many")
+    assert Row.walks <= 3 * 50
+
+
+def test_of_more_labels_than_a_picture_has_room_for_the_commonest_are_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A square of ImageNet-21k's labels would be gigabytes."""
+    drawn: list[Any] = []
+    monkeypatch.setattr(evaluate, "confusion_png", lambda *given: drawn.append(given) or b"")
+    labels = tuple(f"label {number}" for number in range(20_000))
+    truth = {f"{number}.png": labels[10 * number] for number in range(50)}
+    found = {name: Answer(labels[10 * number + number % 2], 0.9) for number, name in enumerate(truth)}
+    monkeypatch.setattr(evaluate, "answers", lambda *_, **__: found)
+    subject = Subject("v1", "0" * 64, labels, lambda _: pytest.fail("nothing is asked"))
+    images = LabelledImages("faces", "0" * 64, "contents", truth, lambda *_: [])
+    nobody: Any = None
+    said, _ = evaluate.evaluate(Evaluation(data="faces"), images, subject, "there is none", nobody, log=print)
+    ((names, square_, title),) = drawn
+    assert len(names) == len(square_) == 75
+    assert set(truth.values()) <= set(names)
+    assert title == "v1: 50 % of 50 images right; the 75 commonest of 20000 labels"
+    assert said["candidate"]["confusion"] is None
 
 
 def compared(worse: int, share: float) -> Mapping[str, Any]:

@@ -14,7 +14,8 @@ passed      whether no gate failed
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,7 +25,7 @@ from model_release.artifact.evaluation.answers import Subject, answers
 from model_release.artifact.evaluation.gates import check_limits, gates, percent, some
 from model_release.artifact.evaluation.images import LabelledImages
 from model_release.artifact.evaluation.measures import Answer, comparison, measures, skipped, square
-from model_release.artifact.evaluation.picture import confusion_png
+from model_release.artifact.evaluation.picture import LARGEST, confusion_png
 from model_release.errors import ArchiveError, EvaluationFailed
 from model_release.spec import Evaluation
 
@@ -76,7 +77,10 @@ def evaluate(
         "passed": all(gate["passed"] is not False for gate in asked),
     }
     title = f"{candidate.version}: {percent(said['accuracy'])} of {len(images.truth)} images right"
-    return evaluation, confusion_png(candidate.labels, square(candidate.labels, images.truth, found), title)
+    drawn = _drawn(candidate.labels, images.truth, found)
+    if len(drawn) < len(candidate.labels):
+        title += f"; the {len(drawn)} commonest of {len(candidate.labels)} labels"
+    return evaluation, confusion_png(drawn, square(drawn, images.truth, found), title)
 
 
 def check(evaluation: dict[str, Any]) -> None:
@@ -151,6 +155,15 @@ def _before(
         return ask(stable)
     except ArchiveError as error:
         return f"the stable version {stable.version} gives no answers here: {error}"
+
+
+def _drawn(labels: Sequence[str], truth: Mapping[str, str], found: Mapping[str, Answer]) -> Sequence[str]:
+    """The labels in the picture: all, or those that the most images have or are said to have."""
+    if len(labels) <= LARGEST:
+        return labels
+    counts = Counter(truth.values()) + Counter(answer.label for answer in found.values() if answer.label is not None)
+    commonest = {label for label, _ in counts.most_common(LARGEST)}
+    return [label for label in labels if label in commonest]
 
 
 def _measured(subject: Subject, images: LabelledImages, found: dict[str, Answer]) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 #: More labels than this have no room for their names; more than the other none for counts.
 _NAMED, _COUNTED = 40, 15
 _LONGEST = 18  # characters of a label
+#: As many labels as the picture has pixels for: of a square of ImageNet-21k's the numbers alone take gigabytes.
+LARGEST = 1000
 
 
 def confusion_png(labels: Sequence[str], confusion: Sequence[Sequence[int]], title: str) -> bytes:
@@ -21,7 +23,8 @@ def confusion_png(labels: Sequence[str], confusion: Sequence[Sequence[int]], tit
     figure = Figure(figsize=(side, side), dpi=100, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    shares = [[cell / max(sum(row), 1) for cell in row] for row in confusion]
+    sums = [max(sum(row), 1) for row in confusion]
+    shares = [[cell / total for cell in row] for row, total in zip(confusion, sums, strict=True)]
     axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     axes.set_title(title, fontsize=10)
     axes.set_xlabel("answered")
