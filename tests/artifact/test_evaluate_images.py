@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,13 @@ def test_an_empty_folder_of_a_label_is_refused(tmp_path: Path) -> None:
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(SpecError, match="absent is no folder; it must hold a folder of images for each label"):
         labelled("absent", tmp_path, pytest.fail, quiet)
+
+
+def test_a_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    """As an old archive of pictures leaves it, made where é was one byte."""
+    Path(os.fsdecode(os.fsencode(fill(tmp_path) / "cat") + b"/caf\xe9.jpg")).write_bytes(b"four")
+    with pytest.raises(SpecError, match=r"'cat/caf\\udce9\.jpg' is named in no UTF-8; rename it"):
+        from_folder(tmp_path, "faces", quiet)
 
 
 def test_labels_that_the_model_does_not_know(tmp_path: Path) -> None:

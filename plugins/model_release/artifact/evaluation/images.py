@@ -136,6 +136,9 @@ def _truth(uri: str, names: Iterable[str], folders: Iterable[str], log: Log) -> 
     others = [name for name in seen if not name.lower().endswith(SUFFIXES)]
     if others:
         log(f"{uri}: left out {some(others, 3)}, not named like images ({', '.join(SUFFIXES)})")
+    for name in images:
+        if not name.isprintable() and any("\ud800" <= character <= "\udfff" for character in name):
+            raise SpecError(f"{uri}: {name!r} is named in no UTF-8; rename it")
     homeless = [name for name in images if "/" not in name]
     if homeless:
         raise SpecError(
