@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import uuid
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +182,14 @@ def test_versions_newest_first_and_found_by_source_and_toolchain(store: Store, t
     assert store.find("f" * 64, service="digits") == two
     assert store.find("f" * 64, service="other") is None
     assert store.find("1" * 64) is None
+
+
+def test_a_time_without_a_zone_is_utc(store: Store, tmp_path: Path) -> None:
+    """As somebody's hand writes it into one version.json; records of releases are read so, too."""
+    here = store.publish(layout(tmp_path / "1", b"1"), METADATA)
+    by_hand = store.publish(layout(tmp_path / "2", b"2"), {**METADATA, "time": "2026-01-02T03:04:05"})
+    assert store.versions() == [here, by_hand]
+    assert by_hand.time == datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 
 
 def test_two_writers_of_one_version(store: Store, s3: Any, tmp_path: Path) -> None:

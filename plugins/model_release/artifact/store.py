@@ -267,7 +267,8 @@ class Store(Bucket):
                 str(path): {"sha256": str(f["sha256"]), "size": int(f["size"])} for path, f in record["files"].items()
             }
             rest = {key: value for key, value in record.items() if key not in ("version", "time", "files")}
-            return Version(name, self._uri(name), datetime.fromisoformat(record["time"]), rest, listed)
+            time = datetime.fromisoformat(record["time"])
+            return Version(name, self._uri(name), time if time.tzinfo else time.replace(tzinfo=UTC), rest, listed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VersionDamaged(f"{self._uri(name)}{RECORD} is no version's record: {error!r}") from error
 
