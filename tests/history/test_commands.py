@@ -215,6 +215,14 @@ def test_a_model_that_there_is_none_of(run: Run, words: tuple[str, ...]) -> None
     assert re.search(r"'letters' is no model of \S+/models \(digits\)", run(*words, code=1))
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "x", "²", "999999"])
+def test_a_number_that_is_none(run: Run, number: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """999 999 days ago there was no date."""
+    with pytest.raises(SystemExit):
+        run("prune", "digits", "--builds-days", number)
+    assert f"{number}: write a number from 1 to 100000" in capsys.readouterr().err
+
+
 def test_a_record_stays_a_record() -> None:
     """The names of FATES are the outcomes of records: a new outcome needs a word here."""
     from model_release.history.versions import FATES

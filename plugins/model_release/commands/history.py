@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Rich cuts a table to 80 columns where nobody looks; a file or a pipe has room.
 _WIDE = 200
+# Of lines, or of days: no calendar goes back a million of them.
+_MOST = 100_000
 
 
 def register(commands: Any) -> None:
@@ -245,7 +247,7 @@ def _by_hand() -> Owner:
 
 
 def _count(text: str) -> int:
-    number = int(text) if text.isdigit() else 0
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: write a number from 1 on")
+    number = int(text) if text.isdecimal() else 0
+    if not 1 <= number <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text}: write a number from 1 to {_MOST}")
     return number
