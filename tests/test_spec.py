@@ -90,6 +90,12 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("judge.metrics", [{"name": "errors"}], "judge.metrics.0", "max_rate"),
         ("judge.metrics", [{"name": "errors", "max_rate": 2}], "judge.metrics.0.max_rate", "less than 1"),
         ("judge.metrics", [{"name": "errors", "max_ratio": 1.5}], "judge.metrics.0", "needs a floor"),
+        (
+            "judge.metrics",
+            [{"name": "e", "max_ratio": float("inf"), "floor": 0.1}],
+            "judge.metrics.0.max_ratio",
+            "finite",
+        ),
         ("judge.metrics", [{"name": "errors", "floor": 0.1, "max_rate": 0.1}], "judge.metrics.0", "max_ratio"),
         ("judge.metrics", [{"name": "e", "max_rate": 0.1}] * 2, "judge", "two metrics are called 'e'"),
         ("judge.metrics", [{"name": "e", "observe": True}], "judge", "at least one must decide"),

@@ -41,7 +41,9 @@ class Metric(Part):
     codes: str | None = Field(None, pattern=r"^[1-5](\d\d|xx)$", description="Bad response codes: 5xx, 503, …")
     above: PositiveDuration | None = Field(None, description="Bad is slower than this; on a bucket's edge.")
     max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
-    max_ratio: float | None = Field(None, ge=1, description="Times stable's share that is still accepted.")
+    max_ratio: float | None = Field(
+        None, ge=1, allow_inf_nan=False, description="Times stable's share that is still accepted."
+    )
     floor: Share | None = Field(None, description="Stable's share counts as at least this, with max_ratio.")
     observe: bool = Field(False, description="Computed and shown; never decides.")
 
