@@ -165,6 +165,14 @@ def test_load_all_refuses_two_files_with_one_model(tmp_path: Path) -> None:
     assert str(second) in str(refusal.value)
 
 
+def test_hidden_files_are_no_model_files(tmp_path: Path) -> None:
+    """An editor's lock is a link to nowhere, and a Mac leaves `._x` beside each x it copies."""
+    written(tmp_path, GOOD)
+    (tmp_path / ".#model.yaml").symlink_to("me@laptop.4711")
+    (tmp_path / "._model.yaml").write_bytes(b"\x00\x05\x16\x07")
+    assert list(load_all(tmp_path)) == ["digits"]
+
+
 @pytest.mark.parametrize("text", ["500ms", "10s", "90s", "30m", "2h", "1d", "0s", "1500ms"])
 def test_durations_read_back(text: str) -> None:
     assert parse_duration(format_duration(parse_duration(text))) == parse_duration(text)

@@ -139,15 +139,20 @@ def load(path: Path) -> ModelSpec:
         raise SpecError("; ".join(troubles)) from error
 
 
+def files_in(folder: Path) -> list[Path]:
+    """The folder's model files, `*.yaml`, sorted; what is hidden is an editor's or a Mac's."""
+    return sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
+
+
 def load_all(folder: Path) -> dict[str, ModelSpec]:
-    """Every `*.yaml` of the folder by model name, in the order of their names.
+    """Every model file of the folder by model name, in the order of the files' names.
 
     Raises:
         SpecError: for the first file that cannot be accepted, or when two files name one model.
     """
     specs: dict[str, ModelSpec] = {}
     files: dict[str, Path] = {}
-    for path in sorted(folder.glob("*.yaml")):
+    for path in files_in(folder):
         spec = load(path)
         if spec.model in specs:
             raise SpecError(f"{path}: model: {spec.model!r} is already the model of {files[spec.model]}")

@@ -16,7 +16,7 @@ from urllib.parse import quote
 from airflow.sdk import DAG, BaseOperator
 
 from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, SpecError, StoreUnavailable
-from model_release.model_file import load
+from model_release.model_file import files_in, load
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, notify, records, telemetry
 from model_release.tasks.base import RETRIES, documented, telling
@@ -39,7 +39,7 @@ def sweep_dag(models: Path, schedule: str | None) -> DAG:
     """
     services: dict[str, list[ModelSpec]] = {}
     unread: list[str] = []
-    for path in sorted(models.glob("*.yaml")):
+    for path in files_in(models):
         try:
             spec = load(path)
         except SpecError as error:

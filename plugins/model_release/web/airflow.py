@@ -62,10 +62,10 @@ class AirflowSources:
 
     def models(self) -> Models:
         """The model files; one that has not changed since is not read again."""
-        from model_release.model_file import load
+        from model_release.model_file import files_in, load
 
         found: dict[Path, tuple[tuple[int, int], ModelSpec | str]] = {}
-        for path in sorted(self._folder.glob("*.yaml")):
+        for path in files_in(self._folder):
             about = path.stat()
             stamp = (about.st_mtime_ns, about.st_size)
             kept = self._read.get(path)
