@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from model_release.artifact import processes, training
+from model_release.artifact.candidates import candidates_of
 from model_release.artifact.source import fetch
-from model_release.errors import SpecError, TrainingFailed
+from model_release.errors import SpecError, StoreUnavailable, TrainingFailed
 
 CANDIDATE = "20261122T230000"
 PROJECT = Path(__file__).resolve().parents[2]
@@ -345,6 +346,18 @@ def test_into_s3_the_config_comes_last(train: Any, s3: Any, tmp_path: Path) -> N
     order.clear()
     assert train("good", source=source, s3=client, epochs=2) == made
     assert order == []
+
+
+def test_into_s3_a_candidate_that_came_to_be_meanwhile_is_left_as_it_is(s3: Any, tmp_path: Path) -> None:
+    place = candidates_of({"s3": "s3://models/trained/twice/"}, tmp_path, s3.client)
+    for run in ("one", "two"):
+        (tmp_path / run).mkdir()
+        for name in ("config.json", "model.safetensors"):
+            (tmp_path / run / name).write_text(run)
+    place.put(tmp_path / "one", CANDIDATE)
+    with pytest.raises(StoreUnavailable, match="came to be meanwhile"):
+        place.put(tmp_path / "two", CANDIDATE)
+    assert place.read(f"{CANDIDATE}/model.safetensors") == b"one"
 
 
 def test_what_an_image_wrote_becomes_a_candidate_once_it_is_checked(s3: Any, tmp_path: Path, lines: list[str]) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from model_release.artifact.s3 import error_code, keys, split_uri, talking_about
 from model_release.artifact.source import CONFIG
-from model_release.errors import SpecError, TrainingFailed
+from model_release.errors import SpecError, StoreUnavailable, TrainingFailed
 
 
 class Candidates(ABC):
@@ -95,6 +95,8 @@ class _Prefix(Candidates):
             return bytes(answer["Body"].read())
 
     def put(self, folder: Path, name: str) -> None:
+        if self.read(f"{name}/{CONFIG}") is not None:  # its files would be overwritten one by one
+            raise StoreUnavailable(f"{self.origin}{name} came to be meanwhile, by another run; a retry finds it")
         last = folder / CONFIG
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != last):
             key = f"{self._prefix}{name}/{path.relative_to(folder).as_posix()}"
