@@ -97,6 +97,10 @@ class StoreUnavailable(ReleaseError):
     transient = True
 
 
+class StoreContested(StoreUnavailable):
+    """S3 has kept a write from overwriting what somebody else wrote."""
+
+
 class VersionDamaged(ReleaseError):
     """A version in the store is not what its `version.json` says, or is none."""
 

@@ -17,6 +17,8 @@ from model_release.errors import (
     MetricsUnavailable,
     NotReady,
     NotReadyYet,
+    PermissionDenied,
+    StoreContested,
     StoreRefused,
     StoreUnavailable,
 )
@@ -43,12 +45,17 @@ class Store:
     def __init__(self) -> None:
         self.content: dict[str, Any] = {}
         self.heeds, self.refused, self.off = True, False, timedelta(0)
+        self.busy_after: int | None = None  # writes that are still taken; those after them are answered 503
 
     def write_json(self, key: str, content: Any, *, if_match: str | None) -> None:
+        if self.busy_after is not None:
+            self.busy_after -= 1
+            if self.busy_after < 0:
+                raise StoreUnavailable("S3 answers SlowDown")
         if self.refused:
             raise StoreRefused("403: AccessDenied")
         if self.heeds and key in self.content:
-            raise StoreUnavailable("somebody wrote")
+            raise StoreContested("somebody wrote")
         self.content[key] = content
 
     def read_json(self, key: str) -> tuple[Any, str]:
@@ -165,6 +172,12 @@ def test_a_store_that_lets_versions_be_overwritten_is_refused(world: World) -> N
     world.store().heeds = False  # type: ignore[attr-defined]
     (line,) = errors(world)
     assert "If-None-Match is not heeded" in line
+
+
+def test_a_store_that_is_busy_has_not_shown_that_it_heeds_conditions(world: World) -> None:
+    world.store().heeds, world.store().busy_after = False, 1  # type: ignore[attr-defined]
+    (line,) = found(world)["store"]
+    assert (line.level, line.passing, "SlowDown" in line.sentence) == (Level.ERROR, True, True)
 
 
 def test_each_part_that_cannot_be_reached_spoils_only_itself(world: World) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from model_release.errors import SpecError, StoreRefused, StoreUnavailable
+from model_release.errors import SpecError, StoreContested, StoreRefused, StoreUnavailable
 
 _URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
 
@@ -53,7 +53,7 @@ def talking_about(uri: str) -> Iterator[None]:
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode") or 0)
         message = error.response.get("Error", {}).get("Message") or ""
         if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-            raise StoreUnavailable(f"{uri}: somebody wrote it at the same moment; try again") from error
+            raise StoreContested(f"{uri}: somebody wrote it at the same moment; try again") from error
         if status == 429 or status >= 500 or code in ("SlowDown", "RequestTimeout"):
             raise StoreUnavailable(f"{uri}: S3 answers {code} ({message})") from error
         why = _REFUSALS.get(code) or _REFUSALS.get(str(status)) or message or "no reason given"

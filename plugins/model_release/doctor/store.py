@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from model_release.errors import StoreUnavailable
+from model_release.errors import StoreContested
 
 from .finding import Finding, error, ok
 
@@ -21,7 +21,7 @@ def check(store: Store) -> Iterator[Finding]:
     try:
         try:
             store.write_json(key, {"probe": 2}, if_match=None)
-        except StoreUnavailable:
+        except StoreContested:
             conditional = True
         else:
             conditional = False
