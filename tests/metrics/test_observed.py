@@ -27,14 +27,15 @@ Serve = Callable[[History], Prometheus]
 JudgeOf = Callable[..., Judge]
 
 
-def lively(name: Profile) -> History:
+def lively(name: Profile, *, buckets: bool = True) -> History:
     """The stable revision, a request a second of 80 ms, scraped every 5 s."""
     history = History()
     requests = [Request(float(second), 200, 80) for second in range(-400, 1)]
     page = Page(name, "a:9091", requests={STABLE: requests})
     for scrape in range(-400, 1, 5):
         for metric, labels, value in page.exposed(scrape):
-            history.add(metric, labels, {scrape: value})
+            if buckets or not metric.endswith("_bucket"):
+                history.add(metric, labels, {scrape: value})
     return history
 
 
@@ -54,6 +55,20 @@ def test_a_revision_that_is_counted(name: Profile, serve: Serve) -> None:
     edges = sorted(BUCKET_EDGES_MS[name])
     below, above = max(e for e in edges if e < 80), min(e for e in edges if e >= 80)
     assert p95 == pytest.approx(below + 0.95 * (above - below))
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_requests_without_the_histogram_that_is_asked_for(name: Profile, serve: Serve, judge_of: JudgeOf) -> None:
+    """A scrape that drops `_bucket` leaves the requests, and nothing to tell the slow ones by."""
+    metrics, slow = profile(name), judge_of(name).metrics
+    assert presence(serve(lively(name)), metrics, NAMESPACE, STABLE, asked=slow, now=at(1)).ok
+    prometheus = serve(lively(name, buckets=False))
+    assert presence(prometheus, metrics, NAMESPACE, STABLE, asked=slow[:1], now=at(1)).ok
+    found = presence(prometheus, metrics, NAMESPACE, STABLE, asked=slow, now=at(1))
+    assert not found.ok
+    assert f"is counted, but {metrics.buckets_of(NAMESPACE, [STABLE])} is empty" in found.sentence
+    # Envoy merges histograms every five seconds: what was just asked for the first time has none yet.
+    assert presence(prometheus, metrics, NAMESPACE, STABLE, asked=slow, now=at(-390)).ok
 
 
 @pytest.mark.parametrize("real", list(PROFILES))

@@ -31,7 +31,7 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
         )
         return
     metrics, namespace = profile(spec.judge.profile), spec.service.namespace
-    seen = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window)
+    seen = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window, asked=spec.judge.metrics)
     if not seen.ok:
         said = f"a canary beside {stable} could not be judged: {seen.sentence}"
         yield Finding("metrics", Level.ERROR, said, "mend judge.profile or the scraping", seen.passing)

@@ -18,6 +18,8 @@ from model_release.metrics.prometheus import Prometheus, milliseconds
 from model_release.spec import Metric, format_duration
 
 RECENT = timedelta(minutes=5)
+# A histogram may come later than its counter (Envoy merges histograms every five seconds), and a scrape after that.
+_LATER_MS = 30_000
 _SHOWN = 5
 
 
@@ -42,9 +44,11 @@ def presence(
     revision: str,
     *,
     window: timedelta | None = None,
+    asked: Iterable[Metric] = (),
     now: datetime | None = None,
 ) -> Presence:
-    """Whether the revision's request counter was scraped in the last five minutes, and often enough for `window`.
+    """Whether the revision's request counter was scraped in the last five minutes, often enough for `window`, and with
+    a histogram where one of the metrics `asked` is on durations.
 
     If it was not, the sentence names the query and what comes near: the revision's target without requests, the
     same metric for other revisions, the metrics of another profile, or metrics of a similar name.
@@ -52,7 +56,9 @@ def presence(
     until = milliseconds(now or datetime.now(UTC))
     after = until - milliseconds_of(RECENT)
     query = metrics.requests_of(namespace, [revision])
-    found = samples.read(prometheus, metrics, namespace, [revision], after, until).requests
+    limits = [metric.above / timedelta(milliseconds=1) for metric in asked if metric.above is not None]
+    counted = samples.read(prometheus, metrics, namespace, [revision], after, until, limits_ms=limits)
+    found = counted.requests
     if found:
         newest = max(series.samples[-1][0] for series in found)
         # The median: a gap, as a restart of Prometheus leaves, says nothing about how often it scrapes.
@@ -63,6 +69,13 @@ def presence(
             sentence = (
                 f"{query} is scraped every {seconds:g} s, and a window of {format_duration(window)} does not hold two "
                 f"scrapes; {fitting} would"
+            )
+            return Presence(False, sentence, query, seconds)
+        oldest = min(series.samples[0][0] for series in found)
+        if limits and not counted.buckets and until - oldest > _LATER_MS:
+            sentence = (
+                f"{query} is counted, but {metrics.buckets_of(namespace, [revision])} is empty: nothing tells how long "
+                "requests take; are the buckets dropped where they are scraped?"
             )
             return Presence(False, sentence, query, seconds)
         age = (until - newest) / 1000

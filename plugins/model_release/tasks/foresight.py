@@ -21,8 +21,8 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
     known. Asked again, it looks again.
 
     Raises:
-        MetricsRefused: the stable revision has no metrics of this profile, a limit lies on none of its buckets, or a
-            window holds fewer than two scrapes; with what is there instead.
+        MetricsRefused: the stable revision has no metrics of this profile, or no histogram for a limit on durations; a
+            limit lies on none of its buckets, or a window holds fewer than two scrapes; with what is there instead.
         MetricsUnavailable: Prometheus does not answer now, or it counts others by this profile and the stable revision,
             which may be a minute old, not yet.
     """
@@ -32,7 +32,7 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
 
     prometheus, metrics = connections.prometheus(), profile(spec.judge.profile)
     namespace, rollout = spec.service.namespace, spec.rollout
-    seen = presence(prometheus, metrics, namespace, stable, window=rollout.window)
+    seen = presence(prometheus, metrics, namespace, stable, window=rollout.window, asked=spec.judge.metrics)
     if not seen.ok:
         refused = MetricsUnavailable if seen.passing else MetricsRefused
         raise refused(f"a canary beside {stable} could not be judged: {seen.sentence}")
