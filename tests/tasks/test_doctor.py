@@ -13,11 +13,11 @@ import pytest
 
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import (
+    ClusterUnavailable,
     MetricsRefused,
     MetricsUnavailable,
     NotReady,
     NotReadyYet,
-    PermissionDenied,
     StoreContested,
     StoreRefused,
     StoreUnavailable,
@@ -191,6 +191,15 @@ def test_each_part_that_cannot_be_reached_spoils_only_itself(world: World) -> No
     assert [line.split()[1] for line in lines] == ["cluster", "store", "metrics"]
     assert "isn't defined" in lines[0]
     assert "AccessDenied" in lines[1]
+
+
+def test_a_service_that_was_not_seen_is_not_called_undeployed(world: World) -> None:
+    def no_cluster() -> Any:
+        raise ClusterUnavailable("no route")
+
+    said = [one.sentence for one in found(replace(world, cluster=no_cluster))["metrics"]]
+    assert said == ["Prometheus answers", "profile istio cannot be tried: what models/digits serves is not known"]
+    assert found(world)["metrics"][1].sentence.endswith("nothing of models/digits is rolled out")
 
 
 @pytest.mark.parametrize(

@@ -44,6 +44,7 @@ def examine(world: World) -> Iterator[Finding]:
     client, trouble = _reached("cluster", world.cluster)
     yield from trouble
     live: InferenceService | None = None
+    seen = False
     if client is not None and world.address is not None:
         yield from airflow.check(world.address, client)
     if client is not None:
@@ -52,6 +53,7 @@ def examine(world: World) -> Iterator[Finding]:
         yield from _told("runtime", lambda: cluster.runtime(client, spec))
         try:
             live, findings = cluster.service(client, spec)
+            seen = True
             yield from findings
         except ReleaseError as refused:
             yield _finding("service", refused)
@@ -62,7 +64,7 @@ def examine(world: World) -> Iterator[Finding]:
     prometheus, trouble = _reached("metrics", world.prometheus)
     yield from trouble
     if prometheus is not None:
-        yield from _told("metrics", lambda: metrics.check(prometheus, spec, live))
+        yield from _told("metrics", lambda: metrics.check(prometheus, spec, live, seen))
     yield from clocks.check(client, there, prometheus)
 
 

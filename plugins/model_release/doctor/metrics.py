@@ -16,27 +16,29 @@ if TYPE_CHECKING:
     from model_release.serving.inference_service import InferenceService
 
 
-def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None) -> Iterator[Finding]:
-    """A metric that is misspelt, of another profile or scraped too seldom is found here, before traffic moves."""
+def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None, seen: bool) -> Iterator[Finding]:
+    """A metric that is misspelt, of another profile or scraped too seldom is found here, before traffic moves.
+
+    `live` None means, where it was `seen`, that there is no such service.
+    """
     from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
 
     now = prometheus.query("time()")
     yield ok("metrics", f"Prometheus answers{f' ({now.warnings[0]})' if now.warnings else ''}")
     stable = live.rolled_out if live is not None else None
     if stable is None:
-        yield warning(
-            "metrics",
-            f"profile {spec.judge.profile} cannot be tried: nothing of {spec.service.key} is rolled out",
-            "ask again after the first deployment",
-        )
+        why, cure = f"nothing of {spec.service.key} is rolled out", "ask again after the first deployment"
+        if not seen:
+            why, cure = f"what {spec.service.key} serves is not known", "see above"
+        yield warning("metrics", f"profile {spec.judge.profile} cannot be tried: {why}", cure)
         return
     metrics, namespace = profile(spec.judge.profile), spec.service.namespace
-    seen = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window, asked=spec.judge.metrics)
-    if not seen.ok:
-        said = f"a canary beside {stable} could not be judged: {seen.sentence}"
-        yield Finding("metrics", Level.ERROR, said, "mend judge.profile or the scraping", seen.passing)
+    counted = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window, asked=spec.judge.metrics)
+    if not counted.ok:
+        said = f"a canary beside {stable} could not be judged: {counted.sentence}"
+        yield Finding("metrics", Level.ERROR, said, "mend judge.profile or the scraping", counted.passing)
         return
-    yield ok("metrics", seen.sentence)
+    yield ok("metrics", counted.sentence)
     try:
         check_limits(
             bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the histogram of {stable}"
