@@ -115,6 +115,20 @@ def test_the_fleet_moves_the_split_in_place_and_keeps_the_focus(site: Site, watc
     assert bar.locator("rect.canary").get_attribute("width") == "30"
 
 
+def test_charts_show_the_range_that_the_page_says_when_a_canary_begins(site: Site, watched: Any) -> None:
+    """At rest a service is shown for an hour, beside a canary for a quarter of one."""
+    world = site.world
+    canary, world.live["digits"] = world.live["digits"], service_of("digits", {1: 100})
+    held = world.held.pop("digits")
+    page = watched("/services/models/digits").page
+    page.wait_for_selector(CHART)
+    assert page.locator(".ranges [aria-current]").inner_text() == "1h"
+    world.live["digits"], world.held["digits"] = canary, held
+    page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it looks at once
+    page.locator(".ranges [aria-current]", has_text="15m").wait_for(timeout=20_000)
+    assert page.locator("#traffic").get_attribute("data-url").endswith("range=15m")
+
+
 def test_a_failed_connection_is_told_and_recovers(site: Site, watched: Any) -> None:
     one = watched("/")
     one.page.get_by_text("Live").first.wait_for()

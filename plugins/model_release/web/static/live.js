@@ -33,7 +33,7 @@ function morph(old, fresh) {
     return;
   }
   if (old.nodeType !== Node.ELEMENT_NODE) return;
-  if (old.hasAttribute("data-chart")) old.dataset.every = fresh.dataset.every;
+  if (old.hasAttribute("data-chart")) for (const about of ["every", "url"]) old.dataset[about] = fresh.dataset[about];
   if (old.hasAttribute("data-keep")) return;
   if (old.nodeName === "TIME" && old.dateTime === fresh.dateTime) return;
   for (const { name } of [...old.attributes])
