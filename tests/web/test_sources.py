@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,19 @@ def test_a_part_that_hangs_is_told_and_not_waited_for() -> None:
     assert time.monotonic() - begun < 1
     assert parts["hangs"].trouble == "does not answer within 0.2 s"
     assert parts["fine"].value == 1
+
+
+def test_reads_within_reads_do_not_wait_for_each_other() -> None:
+    """Many people look at once at pages that read the history of their stores beside the cluster."""
+
+    def page(_: int) -> str | None:
+        ready.wait(5)
+        inner = gather({"outer": lambda: gather({"inner": lambda: time.sleep(0.01)}, patience=1)}, patience=2)["outer"]
+        return inner.trouble or inner.value["inner"].trouble
+
+    ready = threading.Barrier(40)
+    with ThreadPoolExecutor(40) as viewers:
+        assert set(viewers.map(page, range(40))) == {None}
 
 
 def test_model_files_are_read_again_when_they_change(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TookTooLong
 from dataclasses import dataclass
+from threading import current_thread
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
@@ -27,7 +28,8 @@ K = TypeVar("K")
 PATIENCE = 5.0
 
 _log = logging.getLogger(__name__)
-_pool = ThreadPoolExecutor(max_workers=24, thread_name_prefix="releases-page")
+_POOL = "releases-page"
+_pool = ThreadPoolExecutor(max_workers=24, thread_name_prefix=_POOL)
 
 
 class Releases(Protocol):
@@ -86,9 +88,12 @@ class Part(Generic[T]):
 
 
 def gather(reads: Mapping[K, Callable[[], Any]], patience: float = PATIENCE) -> dict[K, Part[Any]]:
-    """Makes all reads at once; each has its own part, whatever becomes of the others."""
+    """Makes all reads at once; each has its own part, whatever becomes of the others. Within such a read they are made
+    one after the other: were every worker of the pool to wait for the pool, none would be left to be waited for."""
+    if current_thread().name.startswith(_POOL):
+        return {key: read(one) for key, one in reads.items()}
     end = monotonic() + patience
-    started: Sequence[tuple[K, Future[Any]]] = [(key, _pool.submit(read)) for key, read in reads.items()]
+    started: Sequence[tuple[K, Future[Any]]] = [(key, _pool.submit(one)) for key, one in reads.items()]
     return {key: _part(future, end, patience) for key, future in started}
 
 
