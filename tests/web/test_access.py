@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from fastapi.routing import APIRoute
 from model_release.web.app import HEADERS, create_app
 
 from .conftest import Open
-from .makers import record_of, spec
+from .makers import NOW, record_of, spec
 from .world import Gate, World
 
 PAGES = ("/", "/releases", "/services/models/digits", "/dags/release_digits", "/dags/release_digits/runs/manual__0")
@@ -93,6 +94,23 @@ def test_models_that_share_service_and_store_stay_apart(world: World, browse: Op
     # A record under another model's name is nobody's.
     world.records[f"ours-20260101T000000-{1:08x}"] = theirs
     assert eve.get(f"/releases/ours-20260101T000000-{1:08x}").status_code == 404
+
+
+@pytest.mark.parametrize("others", [["ours"], ["ours", "too"]])
+def test_what_is_hidden_does_not_hide_what_may_be_seen(world: World, browse: Open, others: list[str]) -> None:
+    """The newest sixty releases of a shared service are not eve's to see; her own is older than all of them."""
+    names = [*others, "theirs"]
+    world.specs = {name: spec(name, service="shared", store="s3://models/shared/") for name in names}
+    mine = world.add(record_of(world.specs["ours"], started=NOW - timedelta(days=9)))
+    for number in range(60):
+        world.add(record_of(world.specs["theirs"], started=NOW - timedelta(hours=number), number=100 + number))
+    eve = browse("eve", Gate({"eve": {f"release_{name}" for name in others}}))
+    assert [one["release"] for one in eve.get("/api/releases").json()["releases"]] == [mine.release]
+    assert eve.get("/api/releases").json()["next"] is None
+    assert mine.release in eve.get("/releases").text
+    page = eve.get("/services/models/shared").text
+    assert mine.release in page
+    assert "Nothing was ever released here" not in page
 
 
 def test_what_does_not_exist_is_404_in_words(browse: Open) -> None:

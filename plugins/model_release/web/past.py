@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -49,18 +49,30 @@ def releases(
         if (model is None or name == model) and (service is None or spec.service.key == service)
     }
     stores = sorted({spec.store for spec in wanted.values()})
-    filters = {"model": model, "service": service, "outcome": outcome}
+    filters = {"service": service, "outcome": outcome}
     found = {store: _Course(before) for store in stores}
     # Of many stores each has a few of the newest only: little is asked of all, and more of those that may have more.
     each = limit if len(stores) == 1 else max(2, math.ceil(2 * limit / max(len(stores), 1)))
     while behind := _behind(found, limit):
         reads: dict[str, Callable[[], Any]] = {
-            store: partial(sources.releases(store).page, **filters, before=found[store].next, limit=each)
+            store: partial(
+                sources.releases(store).page,
+                **filters,
+                model=_only(store, wanted),
+                before=found[store].next,
+                limit=each,
+            )
             for store in behind
         }
         for store, part in gather(reads).items():
-            found[store].add(part)
-    return _merged(found, wanted, limit)
+            found[store].add(part, wanted)
+    return _merged(found, limit)
+
+
+def _only(store: str, wanted: Mapping[str, ModelSpec]) -> str | None:
+    """The one model that is wanted of a store, which is asked for no other then; None where there are several."""
+    models = [name for name, spec in wanted.items() if spec.store == store]
+    return models[0] if len(models) == 1 else None
 
 
 @dataclass
@@ -72,10 +84,12 @@ class _Course:
     asked: bool = False
     trouble: str | None = None
 
-    def add(self, part: Part[Page]) -> None:
+    def add(self, part: Part[Page], wanted: Collection[str]) -> None:
         self.asked, self.trouble = True, part.trouble
         self.next = part.value.next if part.value is not None else None
-        self.entries += part.value.entries if part.value is not None else []
+        # Releases of a model that was taken from the folder, or that this person may not see, are passed over, and
+        # take no place on a page from those that are shown.
+        self.entries += [one for one in part.value.entries if one.model in wanted] if part.value is not None else []
 
     @property
     def open(self) -> bool:
@@ -100,15 +114,14 @@ def span(record: Record, now: float | None = None) -> tuple[float, float]:
     return begun - around, min(ended + around, present)
 
 
-def _merged(found: Mapping[str, _Course], wanted: Mapping[str, ModelSpec], limit: int) -> Json:
+def _merged(found: Mapping[str, _Course], limit: int) -> Json:
     """The newest of all stores, in one order of time; the cursor of the last is where the next page goes on."""
     entries = [entry for course in found.values() for entry in course.entries]
     entries.sort(key=lambda entry: entry.cursor, reverse=True)
     shown = entries[:limit]
     more = len(entries) > limit or any(course.next is not None for course in found.values())
     return {
-        # Releases of a model that was taken from the folder, or that this person may not see, are passed over.
-        "releases": [live.listed(entry) for entry in shown if entry.model in wanted],
+        "releases": [live.listed(entry) for entry in shown],
         "next": shown[-1].cursor if shown and more else None,
         "troubles": [f"The store {store}: {course.trouble}" for store, course in found.items() if course.trouble],
     }
