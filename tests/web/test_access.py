@@ -11,7 +11,7 @@ from fastapi.routing import APIRoute
 from model_release.web.app import HEADERS, create_app
 
 from .conftest import Open
-from .makers import NOW, record_of, spec
+from .makers import NOW, claim_of, lease_of, record_of, service_of, spec
 from .world import Gate, World
 
 PAGES = ("/", "/releases", "/services/models/digits", "/dags/release_digits", "/dags/release_digits/runs/manual__0")
@@ -91,6 +91,14 @@ def test_models_that_share_service_and_store_stay_apart(world: World, browse: Op
         assert answer.status_code == 200, path
         assert theirs.release not in answer.text
     assert eve.get(f"/releases/{theirs.release}").status_code == 403
+    # The one that runs now is theirs: how the service stands is told, and not whose doing it is.
+    world.live["shared"] = service_of("shared", {1: 90, 2: 10})
+    world.held["shared"] = lease_of("shared", claim_of("theirs", theirs.release, 10))
+    for path in ("/api/fleet", "/api/services/models/shared", "/api/services/models/shared/traffic"):
+        assert "theirs" not in eve.get(path).text, path
+    row = eve.get("/api/services/models/shared").json()
+    assert (row["canary"]["percent"], row["stage"], row["holder"]) == (10, "open at 10 %", None)
+    assert browse().get("/api/services/models/shared").json()["release"] == theirs.release
     # A record under another model's name is nobody's.
     world.records[f"ours-20260101T000000-{1:08x}"] = theirs
     assert eve.get(f"/releases/ours-20260101T000000-{1:08x}").status_code == 404

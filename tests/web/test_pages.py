@@ -47,7 +47,7 @@ def test_canaries_come_first_and_what_needs_a_look_second(browse: Open) -> None:
 
 
 def test_a_staged_canary_has_no_traffic_and_is_named() -> None:
-    told = standing(service_of("digits", {1: 100, 2: 0}), None, None)
+    told = standing(service_of("digits", {1: 100, 2: 0}), None, None, ["digits"])
     assert told["state"]["name"] == "staged"
     assert told["canary"]["percent"] == 0
 
@@ -56,7 +56,7 @@ def test_a_lease_that_cannot_be_read_is_told() -> None:
     broken = lease_of("digits")
     broken.raw["metadata"]["annotations"]["model-release/claim"] = "{"
     broken.raw["spec"] = {"holderIdentity": "x"}
-    told = standing(service_of("digits", {1: 100}), broken, None)
+    told = standing(service_of("digits", {1: 100}), broken, None, ["digits"])
     assert "cannot be read" in told["trouble"]
     assert told["state"]["name"] == "releasing"
 

@@ -76,6 +76,7 @@ def _row(key: str, members: list[ModelSpec], parts: Mapping[tuple[str, str], Par
         (services.value or {}).get(service.name),
         (leases.value or {}).get(service.name),
         services.trouble,
+        {spec.model for spec in members},
     )
     if services.trouble is None and leases.trouble is not None:
         row["trouble"] = leases.trouble

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseError
@@ -16,13 +17,18 @@ if TYPE_CHECKING:
 Json = dict[str, Any]
 
 
-def standing(service: InferenceService | None, lease: Lease | None, trouble: str | None) -> Json:
-    """The service as it stands. `trouble` is why the cluster told nothing; all is unknown then, and nothing is zero."""
+def standing(
+    service: InferenceService | None, lease: Lease | None, trouble: str | None, models: Collection[str]
+) -> Json:
+    """The service as it stands. `trouble` is why the cluster told nothing; all is unknown then, and nothing is zero.
+
+    A release is named, and its run, where it is of one of `models`: others may release to the service, too.
+    """
     claim, unread = _claim(lease)
     if trouble is not None:
         return _said("unknown", trouble=trouble)
     if service is None:
-        return _said("absent", **_stage(lease, claim), trouble=unread)
+        return _said("absent", **_stage(lease, claim, models), trouble=unread)
     stable, canary = _revisions(service)
     share = service.traffic.get(canary, 0) if canary else None
     name = "live"
@@ -40,7 +46,7 @@ def standing(service: InferenceService | None, lease: Lease | None, trouble: str
         canary={"revision": canary, "version": newest, "percent": share} if canary else None,
         split=_split(service, stable, canary),
         ready=service.ready,
-        **_stage(lease, claim),
+        **_stage(lease, claim, models),
         trouble=unread,
     )
 
@@ -98,18 +104,19 @@ def _claim(lease: Lease | None) -> tuple[Claim | None, str | None]:
         return None, str(error)
 
 
-def _stage(lease: Lease | None, claim: Claim | None) -> Json:
+def _stage(lease: Lease | None, claim: Claim | None, models: Collection[str]) -> Json:
     if lease is None:
         return {}
     found: Json = {"frozen": lease.frozen}
     if lease.holder:
         found |= {"holder": lease.holder, "since": lease.since, "stage": "held by somebody unknown"}
     if claim is not None:
+        shown = not claim.release or claim.release.rsplit("-", 2)[0] in models  # model, time and digest
         found |= {
             "stage": claim.stage,
             "since": claim.opened_at or lease.since,
-            "release": claim.release or None,
-            "holder": claim.owner.url,
+            "release": claim.release if claim.release and shown else None,
+            "holder": claim.owner.url if shown else None,
         }
     return found
 

@@ -35,7 +35,7 @@ def service(sources: Sources, key: str, specs: Mapping[str, ModelSpec]) -> Json:
         "past": partial(past.releases, sources, specs, service=key, limit=_LISTED),
     }
     parts = gather(reads)
-    row = _standing(parts, one.name)
+    row = _standing(parts, one.name, specs)
     listed = parts["past"].value or {"releases": [], "next": None, "troubles": [parts["past"].trouble]}
     newest = listed["releases"][0] if listed["releases"] else None
     shown, verdict = _newest(sources, newest, specs)
@@ -80,7 +80,7 @@ def traffic(
     }
     records = {f"record {entry['release']}": _record_of(sources, specs, entry) for entry in entries}
     parts = gather(reads | records)
-    row = _standing(parts, one.name)
+    row = _standing(parts, one.name, specs)
     roles = {part["revision"]: part["role"] for part in row["split"]}
     found: list[Json] = []
     for name in records:
@@ -113,9 +113,9 @@ def _record_of(sources: Sources, specs: Mapping[str, ModelSpec], entry: Json) ->
     return partial(sources.releases(specs[entry["model"]].store).record, entry["release"])
 
 
-def _standing(parts: Mapping[str, Part[Any]], name: str) -> Json:
+def _standing(parts: Mapping[str, Part[Any]], name: str, specs: Mapping[str, ModelSpec]) -> Json:
     services, leases = parts["services"], parts["leases"]
-    row = live.standing((services.value or {}).get(name), (leases.value or {}).get(name), services.trouble)
+    row = live.standing((services.value or {}).get(name), (leases.value or {}).get(name), services.trouble, specs)
     if services.trouble is None and leases.trouble is not None:
         row["trouble"] = leases.trouble
     return row
