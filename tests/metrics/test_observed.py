@@ -71,6 +71,30 @@ def test_requests_without_the_histogram_that_is_asked_for(name: Profile, serve: 
     assert presence(prometheus, metrics, NAMESPACE, STABLE, asked=slow, now=at(-390)).ok
 
 
+def test_a_pod_that_is_scraped_twice_is_refused(serve: Serve) -> None:
+    """As by Istio's own port and by the merged one; a pod that got another address is one target after the other."""
+
+    def said(second: range) -> str:
+        history, metrics = History(), profile("istio-destination")
+        labels = dict(metrics.fixed) | {
+            metrics.namespace_label or "": NAMESPACE,
+            metrics.revision_label: metrics.label_of(NAMESPACE, STABLE),
+            metrics.code_label: "200",
+            "pod": "digits-x",
+        }
+        for port, scrapes in (("15090", range(-60, -20, 5)), ("15020", second)):
+            target = {"job": f"port-{port}", "instance": f"10.0.0.7:{port}"}
+            history.add(metrics.requests, labels | target, {scrape: 100 + scrape for scrape in scrapes})
+        found = presence(serve(history), metrics, NAMESPACE, STABLE, now=at(1))
+        assert found.ok == ("twice" not in found.sentence)
+        return found.sentence
+
+    assert "would count each request twice: pod digits-x is scraped as job port-15020, instance" in said(
+        range(-62, -20, 5)
+    )
+    assert "2 series" in said(range(-15, 0, 5))
+
+
 @pytest.mark.parametrize("real", list(PROFILES))
 def test_a_mistyped_profile_is_told_with_the_right_one(real: Profile, serve: Serve) -> None:
     prometheus = serve(lively(real))

@@ -9,12 +9,13 @@ import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import pairwise
+from itertools import combinations, pairwise
 
 from model_release.errors import MetricsRefused
 from model_release.metrics import samples
+from model_release.metrics.increases import Target, target_of
 from model_release.metrics.profiles import PROFILES, RevisionMetrics
-from model_release.metrics.prometheus import Prometheus, milliseconds
+from model_release.metrics.prometheus import Prometheus, Series, milliseconds
 from model_release.spec import Metric, format_duration
 
 RECENT = timedelta(minutes=5)
@@ -47,8 +48,8 @@ def presence(
     asked: Iterable[Metric] = (),
     now: datetime | None = None,
 ) -> Presence:
-    """Whether the revision's request counter was scraped in the last five minutes, often enough for `window`, and with
-    a histogram where one of the metrics `asked` is on durations.
+    """Whether the revision's request counter was scraped in the last five minutes, often enough for `window`, by one
+    target for each pod, and with a histogram where one of the metrics `asked` is on durations.
 
     If it was not, the sentence names the query and what comes near: the revision's target without requests, the
     same metric for other revisions, the metrics of another profile, or metrics of a similar name.
@@ -71,6 +72,8 @@ def presence(
                 f"scrapes; {fitting} would"
             )
             return Presence(False, sentence, query, seconds)
+        if (twice := _twice(found)) is not None:
+            return Presence(False, f"{query} would count each request twice: {twice}", query, seconds)
         oldest = min(series.samples[0][0] for series in found)
         if limits and not counted.buckets and until - oldest > _LATER_MS:
             sentence = (
@@ -82,6 +85,22 @@ def presence(
         return Presence(True, f"{query} has {len(found)} series, the newest sample {age:.0f} s old", query, seconds)
     near, passing = _near(prometheus, metrics, namespace, revision, after, until)
     return Presence(False, f"{query} is empty: {near}", query, passing=passing)
+
+
+def _twice(found: Iterable[Series]) -> str | None:
+    """Two targets that are one pod at one time, as where a PodMonitor and a pod's annotations both have it scraped."""
+    pods: dict[str, dict[Target, tuple[int, int]]] = {}
+    for series in found:
+        if pod := series.labels.get("pod"):
+            spans = pods.setdefault(pod, {})
+            first, last = spans.get(target_of(series.labels), (series.samples[0][0], series.samples[-1][0]))
+            spans[target_of(series.labels)] = min(first, series.samples[0][0]), max(last, series.samples[-1][0])
+    for pod, spans in pods.items():
+        for (one, (begun, ended)), (other, (first, last)) in combinations(sorted(spans.items()), 2):
+            if max(begun, first) < min(ended, last):
+                named = " and ".join(f"job {job}, instance {instance}" for job, instance in (one, other))
+                return f"pod {pod} is scraped as {named}"
+    return None
 
 
 def _near(
