@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -54,6 +54,22 @@ def test_a_task_pushes_its_links_when_it_begins(monkeypatch: pytest.MonkeyPatch)
     links.push(ti, one, run)
     assert pushed["_link_GrafanaLink"].startswith("http://grafana:3000/d/model-release-service-istio?")
     assert {link.xcom_key for link in links.LINKS} == {*pushed, "_link_PrometheusLink"}
+
+
+@pytest.mark.parametrize(("seconds", "over"), [(10, "60000ms"), (120, "240000ms")])
+def test_the_link_to_prometheus_rates_over_more_than_two_scrapes(
+    monkeypatch: pytest.MonkeyPatch, seconds: int, over: str
+) -> None:
+    """Pushed once a minute, a rate over one minute has one sample, and draws nothing."""
+    from model_release.tasks import links
+
+    pushed: dict[str, str] = {}
+    ti = SimpleNamespace(xcom_push=lambda key, value: pushed.update({key: value}))
+    monkeypatch.setattr(connections, "prometheus_address", lambda: "http://prometheus:9090")
+    one = spec("digits")
+    rollout = one.rollout.model_copy(update={"window": timedelta(seconds=seconds)})
+    links.push_for(ti, one.model_copy(update={"rollout": rollout}), ["digits-predictor-00002"])
+    assert f"%5B{over}%5D" in pushed["_link_PrometheusLink"]
 
 
 def test_the_release_of_a_run_is_named_as_its_tasks_name_it() -> None:

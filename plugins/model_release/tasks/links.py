@@ -81,5 +81,7 @@ def push_for(ti: Any, spec: ModelSpec, revisions: Iterable[str]) -> None:
         return
     metrics = profile(spec.judge.profile)
     by = f"{metrics.revision_label}, {metrics.code_label}"
-    rates = metrics.over("rate", metrics.requests, spec.service.namespace, revisions, 60_000, by=by)
+    # A window holds two scrapes at least, and a rate wants two of them wherever it begins.
+    over = max(60_000, round(2000 * spec.rollout.window.total_seconds()))
+    rates = metrics.over("rate", metrics.requests, spec.service.namespace, revisions, over, by=by)
     ti.xcom_push(key=PrometheusLink().xcom_key, value=addresses.graph(address, rates, minutes=30))
