@@ -62,7 +62,7 @@ def create_app(sources: Sources, access: Access, prefix: str) -> FastAPI:
     app.add_middleware(_Protected)
     templates = environment(prefix)
     app.include_router(Pages(sources, templates).router())
-    app.mount("/static", StaticFiles(directory=HERE / "static"), name="static")
+    app.mount("/static", _Files(directory=HERE / "static"), name="static")
 
     def refused(request: Request, status: int, detail: str, headers: Any = None) -> Response:
         if wants_json(request):
@@ -102,6 +102,15 @@ def wants_json(request: Request) -> bool:
     accepts = request.headers.get("accept", "")
     below = request.url.path.removeprefix(request.scope.get("root_path", ""))
     return below.startswith("/api/") or ("application/json" in accepts and "text/html" not in accepts)
+
+
+class _Files(StaticFiles):
+    """The same names hold other files after an upgrade: a browser that has one asks whether it is still the same."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        answer = super().file_response(*args, **kwargs)
+        answer.headers["Cache-Control"] = "no-cache"
+        return answer
 
 
 class _Protected:
