@@ -144,6 +144,25 @@ def test_what_could_not_be_sent_is_sent_by_the_retry(
     assert (len(posts), record.notices) == (2, ["promoted"])
 
 
+def test_a_note_whose_answer_was_lost_is_not_taken_for_one_of_before(
+    spec: ModelSpec, context: Any, record: Record, web: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store wrote it and told of a failure: the second try finds the note that the first one made."""
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port, schema="http")
+
+    def change(spec: ModelSpec, run: Any, edit: Any) -> Record:
+        edit(record)
+        edit(record)
+        return record
+
+    monkeypatch.setattr(records, "change", change)
+    one, run = telling(spec, webhook={"connection": "hook"}), Run.of(context, spec)
+    for attempt in (1, 2):
+        notify.tell(one, run, notify.ROLLED_BACK, "…", attempt=attempt)
+    assert (len(posts), record.notices) == (1, ["rolled back"])
+
+
 def test_while_the_store_is_away_the_first_try_tells_and_no_other(
     spec: ModelSpec, context: Any, web: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -73,12 +73,11 @@ def tell(spec: ModelSpec, run: Run, event: str, sentence: str, *, which: str = "
     """
     if spec.notify is None:
         return
-    key, known = f"{event} {which}".strip(), False
+    key, found = f"{event} {which}".strip(), list[bool]()
 
     def note(record: Record) -> None:
-        nonlocal known
-        known = key in record.notices
-        if not known:
+        found.append(key in record.notices)
+        if not found[-1]:
             record.notices.append(key)
 
     try:
@@ -88,7 +87,7 @@ def tell(spec: ModelSpec, run: Run, event: str, sentence: str, *, which: str = "
         if attempt == 1:
             _sent(spec.notify, Message(event, spec.model, spec.service.key, None, sentence, {}, run.page, run.url))
         return
-    if known:
+    if found[0]:  # a later try may find what this one noted, though it was told that it failed
         return
     shares = record.traffic[-1]["revisions"] if record.traffic else {}
     message = Message(event, spec.model, spec.service.key, record.version, sentence, shares, run.page, run.url)
