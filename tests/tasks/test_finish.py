@@ -10,7 +10,7 @@ import pytest
 from model_release.errors import ReleaseError, ReleaseFailed, RolledBack
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
-from model_release.tasks import records
+from model_release.tasks import records, telemetry
 from model_release.tasks.finish import Report
 from model_release.tasks.run import Run
 
@@ -209,3 +209,16 @@ def test_the_record_ends_when_the_run_does_and_not_at_the_promotion(
     assert record.ended == "2026-03-01T02:20:00.000+00:00"
     report.execute(context)
     assert record.ended == "2026-03-01T02:20:00.000+00:00", "a report that is run again says the same"
+
+
+def test_a_release_is_counted_once_whatever_becomes_of_the_stores_answer(
+    report: Report, context: Any, ti: Any, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The store wrote the end and its answer was lost: the second try finds what the first one wrote."""
+    counted: list[str | None] = []
+    monkeypatch.setattr(telemetry, "released", lambda ended: counted.append(ended.outcome))
+    monkeypatch.setattr(records, "change", lambda spec, run, edit: (edit(record), edit(record)))
+    ti.states, ti.xcoms, _, _ = ENDINGS["promoted"]
+    for _ in range(2):
+        report.execute(context)
+    assert counted == ["promoted"]

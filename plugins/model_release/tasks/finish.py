@@ -61,9 +61,9 @@ class Report(ReleaseOperator):
 
         try:
             records.change(self.spec, run, finish)
-            for before, record in ends[-1:]:
-                if before != record.ended:  # said again, it is not counted again
-                    telemetry.released(record)
+            # Said again, it is not counted again; a later try of the write may find what an earlier one wrote.
+            if ends and ends[0][0] != ends[-1][1].ended:
+                telemetry.released(ends[-1][1])
         finally:
             self.tell(ti, run, outcome, sentence)
         made = ti.xcom_pull(task_ids="publish") or ti.xcom_pull(task_ids="resolve", key="resolved") or {}
