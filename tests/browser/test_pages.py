@@ -141,6 +141,19 @@ def test_a_failed_connection_is_told_and_recovers(site: Site, watched: Any) -> N
     one.complaints.clear()
 
 
+def test_charts_that_cannot_be_drawn_say_so_and_are_drawn_later(site: Site, watched: Any) -> None:
+    one = watched("/services/models/digits")
+    one.page.wait_for_selector(CHART)
+    one.page.route("**/vendor/*.js", lambda route: route.abort())
+    one.page.reload()
+    one.page.get_by_text("This cannot be drawn: the chart library cannot be loaded").wait_for(timeout=10_000)
+    one.page.unroute("**/vendor/*.js")
+    one.page.wait_for_selector(CHART, timeout=15_000)
+    assert one.page.get_by_text("This cannot be drawn").count() == 0
+    assert all("ERR_FAILED" in line for line in one.complaints)
+    one.complaints.clear()
+
+
 def test_charts_show_steps_and_values_and_obey_the_arrow_keys(site: Site, watched: Any) -> None:
     page = watched("/services/models/digits").page
     page.wait_for_selector(CHART)

@@ -8,7 +8,10 @@ function load() {
     const script = document.createElement("script");
     script.src = new URL("./vendor/uplot-1.6.32.min.js", import.meta.url).href;
     script.onload = () => resolve(window.uPlot);
-    script.onerror = () => reject(new Error("the chart library cannot be loaded"));
+    script.onerror = () => {
+      library = null; // the next picture tries again
+      reject(new Error("the chart library cannot be loaded"));
+    };
     document.head.append(script);
   });
   return library;
@@ -213,7 +216,12 @@ async function render(holder, state) {
   const before = state.plots;
   const coming = make("div", { class: "coming" });
   holder.append(coming);
-  state.plots = (holder.dataset.chart === "course" ? course : traffic)(uPlot, coming, state.data) ?? [];
+  try {
+    state.plots = (holder.dataset.chart === "course" ? course : traffic)(uPlot, coming, state.data) ?? [];
+  } catch (error) {
+    coming.remove();
+    throw error;
+  }
   state.theme = document.documentElement.dataset.theme;
   state.width = holder.clientWidth;
   await frame();
@@ -222,6 +230,7 @@ async function render(holder, state) {
   before.forEach((plot) => plot.destroy());
   old.forEach((child) => child.remove());
   coming.removeAttribute("class");
+  state.drawn = true;
   if (focused >= 0) coming.querySelectorAll(".stage")[focused]?.focus({ preventScroll: true });
 }
 
@@ -238,7 +247,8 @@ async function ask(holder, state) {
     if (state.plots.some((plot) => plot.cursor.idx != null && holder.matches(":hover, :focus-within"))) return (state.late = true);
     await render(holder, state);
   } catch (error) {
-    if (!state.data) {
+    state.words = null; // the next answer is drawn, also where it says the same
+    if (!state.drawn) {
       holder.replaceChildren();
       note(holder, "nodata", `This cannot be drawn: ${error.message}`);
     }
@@ -249,7 +259,7 @@ async function ask(holder, state) {
 export function draw(holder) {
   const known = drawn.get(holder);
   if (known) return;
-  const state = { plots: [], data: null, words: null };
+  const state = { plots: [], data: null, words: null, drawn: false };
   drawn.set(holder, state);
   const again = () => state.data && !holder.querySelector(".coming") && render(holder, state);
   document.addEventListener("theme", again);
