@@ -94,8 +94,14 @@ def test_counts_that_prometheus_still_has_are_judged_by_todays_limits(
     assert one["end"] == OPENED + timedelta(seconds=9)
 
 
-@pytest.mark.parametrize("answer", [[], MetricsUnavailable("refused"), [Window.from_dict(window(0, bad=0) | {
-    "canary": {"requests": None, "bad": {"errors": None}}})]])  # fmt: skip
+GONE = Window.from_dict(window(0, bad=0) | {"canary": {"requests": None, "bad": {"errors": None}}})
+KEPT = [Window.from_dict(window(number, bad=0)) for number in range(3)]
+
+
+@pytest.mark.parametrize(
+    "answer", [[], MetricsUnavailable("refused"), [GONE] * 3, [GONE, *KEPT[1:]], KEPT[:2]],
+    ids=["nothing", "away", "all forgotten", "its beginning forgotten", "its end not read"],
+)  # fmt: skip
 def test_where_prometheus_has_forgotten_the_recorded_counts_are_judged(
     spec: ModelSpec, context: Any, kept: Record, monkeypatch: pytest.MonkeyPatch, answer: Any
 ) -> None:

@@ -97,6 +97,17 @@ class LookBack(ReleaseOperator):
         except (MetricsRefused, MetricsUnavailable) as error:
             self.log.warning("Prometheus cannot tell: %s", error)
             read = []
-        if any(window.canary.requests for window in read):
+        # Where a part is forgotten, or not read, the rest would tell of another release than the one there was.
+        whole = len(read) >= len(recorded) and all(map(_has_what, read, recorded))
+        if whole and any(window.canary.requests for window in read):
             return "Prometheus", read
         return "the decision record", recorded
+
+
+def _has_what(now: Window, then: Window) -> bool:
+    """Whether the window was counted now on each side on which it was counted then."""
+    sides = (now.canary, then.canary), (now.stable, then.stable)
+    return all(
+        there is None or there.requests is None or (here is not None and here.requests is not None)
+        for here, there in sides
+    )
