@@ -92,6 +92,16 @@ def test_an_order_that_no_run_has_seen_yet_stands_and_says_so(live: Any) -> None
     assert order_of(live) == first
 
 
+def test_an_order_for_a_canary_that_is_no_more_gives_way_to_the_next(live: Any) -> None:
+    """The run was cleared before it saw the order for another revision, and staged this one."""
+    opened(live, facts={"order": Order("promote", "bert", "the other", "2026-03-01T02:00:00.000+00:00", R3)})
+    with pytest.raises(ClusterUnavailable):
+        promote(live, seconds=0.1)
+    order = order_of(live)
+    assert order is not None
+    assert (order.who, order.revision) == ("anna", R2)
+
+
 def test_a_run_that_ended_before_it_saw_the_order_is_told(live: Any) -> None:
     owner, _ = opened(live)
 

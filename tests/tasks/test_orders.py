@@ -61,6 +61,13 @@ class TestTheLook:
         assert one.look(at(11)).over
         assert one.outcome()["error"] == "CanaryLost"
 
+    def test_an_order_to_promote_another_revision_means_nothing(self) -> None:
+        """The run was cleared before it saw the order, and staged a newer candidate under the same lease."""
+        one, _, _ = watching([window(1)])
+        one.ordered = lambda: order("promote", "m-00003")
+        assert not one.look(at(11)).over
+        assert one.order is None
+
     def test_an_order_to_promote_means_nothing_to_what_was_promoted(self) -> None:
         one, _, _ = watching([], percent=None)
         one.ordered = lambda: order("promote")

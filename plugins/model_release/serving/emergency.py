@@ -134,7 +134,8 @@ def _ordered(claim: Claim, order: Order) -> Claim:
         raise CanaryLost(f"{claim.canary}: {claim.order}")
     if claim.canary != order.revision:
         raise CanaryLost(f"{order.revision} was meant, and {claim.canary} is staged now")
-    return claim if claim.order is not None else replace(claim, order=order)
+    given = claim.order is not None and claim.order.revision == order.revision
+    return claim if given else replace(claim, order=order)
 
 
 def _until_promoted(

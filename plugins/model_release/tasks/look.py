@@ -177,14 +177,17 @@ class Watch:
         return Look(tuple(lines), over=late or self.judge.decided)
 
     def _is_ordered(self) -> bool:
-        """Whether a person has decided. A promotion is for the canary that is open and untouched; after it was promoted
-        there is nothing more to order but to take it back."""
+        """Whether a person has decided. A promotion is for the canary that is open and untouched, and for the one that
+        was meant: a run that was cleared may have staged another since. After it was promoted there is nothing more to
+        order but to take it back."""
         from model_release.serving.rollout import check_untouched
 
         order = self.ordered()
-        if order is None or (order.kind == "promote" and self.percent is None):
+        if order is None:
             return False
         if order.kind == "promote":
+            if self.percent is None or order.revision != self.canary.revision:
+                return False
             check_untouched(self.services.get(self.canary.namespace, self.canary.name), self.canary, self.percent)
         self.order = order
         return True
