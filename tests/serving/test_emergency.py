@@ -102,6 +102,17 @@ def test_an_order_for_a_canary_that_is_no_more_gives_way_to_the_next(live: Any) 
     assert (order.who, order.revision) == ("anna", R2)
 
 
+def test_a_promotion_that_the_judge_has_begun_is_waited_for(live: Any) -> None:
+    """No order is needed any more; the gateway only has not moved yet."""
+    _, canary = opened(live, facts={"promoted": True, "stage": "promote begun"})
+    thread = threading.Timer(0.3, live.promote, (canary, 30))
+    thread.start()
+    said = promote(live, seconds=10)
+    thread.join()
+    assert said.startswith(f"models/digits: {R2} has all of the traffic")
+    assert order_of(live) is None
+
+
 def test_a_run_that_ended_before_it_saw_the_order_is_told(live: Any) -> None:
     owner, _ = opened(live)
 
