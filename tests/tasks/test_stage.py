@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,3 +99,16 @@ def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(kube: Ku
     kube.pods.phases["v1"] = PodState(Phase.STARTING)
     with pytest.raises(ClusterUnavailable, match="was ready and is not"):
         resume(-1)
+
+
+def test_what_was_open_before_is_not_any_more(kube: Kube, stage: Callable[[], Any], resume: Resume) -> None:
+    """Cleared while its canary was open at 25 %: the next opening of 25 % has a moment of its own."""
+    claim = kube.leases.read("models", "digits").claim  # type: ignore[union-attr]
+    assert claim is not None
+    opened = {"stage": "open at 25 %", "percent": 25, "opened_at": moment(-300)}
+    kube.leases.update("models", "digits", claim.owner, lambda now: replace(now, **opened))
+    stage()
+    resume(10)
+    claim = kube.leases.read("models", "digits").claim  # type: ignore[union-attr]
+    assert claim is not None
+    assert (claim.stage, claim.percent, claim.opened_at) == ("staged", None, None)

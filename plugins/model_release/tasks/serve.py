@@ -196,7 +196,8 @@ class Stage(ReleaseOperator):
             self.log.info("Was ready and is not: %s", progress.sentence)
             raise self._waiting(wanted, baseline, template, deadline)
         canary = canary_of(live, baseline)
-        released.note(stage="staged", canary=canary.revision)
+        # No share is open any more: one that was, before this task was cleared, will be opened anew, at its own moment.
+        released.note(stage="staged", canary=canary.revision, percent=None, opened_at=None)
         released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))
         released.record_traffic("stage", 0 if baseline.revision else 100, live)
         self.log.info("%s", progress.sentence)
