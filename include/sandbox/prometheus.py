@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,12 @@ class Prometheus:
     """Runs Prometheus. What it recorded stays in the state folder and survives a restart."""
 
     def __init__(self, state_dir: Path, ports: Ports) -> None:
-        self._folder = state_dir / "prometheus"
+        self._state_dir, self._folder = state_dir, state_dir / "prometheus"
         self._port, self._envoy_admin = ports.of("prometheus"), ports.of("envoy-admin")
+
+    @cached_property
+    def child(self) -> Child:
+        """The process. Who only writes its configuration, for one that runs elsewhere, needs no program."""
         argv: list[str | Path] = [
             programs.prometheus(),
             "--config.file=prometheus.yml",
@@ -45,8 +50,8 @@ class Prometheus:
             f"--web.listen-address={LOOPBACK}:{self._port}",
             "--log.level=warn",
         ]
-        log = state_dir / "logs/prometheus.log"
-        self.child = Child("prometheus", argv, state_dir=state_dir, log=log, cwd=self._folder)
+        log = self._state_dir / "logs/prometheus.log"
+        return Child("prometheus", argv, state_dir=self._state_dir, log=log, cwd=self._folder)
 
     @property
     def url(self) -> str:

@@ -130,6 +130,7 @@ class Stack:
         ports = Ports(state_dir / "ports.json", wanted_ports)
         self._envoy = Envoy(state_dir, ports)
         self._prometheus = Prometheus(state_dir, ports)
+        _ = self._prometheus.child  # its program is found, or fetched, before anything starts
         self._store = ModelStore(state_dir, ports)
         self._load = LoadProcess(state_dir, self._envoy.url)
         self._hub = HubProcess(state_dir, ports)

@@ -147,6 +147,21 @@ def test_what_is_mounted_from_the_project_is_there(resolved: dict[str, Any]) -> 
     assert [str(source) for source in sources if not source.exists()] == []
 
 
+def test_a_new_volume_belongs_to_who_writes_it(resolved: dict[str, Any]) -> None:
+    """The engine gives an empty volume the owner of the image's folder in that place, and root where there is none; and
+    so does each further image that mounts it while it is empty."""
+    givers: dict[str, set[str]] = {}
+    for name, service in resolved["services"].items():
+        build = service.get("build")
+        text = Path(build["context"], build["dockerfile"]).read_text() if build else ""
+        made = {folder for line in re.findall(r"mkdir -p (.*?) \\", text) for folder in line.split()}
+        for volume in service.get("volumes", ()):
+            if volume["type"] == "volume" and not volume.get("volume", {}).get("nocopy"):
+                givers.setdefault(volume.get("source", name), set()).add(service["image"])
+                assert not build or volume["target"] in {*made, "/tmp"}, f"{name}: {volume['target']} would be root's"
+    assert {volume: images for volume, images in givers.items() if len(images) > 1} == {}
+
+
 def test_grafana_is_told_what_its_provisioning_asks_for(resolved: dict[str, Any]) -> None:
     said = resolved["services"]["grafana"]["environment"]
     folder = PROJECT / "include/dashboards"

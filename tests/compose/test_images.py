@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -137,6 +138,47 @@ def test_what_an_image_imports_at_its_start_is_in_its_list(folder: str) -> None:
     lines = (PROJECT / f"include/images/{folder}/requirements.in").read_text().splitlines()
     assert "aiohttp" in imported
     assert imported - closure([line for line in lines if line and not line.startswith("#")]) == set()
+
+
+@pytest.fixture(scope="module")
+def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the sandbox's image has of this project, and nothing else of it, below a folder."""
+    root = tmp_path_factory.mktemp("image")
+    for words in (v.split() for n, v in instructions(PROJECT / "include/images/sandbox/Dockerfile") if n == "COPY"):
+        for source in words[:-1]:
+            if (PROJECT / source).is_dir():
+                shutil.copytree(PROJECT / source, root / words[-1].strip("/"))
+    return root / "opt/project"
+
+
+def in_the_image(image: Path, code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Runs code with the image's files, and with no program on the PATH."""
+    path = {"PYTHONPATH": str(image / "include"), "PATH": str(image)}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], env=path, capture_output=True, text=True, check=False
+    )
+
+
+def test_the_sandboxes_image_has_what_each_revision_begins_with(image: Path) -> None:
+    done = in_the_image(image, "from sandbox.revision import VERIFY; print(VERIFY.is_file())")
+    assert done.stdout.strip() == "True", done.stderr
+
+
+def test_the_sandboxes_image_needs_no_prometheus(image: Path, tmp_path: Path) -> None:
+    """It writes the configuration of one that runs in another container."""
+    code = """
+import sys
+from pathlib import Path
+from sandbox.serving import NEEDED, Serving
+
+serving = Serving(
+    Path(sys.argv[1]), environment=dict.fromkeys(NEEDED, "x"), name="sandbox", listen="", api_port=1, front_door_port=2
+)
+serving._prometheus.configure()
+"""
+    done = in_the_image(image, code, str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "prometheus/prometheus.yml").is_file()
 
 
 def imports(folder: Path) -> Iterator[tuple[str, str]]:
