@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -267,6 +268,35 @@ def test_no_secret_of_a_manifest_holds_anything() -> None:
         if document["kind"] == "Secret":
             assert "data" not in document
             assert "stringData" not in document
+
+
+def test_the_way_to_eks_makes_what_its_runtime_mounts() -> None:
+    """A pod whose ConfigMap is not there never starts."""
+    (runtime,) = load(MANIFESTS / "serving_runtime.yaml")
+    mounted = [volume["configMap"]["name"] for volume in runtime["spec"]["volumes"]]
+    (made,) = load(MANIFESTS / "verify" / "kustomization.yaml")
+    assert mounted == [one["name"] for one in made["configMapGenerator"]]
+    before, _, _ = (PROJECT / "docs" / "eks.md").read_text().partition("include/manifests/serving_runtime.yaml")
+    assert "kubectl apply --server-side -n models -k include/manifests/verify" in before
+
+
+def test_each_account_of_airflow_reaches_the_store_on_eks() -> None:
+    """The page shows the store's records: without a role it is refused, for pods may not become their node."""
+    accounts = {one["metadata"]["name"] for one in load(MANIFESTS / "roles.yaml") if one["kind"] == "ServiceAccount"}
+    (irsa,) = load(CLUSTER / "cluster.yaml")
+    roles = {one["metadata"]["name"]: one["roleName"] for one in irsa["iam"]["serviceAccounts"]}
+    annotated = re.findall(r"(airflow-[\w-]+)=([\w-]+)", (PROJECT / "docs" / "eks.md").read_text())
+    assert dict(annotated) == {name: roles.get(name) for name in accounts}
+
+
+def test_a_volume_without_a_class_gets_one() -> None:
+    """A new cluster of EKS has no default StorageClass since 1.30; without one Prometheus' volume waits for ever."""
+    (values,) = load(CLUSTER / "values" / "kube-prometheus.yaml")
+    claim = values["prometheus"]["prometheusSpec"]["storageSpec"]["volumeClaimTemplate"]["spec"]
+    (cluster,) = load(CLUSTER / "cluster.yaml")
+    (driver,) = [one for one in cluster["addons"] if one["name"] == "aws-ebs-csi-driver"]
+    default = json.loads(driver.get("configurationValues", "{}")).get("defaultStorageClass", {})
+    assert claim.get("storageClassName") or default.get("enabled")
 
 
 def test_the_way_to_eks_names_files_that_are_there_and_leaves_none_out() -> None:
