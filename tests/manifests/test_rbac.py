@@ -81,6 +81,14 @@ def test_nobody_may_everything_and_only_people_may_look_around() -> None:
     }
 
 
+def test_the_page_only_looks() -> None:
+    """`web/cluster.py` makes one LIST of each, and `tests/web/test_access.py` holds that the page changes nothing."""
+    assert allowed(ROLES, "airflow/airflow-api-server") == {
+        Permission("models", *ISVC, "list"),
+        Permission("models", *LEASE, "list"),
+    }
+
+
 def test_every_role_is_bound_and_every_binding_has_its_role() -> None:
     made = {(one["kind"], one["metadata"]["name"]) for one in ROLES if one["kind"].endswith("Role")}
     bound = {(one["roleRef"]["kind"], one["roleRef"]["name"]) for one in ROLES if one["kind"].endswith("Binding")}

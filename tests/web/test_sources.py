@@ -15,6 +15,7 @@ import pytest
 
 from model_release.errors import ClusterRefused, ClusterUnavailable, StoreUnavailable
 from model_release.serving.lease import Leases, Owner
+from model_release.tasks import connections
 from model_release.web import cluster
 from model_release.web.airflow import AirflowSources
 from model_release.web.sources import gather, read
@@ -165,3 +166,11 @@ def test_a_cluster_that_is_away_is_told() -> None:
     away = ApiClient(Configuration(host="http://127.0.0.1:9"))
     with pytest.raises((ClusterUnavailable, ClusterRefused), match="list inferenceservices models/"):
         cluster.services(away, "models")
+
+
+def test_the_cluster_is_told_that_the_page_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its audit log tells the page from the tasks of releases, whose rights are others."""
+    callers: list[str] = []
+    monkeypatch.setattr(connections, "cluster", lambda who="worker": callers.append(who) or object())
+    AirflowSources(tmp_path)._cluster()
+    assert callers == ["page"]

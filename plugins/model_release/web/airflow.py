@@ -129,7 +129,7 @@ class AirflowSources:
     def _cluster(self) -> Any:
         from model_release.tasks import connections
 
-        return self._clients["kubernetes"].get("kubernetes", connections.cluster, ClusterRefused)
+        return self._clients["kubernetes"].get("kubernetes", lambda: connections.cluster("page"), ClusterRefused)
 
     def _s3(self) -> Any:
         return self._clients["model_store"].get("model_store", _quick_s3, StoreRefused)
