@@ -116,3 +116,13 @@ def test_the_runtime_runs_it_before_the_images_own_entry_point() -> None:
     program = f"{mount['mountPath']}/{PROGRAM.name}"
     assert container["command"] == ["python", program, "/mnt/models", "--", "/usr/local/bin/dockerd-entrypoint.sh"]
     assert container["args"][0] == "torchserve"
+
+
+def test_the_projects_own_image_begins_with_it_too() -> None:
+    """Nothing in its runtime takes the place of the image's entry point."""
+    text = (MANIFESTS.parent / "images/serving/Dockerfile").read_text()
+    entrypoint = json.loads(next(line for line in text.splitlines() if line.startswith("ENTRYPOINT")).split(" ", 1)[1])
+    assert entrypoint[:4] == ["python", "/opt/serving/verify_version.py", "/mnt/models", "--"]
+    assert f"COPY include/manifests/verify/{PROGRAM.name} {entrypoint[1]}" in text
+    (container,) = yaml.safe_load((MANIFESTS / "serving_runtime_own.yaml").read_text())["spec"]["containers"]
+    assert "command" not in container
