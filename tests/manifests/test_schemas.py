@@ -262,6 +262,12 @@ def test_pods_of_models_have_no_token_of_the_cluster() -> None:
         assert [one["metadata"]["name"] for one in accounts] == ["s3-read-only"], "model files name it"
 
 
+def test_the_account_of_pod_identity_leans_on_no_secret() -> None:
+    """KServe skips a Secret without keys, whatever its annotations say (credentials/service_account_credentials.go)."""
+    (account,) = load(MANIFESTS / "service_account_pod_identity.yaml")
+    assert "secrets" not in account
+
+
 def test_no_secret_of_a_manifest_holds_anything() -> None:
     for parameter in documents(MANIFESTS):
         document = parameter.values[0]
