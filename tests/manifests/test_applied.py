@@ -43,7 +43,7 @@ class _Nothing:
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
     nothing = _Nothing()
-    running = Cluster(nothing, nothing, tmp_path / "kube", namespaces=("airflow", "istio-system", "kourier-system"))
+    running = Cluster(nothing, nothing, tmp_path / "kube", namespaces=("airflow", "istio-system"))
     await running.start()
     yield running
     await running.stop()

@@ -69,6 +69,11 @@ POD_MONITOR = {
                         },
                     },
                 },
+                "namespaceSelector": {
+                    "type": "object",
+                    "additionalProperties": False,
+                    "properties": {"matchNames": {"type": "array", "items": {"type": "string"}}},
+                },
                 "podMetricsEndpoints": {
                     "type": "array",
                     "minItems": 1,
@@ -239,6 +244,15 @@ def test_knatives_metrics_are_on_in_every_way_of_installing_it() -> None:
         config = load(CLUSTER / name)[1]["spec"]["config"]["observability"]
         assert config["request-metrics-protocol"] == "prometheus"
         assert config.items() <= by_file["data"].items()
+
+
+def test_kouriers_gateway_is_looked_for_where_the_operator_puts_it() -> None:
+    """In the namespace of its KnativeServing; its YAML files make one of their own."""
+    (monitor,) = [one for one in load(MANIFESTS / "pod_monitor_gateways.yaml") if "kourier" in one["metadata"]["name"]]
+    (serving,) = [one for one in load(CLUSTER / "knative-serving-kourier.yaml") if one["kind"] == "KnativeServing"]
+    home = serving["metadata"]["namespace"]
+    assert monitor["metadata"]["namespace"] == home, "a namespace that is there"
+    assert set(monitor["spec"]["namespaceSelector"]["matchNames"]) == {home, "kourier-system"}
 
 
 def test_nobody_but_queue_proxy_can_be_asked_for_predictions() -> None:
