@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model_release.errors import NotSettled
+from model_release.serving import rollout
 from model_release.serving.progress import Progress, State
 from model_release.serving.rollout import Baseline
 from model_release.serving.settle import Release, assess_rolled_back, roll_back
@@ -97,6 +98,29 @@ def test_late_roll_back_without_a_way_is_an_incident(live: Any) -> None:
     with pytest.raises(NotSettled, match="its template is not on record; release its version anew"):
         live.settle(lost, R3)
     assert live.door.now == {R3: 100}
+
+
+@pytest.mark.parametrize("mode", ["knative", "standard"])
+@pytest.mark.parametrize("comes_up", [True, False])
+def test_a_first_deployment_that_went_live_outlives_what_its_run_staged_afterwards(
+    live: Any, asked: Asked, mode: str, comes_up: bool
+) -> None:
+    """The run was cleared after `go_live`, and its newest candidate is another one by now."""
+    live.service = {"mode": mode} if mode == "standard" else {}
+    baseline, canary = live.stage("v1")
+    assert baseline.revision is None
+    mark = len(live.door.history) - 1
+    if not comes_up:
+        live.pods.phases["v2"] = BROKEN
+    staged = rollout.stage(live.services, asked("v2", **live.service), baseline, live.get().template_digest)
+    assert staged.is_split
+    if comes_up:
+        live.until(lambda now: Progress(State.READY if now.latest_ready != canary.revision else State.WAITING, ""))
+    sentence = live.settle(baseline, canary.revision, promoted=True)
+    assert sentence.startswith(canary.revision)
+    assert "has all of the traffic" in sentence
+    assert live.get().serving == {canary.revision: 100}
+    assert live.door.history[mark:] == [{canary.revision: 100}]
 
 
 def test_promoted_and_the_write_never_happened(live: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from time import sleep
 from typing import Any
 
 import pytest
@@ -12,11 +13,11 @@ from kubernetes.client import CustomObjectsApi
 
 from model_release.errors import CanaryLost, ClusterUnavailable
 from model_release.serving import rollout
-from model_release.serving.lease import Lease
+from model_release.serving.lease import Claim, Lease
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.run import Run
-from model_release.tasks.serve import Stage
+from model_release.tasks.serve import ClaimService, Stage
 from model_release.tasks.service import ReleasedService
 from sandbox.interfaces import Phase, PodState
 
@@ -26,18 +27,20 @@ Resume = Callable[[float], Any]
 
 
 @pytest.fixture
-def stage(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+def stage(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Runs the task, on a service that this run has claimed, until it waits for the revision; gives its trigger."""
     monkeypatch.setattr(records, "change", lambda *_: None)
     run = Run.of(context, spec)
     released = ReleasedService(spec, run)
     assert isinstance(kube.leases.acquire("models", "digits", released.owner, "r1"), Lease)
     released.note(baseline=rollout.baseline_of(None, wanted(spec, "v1")))
-    ti.xcoms["publish", "return_value"] = {"version": "v1", "uri": "s3://models/digits/versions/v1/"}
     task = Stage(task_id="stage", spec=spec, root=PROJECT)
     monkeypatch.setattr(task, "verify", lambda _: None)
 
-    def waits() -> Any:
+    monkeypatch.setattr("model_release.tasks.serve.foresee", lambda *_: {})
+
+    def waits(version: str = "v1") -> Any:
+        ti.xcoms["publish", "return_value"] = {"version": version, "uri": f"s3://models/digits/versions/{version}/"}
         with pytest.raises(TaskDeferred) as deferred:
             task.release(context, run)
         return deferred.value.trigger
@@ -46,11 +49,33 @@ def stage(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytes
 
 
 @pytest.fixture
-def resume(stage: Callable[[], Any], spec: ModelSpec, context: Any) -> Resume:
+def resume(stage: Callable[..., Any], spec: ModelSpec, context: Any) -> Resume:
     """Resumes the task, for which the revision was ready a moment ago, so many seconds before its deadline."""
     stage()
     task = Stage(task_id="stage", spec=spec, root=PROJECT)
     return lambda seconds: task.is_ready(context, {"state": "ready", "sentence": "", "deadline": moment(seconds)})
+
+
+def claim_of(kube: Kube) -> Claim:
+    lease = kube.leases.read("models", "digits")
+    assert lease is not None
+    assert lease.claim is not None
+    return lease.claim
+
+
+def note(kube: Kube, **facts: Any) -> None:
+    """What a task of the run notes in its claim."""
+    kube.leases.update("models", "digits", claim_of(kube).owner, lambda now: replace(now, **facts))
+
+
+def ready(resume: Resume) -> Any:
+    """What the task returns in the end, however often it finds that the revision is not ready yet."""
+    for _ in range(100):
+        try:
+            return resume(10)
+        except TaskDeferred:
+            sleep(0.05)
+    pytest.fail("never ready")
 
 
 def by_hand(kube: Kube) -> None:
@@ -62,7 +87,7 @@ def by_hand(kube: Kube) -> None:
     )  # fmt: skip
 
 
-async def test_what_another_hand_adds_ends_the_wait(kube: Kube, stage: Callable[[], Any]) -> None:
+async def test_what_another_hand_adds_ends_the_wait(kube: Kube, stage: Callable[..., Any]) -> None:
     trigger = stage()
     by_hand(kube)
     event = await ending(trigger)
@@ -76,7 +101,7 @@ def test_and_stops_a_task_that_was_told_it_is_ready(kube: Kube, resume: Resume) 
         resume(10)
 
 
-def test_and_a_task_that_is_tried_again(kube: Kube, stage: Callable[[], Any]) -> None:
+def test_and_a_task_that_is_tried_again(kube: Kube, stage: Callable[..., Any]) -> None:
     stage()
     stage()
     by_hand(kube)
@@ -92,7 +117,7 @@ async def test_a_pod_that_misses_a_probe_between_two_looks_is_waited_for(kube: K
     kube.pods.phases["v1"] = READY
     event = await ending(waits.value.trigger)
     assert event["state"] == "ready"
-    assert resume(10)["canary"]["revision"] == "digits-predictor-00001"
+    assert ready(resume)["canary"]["revision"] == "digits-predictor-00001"
 
 
 def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(kube: Kube, resume: Resume) -> None:
@@ -101,14 +126,48 @@ def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(kube: Ku
         resume(-1)
 
 
-def test_what_was_open_before_is_not_any_more(kube: Kube, stage: Callable[[], Any], resume: Resume) -> None:
+def test_what_was_open_before_is_not_any_more(kube: Kube, stage: Callable[..., Any], resume: Resume) -> None:
     """Cleared while its canary was open at 25 %: the next opening of 25 % has a moment of its own."""
-    claim = kube.leases.read("models", "digits").claim  # type: ignore[union-attr]
-    assert claim is not None
-    opened = {"stage": "open at 25 %", "percent": 25, "opened_at": moment(-300)}
-    kube.leases.update("models", "digits", claim.owner, lambda now: replace(now, **opened))
+    note(kube, stage="open at 25 %", percent=25, opened_at=moment(-300))
     stage()
-    resume(10)
-    claim = kube.leases.read("models", "digits").claim  # type: ignore[union-attr]
-    assert claim is not None
+    ready(resume)
+    claim = claim_of(kube)
     assert (claim.stage, claim.percent, claim.opened_at) == ("staged", None, None)
+
+
+def test_a_promotion_that_was_begun_and_never_done_is_not_kept(
+    kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume
+) -> None:
+    """Killed between its note and its write, and cleared: the canary that stands at 0 % is no promoted one."""
+    ready(resume)
+    first = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
+    note(kube, baseline=first, canary=None, template=None)
+    stage("v2")
+    assert ready(resume)["canary"]["revision"] == "digits-predictor-00002"
+    note(kube, promoted=True)
+    stage("v2")
+    ready(resume)
+    assert claim_of(kube).promoted is False
+
+
+def test_a_first_deployment_that_went_live_stays_so(kube: Kube, stage: Callable[..., Any], resume: Resume) -> None:
+    ready(resume)
+    note(kube, promoted=True)
+    stage()
+    ready(resume)
+    assert claim_of(kube).promoted is True
+
+
+def test_a_first_deployment_that_went_live_is_the_baseline_when_its_run_begins_anew(
+    kube: Kube, spec: ModelSpec, context: Any, ti: Any, stage: Callable[..., Any], resume: Resume
+) -> None:
+    """Cleared as a whole before it was settled, with a newer candidate: that one is a canary, beside what is live."""
+    ready(resume)
+    note(kube, promoted=True)
+    stage("v2")  # of an earlier try of the same kind, which ended here
+    ClaimService(task_id="claim", spec=spec, root=PROJECT).release(context, Run.of(context, spec))
+    claim = claim_of(kube)
+    assert claim.baseline is not None
+    assert (claim.baseline.revision, claim.canary, claim.promoted) == ("digits-predictor-00001", None, False)
+    stage("v2")
+    assert ready(resume)["kind"] == "canary"

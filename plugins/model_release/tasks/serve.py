@@ -33,7 +33,8 @@ class ClaimService(ReleaseOperator):
     """Takes the service's lease for this run, waits in line for it where it must, and records the baseline before
     anything is touched. What an earlier run that is over left behind is settled first.
 
-    Run again, it has the lease already and keeps the baseline that it recorded.
+    Run again, it has the lease already and keeps the baseline that it recorded; but a first deployment that went live
+    is the baseline from then on.
     """
 
     def __init__(self, *, root: Path, **kwargs: Any) -> None:
@@ -97,11 +98,11 @@ class ClaimService(ReleaseOperator):
         wanted = released.wanted(self.root, version["uri"])
         live = released.live()
         baseline = claim.baseline
-        if baseline is None:
+        if baseline is None or (baseline.revision is None and claim.promoted):
             plan_change(live, wanted)  # refuses, before anything is recorded, what can never be released
             lease = released.leases.read(released.namespace, released.name)
             baseline = baseline_of(live, wanted, lease.known if lease else None)
-            released.note(baseline=baseline)
+            released.note(baseline=baseline, canary=None, promoted=False, template=None)
         revision = baseline.revision
 
         def begin(record: Any) -> None:
@@ -183,7 +184,8 @@ class Stage(ReleaseOperator):
         if event["state"] != State.READY.value:
             raise RevisionFailed(f"not ready in time: {event['sentence']}")
         released = ReleasedService(self.spec, run)
-        baseline, template, live = released.baseline(), released.claim().template, released.live()
+        claim = released.claim()
+        baseline, template, live = released.baseline(), claim.template, released.live()
         wanted = released.wanted(self.root, service.published(context)["uri"])
         progress = assess_staged(live, wanted, baseline, template)
         if progress.state in gone:
@@ -197,7 +199,9 @@ class Stage(ReleaseOperator):
             raise self._waiting(wanted, baseline, template, deadline)
         canary = canary_of(live, baseline)
         # No share is open any more: one that was, before this task was cleared, will be opened anew, at its own moment.
-        released.note(stage="staged", canary=canary.revision, percent=None, opened_at=None)
+        # Nor is a promotion that was begun then worth anything, unless it was done.
+        promoted = claim.promoted and claim.canary == canary.revision and not live.is_split
+        released.note(stage="staged", canary=canary.revision, percent=None, opened_at=None, promoted=promoted)
         released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))
         released.record_traffic("stage", 0 if baseline.revision else 100, live)
         self.log.info("%s", progress.sentence)
