@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_release.model_file import load_all
+from model_release.model_file import read_all
 from model_release.tasks.emergency import emergency_dags
 
-for spec in load_all(Path(__file__).resolve().parents[1] / "include" / "models").values():
+for spec in read_all(Path(__file__).resolve().parents[1] / "include" / "models")[0].values():
     globals().update(emergency_dags(spec))

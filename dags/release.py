@@ -10,14 +10,14 @@ from pathlib import Path
 
 from airflow.sdk import get_parsing_context
 
-from model_release.model_file import load_all
+from model_release.model_file import read_all
 from model_release.tasks import suggestions
 from model_release.tasks.dag import release_dag
 
 PROJECT = Path(__file__).resolve().parents[1]
 
 versions, wanted = suggestions.known(), get_parsing_context().dag_id
-for spec in load_all(PROJECT / "include" / "models").values():
+for spec in read_all(PROJECT / "include" / "models")[0].values():  # of the others tells model_files.py
     dag_id = f"release_{spec.model}"
     # A task parses this file once more, for the sake of one DAG; with a thousand models the others would cost it most.
     if wanted in (None, dag_id):

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from model_release.model_file import load_all
+from model_release.model_file import read_all
 from model_release.tasks.retrain import retrain_dag
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-for spec in load_all(PROJECT / "include" / "models").values():
+for spec in read_all(PROJECT / "include" / "models")[0].values():
     if spec.training:
         globals()[f"retrain_{spec.model}"] = retrain_dag(spec, PROJECT)

@@ -144,17 +144,32 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
 
 
-def load_all(folder: Path) -> dict[str, ModelSpec]:
-    """Every model file of the folder by model name, in the order of the files' names.
-
-    Raises:
-        SpecError: for the first file that cannot be accepted, or when two files name one model.
-    """
+def read_all(folder: Path) -> tuple[dict[str, ModelSpec], list[str]]:
+    """Every model file of the folder by model name, in the order of the files' names; and what is wrong with those
+    that cannot be accepted, or that name another's model. A file that is broken stops no other model's release."""
     specs: dict[str, ModelSpec] = {}
     files: dict[str, Path] = {}
+    refused: list[str] = []
     for path in files_in(folder):
-        spec = load(path)
+        try:
+            spec = load(path)
+        except SpecError as error:
+            refused.append(str(error))
+            continue
         if spec.model in specs:
-            raise SpecError(f"{path}: model: {spec.model!r} is already the model of {files[spec.model]}")
+            refused.append(f"{path}: model: {spec.model!r} is already the model of {files[spec.model]}")
+            continue
         specs[spec.model], files[spec.model] = spec, path
+    return specs, refused
+
+
+def load_all(folder: Path) -> dict[str, ModelSpec]:
+    """As `read_all`, for what must know of every model.
+
+    Raises:
+        SpecError: for all files that cannot be accepted.
+    """
+    specs, refused = read_all(folder)
+    if refused:
+        raise SpecError("\n".join(refused))
     return specs

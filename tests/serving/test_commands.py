@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -69,6 +70,18 @@ def test_a_user_without_a_name_is_a_number(
     claimed(live, "v2", 30)
     assert run("roll-back", "models/digits") == 0
     assert live.door.now == {R1: 100}
+
+
+def test_a_model_file_that_is_broken_is_in_no_other_models_way(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    models = shutil.copytree(Path(__file__).parents[2] / "include" / "models", tmp_path / "models")
+    (models / "broken.yaml").write_text("model: broken\nrollout: {steps: [30, 10]}\n")
+    assert run("freeze", "digits", "incident 10", "--models", str(models)) == 0
+    assert run("freeze", "broken", "incident 10", "--models", str(models)) == 1
+    said = capsys.readouterr().err
+    assert "'broken' is no model of" in said
+    assert "broken.yaml:2: rollout.steps" in said
 
 
 def test_a_release_under_way_loses_its_canary_and_keeps_the_rest_to_itself(

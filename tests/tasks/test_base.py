@@ -41,7 +41,8 @@ def test_a_refusal_is_final_and_a_passing_trouble_is_retried(kind: type[ReleaseE
 
 def test_some_troubles_pass_and_most_do_not() -> None:
     assert {kind.__name__ for kind in TROUBLES if kind.transient} == {
-        "StoreUnavailable", "ClusterUnavailable", "MetricsUnavailable", "SourceUnavailable", "NotReadyYet",
+        "StoreUnavailable", "StoreContested", "ClusterUnavailable", "MetricsUnavailable", "SourceUnavailable",
+        "NotReadyYet",
     }  # fmt: skip
 
 

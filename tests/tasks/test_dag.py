@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from model_release.errors import SpecError
 from model_release.model_file import load
 from model_release.spec import ModelSpec
 from model_release.tasks.dag import release_dag
@@ -196,6 +199,27 @@ def test_dag_files_parse_in_a_blink(tmp_path: Path) -> None:
         bare, whole = map(float, _python(code).split())
         ratios.append((whole - 0.005 * models) / bare)
     assert min(ratios) <= 1.3
+
+
+def test_a_broken_model_file_takes_no_other_models_dags_with_it(tmp_path: Path) -> None:
+    """A release of theirs may be under way: its tasks are there, and those that roll back."""
+    (tmp_path / "include").mkdir()
+    shutil.copytree(PROJECT / "dags", tmp_path / "dags")
+    models = shutil.copytree(PROJECT / "include" / "models", tmp_path / "include" / "models")
+    (models / "broken.yaml").write_text("model: broken\nrollout: {steps: [30, 10]}\n")
+    code = (
+        "import runpy, json\n"
+        f"names = [{str(tmp_path / 'dags')!r} + '/' + name + '.py' for name in ('release', 'emergency', 'retrain')]\n"
+        "made = [one.dag_id for name in names for one in runpy.run_path(name).values() if hasattr(one, 'dag_id')]\n"
+        "print(json.dumps(made))"
+    )
+    made = set(json.loads(_python(code)))
+    assert {"release_digits", "retrain_digits", "rollback_digits", "promote_digits"} <= made
+    assert not {name for name in made if "broken" in name}
+    with pytest.raises(SpecError, match=r"broken\.yaml:2: rollout\.steps"):
+        runpy.run_path(str(tmp_path / "dags" / "model_files.py"))
+    (models / "broken.yaml").unlink()
+    runpy.run_path(str(tmp_path / "dags" / "model_files.py"))
 
 
 def _python(code: str, **more: str) -> str:

@@ -37,19 +37,17 @@ def doctor(options: argparse.Namespace) -> str:
     from model_release.doctor import Level, examine
     from model_release.tasks.preflight import world
 
-    specs = load_all(options.models)
-    if options.model is not None and options.model not in specs:
-        raise SpecError(f"{options.model!r} is no model of {options.models} ({', '.join(specs) or 'none'})")
+    specs = {options.model: surroundings.spec(options)} if options.model else load_all(options.models)
     if options.sandbox is not None:
         _connect(options.sandbox)
     errors, found = 0, dict[str, list[dict[str, Any]]]()
     # Airflow logs to standard output; a program that asked for JSON finds that on standard error.
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
-        for name in [options.model] if options.model else list(specs):
+        for name, spec in specs.items():
             if not options.json:
                 print(name)
             found[name] = []
-            for one in examine(world(specs[name], surroundings.PROJECT)):
+            for one in examine(world(spec, surroundings.PROJECT)):
                 errors += one.level is Level.ERROR
                 found[name].append(one.as_dict())
                 if not options.json:

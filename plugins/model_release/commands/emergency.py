@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any
 
 from model_release.commands import surroundings
 from model_release.errors import SpecError
-from model_release.model_file import load_all
 
 if TYPE_CHECKING:
     from model_release.serving.emergency import Person
@@ -123,8 +122,5 @@ def _service(given: str, models: Path) -> tuple[str, str]:
         if not (_LABEL.fullmatch(namespace) and _LABEL.fullmatch(name)):
             raise SpecError(f"{given!r} is no service; a service is written namespace/name, as models/digits")
         return namespace, name
-    specs = load_all(models)
-    if given not in specs:
-        known = ", ".join(specs) or "none"
-        raise SpecError(f"{given!r} is no model of {models} ({known}); a service is written namespace/name")
-    return specs[given].service.namespace, specs[given].service.name
+    service = surroundings.model(models, given, "; a service is written namespace/name").service
+    return service.namespace, service.name

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from model_release.errors import SpecError
-from model_release.model_file import load_all
+from model_release.model_file import read_all
 
 if TYPE_CHECKING:
     from model_release.artifact.store import Store
@@ -81,10 +81,20 @@ def user() -> str:
 
 def spec(options: argparse.Namespace) -> ModelSpec:
     """The model that `options.model` names."""
-    specs = load_all(options.models)
-    if options.model not in specs:
-        raise SpecError(f"{options.model!r} is no model of {options.models} ({', '.join(specs) or 'none'})")
-    return specs[options.model]
+    return model(options.models, options.model)
+
+
+def model(folder: Path, name: str, hint: str = "") -> ModelSpec:
+    """The model of that name; other models' files may be broken.
+
+    Raises:
+        SpecError: there is none, or its file is one of those that are.
+    """
+    specs, refused = read_all(folder)
+    if name not in specs:
+        known = ", ".join(specs) or "none"
+        raise SpecError("\n".join([f"{name!r} is no model of {folder} ({known}){hint}", *refused]))
+    return specs[name]
 
 
 def store(options: argparse.Namespace, uri: str) -> Store:

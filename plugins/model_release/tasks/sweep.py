@@ -15,8 +15,8 @@ from urllib.parse import quote
 
 from airflow.sdk import DAG, BaseOperator
 
-from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, SpecError, StoreUnavailable
-from model_release.model_file import files_in, load
+from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, StoreUnavailable
+from model_release.model_file import read_all
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, notify, records, telemetry
 from model_release.tasks.base import RETRIES, documented, telling
@@ -38,14 +38,9 @@ def sweep_dag(models: Path, schedule: str | None) -> DAG:
     A file that cannot be read stops the sweep of its own service only; the sweep says so each time.
     """
     services: dict[str, list[ModelSpec]] = {}
-    unread: list[str] = []
-    for path in files_in(models):
-        try:
-            spec = load(path)
-        except SpecError as error:
-            unread.append(str(error))
-        else:
-            services.setdefault(spec.service.key, []).append(spec)
+    specs, unread = read_all(models)
+    for spec in specs.values():
+        services.setdefault(spec.service.key, []).append(spec)
     with DAG(
         SWEEP,
         description="Settles releases whose run is over or gone, and tells of canaries that nobody claims",
