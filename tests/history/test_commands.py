@@ -195,9 +195,13 @@ def test_where_s3_is(s3: Any, run: Run, monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
     assert "0 releases" in run("reindex", "digits", "--endpoint-url", s3.endpoint)
     assert "no S3 to talk to" in run("reindex", "digits", "--endpoint-url", "nonsense", code=1)
-    for text in ("{", "no uri", '{"extra": "{"}'):
+    for text in ("{", "no uri", '{"extra": "{"}', '{"extra": "[1]"}', '{"extra": 7}', '["extra"]'):
         monkeypatch.setenv("AIRFLOW_CONN_MODEL_STORE", text)
         assert "neither a connection's JSON nor its URI" in run("reindex", "digits", code=1)
+    monkeypatch.setenv("AIRFLOW_CONN_MODEL_STORE", '{"extra": {"role_arn": "arn:aws:iam::1:role/r"}}')
+    assert "extra: 'role_arn' is for Airflow alone" in run("reindex", "digits", code=1)
+    monkeypatch.setenv("AIRFLOW_CONN_MODEL_STORE", '{"extra": {"profile_name": "nobodys"}}')
+    assert "no S3 to talk to: The config profile (nobodys) could not be found" in run("reindex", "digits", code=1)
 
 
 def test_the_sandbox_says_where_the_cluster_is(tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[3]
 
 _STORE = "AIRFLOW_CONN_MODEL_STORE"
+# Of what Airflow's Amazon provider reads in a connection's extra, that which boto3 has by the same name.
+_EXTRA = {"aws_session_token", "endpoint_url", "profile_name", "region_name", "verify"}
 
 
 def add_options(parser: argparse.ArgumentParser, *, cluster: bool = False, store: bool = False) -> None:
@@ -113,12 +115,12 @@ def s3(options: argparse.Namespace) -> Any:
     if options.endpoint_url:
         known["endpoint_url"] = options.endpoint_url
     try:
-        return boto3.client("s3", **known)
-    except (BotoCoreError, ValueError) as error:
+        return boto3.Session(profile_name=known.pop("profile_name", None)).client("s3", **known)
+    except (BotoCoreError, ValueError, TypeError) as error:
         raise SpecError(f"no S3 to talk to: {error}") from error
 
 
-def _connection(sandbox: Path | None) -> dict[str, str]:
+def _connection(sandbox: Path | None) -> dict[str, Any]:
     """What an Airflow connection of type aws says, as boto3 takes it; nothing where there is none."""
     if sandbox is not None:
         file = sandbox / "connections.json"
@@ -136,16 +138,16 @@ def _connection(sandbox: Path | None) -> dict[str, str]:
         given = json.loads(text) if text.lstrip().startswith("{") else _from_uri(text)
         extra = given.get("extra") or {}
         extra = json.loads(extra) if isinstance(extra, str) else dict(extra)
-    except (ValueError, AttributeError) as error:
+        unknown = sorted(extra.keys() - _EXTRA)
+    except (ValueError, AttributeError, TypeError) as error:
         raise SpecError(f"{_STORE} is neither a connection's JSON nor its URI: {error}") from error
-    found = {
-        "aws_access_key_id": given.get("login"),
-        "aws_secret_access_key": given.get("password"),
-        "aws_session_token": extra.get("aws_session_token"),
-        "region_name": extra.get("region_name"),
-        "endpoint_url": extra.get("endpoint_url"),
-    }
-    return {name: str(value) for name, value in found.items() if value}
+    if unknown:
+        raise SpecError(
+            f"{_STORE}: extra: {unknown[0]!r} is for Airflow alone; for a command unset it, and sign in as AWS's own "
+            f"tools do (AWS_PROFILE); read here are {', '.join(sorted(_EXTRA))}"
+        )
+    found = {**extra, "aws_access_key_id": given.get("login"), "aws_secret_access_key": given.get("password")}
+    return {name: value for name, value in found.items() if value not in (None, "")}
 
 
 def _from_uri(text: str) -> dict[str, Any]:
