@@ -31,7 +31,8 @@ class Settle(ReleaseOperator):
         claim = lease.claim if lease else None
         if claim is None or claim.owner.identity != released.owner.identity:
             return f"this run holds no claim on {self.spec.service.key}; nothing to settle"
-        release = claim.as_release(released.namespace, released.name)
+        # A claim that was marked successful by hand may still have had in hand what an earlier run had left.
+        release = claim.left.as_release(released.namespace, released.name)
         sentence = "nothing was touched"
         if (order := claim.order) is not None and order.kind == "roll_back":
             context["ti"].xcom_push(key=ORDERED_BACK, value=str(order))
