@@ -233,10 +233,10 @@ def test_what_a_dead_settle_had_barred_is_barred_for_the_next(world: World) -> N
 def test_a_service_whose_model_file_is_gone_is_settled_by_its_lease(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Any, str | None]] = []
+    asked: list[str | None] = []
 
-    def prover(specs: Any, uri: str | None, log: Any) -> Any:
-        asked.append((list(specs), uri))
+    def prover(uri: str | None, log: Any) -> Any:
+        asked.append(uri)
         return lambda live: None
 
     monkeypatch.setattr(sweep, "prover", prover)
@@ -245,7 +245,7 @@ def test_a_service_whose_model_file_is_gone_is_settled_by_its_lease(
     (line,) = world.sweep("digits")
     assert line.startswith("models/letters: left by release_digits run-letters (open at 30 %): letters-predictor-0000")
     world.assert_settled("letters")
-    assert set(map(str, asked)) == {"([], 's3://models/digits/versions/v1/')"}
+    assert set(asked) == {"s3://models/digits/versions/v1/"}
     assert world.sweep("digits", run="sweep-2") == []
 
 
@@ -307,24 +307,32 @@ def test_the_dag_is_light_and_never_overlaps_itself() -> None:
     [
         ("s3://models/digits/versions/0123456789abcdef/", ("s3://models/digits/", "0123456789abcdef")),
         ("s3://models/digits/versions/0123456789abcdef", None),
-        ("s3://models/letters/versions/0123456789abcdef/", None),
+        ("s3://elsewhere/versions/0123456789abcdef/", ("s3://elsewhere/", "0123456789abcdef")),
+        ("gs://elsewhere/versions/0123456789abcdef/", None),
         ("s3://models/digits/versions/../x/", None),
         (None, None),
     ],
 )
-def test_which_version_a_storage_uri_names(spec: ModelSpec, uri: str | None, found: object) -> None:
-    assert proof.version_in([spec], uri) == found
+def test_which_version_a_storage_uri_names(uri: str | None, found: object) -> None:
+    assert proof.version_in(uri) == found
 
 
-def test_without_a_model_file_a_storage_uri_names_its_store_itself() -> None:
-    uri = "s3://elsewhere/versions/0123456789abcdef/"
-    assert proof.version_in([], uri) == ("s3://elsewhere/", "0123456789abcdef")
-    assert proof.version_in([], "gs://elsewhere/versions/0123456789abcdef/") is None
+def test_a_version_of_another_model_of_the_service_is_asked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several models may share one service: what served before this one's release lies in another's store."""
+    stores: list[str] = []
+
+    def away(store: str) -> Any:
+        stores.append(store)
+        raise StoreUnavailable("S3 does not answer")
+
+    monkeypatch.setattr(connections, "store", away)
+    live: Any = SimpleNamespace(latest_created="digits-predictor-00003")
+    with pytest.raises(SmokeFailed):
+        proof.prover("s3://models/letters/versions/0123456789abcdef/", lambda *_: None)(live)
+    assert stores == ["s3://models/letters/"]
 
 
-def test_a_version_whose_answers_cannot_be_read_proves_nothing(
-    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_version_whose_answers_cannot_be_read_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     def away(_: str) -> Any:
         raise StoreUnavailable("S3 does not answer")
 
@@ -336,8 +344,8 @@ def test_a_version_whose_answers_cannot_be_read_proves_nothing(
 
     live: Any = SimpleNamespace(latest_created="digits-predictor-00003")
     with pytest.raises(SmokeFailed, match="what version 0123456789abcdef should answer cannot be read: S3 does not"):
-        proof.prover([spec], "s3://models/digits/versions/0123456789abcdef/", log)(live)
+        proof.prover("s3://models/digits/versions/0123456789abcdef/", log)(live)
     assert lines == []
-    proof.prover([spec], "gs://elsewhere/model/", log)(live)
+    proof.prover("gs://elsewhere/model/", log)(live)
     unasked = "gs://elsewhere/model/ is of no store of this project: nobody knows what it should answer"
     assert lines == [f"{unasked}, and it is not asked"]

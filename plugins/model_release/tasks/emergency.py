@@ -125,7 +125,7 @@ class RollBackNow(EmergencyOperator):
         return roll_back_now(services, leases, *place, person, seconds=SECONDS, tell=self.tell, prove=self._prove)
 
     def _prove(self, baseline: Baseline) -> Prove:
-        return prover([self.spec], baseline.storage_uri, self.log.info)
+        return prover(baseline.storage_uri, self.log.info)
 
 
 class PromoteAnyway(EmergencyOperator):

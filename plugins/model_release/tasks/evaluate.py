@@ -89,7 +89,7 @@ def stable_uri(spec: ModelSpec, run: Run, limits: Evaluation) -> tuple[str | Non
         return None, f"the cluster does not say which version is stable: {error}"
     if uri is None:
         return None, f"no version of {spec.service.key} is known to be stable"
-    if version_in([], uri) is None:
+    if version_in(uri) is None:
         return None, f"{uri}, which {spec.service.key} serves, is no version of this project"
     return uri, None
 

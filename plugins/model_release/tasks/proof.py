@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from model_release.errors import SmokeFailed, StoreRefused, StoreUnavailable, VersionDamaged
-from model_release.spec import ModelSpec
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
@@ -18,14 +17,14 @@ if TYPE_CHECKING:
 _SECONDS = 5.0
 
 
-def prover(specs: Sequence[ModelSpec], storage_uri: str | None, log: Callable[..., None]) -> Prove:
+def prover(storage_uri: str | None, log: Callable[..., None]) -> Prove:
     """What `settle` asks the restored stable template's revision: the smoke prediction of the version that it serves.
 
-    A version outside of the stores of `specs` (models of this service) left no smoke test. It is let pass with a line
-    in the log: its template is, field by field, the one that served before. A store that is away proves nothing: as
-    a wrong answer does, it raises SmokeFailed, and the baseline keeps the traffic.
+    What is no version of this project left no smoke test. It is let pass with a line in the log: its template is,
+    field by field, the one that served before. A store that is away proves nothing: as a wrong answer does, it raises
+    SmokeFailed, and the baseline keeps the traffic.
     """
-    found = version_in(specs, storage_uri)
+    found = version_in(storage_uri)
 
     def prove(live: InferenceService) -> None:
         from model_release.serving.smoke import smoke, smoke_url
@@ -48,10 +47,8 @@ def prover(specs: Sequence[ModelSpec], storage_uri: str | None, log: Callable[..
     return prove
 
 
-def version_in(specs: Sequence[ModelSpec], storage_uri: str | None) -> tuple[str, str] | None:
-    """(store, version) that `storage_uri` names, when it lies in the store of one of `specs`; without any (the model
-    file was deleted), in whatever store it says."""
-    for store in [re.escape(spec.store) for spec in specs] or ["s3://[^/]+/(?:.+/)?"]:
-        if found := re.fullmatch(rf"({store})versions/([0-9a-f]{{16}})/", storage_uri or ""):
-            return found[1], found[2]
-    return None
+def version_in(storage_uri: str | None) -> tuple[str, str] | None:
+    """(store, version) that `storage_uri` names, in whatever store it says: another model of the service may have been
+    live before, and its file may be deleted since. None when it is no version of this project."""
+    found = re.fullmatch(r"(s3://[^/]+/(?:.+/)?)versions/([0-9a-f]{16})/", storage_uri or "")
+    return (found[1], found[2]) if found else None

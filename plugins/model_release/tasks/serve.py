@@ -376,7 +376,7 @@ class RollBack(ReleaseOperator):
         if release is None:
             raise CanaryLost("no baseline was recorded: nothing was touched, and there is nothing to roll back to")
         remember = released.leases.bar(released.namespace, released.name, released.owner)
-        prove = prover([self.spec], release.baseline.storage_uri, self.log.info)
+        prove = prover(release.baseline.storage_uri, self.log.info)
 
         def step() -> Any:
             current = released.held()

@@ -144,7 +144,7 @@ class ReleasedService:
             self.services,
             release,
             self.leases.bar(self.namespace, self.name, self.owner),
-            prove=prover([self.spec], release.baseline.storage_uri, log),
+            prove=prover(release.baseline.storage_uri, log),
             tell=lambda progress: log("%s", progress.sentence),
         )
 

@@ -239,7 +239,7 @@ class Sweep(BaseOperator):
         return line
 
     def _prover(self, one: _Abandoned) -> Prove:
-        return prover(one.specs, one.storage_uri, self.log.info)
+        return prover(one.storage_uri, self.log.info)
 
     def _finish_record(self, one: _Abandoned, line: str) -> None:
         """The record of a release that ended without a word says how: it stands where it was promoted, else failed."""
@@ -268,7 +268,7 @@ class Sweep(BaseOperator):
             if record.reason == why:
                 telemetry.released(record)
             notify.tell(spec, run, notify.SWEPT, why)
-        elif (found := version_in(one.specs, one.storage_uri)) is not None:
+        elif (found := version_in(one.storage_uri)) is not None:
             _amend(found[0], claim.release, finish)
 
 
