@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -47,6 +48,20 @@ def test_staged_at_0_and_reachable_by_tag(live: Any) -> None:
     assert canary == Canary("models", "digits", isvc.uid, R2, R1, isvc.template_digest)
     assert Canary.from_dict(canary.as_dict()) == canary
     assert live.door.most(R2) == 0
+
+
+@pytest.mark.parametrize("mode", ["knative", "standard"])
+def test_a_first_deployment_that_was_never_proven_gives_way_to_another(live: Any, asked: Asked, mode: str) -> None:
+    """Its run was cleared before it had answered, and its newest candidate is another one by now."""
+    live.service = {"mode": mode} if mode == "standard" else {}
+    baseline, unproven = live.stage("v1")
+    template, wanted = live.get().template_digest, asked("v2", **live.service)
+    before = replace(baseline, created=unproven.revision)
+    written = rollout.stage(live.services, wanted, before, template).template_digest
+    progress = live.until(partial(rollout.assess_staged, wanted=wanted, baseline=before, template=written))
+    assert progress.state is State.READY, progress
+    assert progress.revision != unproven.revision
+    live.assert_clean("v2")
 
 
 def test_each_verb_twice_writes_once(live: Any, asked: Asked) -> None:

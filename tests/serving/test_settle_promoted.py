@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -112,7 +113,8 @@ def test_a_first_deployment_that_went_live_outlives_what_its_run_staged_afterwar
     mark = len(live.door.history) - 1
     if not comes_up:
         live.pods.phases["v2"] = BROKEN
-    staged = rollout.stage(live.services, asked("v2", **live.service), baseline, live.get().template_digest)
+    stable = replace(baseline, uid=canary.uid, revision=canary.revision)
+    staged = rollout.stage(live.services, asked("v2", **live.service), stable, live.get().template_digest)
     assert staged.is_split
     if comes_up:
         live.until(lambda now: Progress(State.READY if now.latest_ready != canary.revision else State.WAITING, ""))

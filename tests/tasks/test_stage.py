@@ -13,7 +13,9 @@ from kubernetes.client import CustomObjectsApi
 
 from model_release.errors import CanaryLost, ClusterUnavailable
 from model_release.serving import rollout
+from model_release.serving.inference_service import InferenceService, InferenceServices
 from model_release.serving.lease import Claim, Lease
+from model_release.serving.progress import State, wait
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.run import Run
@@ -78,6 +80,15 @@ def ready(resume: Resume) -> Any:
     pytest.fail("never ready")
 
 
+def canary_at_rest(kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume) -> None:
+    """v1 is stable, and this run has v2 at 0 %."""
+    ready(resume)
+    first = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
+    note(kube, baseline=first, canary=None, template=None)
+    stage("v2")
+    assert ready(resume)["canary"]["revision"] == "digits-predictor-00002"
+
+
 def by_hand(kube: Kube) -> None:
     """A field of which the model file says nothing: all that was wanted is still there."""
     CustomObjectsApi(kube.client).patch_namespaced_custom_object(
@@ -139,11 +150,7 @@ def test_a_promotion_that_was_begun_and_never_done_is_not_kept(
     kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume
 ) -> None:
     """Killed between its note and its write, and cleared: the canary that stands at 0 % is no promoted one."""
-    ready(resume)
-    first = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
-    note(kube, baseline=first, canary=None, template=None)
-    stage("v2")
-    assert ready(resume)["canary"]["revision"] == "digits-predictor-00002"
+    canary_at_rest(kube, spec, stage, resume)
     note(kube, promoted=True)
     stage("v2")
     ready(resume)
@@ -171,3 +178,74 @@ def test_a_first_deployment_that_went_live_is_the_baseline_when_its_run_begins_a
     assert (claim.baseline.revision, claim.canary, claim.promoted) == ("digits-predictor-00001", None, False)
     stage("v2")
     assert ready(resume)["kind"] == "canary"
+
+
+def test_what_an_earlier_try_staged_is_not_taken_for_what_this_one_did(
+    kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleared as a whole at 0 %, with a newer candidate, while KServe acts on nothing: its status is of before."""
+    canary_at_rest(kube, spec, stage, resume)
+    get, before = InferenceServices.get, kube.services.get("models", "digits")
+    assert before is not None
+
+    def late(services: InferenceServices, namespace: str, name: str) -> Any:
+        live = get(services, namespace, name)
+        return live and InferenceService({**live.raw, "status": before.status})
+
+    stage("v3")
+    with monkeypatch.context() as kserve:
+        kserve.setattr(InferenceServices, "get", late)
+        with pytest.raises(TaskDeferred):
+            resume(10)
+    assert ready(resume)["canary"]["revision"] == "digits-predictor-00003"
+
+
+def test_another_hand_that_was_faster_than_the_claim_is_seen(
+    kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume
+) -> None:
+    """Its template was in the spec when the service was claimed, and KServe had not acted on it."""
+    ready(resume)
+    claimed = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
+    by_hand(kube)
+    live = kube.services.get("models", "digits")
+    assert live is not None
+    note(kube, baseline=replace(claimed, found=live.template_digest), canary=None, template=None)
+    for _ in range(500):
+        if kube.services.get("models", "digits").latest_created != claimed.revision:  # type: ignore[union-attr]
+            break
+        sleep(0.01)
+    with pytest.raises(CanaryLost, match="got another template after it was claimed"):
+        stage("v2")
+
+
+def test_what_was_promoted_is_the_baseline_when_its_run_begins_anew(
+    kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume
+) -> None:
+    """Cleared as a whole during the bake, with a newer candidate: that one is a canary beside what is live."""
+    canary_at_rest(kube, spec, stage, resume)
+    canary = rollout.canary_of(kube.services.get("models", "digits"), claim_of(kube).baseline)  # type: ignore[arg-type]
+    note(kube, promoted=True)
+    rollout.promote(kube.services, canary, 0)
+    found = wait(lambda: rollout.assess_promoted(kube.services.get("models", "digits"), canary), 5, poll=0.01)
+    assert found.state is State.READY
+    stage("v3")
+    staged = ready(resume)
+    assert (staged["kind"], staged["canary"]["baseline"]) == ("canary", "digits-predictor-00002")
+    claim = claim_of(kube)
+    assert claim.baseline is not None
+    assert (claim.baseline.revision, claim.promoted) == ("digits-predictor-00002", False)
+    assert claim.baseline.template is not None
+    assert claim.baseline.storage_uri == "s3://models/digits/versions/v2/"
+
+
+def test_a_first_deployment_that_nobody_asked_gives_way_to_the_next(
+    kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume
+) -> None:
+    """Cleared as a whole before it had answered, with a newer candidate: there is still nothing to stand beside."""
+    ready(resume)
+    stage("v2")
+    staged = ready(resume)
+    assert (staged["kind"], staged["canary"]["revision"]) == ("first", "digits-predictor-00002")
+    live = kube.services.get("models", "digits")
+    assert live is not None
+    assert live.serving == {"digits-predictor-00002": 100}

@@ -172,7 +172,8 @@ def stage(
             return services.create(without_none(wanted))
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
-        patch = _stage_patch(live, wanted)
+        # What is there although nothing was when the service was claimed, an earlier try left, and nobody proved.
+        patch = _stage_patch(live, wanted, first=live.rolled_out is None or baseline.uid is None)
         _check_ours_or_as_claimed(live, wanted, baseline, template)
         if isinstance(live, StandardService) and patch is not None:
             standard.check_kept(services.patch(live, patch, dry_run=True), wanted)
@@ -203,11 +204,11 @@ def _is_as_staged(live: InferenceService, wanted: Manifest, template: str | None
     return matches(live, wanted)
 
 
-def _stage_patch(live: InferenceService, wanted: Manifest) -> dict[str, Any] | None:
+def _stage_patch(live: InferenceService, wanted: Manifest, *, first: bool) -> dict[str, Any] | None:
+    """`first`: no revision is there that the new one could stand beside, and it takes over when it is ready."""
     change = plan_change(live, wanted)
     if isinstance(live, StandardService):
-        return standard.stage_patch(live, wanted, change)
-    first = live.rolled_out is None
+        return standard.stage_patch(live, wanted, change, first=first)
     if change.kind is Kind.NOTHING or (first and matches(live, wanted)):
         return None
     if change.kind is Kind.STAGED:

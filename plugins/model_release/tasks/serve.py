@@ -24,6 +24,8 @@ from model_release.tasks.service import ROUTE_SECONDS, ReleasedService
 from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger, run_is_over
 
 if TYPE_CHECKING:
+    from model_release.serving.inference_service import InferenceService
+    from model_release.serving.lease import Claim
     from model_release.serving.rollout import Baseline, Canary
 
 _SLACK = timedelta(minutes=1)
@@ -107,7 +109,7 @@ class ClaimService(ReleaseOperator):
 
         def begin(record: Any) -> None:
             record.version = version["version"]
-            record.baseline = {"revision": revision, "storage_uri": baseline.storage_uri} if revision else None
+            record.baseline = _told(baseline)
 
         released.record(begin)
         told = f"to be released on {self.spec.service.key}, beside {revision or 'nothing: a first deployment'}."
@@ -133,18 +135,37 @@ class Stage(ReleaseOperator):
         self.verify(service.published(context)["version"])
         released = ReleasedService(self.spec, run)
         wanted = released.wanted(self.root, service.published(context)["uri"])
-        baseline = released.baseline()
-        change = plan_change(released.live(), wanted)
+        baseline, live = released.baseline(), released.live()
+        change = plan_change(live, wanted)
         self.log.info("%s", change.sentence)
         if change.kind is Kind.NOTHING and change.revision == baseline.revision:
             return {"kind": "nothing_new", "sentence": change.sentence, "canary": None}
+        claim = released.claim()
+        if live is not None and change.kind is Kind.NEW and claim.template is not None:
+            baseline = self._after_another(released, claim, live, wanted)
         if baseline.revision is not None:
             plan = foresee(self.spec, baseline.revision, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
         claim = released.note(stage="staging")
-        live = stage(released.services, wanted, baseline, claim.template)
-        released.note(template=live.template_digest)
-        raise self._waiting(wanted, baseline, live.template_digest, datetime.now(UTC) + self.spec.rollout.ready_within)
+        template = stage(released.services, wanted, baseline, claim.template).template_digest
+        released.note(template=template)
+        raise self._waiting(wanted, baseline, template, datetime.now(UTC) + self.spec.rollout.ready_within)
+
+    def _after_another(
+        self, released: ReleasedService, claim: Claim, live: InferenceService, wanted: dict[str, Any]
+    ) -> Baseline:
+        """The baseline, noted, of a template that is about to be written after another one of this run: what that had
+        promoted is what this one stands beside, and the revision that it had staged is not the one to be waited for."""
+        from model_release.serving.rollout import baseline_of
+
+        baseline = replace(released.baseline(), created=live.latest_created)
+        if not claim.promoted or live.rolled_out != claim.canary:
+            released.note(baseline=baseline)
+            return baseline
+        stable = baseline_of(live, wanted)
+        released.note(baseline=stable, canary=None, promoted=False, template=None)
+        released.record(lambda record: setattr(record, "baseline", _told(stable)))
+        return stable
 
     def _waiting(
         self, wanted: dict[str, Any], baseline: Baseline, template: str | None, deadline: datetime
@@ -210,6 +231,11 @@ class Stage(ReleaseOperator):
             "sentence": progress.sentence,
             "canary": canary.as_dict(),
         }
+
+
+def _told(baseline: Baseline) -> dict[str, Any] | None:
+    """The baseline as the record has it."""
+    return {"revision": baseline.revision, "storage_uri": baseline.storage_uri} if baseline.revision else None
 
 
 class Smoke(ReleaseOperator, BaseBranchOperator):

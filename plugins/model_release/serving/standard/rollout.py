@@ -93,8 +93,8 @@ def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
     return Baseline(live.uid, live.stable, template, uri, created, live.canary_percent, live.template_digest)
 
 
-def stage_patch(live: StandardService, wanted: Manifest, change: Change) -> dict[str, Any] | None:
-    """What is left to write until `wanted` stands at 0 %; None for nothing.
+def stage_patch(live: StandardService, wanted: Manifest, change: Change, *, first: bool) -> dict[str, Any] | None:
+    """What is left to write until `wanted` stands at 0 % or, `first`, alone; None for nothing.
 
     The service's size (replicas) is taken over at once: it is no predictor's own.
     """
@@ -104,7 +104,7 @@ def stage_patch(live: StandardService, wanted: Manifest, change: Change) -> dict
     if change.kind is Kind.STAGED:
         return split(live, 0) if live.canary_percent else None
     metadata = {key: wanted["metadata"].get(key, {}) for key in ("labels", "annotations")}
-    if live.rolled_out is None:
+    if first:
         predictor = replacement(live.stable_template, asked)
         same = not differences(live.stable_template, asked) and live.entry is None
         return None if same else {"metadata": metadata, "spec": {"predictor": predictor, "canary": None}}
