@@ -13,6 +13,7 @@ from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, Spe
 from model_release.serving import settle as settling
 from model_release.serving.emergency import Done, Person, promote_anyway, roll_back_now
 from model_release.serving.lease import Claim, Order, Owner
+from model_release.serving.progress import Progress, State
 from model_release.serving.rollout import Baseline
 from sandbox.interfaces import Phase, PodState
 
@@ -255,3 +256,40 @@ def test_an_order_while_the_stable_revision_is_down_gives_nobody_unasked_the_tra
     with pytest.raises(NotSettled):
         roll_back(live, None)
     assert live.door.most(R3) == 0, "it was never asked"
+
+
+@pytest.mark.parametrize("mode", ["knative", "standard"])
+def test_a_first_version_that_nobody_proved_is_taken_away_and_told_so(live: Any, mode: str) -> None:
+    live.service = {"mode": mode} if mode == "standard" else {}
+    baseline, canary = live.stage("v1")
+    owner = live.owner("run-1")
+    live.leases.acquire("models", "digits", owner)
+    facts = {"baseline": baseline, "canary": canary.revision, "stage": "staged"}
+    live.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
+    done = roll_back(live)
+    assert live.services.get("models", "digits") is None
+    assert "does not exist; no traffic to settle" in done.sentence
+    assert roll_back(live).sentence == done.sentence
+
+
+def test_a_promotion_that_somebody_else_took_back_is_not_waited_for(live: Any) -> None:
+    owner, _ = opened(live)
+    taken = Order("roll_back", "bert", "users complain", "2026-03-01T02:00:00.000+00:00", R2)
+    thread = threading.Timer(
+        0.3, live.leases.update, ("models", "digits", owner, lambda claim: replace(claim, order=taken))
+    )
+    thread.start()
+    with pytest.raises(CanaryLost, match="Rolled back by bert: users complain"):
+        promote(live, seconds=3)
+    thread.join()
+
+
+def test_what_cannot_be_brought_back_is_told_at_once(live: Any) -> None:
+    opened(live)
+    live.services.delete(live.get())
+    live.until(lambda now: Progress(State.WAITING if now else State.READY, ""))
+    live.stage("v3")
+    began = time.monotonic()
+    with pytest.raises(NotSettled, match="was deleted and made anew by another hand; left as it is"):
+        roll_back(live)
+    assert time.monotonic() - began < 3

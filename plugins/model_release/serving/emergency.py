@@ -100,7 +100,8 @@ def promote_anyway(
     order, or the promotion.
 
     Raises:
-        CanaryLost: no canary is open, it is not what was opened, or the release ended before it saw the order.
+        CanaryLost: no canary is open, it is not what was opened, it was taken back by somebody else meanwhile, or the
+            release ended before it saw the order.
         ClusterUnavailable: the run has not acted within `seconds`; the order stands.
     """
     lease = leases.read(namespace, name)
@@ -149,6 +150,8 @@ def _until_promoted(
                 return f"{namespace}/{name}: {canary} has all of the traffic; {claim.owner.url}"
             current = held.claim if held else None
             ours = current is not None and current.owner.identity == claim.owner.identity
+            if ours and current is not None and current.order is not None and current.order.kind == "roll_back":
+                raise CanaryLost(f"{canary}: {current.order}")
             if current is None or not ours or (current.order is None and not current.promoted):
                 raise CanaryLost(
                     f"{namespace}/{name}: the release ended before it saw the order; traffic is "

@@ -164,12 +164,17 @@ def roll_back(
     until that is ready; the calls go on with each step.
 
     Returns the service as it is after the step, None when there is none.
+
+    Raises:
+        NotSettled: waiting longer can change nothing, and why.
     """
 
     def attempt() -> InferenceService | None:
         live = services.get(release.namespace, release.name)
         if live is not None and assess_rolled_back(live, release).state is not State.READY:
-            _step(services, live, release, remember, prove)
+            told = _step(services, live, release, remember, prove)
+            if told.state is State.FAILED:
+                raise NotSettled(f"the roll-back cannot be done: {told.sentence}")
             live = services.get(release.namespace, release.name)
         return live
 
@@ -181,7 +186,10 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
     stays False after a canary that never came up."""
     stable = release.baseline.revision
     if live is None:
-        return Progress(State.LOST, f"InferenceService {release.namespace}/{release.name} was deleted")
+        key = f"{release.namespace}/{release.name}"
+        if stable is None:  # a first deployment that nobody proved; that is how it is taken back
+            return Progress(State.READY, f"{key} does not exist; no traffic to settle")
+        return Progress(State.LOST, f"InferenceService {key} was deleted")
     if isinstance(live, StandardService):
         return standard.assess_rolled_back(live, release)
     if stable is not None and live.serving == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
