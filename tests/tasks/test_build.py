@@ -38,6 +38,7 @@ def test_a_version_that_no_release_left_live_needs_a_canary(
         check_was_live(STORE, VERSION)
 
 
+@pytest.mark.usefixtures("kube")
 def test_a_run_without_a_canary_ends_before_it_records_a_version_that_was_never_live(
     spec: ModelSpec, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -62,7 +62,8 @@ class Resolve(BuildOperator, BaseBranchOperator):
 
     A version that the form names is looked up and verified. Otherwise the candidate is fetched, checked and put beside
     the builds, so that the tasks after this one build what was seen here even when the source changes meanwhile. Run
-    again, it looks again: a run for "now" may find a newer candidate then.
+    again, it looks again: a run for "now" may find a newer candidate then. A canary that an earlier try of the run had
+    opened has no traffic while the next one is built.
 
     Args:
         build: the task that begins the build.
@@ -79,6 +80,8 @@ class Resolve(BuildOperator, BaseBranchOperator):
     def choose_branch(self, context: Any) -> str | list[str]:
         with telling(self, context):
             run = Run.of(context, self.spec)
+            if run.moves_traffic:
+                ReleasedService(self.spec, run).close(self.task_id, self.log.info)
             choice = choose(context["dag_run"], run.params)
             self.log.info("To be released: %s", choice.rule)
             found = self.find(choice)

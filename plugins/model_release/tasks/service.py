@@ -136,6 +136,29 @@ class ReleasedService:
             raise ClusterUnavailable(f"the change has not taken effect: {progress.sentence}")
         return progress
 
+    def close(self, task: str, log: Callable[..., None]) -> None:
+        """Takes the traffic off a canary that an earlier try of this run had opened, and that nobody watches since the
+        run was cleared. Again, or where none is open: does nothing.
+
+        Raises:
+            ClusterUnavailable: it has not taken effect yet; trying again may help.
+        """
+        from model_release.serving.settle import assess_rolled_back, roll_back
+
+        lease = self.leases.read(self.namespace, self.name)
+        claim = lease.claim if lease else None
+        release = claim.as_release(self.namespace, self.name) if claim else None
+        if claim is None or release is None or claim.owner.identity != self.owner.identity:
+            return
+        if claim.promoted or not claim.percent:
+            return
+        log("%s was opened to %d %% before this run was cleared: taken back meanwhile", claim.canary, claim.percent)
+        prove = prover(release.baseline.storage_uri, log)
+        roll_back(self.services, release, self.leases.bar(self.namespace, self.name, self.owner), prove)
+        self.verified(lambda: assess_rolled_back(self.live(), release), log)
+        self.note(going_back=True, stage="cleared", percent=None, opened_at=None)
+        self.record_traffic(task, 0, self.live())
+
     def settle(self, release: Release, log: Callable[..., None]) -> str:
         """`serving.settle.settle`, under the lease that this run holds, with the smoke prediction as the proof."""
         from model_release.serving.settle import settle

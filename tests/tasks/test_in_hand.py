@@ -1,4 +1,5 @@
-"""The teardown against the sandbox's real API server: what it settles is whatever its run had in its hands."""
+"""What a run does with what it has in its hands, when it ends and when it begins again, against the sandbox's real API
+server."""
 
 from __future__ import annotations
 
@@ -8,20 +9,23 @@ from typing import Any
 
 import pytest
 
+from model_release.errors import CanaryLost
 from model_release.serving import rollout
+from model_release.serving.emergency import Person, promote_anyway
 from model_release.serving.lease import Lease, Owner
 from model_release.serving.progress import State, wait
 from model_release.spec import ModelSpec
 from model_release.tasks import records
+from model_release.tasks.build import Resolve
 from model_release.tasks.finish import Settle
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 
-from .cluster import Kube, wanted
+from .cluster import PROJECT, Kube, wanted
 
 
-def opened(kube: Kube, spec: ModelSpec, run: str) -> Owner:
-    """v1 is stable, and `run` has v2 open at 30 %."""
+def opened(kube: Kube, spec: ModelSpec, owner: Owner) -> None:
+    """v1 is stable, and `owner` has v2 open at 30 %."""
     for version in ("v1", "v2"):
         asked, live = wanted(spec, version), kube.services.get("models", "digits")
         baseline = rollout.baseline_of(live, asked)
@@ -31,11 +35,9 @@ def opened(kube: Kube, spec: ModelSpec, run: str) -> Owner:
         assert found.state is State.READY, found
     canary = rollout.canary_of(kube.services.get("models", "digits"), baseline)  # type: ignore[arg-type]
     rollout.shift(kube.services, canary, 30)
-    owner = Owner("release_digits", run, f"http://airflow/{run}", "http://airflow")
     kube.leases.acquire("models", "digits", owner)
-    facts = {"baseline": baseline, "canary": canary.revision, "percent": 30, "stage": "open at 30 %"}
+    facts = {"baseline": baseline, "canary": canary.revision, "percent": 30, "stage": "open at 30 %", "opened_at": "x"}
     kube.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
-    return owner
 
 
 def test_what_was_taken_over_and_not_settled_yet_is_settled(
@@ -44,7 +46,8 @@ def test_what_was_taken_over_and_not_settled_yet_is_settled(
     """The run, or its claim, was marked successful by hand while it still settled what another had left."""
     monkeypatch.setattr(records, "change", lambda *_: None)
     monkeypatch.setattr("model_release.tasks.service.prover", lambda *_: None)
-    dead, run = opened(kube, spec, "run-0"), Run.of(context, spec)
+    dead, run = Owner("release_digits", "run-0", "http://airflow/0", "http://airflow"), Run.of(context, spec)
+    opened(kube, spec, dead)
     assert isinstance(kube.leases.acquire("models", "digits", ReleasedService(spec, run).owner, over=dead), Lease)
     sentence = Settle(task_id="settle", spec=spec).release(context, run)
     live, lease = kube.services.get("models", "digits"), kube.leases.read("models", "digits")
@@ -53,3 +56,28 @@ def test_what_was_taken_over_and_not_settled_yet_is_settled(
     assert sentence.endswith("has all of the traffic")
     assert (live.canary_percent, live.storage_uri) == (None, "s3://models/digits/versions/v1/")
     assert lease.holder is None
+
+
+def test_a_canary_whose_run_begins_again_is_not_left_open_unwatched(
+    kube: Kube, spec: ModelSpec, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleared as a whole while it was watched: to build its newest candidate may take hours."""
+    told: list[Any] = []
+    monkeypatch.setattr(records, "change", lambda *said: told.append(said))
+    released = ReleasedService(spec, Run.of(context, spec))
+    opened(kube, spec, released.owner)
+    task = Resolve(task_id="resolve", spec=spec, root=PROJECT, build="export", built="publish")
+    monkeypatch.setattr(task, "find", lambda _: {"source": {}})
+    assert task.choose_branch(context) == "export"
+    live, claim = kube.services.get("models", "digits"), released.held()
+    assert live is not None
+    assert live.serving == {"digits-predictor-00001": 100}
+    assert (claim.canary, claim.percent, claim.opened_at) == ("digits-predictor-00002", None, None)
+    with pytest.raises(CanaryLost, match="no canary is open"):
+        promote_anyway(
+            kube.services, kube.leases, "models", "digits", Person("anna", "why", released.owner),
+            seconds=1, tell=lambda _: None,
+        )  # fmt: skip
+    before = live.resource_version
+    assert task.choose_branch(context) == "export"
+    assert kube.services.get("models", "digits").resource_version == before  # type: ignore[union-attr]
