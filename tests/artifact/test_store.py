@@ -232,6 +232,21 @@ def test_stash_travels_to_another_machine_and_twice(store: Store, client: Counti
     assert (tmp_path / "b" / "config" / "config.properties").read_text() == "changed"
 
 
+def test_a_stash_that_another_run_makes_again_can_be_read_meanwhile(store: Store, s3: Any, tmp_path: Path) -> None:
+    """Dates of one backfill whose newest candidate is the same build the same, side by side."""
+    source = layout(tmp_path / "a")
+    store.stash("x", source)
+    before = store.listing("builds/x/")
+
+    class Beside(Counting):
+        def __getattr__(self, name: str) -> Any:
+            store.unstash("x", tmp_path / "b")
+            return super().__getattr__(name)
+
+    Store(Beside(s3.client), store.uri).stash("x", source)
+    assert [name for name, _, _ in store.listing("builds/x/")] == [name for name, _, _ in before]
+
+
 def test_a_stash_that_is_missing_changed_or_escapes(store: Store, s3: Any, tmp_path: Path) -> None:
     with pytest.raises(VersionDamaged, match="holds no finished build"):
         store.unstash("nothing", tmp_path / "b")

@@ -32,7 +32,7 @@ class Export:
 
     `directory` holds `model.pt` (TorchScript, frozen), `model.json` (labels, input size, preprocessing: what the
     handler reads), `reference.json` (sample images and the original model's answers) and `export.json` (`report`:
-    the above, parity at each batch, toolchain, the source's fingerprint, seconds).
+    the above, parity at each batch, toolchain, the source's fingerprint).
     """
 
     directory: Path
@@ -55,7 +55,7 @@ def export(
     processor gives, which is checked here. `samples` are encoded images for the reference answers (default: two
     drawn ones of the model's input size). `log` gets a line for each step.
 
-    Run again, the folder is replaced; equal input and toolchain give a `model.pt` and `model.json` of equal bytes.
+    Run again, the folder is replaced; equal input and toolchain give files of equal bytes.
     Raises `CheckpointError` (cannot be loaded, traced or preprocessed here), `ParityError` (logits differ by more
     than 1e-5, with figures), `ArchiveError` (the process died).
     """
@@ -87,6 +87,8 @@ def export(
         )
         for note in report["notes"]:
             log(f"note: {note}")
+        # Not kept: equal input gives an equal folder, so that runs which build the same may leave it for each other.
+        log(f"exported in {report.pop('seconds'):.0f} s")
         report = {**report, "toolchain": toolchain(handler), "fingerprint": fingerprint}
         (fresh / "export.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"

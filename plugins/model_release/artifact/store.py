@@ -201,20 +201,27 @@ class Store(Bucket):
     def stash(self, key: str, directory: Path) -> None:
         """Leaves the files of `directory` under `builds/<key>/`, for a task on another machine.
 
-        Run again, it sends what differs; what is there alike stays, what is no longer in `directory` goes.
+        Run again, it sends what differs; what is there alike stays, what is no longer in `directory` goes. Another run
+        that makes the same may read it meanwhile.
         """
-        prefix = f"{self._prefix}builds/{_name(key)}/"
+        folder = f"builds/{_name(key)}/"
+        prefix = self._prefix + folder
         sums = files.digests(directory)
+        record = encode({"files": sums})
+        same = self.read_bytes(folder + STASH_RECORD) == record
         with talking_about(f"s3://{self._bucket}/{prefix}"):
             # Without its record a stash is none: nobody reads one that is being changed.
-            self._client.delete_object(Bucket=self._bucket, Key=prefix + STASH_RECORD)
+            if not same:
+                self._client.delete_object(Bucket=self._bucket, Key=prefix + STASH_RECORD)
             there = dict(keys(self._client, self._bucket, prefix))
+            there.pop(prefix + STASH_RECORD, None)
             for stale in (there_key for there_key in there if there_key[len(prefix) :] not in sums):
                 self._client.delete_object(Bucket=self._bucket, Key=stale)
         for name, digest in sums.items():
             if prefix + name not in there or self._checksum(prefix + name) != digest:
                 self._put_file(directory / name, prefix + name, digest, replace=True)
-        self._create(prefix + STASH_RECORD, encode({"files": sums}))
+        # Written though it is the same: retention goes by the time of the last write.
+        self.write_bytes(folder + STASH_RECORD, record, "application/json")
 
     def unstash(self, key: str, directory: Path) -> None:
         """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256.
