@@ -84,9 +84,23 @@ def test_the_pod_runs_the_step_with_nothing_but_the_address_of_its_request(sent:
     (container,) = sent["spec"]["containers"]
     assert container["image"] == BUILD["image"]
     assert container["command"] == ["python", "-m", "model_release.commands.build_step"]
-    request = "builds/abcd/export.request.json"
+    request = "builds/abcd/digits-1/export.request.json"
     assert container["args"] == ["--store", "s3://models/digits/", "--request", request]
     assert not sent["spec"].get("initContainers"), "results come by the store: there is no sidecar"
+
+
+@pytest.mark.parametrize("operator", [ExportInPod, ArchiveInPod, EvaluateInPod])
+def test_runs_that_build_the_same_side_by_side_ask_each_for_itself(
+    operator: type[StepInPod], context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As dates of one backfill do: one that asks anew takes the answer away from the other."""
+    monkeypatch.setattr(evaluating, "stable_uri", lambda *_: (None, "nothing is live yet"))
+    asked = set()
+    for release in ("digits-1", "digits-2"):
+        run = SimpleNamespace(release=release, moves_traffic=False, params={})
+        monkeypatch.setattr(pods.Run, "of", lambda *_, run=run: run)
+        asked.add(operator(task_id="evaluate", spec=model(), root=PROJECT).asked(context).key)
+    assert len(asked) == 2
 
 
 def test_resources_are_request_and_limit_and_threads_are_whole_cpus(sent: dict[str, Any]) -> None:
@@ -129,7 +143,7 @@ def test_a_build_on_the_worker_is_no_pod() -> None:
 def test_export_and_archive_ask_for_this_build_by_this_toolchain(context: dict[str, Any]) -> None:
     for kind, name in ((ExportInPod, "export"), (ArchiveInPod, "archive")):
         task = kind(task_id=name, spec=model(), root=PROJECT)
-        assert task.asked(context) == Request(name, "abcd", "digits", "f" * 64, TOOLCHAIN)
+        assert task.asked(context) == Request(name, "abcd", "digits", "f" * 64, TOOLCHAIN, release="digits-1")
         assert task.asked(context) == task.asked(context), "every try asks the same"
 
 

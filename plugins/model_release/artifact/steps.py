@@ -36,6 +36,7 @@ class Request:
         stable: of `evaluate`: the stable version's storage URI.
         no_stable: of `evaluate`: why there is no stable version to compare with; None where there is one.
         picture: of `evaluate`: where the confusion matrix goes.
+        release: whose request it is: runs that build the same, as dates of one backfill, ask each for itself.
     """
 
     step: Name
@@ -48,11 +49,12 @@ class Request:
     stable: str | None = None
     no_stable: str | None = None
     picture: str = ""
+    release: str = ""
 
     @property
     def key(self) -> str:
         """Where the request is, below the store's prefix."""
-        return f"builds/{self.build}/{self.step}.request.json"
+        return "/".join(filter(None, ("builds", self.build, self.release, f"{self.step}.request.json")))
 
 
 def ask(store: Store, request: Request) -> None:

@@ -53,6 +53,7 @@ def request(
         stable=stable,
         no_stable=no_stable,
         picture=PICTURE.format(release=run.release),
+        release=run.release,
     )
 
 

@@ -141,8 +141,8 @@ class ExportInPod(StepInPod):
     step = "export"
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
-        build, service = resolved["build"], self.spec.service.name
-        return steps.Request("export", build, service, resolved["fingerprint"], self.toolchain)
+        build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
+        return steps.Request("export", build, service, resolved["fingerprint"], self.toolchain, release=release)
 
 
 class ArchiveInPod(StepInPod):
@@ -151,8 +151,8 @@ class ArchiveInPod(StepInPod):
     step = "archive"
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
-        build, service = resolved["build"], self.spec.service.name
-        return steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain)
+        build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
+        return steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain, release=release)
 
 
 class EvaluateInPod(StepInPod):
