@@ -72,9 +72,9 @@ class TrainingFailed(ReleaseError):
 
 
 class SourceUnavailable(ReleaseError):
-    """The hub does not answer now, or asks to be asked less often."""
+    """The hub does not answer now, or asks to be asked less often; or a source was changed while it was read."""
 
-    mended_by = "time, or whoever runs the hub"
+    mended_by = "time, or whoever runs the hub or writes to the source"
     transient = True
 
 

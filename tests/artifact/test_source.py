@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from model_release.artifact.source import fetch, newest_candidate
-from model_release.errors import CheckpointError, SpecError, StoreRefused, StoreUnavailable
+from model_release.errors import CheckpointError, SourceUnavailable, SpecError, StoreRefused, StoreUnavailable
 
 
 def change(folder: Path, name: str, **changes: Any) -> None:
@@ -52,6 +52,44 @@ def test_the_fingerprint_is_the_contents_alone(make_checkpoint: Any, tmp_path: P
     other = fetch({"directory": str(tmp_path / "elsewhere")}, tmp_path / "a")
     assert other.fingerprint != first.fingerprint
     assert json.loads((tmp_path / "a" / "preprocessor_config.json").read_text())["do_resize"] is False
+
+
+@pytest.mark.parametrize("where", ["directory", "s3"])
+def test_a_source_that_is_changed_while_it_is_read_is_not_half_old_and_half_new(
+    where: str, make_checkpoint: Any, s3: Any, tmp_path: Path
+) -> None:
+    """Labels of one checkpoint and weights of another may fit each other, and answer wrong."""
+    folder = make_checkpoint()
+    upload(s3, folder, "changing/")
+    source = {"directory": str(folder)} if where == "directory" else {"s3": "s3://models/changing/"}
+
+    def another() -> None:
+        change(folder, "config.json", id2label={"0": "dog", "1": "cat", "2": "tench, Tinca tinca"})
+        upload(s3, folder, "changing/")
+
+    class Client:
+        """Before the weights are brought somebody puts another checkpoint there."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(s3.client, name)
+
+        def download_file(self, bucket: str, key: str, *more: Any, **named: Any) -> None:
+            if key.endswith(".safetensors"):
+                another()
+            s3.client.download_file(bucket, key, *more, **named)
+
+    def copied(origin: Path, target: Path, **_: Any) -> None:
+        if target.suffix == ".safetensors":
+            another()
+        target.write_bytes(origin.read_bytes())
+
+    with pytest.MonkeyPatch.context() as patch:
+        if where == "directory":
+            patch.setattr(shutil, "copyfile", copied)
+        with pytest.raises(SourceUnavailable, match=r"config\.json was changed while it was read"):
+            fetch(source, tmp_path / "here", s3=Client())
+    assert not (tmp_path / "here").exists()
+    assert fetch(source, tmp_path / "here", s3=s3.client).labels[0] == "dog"
 
 
 def test_the_newest_candidate_wins_up_to_a_date(make_checkpoint: Any, tmp_path: Path) -> None:

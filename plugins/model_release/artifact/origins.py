@@ -48,6 +48,10 @@ class Place(ABC):
     def size(self, name: str) -> int:
         """Bytes of one of the files, as the place says before it is brought; 0 where it does not say."""
 
+    def mark(self, name: str) -> object:
+        """Another one when the file has changed. Where the place keeps versions, none does."""
+        return self.commit
+
     @abstractmethod
     def bring(self, name: str, target: Path) -> None:
         """Copies one of the files to `target`."""
@@ -79,6 +83,10 @@ class DirectoryPlace(Place):
 
     def size(self, name: str) -> int:
         return self._real(name).stat().st_size
+
+    def mark(self, name: str) -> object:
+        found = self._real(name).stat()
+        return found.st_ino, found.st_size, found.st_mtime_ns
 
     def bring(self, name: str, target: Path) -> None:
         shutil.copyfile(self._real(name), target, follow_symlinks=False)
@@ -118,6 +126,10 @@ class PrefixPlace(Place):
 
     def size(self, name: str) -> int:
         return self._sizes[name]
+
+    def mark(self, name: str) -> object:
+        with talking_about(self.origin + name):
+            return self._s3.head_object(Bucket=self._bucket, Key=self._prefix + name)["ETag"]
 
     def bring(self, name: str, target: Path) -> None:
         progress = Progress(name, self._sizes[name], self._log)

@@ -22,7 +22,7 @@ from model_release.artifact import files, inspection
 from model_release.artifact.bucket import MAX_FILE
 from model_release.artifact.hub import HubAccess, HubPlace
 from model_release.artifact.origins import DirectoryPlace, Log, Place, PrefixPlace
-from model_release.errors import CheckpointError, SpecError
+from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 
 CONFIG = inspection.CONFIG
 PROCESSOR = inspection.PROCESSOR
@@ -76,7 +76,7 @@ def fetch(
 
     Run again, the destination is replaced by what the source holds now. Raises `CheckpointError` (what is
     missing or wrong, and where), `SpecError` for an address that is none, `SourceUnavailable` while the hub does not
-    answer, and the store's errors.
+    answer or where the source is changed meanwhile, and the store's errors.
     """
     revision = source.get("revision")
     place = _place(source, s3, base or Path(), hub or HubAccess(), not_later_than, log or (lambda _: None))
@@ -171,10 +171,16 @@ def _bring(place: Place, target: Path) -> None:
         missing.append(WEIGHTS)
     if missing:
         raise CheckpointError(f"{place.looked_at} lacks {', '.join(missing)}")
+    marks: dict[str, object] = {}
+
+    def bring(name: str) -> None:
+        marks[name] = place.mark(name)
+        place.bring(name, target / name)
+
     for name in (CONFIG, PROCESSOR, *(name for name in weights if name == INDEX)):
         if place.size(name) > inspection.MAX_TEXT:
             raise inspection.too_large(name, place.size(name), place.origin)
-        place.bring(name, target / name)
+        bring(name)
     if weights == [INDEX]:
         weights = sorted(inspection.shards_of(target / INDEX, place.origin))
         absent = [name for name in weights if name not in there]
@@ -187,4 +193,7 @@ def _bring(place: Place, target: Path) -> None:
             "cannot be published"
         )
     for name in weights:
-        place.bring(name, target / name)
+        bring(name)
+    # Labels of one checkpoint and weights of another may fit each other, and answer wrong.
+    if changed := [name for name, mark in marks.items() if place.mark(name) != mark]:
+        raise SourceUnavailable(f"{place.origin}: {changed[0]} was changed while it was read; a retry reads it whole")
