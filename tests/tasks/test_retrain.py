@@ -16,10 +16,12 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pendulum
 import pytest
 import yaml
 from airflow.sdk.definitions.retry_policy import RetryAction
 from airflow.serialization.serialized_objects import DagSerialization
+from airflow.timetables.interval import CronDataIntervalTimetable
 from pydantic import ValidationError
 
 from model_release.artifact import training
@@ -141,7 +143,20 @@ def test_the_dag_file_makes_one_dag_for_each_training_and_imports_nothing_heavy(
 def test_all_tries_of_a_run_make_one_candidate(context: dict[str, Any]) -> None:
     assert retrain.candidate_of(context) == "20260301T020000"
     context["dag_run"].data_interval_end = datetime(2026, 2, 28, 23, tzinfo=UTC)
+    assert retrain.candidate_of(context) == "20260301T020000", "asked for by hand, not found as the schedule's last"
+    context["dag_run"].run_type = "scheduled"
     assert retrain.candidate_of(context) == "20260228T230000", "of the interval, however late it runs"
+
+
+def test_a_run_by_hand_trains_where_cron_schedules_have_intervals(context: dict[str, Any]) -> None:
+    """`[scheduler] create_cron_data_intervals`, as installations from Airflow 2 have it: a run by hand then bears the
+    interval of the last scheduled one."""
+    timetable = CronDataIntervalTimetable("@weekly", timezone="UTC")
+    interval = timetable.infer_manual_data_interval(run_after=pendulum.instance(context["dag_run"].run_after))
+    context["dag_run"].run_type, context["dag_run"].data_interval_end = "scheduled", interval.end
+    scheduled = retrain.candidate_of(context)
+    context["dag_run"].run_type = "manual"
+    assert retrain.candidate_of(context) > scheduled
 
 
 def test_train_calls_what_the_model_file_names(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

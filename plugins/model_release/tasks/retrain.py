@@ -75,12 +75,14 @@ def s3_of(spec: ModelSpec) -> Any | None:
 
 
 def candidate_of(context: Any) -> str:
-    """The name of the run's candidate: the end of its data interval, or the moment that it was asked for. Not the wall
-    clock: all tries of a run make one candidate."""
+    """The name of the run's candidate: the end of its data interval where the schedule made it, else the moment that it
+    was asked for: a run by hand may bear the interval of the schedule's last one, and would find that one's candidate.
+    Not the wall clock: all tries of a run make one candidate."""
     from model_release.artifact.training import candidate_name
 
     dag_run = context["dag_run"]
-    return candidate_name(dag_run.data_interval_end or dag_run.run_after)
+    end = dag_run.data_interval_end if dag_run.run_type == "scheduled" else None
+    return candidate_name(end or dag_run.run_after)
 
 
 class Train(BaseOperator):
