@@ -202,11 +202,18 @@ class HubPlace(Place):
         """The history as it was told last; for a cache that somebody else filled, the one commit that it knows."""
         memory = self._memory(revision)
         if memory.is_file():
-            told = json.loads(memory.read_text(encoding="utf-8"))
-            commits = tuple((commit, datetime.fromisoformat(time)) for commit, time in told["commits"])
-            asked = datetime.fromtimestamp(memory.stat().st_mtime, UTC)
-            self._log(f"HF_HUB_OFFLINE is set: {revision} of {self._address} is as the hub told it at {_told(asked)}")
-            return _History(told["moves"], commits)
+            try:
+                told = json.loads(memory.read_text(encoding="utf-8"))
+                commits = tuple((commit, datetime.fromisoformat(time)) for commit, time in told["commits"])
+                history = _History(told["moves"], commits)
+            except (ValueError, KeyError, TypeError) as error:  # cut, as a machine that lost its power leaves it
+                self._log(f"{memory} is no history of {self._address}: {error}")
+            else:
+                asked = datetime.fromtimestamp(memory.stat().st_mtime, UTC)
+                self._log(
+                    f"HF_HUB_OFFLINE is set: {revision} of {self._address} is as the hub told it at {_told(asked)}"
+                )
+                return history
         known = self._kept / "refs" / revision
         if known.is_file():
             # The commit is at least as old as the note of it.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 
 from model_release.artifact.hub import HubAccess
 from model_release.errors import CheckpointError
@@ -41,6 +42,25 @@ def test_without_the_hub_the_same_question_has_the_same_answer(
     for revision in (third, "v2"):
         with pytest.raises(CheckpointError, match=f"HF_HUB_OFFLINE is set, and the cache .* does not know {revision}"):
             get({**SOURCE, "revision": revision})
+
+
+@pytest.mark.parametrize("cut", ["", '{"moves": true, "commits": [["', "[]"])
+def test_without_the_hub_a_history_that_was_cut_is_as_good_as_none(
+    cut: str, hub: Hub, get: Fetch, access: HubAccess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a machine that lost its power leaves it."""
+    first = hub.add_commit(NAME, checkpoint(60), MONDAY, "first")
+    found = get()
+    (memory,) = (access.home or Path()).rglob("*@main.json")
+    memory.write_text(cut)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match=r"does not know main of .*; let it be fetched once"):
+        get()
+    assert get({**SOURCE, "revision": first}).fingerprint == found.fingerprint, "by the snapshot that is there"
+    monkeypatch.undo()
+    assert get() == found
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert get() == found
 
 
 def test_without_the_hub_a_commit_that_is_known_but_not_there(
