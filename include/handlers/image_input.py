@@ -260,8 +260,8 @@ def _scans(jpeg: bytes) -> int:
 
 
 def _rgb(image: Image.Image, composite: bool) -> Image.Image:
-    # Pillow before 11 opened 16-bit PNG as "I".
-    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):
+    # Pillow opens 16-bit PGM as "I", with white at 65535, and before 11 did so with PNG.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _in_bands(image, _from_sixteen_bits)
     if image.mode in ("I", "F"):
         raise BadInput(f"32-bit samples (mode {image.mode}) have no known white; send 8 or 16 bits")

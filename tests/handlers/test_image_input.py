@@ -155,7 +155,7 @@ def test_a_turned_photograph_is_seen_upright(orientation: int) -> None:
     np.testing.assert_array_equal(result, expected(own, upright))
 
 
-@pytest.mark.parametrize("encoding", ["PNG", "TIFF"])
+@pytest.mark.parametrize("encoding", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_the_same_picture_in_eight(encoding: str) -> None:
     eight = photo(57, 40, 1)[..., 0]
     sixteen = Image.fromarray(eight.astype(np.uint16) * 257)
