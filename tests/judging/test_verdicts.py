@@ -36,6 +36,14 @@ def test_a_rollback_says_how_many_of_how_many_on_both_sides_and_the_limit() -> N
     assert verdict.reason.endswith(", 200 needed.")
 
 
+@pytest.mark.parametrize("limits", [{"max_rate": 1e-300}, {"max_ratio": 1.0, "floor": 1e-300}])
+def test_a_limit_next_to_nothing_is_judged_by_at_any_size(limits: dict[str, float]) -> None:
+    """0 is refused as a limit, so whoever wants no failure at all writes as small a number as it takes."""
+    for requests in (100, 10**9, 2**53):
+        assert run(policy(**limits), requests, requests, (requests, 0), 20).decision == "rollback"
+        assert run(policy(**limits), requests, 0, (requests, 0), 20).decision != "rollback"
+
+
 def test_the_sentence_names_the_limit_that_was_broken() -> None:
     p = policy(max_rate=0.02, max_ratio=3, floor=0.005)
     both_bad = run(p, 400, 30, (3600, 180), 40)  # 7.5 % beside 5 %: within three times, beyond 2 %

@@ -111,7 +111,8 @@ class Evidence:
         # The two limits on the canary alone; a metric that lacks one gets a stand-in that is masked below.
         rate = np.array([m.max_rate or 0.5 for m in metrics])
         floor = np.array([(m.max_ratio or 0.0) * m.floor or 0.5 for m in metrics])
-        self._alone = np.stack([rate, floor], axis=-1)
+        # Beside a smaller limit the bad requests of a large window are more than a float can say.
+        self._alone = np.maximum(np.stack([rate, floor], axis=-1), 1e-15)
         limit = self._alone[..., None]
         self._good_logs = np.log1p(limit * (1 - FRACTIONS) / (1 - limit))
         both = has_rate & self._has_ratio
