@@ -153,6 +153,28 @@ def test_restarts_new_pods_and_pods_that_go(serve: Serve, judge_of: JudgeOf) -> 
     assert counts(windows, "stable") == [(20, 0, 0)] * 5
 
 
+@pytest.mark.parametrize("before", [5, 20, 280])
+def test_what_a_new_pod_was_asked_before_its_first_scrape_counts_however_long_the_others_are_there(
+    before: int, serve: Serve, judge_of: JudgeOf
+) -> None:
+    """A second pod of the canary comes at 21 s, and fails its first three requests before anybody scrapes it."""
+    history = History()
+
+    def pod(revision: str, instance: str, code: int, values: dict[float, float]) -> None:
+        target = {"job": "pods", "instance": instance, "k8s_namespace_name": NAMESPACE, "kn_revision_name": revision}
+        history.add("up", target, dict.fromkeys(values, 1))
+        history.add(
+            "http_server_request_duration_seconds_count", target | {"http_response_status_code": str(code)}, values
+        )
+
+    seconds = [float(s) for s in range(-before, 42)]
+    pod(STABLE, "s", 200, {s: 1000 + s for s in seconds})
+    pod(CANARY, "a", 200, {s: 1000 + s for s in seconds})
+    pod(CANARY, "b", 503, {s: 3 for s in seconds if s >= 21})
+    windows = read(serve(history), judge_of("knative-otel"), 40)
+    assert [(w.canary.requests, w.canary.bad["errors"]) for w in windows] == [(10, 0), (10, 0), (13, 3), (10, 0)]
+
+
 def test_scaled_to_zero_is_no_data_and_a_gateway_without_requests_is_zero(serve: Serve, judge_of: JudgeOf) -> None:
     pods, gate = History(), History()
     target = {"job": "pods", "instance": "a", "k8s_namespace_name": NAMESPACE}

@@ -171,7 +171,8 @@ class Ledger:
         if scrapes.first is None:
             return None
         met_twice = (
-            other.second
+            # The newest scrape: the first ones are of minutes ago, and would make it too old to count (rule 4).
+            other.before(scrapes.first) or other.second
             for (job, _), other in self.scrapes.items()
             if job == target[0] and other.second is not None and other.second < scrapes.first
         )
