@@ -87,8 +87,6 @@ def export(
         )
         for note in report["notes"]:
             log(f"note: {note}")
-        # Not kept: equal input gives an equal folder, so that runs which build the same may leave it for each other.
-        log(f"exported in {report.pop('seconds'):.0f} s")
         report = {**report, "toolchain": toolchain(handler), "fingerprint": fingerprint}
         (fresh / "export.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
