@@ -81,7 +81,7 @@ def candidate_of(context: Any) -> str:
     from model_release.artifact.training import candidate_name
 
     dag_run = context["dag_run"]
-    end = dag_run.data_interval_end if dag_run.run_type == "scheduled" else None
+    end = dag_run.data_interval_end if dag_run.run_type in ("scheduled", "backfill") else None
     return candidate_name(end or dag_run.run_after)
 
 
