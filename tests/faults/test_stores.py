@@ -139,7 +139,7 @@ def test_a_number_that_is_none_promotes_nothing(scene: Scene) -> None:
 def test_no_traffic_at_all(scene: Scene) -> None:
     stable = scene.stable
     one = scene.release()
-    one.watching()
+    one.until("stage", "success")  # opened, it would have its evidence before a busy machine has moved the users
     scene.live.sandbox("load", "--service", "models/elsewhere")
     try:
         assert one.ended() == "failed"
