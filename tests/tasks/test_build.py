@@ -10,6 +10,7 @@ import pytest
 
 from model_release import history
 from model_release.errors import SpecError
+from model_release.judging.record import Record
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.build import Resolve, check_was_live
@@ -50,3 +51,18 @@ def test_a_run_without_a_canary_ends_before_it_records_a_version_that_was_never_
     task = Resolve(task_id="resolve", spec=spec, root=Path(), build="export", built="publish")
     with pytest.raises(SpecError, match="is for a version that was live before"):
         task.choose_branch(context)
+
+
+@pytest.mark.usefixtures("kube")
+@pytest.mark.parametrize(("version", "kept"), [(VERSION, "promoted"), ("fedcba9876543210", None)])
+def test_how_an_earlier_try_of_the_run_ended_is_kept_for_the_same_version_only(
+    spec: ModelSpec, context: dict[str, Any], ti: Any, monkeypatch: pytest.MonkeyPatch, version: str, kept: str | None
+) -> None:
+    record = Record.new("r", model="digits", service="models/digits", version=VERSION, started="2026-03-01T02:00:00Z")
+    record.finish("promoted", "0 of 300 failed", "2026-03-01T02:10:00Z")
+    monkeypatch.setattr(records, "change", lambda spec, run, edit: edit(record))
+    monkeypatch.setattr(Resolve, "find", lambda *_: {"version": version, "source": {}})
+    monkeypatch.setattr(Resolve, "is_live", lambda *_: False)
+    task = Resolve(task_id="resolve", spec=spec, root=Path(), build="export", built="publish")
+    task.choose_branch(context)
+    assert (record.version, record.outcome, bool(record.ended)) == (version, kept, kept is not None)

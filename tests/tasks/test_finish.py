@@ -156,6 +156,18 @@ def test_a_run_that_failed_is_told_by_the_task_that_failed(
     assert ending == ("failed", f"task {failed} failed: what was wrong", SETTLED["settle", "return_value"])
 
 
+@pytest.mark.parametrize("before", ["promoted", "first"])
+def test_a_run_that_finds_stable_what_it_made_stable_does_not_forget_that(
+    report: Report, context: Any, ti: Any, record: Record, before: str
+) -> None:
+    """Cleared as a whole after its end. Who asks the history whether the version was live, asks for this word."""
+    record.finish(before, "0 of 300 failed", "2026-03-01T02:10:00.000+00:00")
+    ti.states, xcoms, _, _ = ENDINGS["nothing new"]
+    ti.xcoms = {**PUBLISHED, **xcoms}
+    assert "nothing new" in report.execute(context)
+    assert (record.outcome, record.reason, record.ended) == (before, "0 of 300 failed", "2026-03-01T02:10:00.000+00:00")
+
+
 @pytest.fixture
 def record(monkeypatch: pytest.MonkeyPatch) -> Record:
     kept = Record.new("r", model="digits", service="models/digits", version=None, started="2026-03-01T02:00:00+00:00")

@@ -148,6 +148,8 @@ class Resolve(BuildOperator, BaseBranchOperator):
 
 
 def _begin(record: Any, found: dict[str, Any]) -> None:
+    if record.version != found.get("version"):  # how an earlier try of the run ended, was of another version
+        record.outcome, record.reason, record.ended = None, "", None
     record.version, record.source = found.get("version"), found["source"]
 
 

@@ -134,5 +134,7 @@ class Report(ReleaseOperator):
 
 def _finish(record: Record, outcome: str, sentence: str) -> None:
     """A report that says the same again keeps its time; what `promote` noted for the case of a crash gives way."""
+    if outcome == "nothing_new" and record.outcome in ("promoted", "first"):
+        return  # the run was cleared: what it finds to be stable is what it had made stable
     said = (record.outcome, record.reason) == (outcome, sentence)
     record.finish(outcome, sentence, (said and record.ended) or records.now())
