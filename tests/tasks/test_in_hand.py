@@ -35,6 +35,8 @@ def opened(kube: Kube, spec: ModelSpec, owner: Owner) -> None:
         assert found.state is State.READY, found
     canary = rollout.canary_of(kube.services.get("models", "digits"), baseline)  # type: ignore[arg-type]
     rollout.shift(kube.services, canary, 30)
+    split = wait(lambda: rollout.assess_split(kube.services.get("models", "digits"), canary, 30), 5, poll=0.01)
+    assert split.state is State.READY, split
     kube.leases.acquire("models", "digits", owner)
     facts = {"baseline": baseline, "canary": canary.revision, "percent": 30, "stage": "open at 30 %", "opened_at": "x"}
     kube.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
