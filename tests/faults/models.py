@@ -22,7 +22,8 @@ judge:
 {more}
 """
 # Model files of one service, by the fault that each makes room for: the plain one, one whose time is short, one that
-# only a person decides, one that bakes, one with a number that is none, one whose canary must be ready soon.
+# only a person decides, one that bakes, one with a number that is none, one whose canary must be ready soon, one that
+# waits for data for as long as a busy machine takes to start Prometheus again.
 MODELS: dict[str, dict[str, Any]] = {
     "faults": {},
     "faults-late": {"candidates": "faults-late", "deadline": "12s"},
@@ -30,8 +31,9 @@ MODELS: dict[str, dict[str, Any]] = {
     "faults-bake": {"bake": "40s"},
     "faults-nan": {"more": "  values: [{name: nothing, query: 'vector(0) / vector(0)', max: 1}]"},
     "faults-ready": {"ready": "20s"},
+    "faults-patient": {"more": "  no_data_limit: 30"},
 }
-LATE, ASKED, BAKE, NAN, READY = (f"release_{model}" for model in list(MODELS)[1:])
+LATE, ASKED, BAKE, NAN, READY, PATIENT = (f"release_{model}" for model in list(MODELS)[1:])
 
 
 def model_file(model: str) -> str:

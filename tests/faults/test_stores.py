@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from .models import ASKED, NAME, NAN, SERVICE
+from .models import ASKED, NAME, NAN, PATIENT, SERVICE
 from .releases import wait_for
 from .scene import Scene
 
@@ -108,7 +108,7 @@ def test_store_away_while_rolling_back(scene: Scene) -> None:
 
 def test_prometheus_restarted_empty_and_the_counters_reset(scene: Scene) -> None:
     candidate = scene.other
-    one = scene.release()
+    one = scene.release(dag=PATIENT)
     one.watching()
     scene.live.sandbox("stop", "prometheus")
     shutil.rmtree(scene.live.state / "prometheus" / "data")

@@ -156,6 +156,17 @@ def test_a_run_that_failed_is_told_by_the_task_that_failed(
     assert ending == ("failed", f"task {failed} failed: what was wrong", SETTLED["settle", "return_value"])
 
 
+def test_what_was_ended_beside_the_way_is_not_told_for_what_ended_the_release(
+    report: Report, spec: ModelSpec, context: Any, ti: Any
+) -> None:
+    """A run that is marked failed takes along each task that Airflow still holds for running."""
+    ti.states = {**BUILT, "claim": "success", "stage": "failed", "look_back": "failed", **REST}
+    ti.xcoms = SETTLED
+    assert report.ending(context, Run.of(context, spec))[1].startswith("task stage failed: it was ended from outside")
+    ti.states["stage"] = "skipped"
+    assert report.ending(context, Run.of(context, spec))[1].startswith("task look_back failed: ")
+
+
 @pytest.mark.parametrize("before", ["promoted", "first"])
 def test_a_run_that_finds_stable_what_it_made_stable_does_not_forget_that(
     report: Report, context: Any, ti: Any, record: Record, before: str

@@ -83,6 +83,7 @@ class Report(ReleaseOperator):
         states = ti.get_task_states(run.dag_id, run_ids=[run.run_id])[run.run_id]
         settled = ti.xcom_pull(task_ids="settle")
         failed = [task for task, state in states.items() if state == "failed" and task != self.task_id]
+        failed.sort(key=lambda task: task != "look_back")  # the last one is told; this stands beside the way
         ordered_back = ti.xcom_pull(task_ids="settle", key=ORDERED_BACK)
         if ordered_back and "settle" not in failed:
             return "rolled_back", str(ordered_back), settled
