@@ -240,7 +240,7 @@ class Scene(Harm):
         users += f" ({', '.join(failed)})" if failed else ""
         users += f", {end.by_hand} answered by the revision that the hand made" if end.by_hand else ""
         said = release.sentence()
-        test = os.environ["PYTEST_CURRENT_TEST"].split("::")[-1].split(" ")[0]
+        test = os.environ["PYTEST_CURRENT_TEST"].rpartition(" (")[0].split("::")[-1]
         ended = ended or said.split(":")[0]
         traffic = f"{end.revision}: {which}"
         self.rows.append(Row(test, fault, stage, ended, said, traffic, users, f"{release.dag} {release.run_id}"))

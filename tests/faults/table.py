@@ -52,7 +52,7 @@ def table(rows: Sequence[Row], outcomes: Mapping[str, bool]) -> str:
     """The whole page."""
     # Nor does a row stand for a test that was cut off: it never said that all of its checks held.
     rows = [row for row in rows if outcomes.get(row.test)]
-    missing = sorted(_every_test() - set(outcomes))
+    missing = sorted(_every_test() - {name.partition("[")[0] for name in outcomes})  # without its parameters
     failed = sorted(name for name, passed in outcomes.items() if not passed)
     unproven = _listed("Not passed", failed) + _listed("Not run to their end", missing)
     stages = [stage for stage in STAGES if any(row.stage == stage for row in rows)]

@@ -31,6 +31,7 @@ def test_canary_never_ready(scene: Scene) -> None:
         ("containerConcurrency", "kubectl patch of the template"),
         ("terminationGracePeriodSeconds", "kubectl patch adds a field to the template"),
     ],
+    ids=["changed", "added"],
 )
 def test_template_edited_by_hand_while_the_canary_starts(scene: Scene, field: str, fault: str) -> None:
     """One field that the model file gives, and one of which it says nothing."""
