@@ -15,7 +15,7 @@ from typing import Any
 from kubernetes.client import ApiClient, Configuration
 
 from model_release.serving import manifest as manifests
-from model_release.serving.inference_service import InferenceServices
+from model_release.serving.inference_service import InferenceService, InferenceServices
 from model_release.serving.lease import Leases
 from model_release.spec import ModelSpec
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
@@ -90,6 +90,12 @@ class Kube:
     services: InferenceServices
     leases: Leases
     client: Any
+
+    def live(self) -> InferenceService:
+        """The service, which is there."""
+        found = self.services.get("models", "digits")
+        assert found is not None
+        return found
 
     def fault(self, verb: str, resource: str, **said: Any) -> None:
         self.server.faults.active.append(Fault(match=Match(verb=verb, resource=resource), **said))

@@ -3,6 +3,7 @@ server."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -12,8 +13,9 @@ import pytest
 from model_release.errors import CanaryLost
 from model_release.serving import rollout
 from model_release.serving.emergency import Person, promote_anyway
+from model_release.serving.inference_service import InferenceService
 from model_release.serving.lease import Lease, Owner
-from model_release.serving.progress import State, wait
+from model_release.serving.progress import Progress, State, wait
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.build import Resolve
@@ -26,17 +28,19 @@ from .cluster import PROJECT, Kube, wanted
 
 def opened(kube: Kube, spec: ModelSpec, owner: Owner) -> None:
     """v1 is stable, and `owner` has v2 open at 30 %."""
-    for version in ("v1", "v2"):
-        asked, live = wanted(spec, version), kube.services.get("models", "digits")
-        baseline = rollout.baseline_of(live, asked)
-        template = rollout.stage(kube.services, asked, baseline).template_digest
-        assess = partial(rollout.assess_staged, wanted=asked, baseline=baseline, template=template)
-        found = wait(lambda assess=assess: assess(kube.services.get("models", "digits")), 5, poll=0.01)  # type: ignore[misc]
+
+    def until(assess: Callable[[InferenceService | None], Progress]) -> None:
+        found = wait(lambda: assess(kube.services.get("models", "digits")), 5, poll=0.01)
         assert found.state is State.READY, found
-    canary = rollout.canary_of(kube.services.get("models", "digits"), baseline)  # type: ignore[arg-type]
+
+    for version in ("v1", "v2"):
+        asked = wanted(spec, version)
+        baseline = rollout.baseline_of(kube.services.get("models", "digits"), asked)
+        template = rollout.stage(kube.services, asked, baseline).template_digest
+        until(partial(rollout.assess_staged, wanted=asked, baseline=baseline, template=template))
+    canary = rollout.canary_of(kube.live(), baseline)
     rollout.shift(kube.services, canary, 30)
-    split = wait(lambda: rollout.assess_split(kube.services.get("models", "digits"), canary, 30), 5, poll=0.01)
-    assert split.state is State.READY, split
+    until(partial(rollout.assess_split, canary=canary, percent=30))
     kube.leases.acquire("models", "digits", owner)
     facts = {"baseline": baseline, "canary": canary.revision, "percent": 30, "stage": "open at 30 %", "opened_at": "x"}
     kube.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
@@ -60,21 +64,30 @@ def test_what_was_taken_over_and_not_settled_yet_is_settled(
     assert lease.holder is None
 
 
+@pytest.mark.parametrize(
+    "noted",
+    [
+        {},
+        {"percent": None, "opened_at": None, "stage": "staged"},  # its task was killed before it told
+        {"promoted": True, "stage": "promote begun"},  # killed before it wrote
+    ],
+    ids=["watched", "opened", "promoting"],
+)
 def test_a_canary_whose_run_begins_again_is_not_left_open_unwatched(
-    kube: Kube, spec: ModelSpec, context: Any, monkeypatch: pytest.MonkeyPatch
+    kube: Kube, spec: ModelSpec, context: Any, monkeypatch: pytest.MonkeyPatch, noted: dict[str, Any]
 ) -> None:
-    """Cleared as a whole while it was watched: to build its newest candidate may take hours."""
+    """Cleared as a whole while its canary was open: to build its newest candidate may take hours."""
     told: list[Any] = []
     monkeypatch.setattr(records, "change", lambda *said: told.append(said))
     released = ReleasedService(spec, Run.of(context, spec))
     opened(kube, spec, released.owner)
+    kube.leases.update("models", "digits", released.owner, lambda claim: replace(claim, **noted))
     task = Resolve(task_id="resolve", spec=spec, root=PROJECT, build="export", built="publish")
     monkeypatch.setattr(task, "find", lambda _: {"source": {}})
     assert task.choose_branch(context) == "export"
-    live, claim = kube.services.get("models", "digits"), released.held()
-    assert live is not None
+    live, claim = kube.live(), released.held()
     assert live.serving == {"digits-predictor-00001": 100}
-    assert (claim.canary, claim.percent, claim.opened_at) == ("digits-predictor-00002", None, None)
+    assert (claim.canary, claim.percent, claim.promoted) == ("digits-predictor-00002", None, False)
     with pytest.raises(CanaryLost, match="no canary is open"):
         promote_anyway(
             kube.services, kube.leases, "models", "digits", Person("anna", "why", released.owner),
@@ -82,4 +95,4 @@ def test_a_canary_whose_run_begins_again_is_not_left_open_unwatched(
         )  # fmt: skip
     before = live.raw["metadata"]["generation"]  # of the spec; KServe still writes the status
     assert task.choose_branch(context) == "export"
-    assert kube.services.get("models", "digits").raw["metadata"]["generation"] == before  # type: ignore[union-attr]
+    assert kube.live().raw["metadata"]["generation"] == before

@@ -18,8 +18,9 @@ from model_release.serving.lease import Claim, Lease
 from model_release.serving.progress import State, wait
 from model_release.spec import ModelSpec
 from model_release.tasks import records
+from model_release.tasks.claim import ClaimService
 from model_release.tasks.run import Run
-from model_release.tasks.serve import ClaimService, Stage
+from model_release.tasks.serve import Stage
 from model_release.tasks.service import ReleasedService
 from sandbox.interfaces import Phase, PodState
 
@@ -207,11 +208,9 @@ def test_another_hand_that_was_faster_than_the_claim_is_seen(
     ready(resume)
     claimed = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
     by_hand(kube)
-    live = kube.services.get("models", "digits")
-    assert live is not None
-    note(kube, baseline=replace(claimed, found=live.template_digest), canary=None, template=None)
+    note(kube, baseline=replace(claimed, found=kube.live().template_digest), canary=None, template=None)
     for _ in range(500):
-        if kube.services.get("models", "digits").latest_created != claimed.revision:  # type: ignore[union-attr]
+        if kube.live().latest_created != claimed.revision:
             break
         sleep(0.01)
     with pytest.raises(CanaryLost, match="got another template after it was claimed"):
@@ -223,7 +222,9 @@ def test_what_was_promoted_is_the_baseline_when_its_run_begins_anew(
 ) -> None:
     """Cleared as a whole during the bake, with a newer candidate: that one is a canary beside what is live."""
     canary_at_rest(kube, spec, stage, resume)
-    canary = rollout.canary_of(kube.services.get("models", "digits"), claim_of(kube).baseline)  # type: ignore[arg-type]
+    baseline = claim_of(kube).baseline
+    assert baseline is not None
+    canary = rollout.canary_of(kube.live(), baseline)
     note(kube, promoted=True)
     rollout.promote(kube.services, canary, 0)
     found = wait(lambda: rollout.assess_promoted(kube.services.get("models", "digits"), canary), 5, poll=0.01)
@@ -246,6 +247,4 @@ def test_a_first_deployment_that_nobody_asked_gives_way_to_the_next(
     stage("v2")
     staged = ready(resume)
     assert (staged["kind"], staged["canary"]["revision"]) == ("first", "digits-predictor-00002")
-    live = kube.services.get("models", "digits")
-    assert live is not None
-    assert live.serving == {"digits-predictor-00002": 100}
+    assert kube.live().serving == {"digits-predictor-00002": 100}

@@ -149,10 +149,11 @@ def _until_promoted(
             if live is not None and live.serving == {canary: 100} and live.rolled_out == canary:
                 return f"{namespace}/{name}: {canary} has all of the traffic; {claim.owner.url}"
             current = held.claim if held else None
-            ours = current is not None and current.owner.identity == claim.owner.identity
-            if ours and current is not None and current.order is not None and current.order.kind == "roll_back":
+            if current is not None and current.owner.identity != claim.owner.identity:
+                current = None
+            if current is not None and current.order is not None and current.order.kind == "roll_back":
                 raise CanaryLost(f"{canary}: {current.order}")
-            if current is None or not ours or (current.order is None and not current.promoted):
+            if current is None or (current.order is None and not current.promoted):
                 raise CanaryLost(
                     f"{namespace}/{name}: the release ended before it saw the order; traffic is "
                     f"{tell_traffic(live) if live else 'gone'}: {claim.owner.url}"

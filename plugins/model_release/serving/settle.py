@@ -126,7 +126,7 @@ def _step(
     if release.promoted and not live.is_split and not _has_stable_template(live, release):
         return _promoted(services, live, release)
     if baseline.revision is None and release.promoted:
-        # A first deployment that went live, and a split: its run was cleared, and staged another version beside it.
+        # A first deployment that went live, and a split that another hand made: what was proven is the baseline now.
         stable = replace(baseline, revision=release.canary)
         return _step(services, live, replace(release, baseline=stable, canary=None, promoted=False), remember, prove)
     if baseline.revision is None:

@@ -27,12 +27,13 @@ from model_release.spec import ModelSpec, format_duration
 from model_release.tasks.ask import Ask
 from model_release.tasks.base import RETRIES, documented
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
+from model_release.tasks.claim import ClaimService
 from model_release.tasks.evaluate import Evaluate
 from model_release.tasks.finish import Report, Settle
 from model_release.tasks.look_back import LookBack
 from model_release.tasks.params import form
 from model_release.tasks.preflight import Preflight
-from model_release.tasks.serve import ClaimService, GoDirect, GoLive, Open, Promote, RollBack, Smoke, Stage
+from model_release.tasks.serve import GoDirect, GoLive, Open, Promote, RollBack, Smoke, Stage
 from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
 ROLL_BACK = "roll_back"

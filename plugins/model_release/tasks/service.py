@@ -150,13 +150,16 @@ class ReleasedService:
         release = claim.as_release(self.namespace, self.name) if claim else None
         if claim is None or release is None or claim.owner.identity != self.owner.identity:
             return
-        if claim.promoted or not claim.percent:
+        live = self.live()
+        # By the spec, not by the claim: a task that was killed may have opened it, or begun to promote it, untold.
+        if release.baseline.revision is None or live is None or not live.is_split or not live.canary_percent:
             return
-        log("%s was opened to %d %% before this run was cleared: taken back meanwhile", claim.canary, claim.percent)
+        log("%s is open at %d %%, and this run was cleared: taken back", live.latest_created, live.canary_percent)
+        release = replace(release, promoted=False)
         prove = prover(release.baseline.storage_uri, log)
         roll_back(self.services, release, self.leases.bar(self.namespace, self.name, self.owner), prove)
         self.verified(lambda: assess_rolled_back(self.live(), release), log)
-        self.note(going_back=True, stage="cleared", percent=None, opened_at=None)
+        self.note(going_back=True, stage="cleared", percent=None, opened_at=None, promoted=False)
         self.record_traffic(task, 0, self.live())
 
     def settle(self, release: Release, log: Callable[..., None]) -> str:
@@ -185,6 +188,11 @@ def _check_not_ordered_back(claim: Claim) -> None:
     """A change that was written before the order was seen is undone by `settle`: nothing may be built upon it."""
     if claim.order is not None and claim.order.kind == "roll_back":
         raise RolledBack(str(claim.order))
+
+
+def recorded(baseline: Baseline) -> dict[str, Any] | None:
+    """The baseline as the decision record has it."""
+    return {"revision": baseline.revision, "storage_uri": baseline.storage_uri} if baseline.revision else None
 
 
 def staged(context: Any) -> dict[str, Any]:

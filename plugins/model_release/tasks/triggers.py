@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from model_release.tasks.look import Watch
 
 
+# How much later than its trigger's own deadline Airflow ends a wait: the trigger says why it ended, Airflow does not.
+SLACK = timedelta(minutes=1)
 BACK = "Roll back"  # what a question is closed with, when nobody answered it
 
 
