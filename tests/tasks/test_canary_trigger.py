@@ -9,10 +9,10 @@ from uuid import UUID
 
 import pytest
 from airflow.sdk.execution_time import hitl
+from model_release.tasks.look import Look
 
 from model_release.errors import MetricsRefused, StoreUnavailable
 from model_release.tasks import look
-from model_release.tasks.look import Look
 from model_release.tasks.triggers import CanaryTrigger
 
 from .cluster import ending, moment

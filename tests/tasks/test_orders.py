@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
+from model_release.tasks.watch import WatchCanary
 
-from model_release.errors import MetricsUnavailable, ReleaseFailed, RolledBack, StoreUnavailable
-from model_release.judging import Policy
+from model_release.errors import ReleaseFailed, RolledBack, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.serving import emergency as orders
 from model_release.serving.emergency import Done
@@ -23,12 +23,10 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections, emergency, links, records, watch
 from model_release.tasks.emergency import emergency_dags
 from model_release.tasks.finish import Report
-from model_release.tasks.look import stable_trouble
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
-from model_release.tasks.watch import WatchCanary
 
-from .test_look import at, live, window
+from .test_look import at, window
 from .test_look import watch as watching
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -38,72 +36,6 @@ OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow
 
 def order(kind: Any, revision: str = "m-00002") -> Order:
     return Order(kind, "anna", "because", WHEN, revision)
-
-
-class TestTheLook:
-    def test_an_order_to_promote_ends_the_watch_even_without_prometheus(self) -> None:
-        one, _, reader = watching([window(1)])
-        assert not one.look(at(11)).over
-        reader.trouble = MetricsUnavailable("away")
-        one.ordered = lambda: order("promote")
-        look = one.look(at(15))
-        assert look.over
-        assert look.lines == ("Promoted in spite of the judge by anna: because",)
-        outcome = one.outcome()
-        assert outcome["order"] == asdict(order("promote"))
-        assert outcome["windows"] == [window(1).to_dict()]
-        assert outcome["final"] is False
-
-    def test_what_was_changed_meanwhile_is_not_promoted_by_any_order(self) -> None:
-        one, services, _ = watching([window(1)])
-        one.ordered = lambda: order("promote")
-        services.now = live(80)
-        assert one.look(at(11)).over
-        assert one.outcome()["error"] == "CanaryLost"
-
-    def test_an_order_to_promote_another_revision_means_nothing(self) -> None:
-        """The run was cleared before it saw the order, and staged a newer candidate under the same lease."""
-        one, _, _ = watching([window(1)])
-        one.ordered = lambda: order("promote", "m-00003")
-        assert not one.look(at(11)).over
-        assert one.order is None
-
-    def test_an_order_to_promote_means_nothing_to_what_was_promoted(self) -> None:
-        one, _, _ = watching([], percent=None)
-        one.ordered = lambda: order("promote")
-        assert not one.look(at(1)).over
-
-    @pytest.mark.parametrize("percent", [30, None])
-    def test_an_order_to_roll_back_ends_the_watch_and_the_bake(self, percent: int | None) -> None:
-        one, services, _ = watching([], percent=percent)
-        one.ordered, services.now = lambda: order("roll_back"), live(0)
-        assert one.look(at(1)).over
-        assert one.outcome() == {"error": "RolledBack", "sentence": "Rolled back by anna: because"}
-
-
-def failing_stable(bad: int, requests: int = 300) -> Any:
-    return replace(window(1), stable=replace(window(1).stable, requests=requests, bad={"errors": bad}))  # type: ignore[type-var]
-
-
-@pytest.mark.parametrize(
-    ("windows", "metric", "said"),
-    [
-        ([failing_stable(30)], {}, True),
-        ([failing_stable(3)], {}, False),
-        ([failing_stable(30, requests=40)], {}, False),
-        ([failing_stable(30)], {"observe": True}, False),
-        ([failing_stable(30)], {"max_rate": None, "max_ratio": 2.0}, False),
-        ([window(1, alone=True)], {}, False),
-        ([], {}, False),
-    ],
-)
-def test_a_stable_revision_beyond_the_limit_is_told(windows: Any, metric: dict[str, Any], said: bool) -> None:
-    policy = Policy.from_dict(
-        {"traffic": 0.3, "metrics": [{"name": "errors", "max_rate": 0.02, **metric}, {"name": "x", "max_rate": 0.5}]}
-    )
-    trouble = stable_trouble(policy, windows)
-    assert trouble.startswith("Stable fails, too: 30 of 300 requests (errors); ") is said
-    assert bool(trouble) is said
 
 
 def test_the_look_tells_once_that_the_stable_revision_fails() -> None:

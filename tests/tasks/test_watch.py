@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
+from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
 from model_release import errors
 from model_release.errors import CanaryLost, MetricsRefused
@@ -18,7 +19,6 @@ from model_release.spec import ModelSpec
 from model_release.tasks import links, watch
 from model_release.tasks.run import Run
 from model_release.tasks.triggers import CanaryTrigger
-from model_release.tasks.watch import Decide, WatchBake, WatchCanary
 
 CANARY = {
     "namespace": "models",

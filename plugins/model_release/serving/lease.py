@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from model_release.errors import ClusterRefused, ServiceBusy
+from model_release.errors import ClusterRefused, RolledBack, ServiceBusy
 from model_release.serving.manifest import MANAGED_BY
 from model_release.serving.objects import Kind, Objects, retrying
 from model_release.serving.rollout import Baseline
@@ -32,6 +32,9 @@ KIND = Kind("coordination.k8s.io", "v1", "leases", "the Lease API")
 CLAIM = "model-release/claim"
 KNOWN = "model-release/known-baseline"
 FROZEN = "model-release/frozen"
+LOOKED_BY = "model-release/looked-by"
+# Seconds after which a lease that nobody renews says that nobody looks: the guard then closes an open canary.
+LEASE_SECONDS = 60
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,22 @@ class Order:
 
 
 @dataclass(frozen=True)
+class Watched:
+    """A stretch of time in which the canary is looked at by one policy, at one share of the traffic.
+
+    `percent` None: promoted, in its bake. `opened_at` None: the share was asked for, and the gateway does not have it
+    yet. `until` None: it goes on. `beside_question`: a person is asked meanwhile, and these windows may stop the canary
+    and never promote it. `again`: the number of this further stretch at the same share.
+    """
+
+    percent: int | None
+    opened_at: str | None = None
+    until: str | None = None
+    beside_question: bool = False
+    again: int = 0
+
+
+@dataclass(frozen=True)
 class Claim:
     """What a release has recorded of itself. Everything but the owner is filled in as the release goes on."""
 
@@ -82,6 +101,10 @@ class Claim:
     order: Order | None = None
     template: str | None = None  # InferenceService.template_digest of what was staged
     inherited: Claim | None = None  # of a run that is over and whose release is not settled yet
+    spec: str | None = None  # the model file that the release began with, as JSON: an edit counts from the next one on
+    watches: tuple[Watched, ...] = ()  # oldest first; all but the last are over
+    proven: str | None = None  # the word on which all of the traffic was asked for
+    closed: str | None = None  # why the canary's traffic was taken back, whoever did it
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -92,12 +115,25 @@ class Claim:
         fields = dict(given)
         fields["owner"] = Owner(**fields["owner"])
         fields["barred"] = tuple(fields.get("barred") or ())
+        fields["watches"] = tuple(Watched(**one) for one in fields.get("watches") or ())
         if fields.get("order") is not None:
             fields["order"] = Order(**fields["order"])
         for name, kind in (("baseline", Baseline), ("inherited", Claim)):
             if fields.get(name) is not None:
                 fields[name] = kind.from_dict(fields[name])
         return cls(**fields)
+
+    def check_goes_on(self) -> None:
+        """Nothing, when the release may go on. A change that was written before the word was seen is undone by
+        `settle`: nothing may be built upon it.
+
+        Raises:
+            RolledBack: a person ordered it back, or its canary was closed, and why.
+        """
+        if self.order is not None and self.order.kind == "roll_back":
+            raise RolledBack(str(self.order))
+        if self.closed is not None:
+            raise RolledBack(self.closed)
 
     @property
     def left(self) -> Claim:
@@ -267,15 +303,33 @@ class Leases:
         """
 
         def attempt() -> Lease:
-            live = self.read(namespace, service)
-            claim = live.claim if live is not None and live.holder == owner.identity else None
-            if live is None or claim is None:
-                holder = (live.holder if live is not None else None) or "nobody"
-                raise ServiceBusy(f"the lease of {namespace}/{service} is held by {holder}, not by {owner.identity}")
+            live, claim = self._held(namespace, service, owner)
             changed = change(claim)
             if changed == claim:
                 return live
             return Lease(self._objects.patch(live.raw, _body(changed)))
+
+        return retrying(attempt)
+
+    def _held(self, namespace: str, service: str, owner: Owner) -> tuple[Lease, Claim]:
+        live = self.read(namespace, service)
+        claim = live.claim if live is not None and live.holder == owner.identity else None
+        if live is None or claim is None:
+            holder = (live.holder if live is not None else None) or "nobody"
+            raise ServiceBusy(f"the lease of {namespace}/{service} is held by {holder}, not by {owner.identity}")
+        return live, claim
+
+    def renew(self, namespace: str, service: str, owner: Owner, by: str) -> Lease:
+        """`owner`'s release is looked at, by the hand `by`: Kubernetes' own heartbeat. Again: the later moment stands.
+
+        Raises:
+            ServiceBusy: `owner` does not hold the lease (any more).
+        """
+
+        def attempt() -> Lease:
+            live, _ = self._held(namespace, service, owner)
+            beat = {"renewTime": _now(), "leaseDurationSeconds": LEASE_SECONDS}
+            return Lease(self._objects.patch(live.raw, {"metadata": {"annotations": {LOOKED_BY: by}}, "spec": beat}))
 
         return retrying(attempt)
 

@@ -91,7 +91,7 @@ class ClaimService(ReleaseOperator):
             plan_change(live, wanted)  # refuses, before anything is recorded, what can never be released
             lease = released.leases.read(released.namespace, released.name)
             baseline = baseline_of(live, wanted, lease.known if lease else None)
-            released.note(baseline=baseline)
+            released.note(baseline=baseline, spec=self.spec.model_dump_json())
         revision = baseline.revision
 
         def begin(record: Any) -> None:

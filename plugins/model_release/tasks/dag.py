@@ -1,14 +1,17 @@
 """The DAG of one model: how its tasks hang together, and nothing else.
 
 ```
-preflight ─► resolve ─► export ─► archive ─► evaluate ─► publish ─► claim ─► stage ─► smoke ─► open_10 ─► watch_10 ─► …
+preflight ─► resolve ─► export ─► archive ─► evaluate ─► publish ─► claim ─► stage ─► smoke ─► canary ─► decide ─► …
                 └──(a version that is there)────▲           │                           │
                                                             └─► look_back               ├─► go_live (first deployment)
                                                                                         └─► go_direct ─► bake
-… ─► decide_10 ─► open_30 ─► watch_30 ─► decide_30 ─► promote ─► bake ─► decide_bake
-         └──────────────────────────────────┴─────► roll_back ◄───────────────┘
+… ─► decide ─► promote ─► bake ─► decide_bake
+        └─────► roll_back ◄───────────┘
 settle: the teardown of claim, whatever happened ─► report
 ```
+
+Every model has the same tasks, whatever its steps are: a model file that is edited in the middle of a release cannot
+make a task vanish.
 
 There is no `dagrun_timeout`: it would end a run without its teardown (facts/airflow.md 2.3). Each wait has a
 deadline of its own instead.
@@ -24,24 +27,22 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 
 from model_release.spec import ModelSpec, format_duration
-from model_release.tasks.ask import Ask
 from model_release.tasks.base import RETRIES, documented
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
+from model_release.tasks.canary import Bake, CanarySensor, Decide
 from model_release.tasks.claim import ClaimService
 from model_release.tasks.evaluate import Evaluate
 from model_release.tasks.finish import Report, Settle
 from model_release.tasks.look_back import LookBack
 from model_release.tasks.params import form
 from model_release.tasks.preflight import Preflight
-from model_release.tasks.serve import GoDirect, GoLive, Open, Promote, RollBack, Smoke, Stage
-from model_release.tasks.watch import Decide, WatchBake, WatchCanary
+from model_release.tasks.serve import GoDirect, GoLive, Promote, RollBack, Smoke, Stage
 
 ROLL_BACK = "roll_back"
 
 
 def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) -> DAG:
     """`release_<model>`. `project` is the folder that holds dags/ and include/; the form suggests `versions`."""
-    steps = spec.rollout.steps
     with DAG(
         f"release_{spec.model}",
         description=f"Releases {spec.model} on {spec.service.key} by canary: {_path(spec)}",
@@ -71,36 +72,25 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
 
         claim = ClaimService(task_id="claim", root=project, **common).as_setup()
         stage = Stage(task_id="stage", root=project, **common)
-        smoke = Smoke(task_id="smoke", first="go_live", direct="go_direct", step=f"open_{steps[0]}", **common)
+        smoke = Smoke(task_id="smoke", first="go_live", direct="go_direct", canary="canary", **common)
+        canary = CanarySensor(task_id="canary", **common)
+        decide = Decide(task_id="decide", watch="canary", onward="promote", back=ROLL_BACK, **common)
         go_live = GoLive(task_id="go_live", **common)
         go_direct = GoDirect(task_id="go_direct", **common)
-        promote = Promote(task_id="promote", last_watch=_judged_by(spec, steps[-1]), **common)
+        promote = Promote(task_id="promote", judged_by="canary", **common)
         roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
         # A teardown, too: marking a run failed or successful by hand skips all other tasks that have not run, and a run
         # whose last task is skipped would end as a success.
         report = Report(task_id="report", **common).as_teardown(on_failure_fail_dagrun=True)
 
-        publish >> claim >> stage >> smoke >> [go_live, go_direct]
-        before: Any = smoke
-        for number, percent in enumerate(steps):
-            after = f"open_{steps[number + 1]}" if number + 1 < len(steps) else "promote"
-            opened = Open(task_id=f"open_{percent}", percent=percent, **common)
-            watch = WatchCanary(task_id=f"watch_{percent}", percent=percent, **common)
-            judged: Any = watch
-            if spec.asks_at(percent):
-                judged = Ask(task_id=_judged_by(spec, percent), percent=percent, watch=watch.task_id, **common)
-                watch >> judged
-            decide = Decide(task_id=f"decide_{percent}", watch=judged.task_id, onward=after, back=ROLL_BACK, **common)
-            before >> opened >> watch
-            judged >> decide >> roll_back
-            before = decide
-        before >> promote
+        publish >> claim >> stage >> smoke >> [go_live, go_direct, canary]
+        canary >> decide >> [promote, roll_back]
         last: list[Any] = [promote, go_direct]
         if spec.rollout.bake:
-            bake = WatchBake(task_id="bake", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
-            decide = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
-            last >> bake >> decide >> roll_back
+            bake = Bake(task_id="bake", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
+            decide_bake = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
+            last >> bake >> decide_bake >> roll_back
             last = [bake]
         # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
         [*last, roll_back, go_live] >> settle >> report
@@ -116,11 +106,6 @@ def _steps(spec: ModelSpec) -> tuple[Any, Any, Any]:
     from model_release.tasks.pods import ArchiveInPod, EvaluateInPod, ExportInPod
 
     return ExportInPod, ArchiveInPod, EvaluateInPod
-
-
-def _judged_by(spec: ModelSpec, percent: int) -> str:
-    """The task whose verdict decides at this step."""
-    return f"ask_{percent}" if spec.asks_at(percent) else f"watch_{percent}"
 
 
 def _schedule(spec: ModelSpec) -> Any:

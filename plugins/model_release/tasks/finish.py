@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 from model_release.errors import ReleaseFailed, RolledBack
 from model_release.tasks import notify, records, telemetry
 from model_release.tasks.base import TROUBLE, ReleaseOperator
+from model_release.tasks.canary import BACK_FROM
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
-from model_release.tasks.watch import BACK_FROM
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
@@ -88,7 +88,7 @@ class Report(ReleaseOperator):
         if ordered_back and "settle" not in failed:
             return "rolled_back", str(ordered_back), settled
         if states.get("roll_back") == "success" and failed in ([], ["settle"]):
-            why = self.why_back(ti, states)
+            why = self.why_back(ti)
             return "rolled_back", f"{why} {self.trouble(ti, 'settle')}" if failed else why, settled
         if failed:
             return "failed", self.trouble(ti, failed[-1] if "settle" not in failed else "settle"), settled
@@ -112,24 +112,21 @@ class Report(ReleaseOperator):
 
     def tell(self, ti: Any, run: Run, outcome: str, sentence: str) -> None:
         """Tells people, also while the store that keeps the record is away."""
-        undecided = any(
-            ti.xcom_pull(task_ids=f"decide_{step}", key=BACK_FROM) == "inconclusive" for step in self.spec.rollout.steps
-        )
+        undecided = ti.xcom_pull(task_ids="decide", key=BACK_FROM) == "inconclusive"
         event = notify.INCONCLUSIVE if undecided and outcome == "rolled_back" else notify.OF_OUTCOME.get(outcome)
         if event is not None:
             notify.tell(self.spec, run, event, sentence, attempt=ti.try_number)
 
-    def why_back(self, ti: Any, states: dict[str, Any]) -> str:
+    def why_back(self, ti: Any) -> str:
         """The sentence of the verdict that turned the release back."""
-        for task in [task for task in states if task.startswith("decide_")]:
+        for task in ("decide", "decide_bake"):
             if back := ti.xcom_pull(task_ids=task, key="back"):
                 return str(back)
         return ""
 
     def last_reason(self, ti: Any) -> str:
         """The sentence of the verdict that promoted."""
-        last = self.spec.rollout.steps[-1]
-        verdict = ti.xcom_pull(task_ids=f"ask_{last}" if self.spec.asks_at(last) else f"watch_{last}") or {}
+        verdict = ti.xcom_pull(task_ids="canary") or {}
         return str(verdict.get("reason", ""))
 
 

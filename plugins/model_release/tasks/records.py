@@ -24,8 +24,13 @@ _TRIES = 5  # each lost race is another task that wrote; a run has only a few at
 
 
 def now() -> str:
-    """This moment as records write it: ISO 8601, UTC, whole milliseconds."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds")
+    """This moment as records write it."""
+    return moment(datetime.now(UTC))
+
+
+def moment(when: datetime) -> str:
+    """A moment as records write it: ISO 8601, whole milliseconds."""
+    return when.isoformat(timespec="milliseconds")
 
 
 def read(spec: ModelSpec, run: Run) -> Record | None:

@@ -1,4 +1,4 @@
-"""Version → traffic, on a service that was claimed: stage, smoke, open, promote, roll back.
+"""Version → traffic, on a service that was claimed: stage, smoke, promote, roll back. In between is the canary.
 
 Each task reads the live state first and does what is left to do; each change is verified by the names of revisions
 before the task ends, and recorded. The lease holds what the next one, or whoever cleans up, has to know.
@@ -133,7 +133,9 @@ class Stage(ReleaseOperator):
         # No share is open any more: one that was, before this task was cleared, will be opened anew, at its own moment.
         # Nor is a promotion that was begun then worth anything, unless it was done.
         promoted = claim.promoted and claim.canary == canary.revision and not live.is_split
-        released.note(stage="staged", canary=canary.revision, percent=None, opened_at=None, promoted=promoted)
+        released.note(
+            stage="staged", canary=canary.revision, percent=None, opened_at=None, promoted=promoted, watches=()
+        )
         released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))
         released.record_traffic("stage", 0 if baseline.revision else 100, live)
         self.log.info("%s", progress.sentence)
@@ -146,13 +148,13 @@ class Stage(ReleaseOperator):
 
 class Smoke(ReleaseOperator, BaseBranchOperator):
     """Asks the staged revision, which has no traffic, for real predictions, and compares them with what its archive
-    answered when it was built. Then the branch: to the first step, past all steps for a first deployment or where the
-    form says so, or to nothing where nothing is new. Run again, it asks again.
+    answered when it was built. Then the branch: to the canary, past it for a first deployment or where the form says
+    so, or to nothing where nothing is new. Run again, it asks again.
     """
 
-    def __init__(self, *, first: str, direct: str, step: str, **kwargs: Any) -> None:
+    def __init__(self, *, first: str, direct: str, canary: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.first, self.direct, self.step = first, direct, step
+        self.first, self.direct, self.canary = first, direct, canary
 
     def execute(self, context: Any) -> Any:
         return BaseBranchOperator.execute(self, context)
@@ -166,7 +168,7 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
             self.ask(context, ReleasedService(self.spec, run))
         if found["kind"] == "first":
             return self.first
-        return self.direct if run.rollout == "direct" else self.step
+        return self.direct if run.rollout == "direct" else self.canary
 
     def ask(self, context: Any, released: ReleasedService) -> None:
         """Raises `SmokeFailed` unless the staged revision itself answers as it should."""
@@ -187,27 +189,6 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
             len(answered.answers),
             1000 * answered.seconds,
         )
-
-
-class Open(ReleaseOperator):
-    """Gives the canary `percent` of the traffic. Run again, it finds the split and keeps the moment of its opening."""
-
-    def __init__(self, *, percent: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.percent = percent
-
-    def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.serving.rollout import assess_split, shift
-
-        released, canary = ReleasedService(self.spec, run), service.canary(context)
-        service.check_answered(context, canary.revision)
-        claim = released.claim()
-        shift(released.services, canary, self.percent)
-        progress = released.verified(lambda: assess_split(released.live(), canary, self.percent), self.log.info)
-        if claim.percent != self.percent or claim.opened_at is None:
-            claim = released.note(stage=f"open at {self.percent} %", percent=self.percent, opened_at=records.now())
-            released.record_traffic(self.task_id, self.percent, released.live())
-        return {"opened_at": claim.opened_at, "traffic": progress.sentence}
 
 
 class GoLive(ReleaseOperator):
@@ -270,21 +251,19 @@ class GoDirect(GoLive):
 
 
 class Promote(GoLive):
-    """Gives the canary all of the traffic: the revision that was judged, by name, and no other. Run again, it finds
-    it promoted."""
+    """Verifies that the canary has all of the traffic: the revision that was judged, by name, and no other. The drive
+    promoted it when the evidence was there; what it could not finish is finished here. Run again, it finds it so."""
 
     outcome = "promoted"
 
-    def __init__(self, *, last_watch: str, **kwargs: Any) -> None:
+    def __init__(self, *, judged_by: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.last_watch = last_watch
+        self.judged_by = judged_by
 
     def check_proven(self, context: Any, revision: str) -> None:
-        verdict = context["ti"].xcom_pull(task_ids=self.last_watch) or {}
+        verdict = context["ti"].xcom_pull(task_ids=self.judged_by) or {}
         if (verdict.get("decision"), verdict.get("revision")) != ("promote", revision):
-            raise CanaryLost(
-                f"no verdict of {self.last_watch} says to promote {revision}; nothing is promoted unproven"
-            )
+            raise CanaryLost(f"no verdict of {self.judged_by} says to promote {revision}; nothing is promoted unproven")
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         from model_release.serving.rollout import promote

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import CanaryLost, ClusterUnavailable, RolledBack, ServiceBusy
+from model_release.errors import CanaryLost, ClusterUnavailable, ServiceBusy
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.proof import prover
@@ -57,14 +57,14 @@ class ReleasedService:
 
         Raises:
             ServiceBusy: this run does not hold the lease (any more): `settle` gave it free, or it passed on.
-            RolledBack: a person has ordered this release back: it goes no further.
+            RolledBack: this release was ordered back, or its canary was closed: it goes no further.
         """
         claim = self.held()
-        _check_not_ordered_back(claim)
+        claim.check_goes_on()
         return claim
 
     def held(self) -> Claim:
-        """`claim`, for what has to be done even when the release was ordered back."""
+        """`claim`, for what has to be done even when the release goes no further."""
         lease = self.leases.read(self.namespace, self.name)
         claim = lease.claim if lease else None
         if claim is None or claim.owner.identity != self.owner.identity:
@@ -84,12 +84,16 @@ class ReleasedService:
 
     def note(self, *, going_back: bool = False, **fields: Any) -> Claim:
         """Records fields of the claim in the lease, where whoever comes after a crash finds them. Errors: see `claim`;
-        with `going_back` an order to roll back is no hindrance."""
+        with `going_back` the release need not go on."""
+        return self.note_by(lambda claim: replace(claim, **fields), going_back=going_back)
+
+    def note_by(self, edit: Callable[[Claim], Claim], *, going_back: bool = False) -> Claim:
+        """`note`, of what depends on the claim as it is when it is written; `edit` must only compute."""
 
         def change(claim: Claim) -> Claim:
             if not going_back:
-                _check_not_ordered_back(claim)
-            return replace(claim, **fields)
+                claim.check_goes_on()
+            return edit(claim)
 
         lease = self.leases.update(self.namespace, self.name, self.owner, change)
         return lease.claim or self.held()
@@ -159,7 +163,7 @@ class ReleasedService:
         prove = prover(release.baseline.storage_uri, log)
         roll_back(self.services, release, self.leases.bar(self.namespace, self.name, self.owner), prove)
         self.verified(lambda: assess_rolled_back(self.live(), release), log)
-        self.note(going_back=True, stage="cleared", percent=None, opened_at=None, promoted=False)
+        self.note(going_back=True, stage="cleared", percent=None, opened_at=None, promoted=False, watches=())
         self.record_traffic(task, 0, self.live())
 
     def settle(self, release: Release, log: Callable[..., None]) -> str:
@@ -182,12 +186,6 @@ class ReleasedService:
         """A change of traffic that was verified, with the time and each revision's share."""
         shares, when = dict(live.serving) if live else {}, records.now()
         self.record(lambda record: record.record_traffic(when, task, percent, shares))
-
-
-def _check_not_ordered_back(claim: Claim) -> None:
-    """A change that was written before the order was seen is undone by `settle`: nothing may be built upon it."""
-    if claim.order is not None and claim.order.kind == "roll_back":
-        raise RolledBack(str(claim.order))
 
 
 def recorded(baseline: Baseline) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
 """The three waits of a release, without a worker: for the lease, for the new revision, for the evidence.
 
-They run in the triggerer. Each only reads; each may be started twice, moved to another triggerer or stopped at any
-moment, because all that it knows comes with it or from the cluster and Prometheus. None has an `on_kill`: Airflow
+They run in the triggerer. The first two only read; the third also moves the canary's traffic (`release.drive`). Each
+may be started twice, moved to another triggerer or stopped at any moment, because all that it knows comes with it or
+from the cluster and Prometheus. None has an `on_kill`: Airflow
 3.3 calls that for triggers that merely moved (facts/airflow.md 2.3). The clients are synchronous and short; they
 work in threads, so that one triggerer waits for a thousand releases.
 """
@@ -20,12 +21,13 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 from asgiref.sync import sync_to_async
 
 from model_release.errors import ClusterUnavailable, ReleaseError
-from model_release.tasks import connections, telemetry
-from model_release.tasks.run import installation
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, records, telemetry
+from model_release.tasks.run import Run, installation
 
 if TYPE_CHECKING:
+    from model_release.artifact.store import Store
     from model_release.serving.lease import Claim, Owner
-    from model_release.tasks.look import Watch
 
 
 # How much later than its trigger's own deadline Airflow ends a wait: the trigger says why it ended, Airflow does not.
@@ -135,48 +137,52 @@ class RevisionTrigger(_ReleaseTrigger):
 
 
 class CanaryTrigger(_ReleaseTrigger):
-    """Looks at the canary after each window, until the judge decides, the deadline comes, or the canary is no longer
-    the one that was opened.
+    """Drives the canary: opens it, looks, gives it more, promotes it, or takes its traffic back in the same breath in
+    which the evidence turns. No worker is needed for any of it, nor the scheduler; the task writes the report.
 
-    Given: spec (JSON), canary, percent (None for the bake after promotion), opened, deadline, run, said (the judge's
-    policy). Event: what `look.Watch.outcome` says: the windows and whether they are final, or what ended the watch.
-    With `question`, the id of a task that asks a person meanwhile: the answer, as Airflow gives it; where the watch
-    ends first, the question is withdrawn.
+    Given: spec (JSON, as the release began with it), canary, run, deadline. Event: what `driving.outcome` says; or
+    {"error", "sentence"}. With `question`, the id of a task that asks a person meanwhile: the answer, as Airflow gives
+    it; where the drive ends first, the question is withdrawn.
     """
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.tasks.look import Watch
+        from model_release.serving.rollout import Canary
+        from model_release.tasks import driving
 
-        showing: asyncio.Task[None] | None = None
         question = Question(self.given["question"]) if "question" in self.given else None
+        spec, run = ModelSpec.model_validate_json(self.given["spec"]), Run(**self.given["run"])
+        canary = Canary.from_dict(self.given["canary"])
         try:
-            watch = await sync_to_async(Watch.begin)(
-                **{key: self.given[key] for key in self.given if key != "question"}
-            )
-            while True:
+            drive = await sync_to_async(driving.drive)(spec, canary, run, "triggerer")
+            store = await sync_to_async(connections.store)(spec.store)
+            showing: asyncio.Task[None] | None = None
+            while drive.done is None:
                 if question is not None and (answer := await question.answer()):
                     yield TriggerEvent(answer)
                     return
-                look = await asyncio.to_thread(watch.look)
-                for line in look.lines:
+                lines = await asyncio.to_thread(drive.look)
+                for line in lines:
                     self.log.info(line)
-                if look.lines:
-                    await asyncio.to_thread(telemetry.looked, watch)
-                if look.over:
-                    break
-                # Beside the watch, never in its way: a store that hangs must not keep a bad canary open.
-                if look.lines and (showing is None or showing.done()):
-                    showing = asyncio.create_task(self._show(watch))
-                await asyncio.sleep(watch.pause)
+                if lines and drive.watches:
+                    await asyncio.to_thread(telemetry.looked, next(reversed(drive.watches.values())))
+                # Beside the drive, never in its way: a store that hangs must not keep a bad canary open.
+                if lines and (showing is None or showing.done()):
+                    showing = asyncio.create_task(self._show(spec, run, driving.counted(drive), store))
+                if drive.done is None:
+                    await asyncio.sleep(drive.pause)
             if question is not None:
                 await question.withdraw()
-            yield TriggerEvent(watch.outcome())
+            yield TriggerEvent(driving.outcome(drive))
         except ReleaseError as error:
             yield TriggerEvent({"error": type(error).__name__, "sentence": str(error)})
 
-    async def _show(self, watch: Watch) -> None:
+    async def _show(self, spec: ModelSpec, run: Run, found: dict[str, Any], store: Store) -> None:
+        """Puts what was counted so far into the record, for those who look. The task records all of it when the drive
+        is over, so nothing depends on this."""
+        from model_release.tasks import driving
+
         try:
-            await asyncio.to_thread(watch.show)
+            await asyncio.to_thread(records.change, spec, run, lambda record: driving.put(record, spec, found), store)
         except ReleaseError as error:
             self.log.info("Not shown in the record meanwhile: %s", error)
 

@@ -89,9 +89,9 @@ def _tasks(record: Record) -> list[Json]:
         return []
     names = [str(entry.get("task")) for entry in record.traffic]
     for step in record.steps:
-        at = f"open_{step['percent']}"
+        at = f"open_{step['percent']}"  # the edition before had two tasks for each share
         place = names.index(at) + 1 if at in names else len(names)
-        names.insert(place, "bake" if is_bake(step) else f"watch_{step['percent']}")
+        names.insert(place, "bake" if is_bake(step) else f"watch_{step['percent']}" if at in names else "canary")
     known = dict.fromkeys(["resolve", *names, "settle", "report"])
     return [{"task": name, "url": f"{run}/tasks/{quote(name)}"} for name in known]
 

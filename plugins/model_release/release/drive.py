@@ -1,0 +1,223 @@
+"""The hand that drives a canary: looks, asks `advance` what comes next, records it in the lease, and does it.
+
+It opens the canary, gives it more, promotes it, and takes its traffic back in the same breath in which the evidence
+turns; none of that waits for a worker. All that it has to remember is in the lease, written by compare-and-swap before
+anything is done: a drive made anew (another triggerer, or a second one beside it) goes on from there and does no harm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+from model_release.errors import ClusterRefused, ClusterUnavailable, NotSettled, ReleaseError, ServiceBusy
+from model_release.release import advance as way
+from model_release.release.advance import Action, Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
+
+if TYPE_CHECKING:
+    from model_release.release.look import Watch
+    from model_release.serving.inference_service import InferenceService, InferenceServices
+    from model_release.serving.lease import Claim, Leases, Owner, Watched
+    from model_release.serving.rollout import Canary
+    from model_release.serving.settle import Prove
+
+# A change of the split reaches the gateway in seconds; minutes mean that something is wrong.
+ROUTE = timedelta(minutes=2)
+# Seconds between two looks at a change that is on its way.
+SOON = 0.5
+# The longest pause between two looks, in seconds, however long a window is: what died is seen by then.
+LONGEST_PAUSE = 10.0
+
+
+@dataclass(frozen=True)
+class Moved:
+    """A change of traffic, verified by the names of revisions: each one's percent after it."""
+
+    time: str
+    percent: int
+    revisions: dict[str, int]
+
+
+@dataclass
+class Drive:
+    """One release's canary until its end. `look` may be called at any moment, by several hands at once.
+
+    Args:
+        watch: makes the watch of a stretch that the lease names: what was counted in it, and what the judge says.
+        prove: asks a revision that a roll-back restores, before it gets traffic.
+        window: how long a window is.
+        patience: how long a roll-back may take that has to start the baseline anew.
+        hand: whose hand it is, for those who ask who looked last.
+    """
+
+    canary: Canary
+    rules: Rules
+    services: InferenceServices
+    leases: Leases
+    owner: Owner
+    watch: Callable[[Watched], Watch]
+    prove: Prove
+    window: timedelta
+    patience: timedelta
+    hand: str = "triggerer"
+    moved: list[Moved] = field(default_factory=list)
+    watches: dict[tuple[int | None, str], Watch] = field(default_factory=dict)
+    done: Done | None = None
+    _since: datetime | None = None  # when the change that is on its way was asked for
+    _doing: Action | None = None
+    _told: str = ""
+
+    @property
+    def pause(self) -> float:
+        """Seconds until the next look."""
+        if isinstance(self._doing, Shift | Promote | TakeBack | Opened):
+            return SOON
+        return min(self.window.total_seconds() / 2, LONGEST_PAUSE)
+
+    def look(self, now: datetime | None = None) -> list[str]:
+        """Looks once and does what that asks for. Returns what there is to tell; `done` says when it was the last.
+
+        Raises:
+            ServiceBusy: this release does not hold the lease any more.
+            NotSettled: the traffic could not be taken back.
+        """
+        moment = now or datetime.now(UTC)
+        try:
+            claim = self._renewed()
+            live = self.services.get(self.canary.namespace, self.canary.name)
+            watch = self._under_way(claim)
+            # Before all that Prometheus may keep waiting: what the cluster or a person says is more than it can.
+            action = self._record(claim, self._world(live, watch, moment))
+            lines = list[str]()
+            if watch is not None and isinstance(action, Look) and not watch.over:
+                lines += watch.look(live, moment)
+                action = self._record(claim, self._world(live, watch, moment))
+            return lines + self._do(action, moment)
+        except (ClusterUnavailable, ClusterRefused) as error:
+            return self._cannot_see(error, moment)
+
+    def close(self, why: str) -> None:
+        """The canary's traffic is to be taken back; the next looks do it. Again: the first word stands."""
+        self._update(lambda claim: way.close(claim, why))
+
+    def record(self, change: Callable[[Claim], Claim]) -> None:
+        """Records what a person has answered; the next looks do it.
+
+        Raises:
+            RolledBack: the canary was closed meanwhile.
+        """
+
+        def checked(claim: Claim) -> Claim:
+            claim.check_goes_on()
+            return change(claim)
+
+        self._update(checked)
+
+    def _renewed(self) -> Claim:
+        """What this release has recorded; that somebody looks is recorded with it."""
+        lease = self.leases.renew(self.canary.namespace, self.canary.name, self.owner, self.hand)
+        claim = lease.claim
+        if claim is None:
+            raise ServiceBusy(f"the lease of {self.canary.namespace}/{self.canary.name} has no release in it any more")
+        return claim
+
+    def _under_way(self, claim: Claim) -> Watch | None:
+        """The watch of the stretch that is under way, when its windows have begun."""
+        if not claim.watches or claim.watches[-1].opened_at is None or (claim.promoted and claim.percent is not None):
+            return None
+        stretch = claim.watches[-1]
+        return self.watches.setdefault(_key(stretch), self.watch(stretch))
+
+    def _world(self, live: InferenceService | None, watch: Watch | None, moment: datetime) -> World:
+        stuck = None
+        if self._since is not None and isinstance(self._doing, Shift) and moment - self._since >= ROUTE:
+            stuck = f"The share has not taken effect within {ROUTE.seconds // 60} minutes: {self._told}"
+        now = moment.isoformat(timespec="milliseconds")
+        if watch is None:
+            # What is on its way is there for what the last watch said.
+            said = next(reversed(self.watches.values()), None)
+            return World(live, now, reason=said.reason if said else "", stuck=stuck)
+        return World(live, now, watch.judged, watch.reason, watch.trouble if watch.final else "", stuck)
+
+    def _record(self, claim: Claim, world: World) -> Action:
+        """What comes next, recorded. Decided anew on the lease as it is when it is written."""
+        decided: list[Action] = []
+
+        def change(now: Claim) -> Claim:
+            changed, action = advance(now, self.canary, world, self.rules)
+            decided.append(action)
+            return changed
+
+        if change(claim) != claim:
+            self._update(change)
+        return decided[-1]
+
+    def _update(self, change: Callable[[Claim], Claim]) -> None:
+        self.leases.update(self.canary.namespace, self.canary.name, self.owner, change)
+
+    def _do(self, action: Action, moment: datetime) -> list[str]:
+        from model_release.serving.rollout import promote, shift
+
+        if type(action) is not type(self._doing):
+            self._since = moment
+        self._doing = action
+        match action:
+            case Shift(percent):
+                shift(self.services, self.canary, percent)
+                return self._tell(f"{percent} % asked for")
+            case Opened(percent):
+                return self._arrived(percent, moment)
+            case Promote(percent):
+                promote(self.services, self.canary, percent)
+                return self._tell("All of the traffic asked for")
+            case TakeBack():
+                return self._take_back(moment)
+            case Done(decision, reason):
+                self.done = action
+                lines = self._tell(f"{decision}: {reason}")
+                if decision in ("promote", "rollback"):
+                    lines += self._arrived(100 if decision == "promote" else 0, moment)
+                return lines
+        return []
+
+    def _take_back(self, moment: datetime) -> list[str]:
+        from model_release.serving.settle import assess_rolled_back, roll_back
+
+        place = self.canary.namespace, self.canary.name
+        lease = self.leases.read(*place)
+        claim = lease.claim if lease else None
+        release = claim.as_release(*place) if claim else None
+        if claim is None or release is None:
+            return []
+        lines = self._tell(f"Taken back: {claim.closed}")
+        live = roll_back(self.services, release, self.leases.bar(*place, self.owner), self.prove)
+        progress = assess_rolled_back(live, release)
+        if self._since is not None and moment - self._since >= max(ROUTE, self.patience):
+            raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")
+        return [*lines, *self._tell(progress.sentence)]
+
+    def _arrived(self, percent: int, moment: datetime) -> list[str]:
+        live = self.services.get(self.canary.namespace, self.canary.name)
+        shares = dict(live.serving) if live else {}
+        self.moved.append(Moved(moment.isoformat(timespec="milliseconds"), percent, shares))
+        told = ", ".join(f"{revision} {share} %" for revision, share in shares.items()) or "none"
+        return self._tell(f"Traffic at the gateway: {told}")
+
+    def _cannot_see(self, error: ReleaseError, moment: datetime) -> list[str]:
+        """Nobody can act while the API is away. What the watch makes of it is acted on when it is back; one 401 in the
+        middle of a watch is no more than that either."""
+        under_way = next(reversed(self.watches.values()), None)
+        if under_way is None or under_way.over:
+            return self._tell(f"The cluster cannot be asked: {error}")
+        return under_way.blind(error, moment)
+
+    def _tell(self, line: str) -> list[str]:
+        """The line, when it is new."""
+        told, self._told = self._told, line
+        return [] if line == told else [line]
+
+
+def _key(stretch: Watched) -> tuple[int | None, str]:
+    return stretch.percent, stretch.opened_at or ""

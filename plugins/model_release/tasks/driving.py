@@ -1,0 +1,156 @@
+"""The drive of a run's canary, put together from Airflow's connections, and what it leaves for the record."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+from model_release.release.advance import Rules
+from model_release.release.drive import Drive
+from model_release.spec import ModelSpec, format_duration
+from model_release.tasks import connections, records
+from model_release.tasks.run import Run
+
+if TYPE_CHECKING:
+    from model_release.judging.record import Record
+    from model_release.release.look import Watch
+    from model_release.serving.lease import Claim, Watched
+    from model_release.serving.rollout import Canary
+
+
+def began_with(claim: Claim, now: ModelSpec) -> ModelSpec:
+    """The model file that the release began with; one that was edited since counts from the next release on."""
+    return ModelSpec.model_validate_json(claim.spec) if claim.spec else now
+
+
+def rules(spec: ModelSpec) -> Rules:
+    """What the model file says about the way of a canary."""
+    return Rules(spec.rollout.steps, spec.approval, format_duration(spec.answer_within))
+
+
+def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str) -> Drive:
+    """A drive that goes on from what the lease says. `hand` calls the cluster, and is named as who looked."""
+    from model_release.serving.inference_service import InferenceService, InferenceServices
+    from model_release.serving.lease import Leases, Owner
+    from model_release.tasks.proof import prover
+
+    client = connections.cluster(hand)
+    leases = Leases(client)
+
+    def prove(live: InferenceService) -> None:
+        lease = leases.read(canary.namespace, canary.name)
+        claim = lease.claim if lease else None
+        baseline = claim.baseline if claim else None
+        prover(baseline.storage_uri if baseline else None, lambda *_: None)(live)
+
+    return Drive(
+        canary=canary,
+        rules=rules(spec),
+        services=InferenceServices(client),
+        leases=leases,
+        owner=Owner(run.dag_id, run.run_id, run.url, run.installation),
+        watch=lambda stretch: watch(spec, canary, stretch),
+        prove=prove,
+        window=spec.rollout.window,
+        patience=spec.rollout.ready_within,
+        hand=hand,
+    )
+
+
+def watch(spec: ModelSpec, canary: Canary, stretch: Watched) -> Watch:
+    """The watch of a stretch of time that the lease names."""
+    from model_release.judging import Judge, Policy
+    from model_release.metrics import ValueReader, WindowReader
+    from model_release.release.look import Watch
+
+    opened = datetime.fromisoformat(str(stretch.opened_at))
+    policy = Policy.from_dict(
+        spec.policy(stretch.percent, guard=stretch.beside_question, again=stretch.again),
+    )
+    named = {value.name for value in policy.values}
+    prometheus, stable = connections.prometheus(), None if stretch.percent is None else canary.baseline
+    return Watch(
+        reader=WindowReader(
+            prometheus,
+            spec.judge,
+            namespace=canary.namespace,
+            canary=canary.revision,
+            stable=stable,
+            start=opened,
+            window=spec.rollout.window,
+        ),
+        values=ValueReader(
+            prometheus,
+            [value for value in spec.judge.values if value.name in named],
+            namespace=canary.namespace,
+            service=canary.name,
+            canary=canary.revision,
+            stable=stable,
+        ),
+        judge=Judge(policy),
+        canary=canary,
+        percent=stretch.percent,
+        window=spec.rollout.window,
+        opened=opened,
+        deadline=opened + _length(spec, stretch),
+    )
+
+
+def _length(spec: ModelSpec, stretch: Watched) -> timedelta:
+    if stretch.percent is None:
+        return spec.rollout.bake
+    return spec.answer_within if stretch.beside_question else spec.rollout.deadline
+
+
+def outcome(done: Drive) -> dict[str, Any]:
+    """What a drive that is over hands to its task: JSON, stored by Airflow."""
+    assert done.done is not None
+    last = next(reversed(done.watches.values()), None)
+    decision: str = done.done.decision
+    if decision == "rollback" and last is not None and last.judged == "inconclusive":
+        decision = "inconclusive"  # the way is the same; who is told, hears that nothing was shown against it
+    return {"decision": decision, "reason": done.done.reason, "revision": done.canary.revision, **counted(done)}
+
+
+def counted(done: Drive) -> dict[str, Any]:
+    """What was counted and moved, for the record: `put` reads it."""
+    return {
+        "steps": [
+            {
+                "percent": one.percent,
+                "opened": one.opened.isoformat(),
+                "policy": one.judge.policy.to_dict(),
+                "windows": [window.to_dict() for window in one.windows],
+                "final": one.final,
+            }
+            for one in done.watches.values()
+        ],
+        "moved": [vars(one) for one in done.moved],
+    }
+
+
+def put(record: Record, spec: ModelSpec, found: dict[str, Any]) -> None:
+    """Into the record what `counted` gave: each step is judged again from its counts. Again: it replaces itself; what
+    the record has of a step from a later look stands."""
+    from model_release.judging import Policy, Window, judge
+
+    for step in found["steps"]:
+        opened = datetime.fromisoformat(step["opened"])
+        windows = [Window.from_dict(one) for one in step["windows"]]
+        if not windows and not step["final"]:
+            continue
+        if not step["final"] and records.windows_of(record, step["percent"], opened) > len(windows):
+            continue
+        policy = Policy.from_dict(step["policy"])
+        records.put_step(
+            record,
+            spec,
+            percent=step["percent"],
+            opened=opened,
+            policy=policy,
+            windows=windows,
+            final=step["final"],
+            verdict=judge(policy, windows, final=step["final"]),
+        )
+    for move in found["moved"]:
+        record.record_traffic(move["time"], "canary", move["percent"], move["revisions"])

@@ -1,0 +1,79 @@
+"""Services, claims and windows as short words, for tests without a cluster."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from model_release.judging import Window
+from model_release.serving.inference_service import InferenceService
+from model_release.serving.lease import Claim, Order, Owner, Watched
+from model_release.serving.rollout import Baseline, Canary
+
+OPENED = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
+SECONDS = 10
+NOW = "2026-03-01T02:30:00.000+00:00"
+SINCE = OPENED.isoformat()
+OWNER = Owner("release_m", "manual__1", "http://airflow/1", "http://airflow")
+STABLE = {"model": {"storageUri": "s3://models/m/1/"}}
+
+
+def at(seconds: float) -> datetime:
+    return OPENED + timedelta(seconds=seconds)
+
+
+def window(number: int, bad: int | None = 0, requests: int | None = 100, *, alone: bool = False) -> Window:
+    stable = None if alone else {"requests": 300, "bad": {"errors": 0}}
+    return Window.from_dict(
+        {
+            "start": at(SECONDS * (number - 1)).isoformat(),
+            "end": at(SECONDS * number).isoformat(),
+            "canary": {"requests": requests, "bad": {"errors": bad}},
+            "stable": stable,
+        }
+    )
+
+
+def live(
+    percent: int | None = 30, *, gateway: int | None = None, uid: str = "1", revision: str = "m-00002", **predictor: Any
+) -> InferenceService:
+    """The service as the release opened it: the spec at `percent` (None: promoted), the gateway at `gateway`, which
+    is the same unless said."""
+    split = {} if percent is None else {"canaryTrafficPercent": percent}
+    share = gateway if gateway is not None else 100 if percent is None else percent
+    traffic = [{"revisionName": revision, "percent": share, "latestRevision": True}]
+    if share < 100:
+        traffic.append({"revisionName": "m-00001", "percent": 100 - share, "tag": "prev"})
+    components: dict[str, Any] = {
+        "latestCreatedRevision": revision,
+        "latestReadyRevision": revision,
+        "latestRolledoutRevision": revision if percent is None and share == 100 else "m-00001",
+        "traffic": traffic,
+    }
+    return InferenceService(
+        {
+            "metadata": {"name": "m", "namespace": "models", "uid": uid, "resourceVersion": "1", "generation": 3},
+            "spec": {"predictor": {"model": {"storageUri": "s3://models/m/2/"}, **predictor, **split}},
+            "status": {
+                "observedGeneration": 3,
+                "conditions": [{"type": "Ready", "status": "True"}],
+                "components": {"predictor": components},
+            },
+        }
+    )
+
+
+CANARY = Canary("models", "m", "1", "m-00002", "m-00001", live().template_digest)
+BASELINE = Baseline(uid="1", revision="m-00001", template=STABLE, storage_uri="s3://models/m/1/", created="m-00001")
+STAGED = Claim(OWNER, release="m-1", stage="staged", baseline=BASELINE, canary="m-00002")
+
+
+def opened(percent: int = 30, *over: Watched, **stretch: Any) -> Claim:
+    """The claim of a canary that is open at `percent`, after the stretches that are `over`."""
+    under_way = Watched(percent, **{"opened_at": SINCE, **stretch})
+    return replace(STAGED, stage=f"open at {percent} %", percent=percent, opened_at=SINCE, watches=(*over, under_way))
+
+
+def order(kind: Any, revision: str | None = "m-00002") -> Order:
+    return Order(kind, "anna", "because", NOW, revision)

@@ -1,0 +1,245 @@
+"""What comes next for a canary: a table, one row for each thing that may happen to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import pytest
+
+from model_release.release.advance import (
+    Action,
+    Done,
+    Look,
+    Opened,
+    Promote,
+    Rules,
+    Shift,
+    TakeBack,
+    World,
+    advance,
+    ask,
+    bake,
+    close,
+    go_on,
+    watch_longer,
+)
+from model_release.serving.lease import Claim, Watched
+
+from .builders import CANARY, NOW, SINCE, STAGED, live, opened, order
+
+RULES = Rules((10, 30))
+ASKS = replace(RULES, asks="before_promote", answer_within="4h")
+UNSURE = replace(RULES, asks="on_inconclusive", answer_within="4h")
+TEN = Watched(10, SINCE, NOW)
+PROMOTING = replace(opened(30, TEN), promoted=True, proven="0 of 300", stage="promoting")
+CLOSED = close(opened(30, TEN), "9 of 30")
+BAKING = replace(bake(replace(PROMOTING, percent=None, stage="promote"), SINCE))
+
+
+@dataclass(frozen=True)
+class Row:
+    """One thing that may happen. `recorded` names what must stand in the claim afterwards."""
+
+    claim: Claim
+    world: World
+    action: Action
+    rules: Rules = RULES
+    recorded: tuple[tuple[str, object], ...] = ()
+
+
+def world(percent: int | None = 30, gateway: int | None = None, **more: object) -> World:
+    return World(live(percent, gateway=gateway), NOW, **more)  # type: ignore[arg-type]
+
+
+def closed(why: str) -> tuple[tuple[str, object], ...]:
+    return (("closed", why), ("promoted", False))
+
+
+TABLE = {
+    # The way forward
+    "staged: the first share is asked for, and recorded before": Row(
+        STAGED, world(0), Shift(10), recorded=(("percent", 10), ("watches", (Watched(10),)))
+    ),
+    "a share that the spec has and the gateway has not is waited for": Row(
+        opened(10, opened_at=None), world(10, gateway=0), Shift(10)
+    ),
+    "a share that the gateway has is open from this moment": Row(
+        opened(10, opened_at=None),
+        world(10),
+        Opened(10),
+        recorded=(("opened_at", NOW), ("watches", (Watched(10, NOW),))),
+    ),
+    "no evidence yet": Row(opened(30), world(), Look()),
+    "evidence for it at the first share: the next one": Row(
+        opened(10),
+        world(10, judged="promote"),
+        Shift(30),
+        recorded=(("percent", 30), ("watches", (Watched(10, SINCE, NOW), Watched(30)))),
+    ),
+    "evidence for it at the last share: all of the traffic": Row(
+        opened(30, TEN),
+        world(judged="promote", reason="0 of 300"),
+        Promote(30),
+        recorded=(("promoted", True), ("proven", "0 of 300")),
+    ),
+    "a promotion that is written and not done is waited for": Row(PROMOTING, world(None, gateway=30), Promote(30)),
+    "a promotion that the gateway has is done": Row(
+        PROMOTING, world(None), Done("promote", "0 of 300"), recorded=(("stage", "promote"), ("opened_at", NOW))
+    ),
+    "the step of the file that the release began with is the way, whatever the file says now": Row(
+        opened(25), world(25, judged="promote"), Shift(30)
+    ),
+    # The way back
+    "evidence against it": Row(
+        opened(30), world(judged="rollback", reason="9 of 30"), TakeBack(), recorded=closed("9 of 30")
+    ),
+    "no decision by the deadline": Row(
+        opened(30), world(judged="inconclusive", reason="Cannot tell."), TakeBack(), recorded=closed("Cannot tell.")
+    ),
+    "taken back, and the gateway has not done it": Row(CLOSED, world(0, gateway=30), TakeBack()),
+    "taken back, and the gateway has": Row(
+        CLOSED, world(0), Done("rollback", "9 of 30"), recorded=(("percent", 0), ("stage", "rolled back"))
+    ),
+    "what was closed by another hand is taken back here too, for its reason": Row(
+        close(opened(30), "nobody looked for 63 s"), world(), TakeBack(), recorded=closed("nobody looked for 63 s")
+    ),
+    "a canary that was closed is never promoted, whatever the evidence says": Row(
+        CLOSED, world(judged="promote"), TakeBack()
+    ),
+    "a share that does not reach the gateway in time": Row(
+        opened(10, opened_at=None), world(10, gateway=0, stuck="stuck"), TakeBack(), recorded=closed("stuck")
+    ),
+    # Other hands
+    "somebody gave it another share": Row(
+        opened(30),
+        world(50),
+        TakeBack(),
+        recorded=closed("m-00002 should be at 30 %; the spec says 50 %"),
+    ),
+    "somebody removed the split": Row(
+        opened(30), world(None), TakeBack(), recorded=closed("m-00002 should be at 30 %; the spec says None %")
+    ),
+    "somebody made the service anew": Row(
+        opened(30),
+        World(live(30, uid="2"), NOW),
+        TakeBack(),
+        recorded=closed("InferenceService models/m was deleted and made anew"),
+    ),
+    "somebody deleted the service": Row(
+        opened(30), World(None, NOW), TakeBack(), recorded=closed("InferenceService models/m was deleted")
+    ),
+    "a deleted service needs no taking back": Row(
+        CLOSED, World(None, NOW), Done("rollback", "9 of 30 (InferenceService models/m was deleted)")
+    ),
+    "another template while it is being opened": Row(
+        opened(10, opened_at=None),
+        World(live(10, image="other"), NOW),
+        TakeBack(),
+        recorded=closed("the template of models/m is not the one that was staged"),
+    ),
+    "another share while it is being promoted": Row(
+        PROMOTING, world(50), TakeBack(), recorded=closed("m-00002 should be at 30 %; the spec says 50 %")
+    ),
+    # People
+    "an order to roll back": Row(
+        replace(opened(30), order=order("roll_back")),
+        world(judged="promote"),
+        TakeBack(),
+        recorded=closed("Rolled back by anna: because"),
+    ),
+    "an order to promote, before there is evidence": Row(
+        replace(opened(10), order=order("promote")),
+        world(10),
+        Promote(10),
+        recorded=(("promoted", True), ("proven", "Promoted in spite of the judge by anna: because")),
+    ),
+    "an order to promote goes before evidence against": Row(
+        replace(opened(30), order=order("promote")), world(judged="rollback"), Promote(30)
+    ),
+    "an order to promote another canary means nothing": Row(
+        replace(opened(30), order=order("promote", "m-00003")), world(), Look()
+    ),
+    "an order to promote what another hand has changed promotes nothing": Row(
+        replace(opened(30), order=order("promote")),
+        world(50),
+        TakeBack(),
+        recorded=closed("m-00002 should be at 30 %; the spec says 50 %"),
+    ),
+    "a person is asked before the promotion": Row(
+        opened(30, TEN), world(judged="promote", reason="0 of 300"), Done("ask", "0 of 300"), ASKS
+    ),
+    "nobody is asked before the last share": Row(opened(10), world(10, judged="promote"), Shift(30), ASKS),
+    "a person is asked when the judge cannot tell": Row(
+        opened(10), world(10, judged="inconclusive", reason="Cannot tell."), Done("ask", "Cannot tell."), UNSURE
+    ),
+    "nobody is asked about evidence against it": Row(opened(10), world(10, judged="rollback"), TakeBack(), UNSURE),
+    "evidence against it while a person is asked": Row(
+        ask(opened(30), NOW), world(judged="rollback", reason="9 of 30"), TakeBack(), ASKS, closed("9 of 30")
+    ),
+    "nobody answered": Row(
+        ask(opened(30), NOW),
+        world(judged="inconclusive"),
+        TakeBack(),
+        ASKS,
+        closed("Nobody answered within 4h: rolled back."),
+    ),
+    "nothing can be seen while a person is asked": Row(
+        ask(opened(30), NOW),
+        world(judged="inconclusive", reason="Cannot tell (away)", blind="away"),
+        TakeBack(),
+        ASKS,
+        closed("Not watched: Cannot tell (away)"),
+    ),
+    # After the promotion
+    "a bake under way": Row(BAKING, world(None), Look()),
+    "a bake that came to its end": Row(
+        BAKING, world(None, judged="inconclusive", reason="over"), Done("baked", "over")
+    ),
+    "evidence against what was promoted": Row(
+        BAKING, world(None, judged="rollback", reason="9 of 30"), TakeBack(), recorded=closed("9 of 30")
+    ),
+    "a split under the bake": Row(
+        BAKING, world(30), TakeBack(), recorded=closed("m-00002 should be promoted; the spec says 30 %")
+    ),
+    "an order to promote what is promoted means nothing": Row(
+        replace(BAKING, order=order("promote")), world(None), Look()
+    ),
+}
+
+
+@pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
+def test_what_comes_next(row: Row) -> None:
+    claim, action = advance(row.claim, CANARY, row.world, row.rules)
+    assert action == row.action
+    for field, value in row.recorded:
+        assert getattr(claim, field) == value, field
+    again, same = advance(claim, CANARY, row.world, row.rules)
+    assert again == claim, "asked again, there is nothing new to record"
+    if row.world.live is not None and not isinstance(action, Opened):
+        assert same == action
+
+
+def test_a_stretch_at_the_same_share_has_a_smaller_part_of_the_allowance() -> None:
+    claim = opened(30)
+    numbers = []
+    for _ in range(3):
+        claim = ask(claim, NOW)
+        numbers.append((claim.watches[-1].beside_question, claim.watches[-1].again))
+        claim = watch_longer(claim, NOW)
+        numbers.append((claim.watches[-1].beside_question, claim.watches[-1].again))
+    assert numbers == [(True, 1), (False, 1), (True, 2), (False, 2), (True, 3), (False, 3)]
+    assert all(one.until == NOW for one in claim.watches[:-1])
+
+
+def test_a_person_who_says_promote_in_the_middle_leads_to_the_next_share() -> None:
+    claim = go_on(ask(opened(10), NOW), NOW, UNSURE, "ada says promote.")
+    assert (claim.percent, claim.promoted, claim.watches[-1]) == (30, False, Watched(30))
+    assert go_on(ask(opened(30, TEN), NOW), NOW, UNSURE, "ada says promote.").proven == "ada says promote."
+
+
+def test_the_first_word_about_a_canary_that_was_closed_stands() -> None:
+    assert close(CLOSED, "something else").closed == "9 of 30"
+
+
+def test_a_bake_that_began_goes_on() -> None:
+    assert bake(BAKING, NOW) == BAKING

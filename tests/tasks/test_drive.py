@@ -1,0 +1,283 @@
+"""The drive of a canary on a real API server with the sandbox's controllers: what it does, when it is killed between
+two writes, when two of them drive the same canary, and when other hands are there. The judge's word is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from model_release.errors import NotSettled, ServiceBusy
+from model_release.release.advance import Done, Rules
+from model_release.release.drive import Drive
+from model_release.serving import rollout
+from model_release.serving.emergency import Person, roll_back_now
+from model_release.serving.lease import Claim, Lease, Owner
+from model_release.serving.progress import State, wait
+from model_release.serving.rollout import Canary
+from model_release.spec import ModelSpec
+from model_release.tasks import driving
+
+from .cluster import Kube, wanted
+
+OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow")
+STABLE, NEW = "digits-predictor-00001", "digits-predictor-00002"
+
+
+@dataclass
+class Said:
+    """Stands in for `look.Watch`: the judge says what the test says."""
+
+    judged: str = "continue"
+    reason: str = "so far so good"
+    trouble: str = ""
+    final: bool = False
+    looks: int = 0
+    windows: list[Any] = field(default_factory=list)
+
+    @property
+    def over(self) -> bool:
+        return self.judged != "continue"
+
+    def look(self, live: Any, moment: datetime) -> list[str]:
+        self.looks += 1
+        return []
+
+    def blind(self, error: Exception, moment: datetime) -> list[str]:
+        return [f"Not judged: {error}"]
+
+
+@dataclass
+class Scene:
+    """A canary that was staged beside a stable revision, with its lease; and drives of it."""
+
+    kube: Kube
+    canary: Canary
+    rules: Rules
+    said: dict[tuple[int | None, bool], Said] = field(default_factory=dict)
+
+    def drive(self, hand: str = "triggerer") -> Drive:
+        return Drive(
+            canary=self.canary,
+            rules=self.rules,
+            services=self.kube.services,
+            leases=self.kube.leases,
+            owner=OWNER,
+            watch=lambda stretch: self.at(stretch.percent, stretch.beside_question),  # type: ignore[arg-type, return-value]
+            prove=lambda live: None,
+            window=timedelta(seconds=3),
+            patience=timedelta(minutes=10),
+            hand=hand,
+        )
+
+    def at(self, percent: int | None, beside_question: bool = False) -> Said:
+        return self.said.setdefault((percent, beside_question), Said())
+
+    @property
+    def claim(self) -> Claim:
+        lease = self.kube.leases.read("models", "digits")
+        assert lease is not None
+        assert lease.claim is not None
+        return lease.claim
+
+    @property
+    def serving(self) -> dict[str, int]:
+        return dict(self.kube.live().serving)
+
+
+def until(drive: Drive, holds: Callable[[], Any], *, also: Drive | None = None) -> list[str]:
+    """Looks until it holds; a test that hangs is ended from outside."""
+    lines: list[str] = []
+    while not holds():
+        lines += drive.look()
+        if also is not None and also.done is None:
+            also.look()
+        if drive.done is not None:
+            break
+    assert holds()
+    return lines
+
+
+@pytest.fixture
+def scene(kube: Kube, spec: ModelSpec) -> Scene:
+    def staged(version: str, baseline: rollout.Baseline) -> rollout.Progress:
+        rollout.stage(kube.services, wanted(spec, version), baseline)
+        progress = wait(lambda: rollout.assess_staged(live(), wanted(spec, version), baseline), 600, poll=0.05)
+        assert progress.state is State.READY
+        return progress
+
+    def live() -> Any:
+        return kube.services.get("models", "digits")
+
+    staged("v1", rollout.Baseline())
+    baseline = rollout.baseline_of(live(), wanted(spec, "v2"))
+    staged("v2", baseline)
+    canary = rollout.canary_of(kube.live(), baseline)
+    assert isinstance(kube.leases.acquire("models", "digits", OWNER, "r1"), Lease)
+    kube.leases.update(
+        "models", "digits", OWNER, lambda claim: replace(claim, baseline=baseline, canary=canary.revision)
+    )
+    return Scene(kube, canary, driving.rules(spec))
+
+
+def test_it_opens_widens_and_promotes_without_any_other_hand(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks > 2)
+    assert scene.serving == {STABLE: 75, NEW: 25}
+    assert scene.claim.opened_at is not None
+    scene.at(25).judged = "promote"
+    until(drive, lambda: scene.at(50).looks > 0)
+    assert scene.serving == {STABLE: 50, NEW: 50}
+    scene.at(50).judged, scene.at(50).reason = "promote", "0 of 300"
+    until(drive, lambda: drive.done)
+    assert drive.done == Done("promote", "0 of 300")
+    assert scene.serving == {NEW: 100}
+    assert [move.percent for move in drive.moved] == [25, 50, 100]
+    assert (scene.claim.stage, scene.claim.promoted) == ("promote", True)
+
+
+def test_evidence_against_takes_the_traffic_back_in_the_same_look(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    scene.at(25).judged, scene.at(25).reason = "rollback", "9 of 30 failed"
+    drive.look()
+    assert scene.kube.live().canary_percent == 0, "written in the look that saw it"
+    until(drive, lambda: drive.done)
+    assert drive.done == Done("rollback", "9 of 30 failed")
+    assert scene.serving == {STABLE: 100}
+    assert (scene.claim.closed, scene.claim.promoted, scene.claim.percent) == ("9 of 30 failed", False, 0)
+    assert [move.percent for move in drive.moved] == [25, 0]
+
+
+def test_each_look_is_a_heartbeat_in_the_lease(scene: Scene) -> None:
+    drive = scene.drive()
+    beats = set()
+    for _ in range(3):
+        drive.look()
+        lease = scene.kube.leases.read("models", "digits")
+        assert lease is not None
+        beats.add(lease.renewed)
+    assert len(beats) == 3
+
+
+@pytest.mark.parametrize("killed_after", range(12))
+def test_a_drive_that_is_killed_anywhere_is_gone_on_with_by_the_next_one(scene: Scene, killed_after: int) -> None:
+    """Each drive lives for a few calls of the cluster only, and forgets all that it knew."""
+    scene.at(25).judged = scene.at(50).judged = "promote"
+    calls = 0
+    real = scene.kube.services.get
+
+    class Killed(Exception):
+        pass
+
+    def get(*words: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == killed_after:
+            raise Killed
+        return real(*words)
+
+    first = scene.drive()
+    first.services = type("Services", (), {"get": staticmethod(get), "change": scene.kube.services.change})()  # type: ignore[assignment]
+    try:
+        for _ in range(killed_after + 1):
+            first.look()
+    except Killed:
+        pass
+    drive = scene.drive()
+    until(drive, lambda: drive.done)
+    assert drive.done is not None
+    assert drive.done.decision == "promote"
+    assert [one.percent for one in scene.claim.watches] == [25, 50]
+    assert scene.serving == {NEW: 100}
+
+
+@pytest.mark.parametrize("word", ["promote", "rollback"])
+def test_two_drives_of_one_canary_do_no_harm(scene: Scene, word: str) -> None:
+    """Airflow may run a trigger twice: two triggerers for a while hold it for theirs."""
+    one, other = scene.drive(), scene.drive()
+    scene.at(25).judged = "promote"
+    scene.at(50).judged = word
+    until(one, lambda: one.done, also=other)
+    until(other, lambda: other.done)
+    assert one.done is not None
+    assert other.done is not None
+    assert one.done.decision == other.done.decision == word
+    assert scene.serving == ({NEW: 100} if word == "promote" else {STABLE: 100})
+    assert [stretch.percent for stretch in scene.claim.watches] == [25, 50], "nothing was begun twice"
+
+
+def test_a_canary_that_another_hand_closed_is_not_opened_again(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    scene.kube.leases.update(
+        "models", "digits", OWNER, lambda claim: replace(claim, closed="nobody looked for 63 s", promoted=False)
+    )
+    scene.at(25).judged = "promote"
+    until(drive, lambda: drive.done)
+    assert drive.done == Done("rollback", "nobody looked for 63 s")
+    assert scene.serving == {STABLE: 100}
+
+
+def test_a_person_who_takes_it_back_by_command_ends_the_drive(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    me = Person("anna", "users complain", Owner("by hand", "anna", "", "by hand"))
+    roll_back_now(
+        scene.kube.services, scene.kube.leases, "models", "digits", me, seconds=600, tell=lambda progress: None
+    )
+    until(drive, lambda: drive.done)
+    assert drive.done is not None
+    assert drive.done.decision == "rollback"
+    assert "anna: users complain" in drive.done.reason
+    assert scene.serving == {STABLE: 100}
+
+
+def test_a_question_is_watched_and_evidence_goes_before_its_answer(scene: Scene, spec: ModelSpec) -> None:
+    scene.rules = replace(scene.rules, asks="before_promote", answer_within="4h")
+    drive = scene.drive()
+    scene.at(25).judged = scene.at(50).judged = "promote"
+    until(drive, lambda: drive.done)
+    assert drive.done is not None
+    assert drive.done.decision == "ask"
+    assert scene.serving == {STABLE: 50, NEW: 50}
+    from model_release.release import advance
+
+    drive.record(lambda claim: advance.ask(claim, datetime.now(UTC).isoformat()))
+    beside = scene.drive()
+    until(beside, lambda: scene.at(50, True).looks)
+    scene.at(50, True).judged, scene.at(50, True).reason = "rollback", "9 of 30"
+    until(beside, lambda: beside.done)
+    assert beside.done == Done("rollback", "9 of 30")
+    assert scene.serving == {STABLE: 100}
+
+
+def test_a_release_whose_lease_passed_on_moves_nothing(scene: Scene) -> None:
+    drive = scene.drive()
+    scene.kube.leases.release("models", "digits", OWNER)
+    with pytest.raises(ServiceBusy, match="is held by nobody"):
+        drive.look()
+    assert scene.serving == {STABLE: 100}
+
+
+def test_a_cluster_that_is_away_is_waited_for(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    scene.at(25).judged, scene.at(25).reason = "rollback", "9 of 30"
+    scene.kube.fault("patch", "inferenceservices", status=503, times=20)
+    until(drive, lambda: drive.done)
+    assert scene.serving == {STABLE: 100}
+
+
+def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    drive.close("9 of 30")
+    monkeypatch.setattr("model_release.serving.settle.roll_back", lambda *_: scene.kube.live())
+    began = datetime.now(UTC)
+    drive.look(began)
+    with pytest.raises(NotSettled, match="the roll-back did not take effect: traffic is still"):
+        drive.look(began + timedelta(minutes=11))
