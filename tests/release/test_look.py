@@ -217,3 +217,9 @@ def test_a_stable_revision_beyond_the_limit_is_told(windows: Any, metric: dict[s
     trouble = stable_trouble(policy, windows)
     assert trouble.startswith("Stable fails, too: 30 of 300 requests (errors); ") is said
     assert bool(trouble) is said
+
+
+def test_it_is_told_once_that_the_stable_revision_fails() -> None:
+    one, _ = watch([failing_stable(30), replace(window(2), stable=failing_stable(30).stable)])
+    lines = [line for seconds in (11, 21) for line in one.look(live(), at(seconds))]
+    assert ["Stable fails, too" in line for line in lines] == [True, False]

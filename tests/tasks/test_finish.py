@@ -16,25 +16,24 @@ from model_release.tasks.run import Run
 
 BUILT = dict.fromkeys(("resolve", "export", "archive", "publish"), "success")
 CLAIMED = {**BUILT, **dict.fromkeys(("claim", "stage", "smoke"), "success")}
-WATCHED = {**CLAIMED, **dict.fromkeys(("open_25", "watch_25", "decide_25"), "success"), "go_live": "skipped"}
-TWICE = {**WATCHED, **dict.fromkeys(("open_50", "watch_50", "decide_50"), "success")}
+WATCHED = {**CLAIMED, **dict.fromkeys(("canary", "decide"), "success"), "go_live": "skipped"}
 REST = {"settle": "success", "report": "running"}
 NOTHING_RAN = {"settle": "skipped", "report": "running"}
 PUBLISHED = {("publish", "return_value"): {"version": "0123456789abcdef", "uri": "s3://…/"}}
 STAGED = {("stage", "return_value"): {"kind": "canary", "sentence": "…", "canary": {}}}
 SETTLED = {("settle", "return_value"): "digits-00001 has all of the traffic"}
-TURNED_BACK = {("decide_25", "back"): "Rolled back: 9 of 30 canary requests failed."}
+TURNED_BACK = {("decide", "back"): "Rolled back: 9 of 30 canary requests failed."}
 
 #: states, XComs, rollout → outcome, sentence, what settle said
 ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, str, str | None]]] = {
     "promoted": (
-        {**TWICE, "promote": "success", "bake": "success", "decide_bake": "success", "roll_back": "skipped", **REST},
-        {("watch_50", "return_value"): {"reason": "Promoted: 0 of 300 canary requests failed."}, **SETTLED},
+        {**WATCHED, "promote": "success", "bake": "success", "decide_bake": "success", "roll_back": "skipped", **REST},
+        {("canary", "return_value"): {"reason": "Promoted: 0 of 300 canary requests failed."}, **SETTLED},
         "auto",
         ("promoted", "Promoted: 0 of 300 canary requests failed.", None),
     ),
     "first": (
-        {**CLAIMED, "go_live": "success", "open_25": "skipped", **REST},
+        {**CLAIMED, "go_live": "success", "canary": "skipped", **REST},
         SETTLED,
         "auto",
         ("first", "live at 100 %, the first version of the service.", None),
@@ -46,14 +45,20 @@ ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, 
         ("rolled_back", "Rolled back: 9 of 30 canary requests failed.", "digits-00001 has all of the traffic"),
     ),
     "rolled back during the bake": (
-        {**TWICE, "promote": "success", "bake": "success", "decide_bake": "success", "roll_back": "success", **REST},
+        {**WATCHED, "promote": "success", "bake": "success", "decide_bake": "success", "roll_back": "success", **REST},
         {
-            ("watch_50", "return_value"): {"reason": "Promoted: …"},
+            ("canary", "return_value"): {"reason": "Promoted: …"},
             ("decide_bake", "back"): "Rolled back: 9 of 90 canary requests failed.",
             **SETTLED,
         },
         "auto",
         ("rolled_back", "Rolled back: 9 of 90 canary requests failed.", "digits-00001 has all of the traffic"),
+    ),
+    "closed by a hand beside the way, and its task failed of that": (
+        {**WATCHED, "canary": "failed", "decide": "upstream_failed", **REST},
+        {("canary", "trouble"): "nobody looked for 63 s", ("settle", "closed"): "nobody looked for 63 s", **SETTLED},
+        "auto",
+        ("rolled_back", "nobody looked for 63 s", "digits-00001 has all of the traffic"),
     ),
     "rolled back and not settled": (
         {**WATCHED, "roll_back": "success", "settle": "failed", "report": "running"},
@@ -66,13 +71,13 @@ ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, 
         ),
     ),
     "rolled back after a task had failed": (
-        {**WATCHED, "roll_back": "success", "open_50": "failed", **REST},
-        {("open_50", "trouble"): "the split did not take effect", **SETTLED},
+        {**WATCHED, "roll_back": "success", "promote": "failed", **REST},
+        {("promote", "trouble"): "the split did not take effect", **SETTLED},
         "auto",
-        ("failed", "task open_50 failed: the split did not take effect", "digits-00001 has all of the traffic"),
+        ("failed", "task promote failed: the split did not take effect", "digits-00001 has all of the traffic"),
     ),
     "promoted and not settled": (
-        {**TWICE, "promote": "success", "settle": "failed", "report": "running"},
+        {**WATCHED, "promote": "success", "settle": "failed", "report": "running"},
         {("settle", "trouble"): "nobody answers"},
         "auto",
         ("failed", "task settle failed: nobody answers", None),
@@ -84,17 +89,17 @@ ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, 
         ("failed", "task settle failed: nobody answers", None),
     ),
     "killed by the machine": (
-        {**WATCHED, "open_50": "failed", "watch_50": "upstream_failed", **REST},
+        {**WATCHED, "canary": "failed", "decide": "upstream_failed", **REST},
         SETTLED,
         "auto",
         (
             "failed",
-            "task open_50 failed: it was ended from outside: marked by hand, killed or lost",
+            "task canary failed: it was ended from outside: marked by hand, killed or lost",
             "digits-00001 has all of the traffic",
         ),
     ),
     "nothing new": (
-        {**CLAIMED, "go_live": "skipped", "open_25": "skipped", **REST},
+        {**CLAIMED, "go_live": "skipped", "canary": "skipped", **REST},
         {("stage", "return_value"): {"kind": "nothing_new"}, ("settle", "return_value"): "nothing to do"},
         "auto",
         ("nothing_new", "the stable version already; nothing new.", None),
@@ -112,7 +117,7 @@ ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, 
         ("failed", "the run was ended before it came to a decision.", None),
     ),
     "ended by hand while the canary was open": (
-        {**WATCHED, "decide_25": "skipped", "open_50": "skipped", "promote": "skipped", "roll_back": "skipped", **REST},
+        {**WATCHED, "decide": "skipped", "promote": "skipped", "roll_back": "skipped", **REST},
         {**STAGED, **SETTLED},
         "auto",
         ("failed", "the run was ended before it came to a decision.", "digits-00001 has all of the traffic"),
@@ -124,8 +129,8 @@ ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, 
         ("failed", "the run was ended before it came to a decision.", None),
     ),
 }  # fmt: skip
-STAGES = ["resolve", "export", "archive", "publish", "claim", "stage", "smoke", "go_live", "open_25", "watch_25",
-          "decide_25", "open_50", "watch_50", "promote", "bake", "roll_back"]  # fmt: skip
+STAGES = ["resolve", "export", "archive", "publish", "claim", "stage", "smoke", "go_live", "canary", "decide",
+          "promote", "bake", "roll_back"]  # fmt: skip
 
 
 @pytest.fixture
@@ -203,7 +208,7 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
         (
             "killed by the machine",
             ReleaseFailed,
-            "digits 0123456789abcdef: task open_50 failed: it was ended from outside: marked by hand, killed or lost "
+            "digits 0123456789abcdef: task canary failed: it was ended from outside: marked by hand, killed or lost "
             "Settled: digits-00001 has all of the traffic.",
         ),
     ],

@@ -16,7 +16,7 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.look_back import LookBack
 
-from .test_watch import OPENED, window
+from .test_canary import OPENED, window
 
 VERSION = "0123456789abcdef"
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
-from model_release.tasks.watch import WatchCanary
 
 from model_release.errors import ReleaseFailed, RolledBack, StoreUnavailable
 from model_release.judging.record import Record
@@ -20,14 +18,11 @@ from model_release.serving import emergency as orders
 from model_release.serving.emergency import Done
 from model_release.serving.lease import Claim, Order, Owner
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, emergency, links, records, watch
+from model_release.tasks import connections, emergency, records
 from model_release.tasks.emergency import emergency_dags
 from model_release.tasks.finish import Report
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
-
-from .test_look import at, window
-from .test_look import watch as watching
 
 PROJECT = Path(__file__).resolve().parents[2]
 WHEN = "2026-03-01T02:00:00.000+00:00"
@@ -36,49 +31,6 @@ OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow
 
 def order(kind: Any, revision: str = "m-00002") -> Order:
     return Order(kind, "anna", "because", WHEN, revision)
-
-
-def test_the_look_tells_once_that_the_stable_revision_fails() -> None:
-    one, _, _ = watching([failing_stable(30), replace(window(2), stable=failing_stable(30).stable)])
-    lines = [line for seconds in (11, 21) for line in one.look(at(seconds)).lines]
-    assert ["Stable fails, too" in line for line in lines] == [True, False]
-
-
-CANARY = {"namespace": "models", "name": "digits", "uid": "1", "revision": "digits-00002", "baseline": "digits-00001",
-          "template": "0123456789abcdef"}  # fmt: skip
-
-
-@pytest.fixture
-def kept(monkeypatch: pytest.MonkeyPatch, ti: Any) -> Record:
-    record = Record.new("r", model="digits", service="models/digits", version=None, started=WHEN)
-
-    class Service:
-        """Stands in for `ReleasedService`."""
-
-        def __init__(self, spec: ModelSpec, run: Any) -> None: ...
-
-        def claim(self) -> Claim:
-            return Claim(OWNER, stage="open at 25 %", percent=25, opened_at=WHEN)
-
-        def record(self, edit: Any) -> None:
-            edit(record)
-
-    monkeypatch.setattr(watch, "ReleasedService", Service)
-    monkeypatch.setattr(links, "push_for", lambda *_: None)
-    ti.xcoms["stage", "return_value"] = {"kind": "canary", "sentence": "…", "canary": CANARY}
-    return record
-
-
-def test_the_watch_answers_promote_and_puts_the_person_on_record(spec: ModelSpec, context: Any, kept: Record) -> None:
-    task = WatchCanary(task_id="watch_25", spec=spec, percent=25)
-    event = {"windows": [], "final": False, "trouble": "", "order": asdict(order("promote", "digits-00002"))}
-    for _ in range(2):
-        answer = task.judged(context, event)
-    assert (answer["decision"], answer["revision"]) == ("promote", "digits-00002")
-    assert answer["reason"].startswith("Promoted in spite of the judge by anna: because (The judge: ")
-    assert kept.approvals == [{"time": WHEN, "who": "anna", "decision": "promote", "reason": "because"}]
-    assert kept.steps[0]["verdict"]["decision"] != "promote"
-    assert kept.differences() == []
 
 
 def test_no_task_goes_on_after_an_order_to_roll_back(spec: ModelSpec, context: Any) -> None:
@@ -102,7 +54,7 @@ def test_no_task_goes_on_after_an_order_to_roll_back(spec: ModelSpec, context: A
     assert released.note(going_back=True, stage="rolling back").stage == "rolling back"
 
 
-@pytest.mark.parametrize("failed", ["open_25", "watch_25", None])
+@pytest.mark.parametrize("failed", ["canary", "promote", None])
 def test_the_report_says_who_took_it_back(
     spec: ModelSpec, context: Any, ti: Any, failed: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -113,7 +65,7 @@ def test_the_report_says_who_took_it_back(
         **({failed: "failed"} if failed else {}),
     }
     ti.xcoms = {
-        ("settle", "ordered_back"): str(order("roll_back")),
+        ("settle", "closed"): str(order("roll_back")),
         ("settle", "return_value"): "digits-00001 has all of the traffic",
     }
     report = Report(task_id="report", spec=spec)

@@ -50,7 +50,7 @@ GIVEN: list[tuple[type[Any], dict[str, Any]]] = [
     ),
     (
         CanaryTrigger,
-        {"spec": "{}", "canary": {}, "percent": None, "opened": moment(0), "deadline": moment(60), "run": {}},
+        {"spec": "{}", "canary": {}, "deadline": moment(60), "run": {}},
     ),
 ]
 

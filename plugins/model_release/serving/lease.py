@@ -130,10 +130,14 @@ class Claim:
         Raises:
             RolledBack: a person ordered it back, or its canary was closed, and why.
         """
-        if self.order is not None and self.order.kind == "roll_back":
-            raise RolledBack(str(self.order))
-        if self.closed is not None:
-            raise RolledBack(self.closed)
+        if self.went_back is not None:
+            raise RolledBack(self.went_back)
+
+    @property
+    def went_back(self) -> str | None:
+        """Why the release goes back, or has; None while it goes on."""
+        ordered = self.order is not None and self.order.kind == "roll_back"
+        return self.closed or (str(self.order) if ordered else None)
 
     @property
     def left(self) -> Claim:

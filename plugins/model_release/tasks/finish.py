@@ -14,7 +14,7 @@ from model_release.tasks.service import ReleasedService
 if TYPE_CHECKING:
     from model_release.judging.record import Record
 
-ORDERED_BACK = "ordered_back"  # the XCom key under which `settle` leaves a person's order to roll back
+CLOSED = "closed"  # the XCom key under which `settle` leaves why the canary's traffic was taken back
 
 
 class Settle(ReleaseOperator):
@@ -34,8 +34,9 @@ class Settle(ReleaseOperator):
         # A claim that was marked successful by hand may still have had in hand what an earlier run had left.
         release = claim.left.as_release(released.namespace, released.name)
         sentence = "nothing was touched"
-        if (order := claim.order) is not None and order.kind == "roll_back":
-            context["ti"].xcom_push(key=ORDERED_BACK, value=str(order))
+        order = claim.order
+        if why := claim.went_back:
+            context["ti"].xcom_push(key=CLOSED, value=why)
         if release is not None:
             sentence = released.settle(release, self.log.info)
             live = released.live()
@@ -84,9 +85,9 @@ class Report(ReleaseOperator):
         settled = ti.xcom_pull(task_ids="settle")
         failed = [task for task, state in states.items() if state == "failed" and task != self.task_id]
         failed.sort(key=lambda task: task != "look_back")  # the last one is told; this stands beside the way
-        ordered_back = ti.xcom_pull(task_ids="settle", key=ORDERED_BACK)
-        if ordered_back and "settle" not in failed:
-            return "rolled_back", str(ordered_back), settled
+        closed = ti.xcom_pull(task_ids="settle", key=CLOSED)
+        if closed and "settle" not in failed:
+            return "rolled_back", str(closed), settled
         if states.get("roll_back") == "success" and failed in ([], ["settle"]):
             why = self.why_back(ti)
             return "rolled_back", f"{why} {self.trouble(ti, 'settle')}" if failed else why, settled

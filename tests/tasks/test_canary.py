@@ -1,0 +1,425 @@
+"""The sensor before and after its wait, a person's word in the middle, and the branch that acts on the verdict."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.execution_time import hitl
+
+from model_release import errors
+from model_release.errors import CanaryLost, MetricsRefused, RolledBack
+from model_release.judging import Policy, Window, judge
+from model_release.judging.record import Record
+from model_release.release.advance import Done
+from model_release.serving.lease import Claim, Order, Owner, Watched
+from model_release.spec import ModelSpec
+from model_release.tasks import canary, driving, links, records
+from model_release.tasks.ask import BACK, LONGER, PROMOTE
+from model_release.tasks.canary import Bake, CanarySensor, Decide
+from model_release.tasks.run import Run
+from model_release.tasks.triggers import CanaryTrigger
+
+CANARY = {
+    "namespace": "models",
+    "name": "digits",
+    "uid": "1",
+    "revision": "digits-00002",
+    "baseline": "digits-00001",
+    "template": "0123456789abcdef",
+}
+OPENED = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
+OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow")
+OPEN = Claim(
+    OWNER,
+    stage="open at 50 %",
+    canary="digits-00002",
+    percent=50,
+    opened_at=OPENED.isoformat(),
+    watches=(Watched(50, OPENED.isoformat()),),
+)
+
+
+@dataclass
+class World:
+    """The lease and the record of this run, what was asked of people, and what the drive in the worker is told."""
+
+    claim: Claim = OPEN
+    record: Record = field(
+        default_factory=lambda: Record.new(
+            "r", model="digits", service="models/digits", version=None, started=OPENED.isoformat()
+        )
+    )
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    turned: str | None = None
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
+    seen = World()
+
+    class Service:
+        """Stands in for `ReleasedService`."""
+
+        def __init__(self, spec: ModelSpec, run: Any) -> None: ...
+
+        def claim(self) -> Claim:
+            seen.claim.check_goes_on()
+            return seen.claim
+
+        def held(self) -> Claim:
+            return seen.claim
+
+        def note_by(self, edit: Any) -> Claim:
+            seen.claim = edit(self.claim())
+            return seen.claim
+
+        def record(self, edit: Any) -> None:
+            edit(seen.record)
+
+    class Drive:
+        """Stands in for the drive in the worker that heard an answer: it does at once what it is told."""
+
+        pause = 0.0
+        watches: dict[Any, Any]
+        moved: list[Any]
+
+        def __init__(self, *_: Any) -> None:
+            self.canary, self.watches, self.moved, self.done = canary_of(), {}, [], None
+
+        def look(self) -> list[str]:
+            if seen.turned:
+                self.close(seen.turned)
+            if seen.claim.closed:
+                self.done = Done("rollback", seen.claim.closed)
+            elif seen.claim.promoted:
+                self.done = Done("promote", seen.claim.proven or "")
+            return ["looked"]
+
+        def close(self, why: str) -> None:
+            seen.claim = replace(seen.claim, closed=seen.claim.closed or why)
+
+    def canary_of() -> Any:
+        from model_release.serving.rollout import Canary
+
+        return Canary.from_dict(CANARY)
+
+    monkeypatch.setattr(canary, "ReleasedService", Service)
+    monkeypatch.setattr(driving, "drive", Drive)
+    monkeypatch.setattr(records, "change", lambda spec, run, edit, store=None: edit(seen.record))
+    monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **said: seen.asked.append(said))
+    monkeypatch.setattr(links, "push_for", lambda *_: None)
+    ti.task_id = "canary"
+    ti.xcoms["stage", "return_value"] = {"kind": "canary", "sentence": "…", "canary": CANARY}
+    ti.xcoms["smoke", "answered"] = "digits-00002"
+    return seen
+
+
+def window(number: int, bad: int, *, alone: bool = False) -> dict[str, Any]:
+    start = OPENED + timedelta(seconds=3 * number)
+    stable = None if alone else {"requests": 300, "bad": {"errors": 0}}
+    counted = {"requests": 100, "bad": {"errors": bad}}
+    end = start + timedelta(seconds=3)
+    return {"start": start.isoformat(), "end": end.isoformat(), "canary": counted, "stable": stable}
+
+
+def event(spec: ModelSpec, decision: str, *, bad: int = 0, percent: int | None = 50, reason: str = "…") -> Any:
+    """What the drive hands over, with the counts of one stretch."""
+    step = {
+        "percent": percent,
+        "opened": OPENED.isoformat(),
+        "policy": Policy.from_dict(spec.policy(percent)).to_dict(),
+        "windows": [window(number, bad, alone=percent is None) for number in range(4)],
+        "final": decision in ("inconclusive", "baked"),
+    }
+    move = {"time": OPENED.isoformat(), "percent": percent or 100, "revisions": {"digits-00002": percent or 100}}
+    return {
+        "decision": decision,
+        "reason": reason,
+        "revision": "digits-00002",
+        "steps": [step],
+        "moved": [move],
+    }
+
+
+def deferred(call: Any, *words: Any) -> TaskDeferred:
+    with pytest.raises(TaskDeferred) as raised:
+        call(*words)
+    return raised.value
+
+
+def sensor(spec: ModelSpec, approval: str = "never") -> CanarySensor:
+    return CanarySensor(task_id="canary", spec=spec.model_copy(update={"approval": approval}))
+
+
+class TestTheSensor:
+    def test_it_hands_over_all_that_the_trigger_has_to_know(self, spec: ModelSpec, context: Any, world: World) -> None:
+        waits = deferred(sensor(spec).execute, context)
+        trigger = waits.trigger
+        assert isinstance(trigger, CanaryTrigger)
+        assert {key: trigger.given[key] for key in ("spec", "canary", "run")} == {
+            "spec": spec.model_dump_json(),
+            "canary": CANARY,
+            "run": asdict(Run.of(context, spec)),
+        }
+        assert waits.method_name == "ended"
+
+    def test_the_release_goes_on_by_the_model_file_that_it_began_with(
+        self, spec: ModelSpec, context: Any, world: World
+    ) -> None:
+        """reports.md A2, A4: the file is edited while the canary is open."""
+        world.claim = replace(world.claim, spec=spec.model_dump_json())
+        edited = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"steps": (5, 90)})})
+        trigger = deferred(sensor(edited).execute, context).trigger
+        assert ModelSpec.model_validate_json(trigger.given["spec"]) == spec
+
+    def test_the_drive_ends_itself_before_airflow_does(self, spec: ModelSpec, context: Any, world: World) -> None:
+        waits = deferred(sensor(spec).execute, context)
+        assert waits.timeout is not None
+        assert waits.timeout > len(spec.rollout.steps) * spec.rollout.deadline + spec.answer_within
+
+    def test_a_canary_that_never_answered_gets_nothing(
+        self, spec: ModelSpec, context: Any, world: World, ti: Any
+    ) -> None:
+        del ti.xcoms["smoke", "answered"]
+        with pytest.raises(CanaryLost, match="task smoke did not ask digits-00002"):
+            sensor(spec).execute(context)
+
+    @pytest.mark.parametrize(
+        ("facts", "said"),
+        [
+            ({"closed": "nobody looked for 63 s"}, "nobody looked for 63 s"),
+            ({"order": Order("roll_back", "anna", "because", "", None)}, "Rolled back by anna: because"),
+        ],
+    )
+    def test_run_again_after_the_canary_was_closed_it_says_why(
+        self, spec: ModelSpec, context: Any, world: World, ti: Any, facts: dict[str, Any], said: str
+    ) -> None:
+        world.claim = replace(world.claim, **facts)
+        with pytest.raises(RolledBack, match=said):
+            sensor(spec).execute(context)
+        assert ti.xcoms["canary", "trouble"] == said
+
+    def test_what_was_counted_and_moved_is_recorded_once(self, spec: ModelSpec, context: Any, world: World) -> None:
+        said = event(spec, "rollback", bad=60, reason="60 of 100 failed")
+        for _ in range(2):
+            answer = sensor(spec).ended(context, said)
+        assert answer == {"decision": "rollback", "reason": "60 of 100 failed", "revision": "digits-00002"}
+        (step,) = world.record.steps
+        windows = [Window.from_dict(one) for one in said["steps"][0]["windows"]]
+        verdict = judge(Policy.from_dict(spec.policy(50)), windows)
+        assert verdict.decision == "rollback"
+        assert step["verdict"] == verdict.to_dict()
+        assert (step["percent"], step["opened"], step["window_seconds"]) == (50, "2026-03-01T02:00:00.000+00:00", 3.0)
+        assert [(move["task"], move["percent"]) for move in world.record.traffic] == [("canary", 50)]
+        assert world.record.differences() == []
+
+    def test_it_is_judged_by_the_policy_that_the_drive_had(self, spec: ModelSpec, context: Any, world: World) -> None:
+        """reports.md A4: limits edited meanwhile must not judge the same windows otherwise."""
+        said = event(spec, "rollback", bad=60)
+        metric = spec.judge.metrics[0].model_copy(update={"max_rate": 0.99})
+        edited = spec.model_copy(update={"judge": spec.judge.model_copy(update={"metrics": (metric,)})})
+        assert sensor(edited).ended(context, said)["decision"] == "rollback"
+        assert world.record.steps[0]["verdict"]["decision"] == "rollback"
+
+    @pytest.mark.parametrize("kind", [CanaryLost, MetricsRefused])
+    def test_what_ended_the_drive_is_the_tasks_own_trouble(
+        self, spec: ModelSpec, context: Any, world: World, ti: Any, kind: type[errors.ReleaseError]
+    ) -> None:
+        with pytest.raises(kind, match="somebody was here"):
+            sensor(spec).ended(context, {"error": kind.__name__, "sentence": "somebody was here"})
+        assert ti.xcoms["canary", "trouble"] == "somebody was here"
+        assert world.record.steps == []
+
+    def test_an_order_to_promote_is_on_record_with_its_name(self, spec: ModelSpec, context: Any, world: World) -> None:
+        world.claim = replace(world.claim, order=Order("promote", "anna", "because", "at two", "digits-00002"))
+        for _ in range(2):
+            answer = sensor(spec).ended(context, event(spec, "promote"))
+        assert answer["by"] == "anna"
+        assert world.record.approvals == [{"time": "at two", "who": "anna", "decision": "promote", "reason": "because"}]
+
+
+class TestBake:
+    def test_it_looks_at_the_promoted_revision_from_the_promotion_on(
+        self, spec: ModelSpec, context: Any, world: World, ti: Any
+    ) -> None:
+        world.claim = replace(world.claim, promoted=True, percent=None)
+        ti.xcoms["promote", "return_value"] = {"promoted_at": OPENED.isoformat(), "revision": "digits-00002"}
+        for _ in range(2):
+            deferred(Bake(task_id="bake", spec=spec).execute, context)
+        assert [(one.percent, one.opened_at) for one in world.claim.watches] == [
+            (50, OPENED.isoformat()),
+            (None, OPENED.isoformat()),
+        ]
+
+    @pytest.mark.parametrize("promoted", [True, False])
+    def test_it_looks_at_nothing_that_was_not_promoted(
+        self, spec: ModelSpec, context: Any, world: World, ti: Any, promoted: bool
+    ) -> None:
+        world.claim = replace(world.claim, promoted=promoted)
+        ti.xcoms["promote", "return_value"] = None if promoted else {"promoted_at": OPENED.isoformat()}
+        with pytest.raises(CanaryLost, match="nothing was promoted in this run"):
+            Bake(task_id="bake", spec=spec).execute(context)
+
+    def test_the_windows_of_the_bake_have_no_other_side(self, spec: ModelSpec, context: Any, world: World) -> None:
+        answer = Bake(task_id="bake", spec=spec).ended(context, event(spec, "rollback", bad=60, percent=None))
+        assert answer["decision"] == "rollback"
+        assert world.record.steps[0]["percent"] == 100
+        assert world.record.differences() == []
+
+
+def answer(chosen: str, reason: str = "") -> dict[str, Any]:
+    who = {"id": "7", "name": "ada"}
+    return {"chosen_options": [chosen], "params_input": {"reason": reason}, "responded_by_user": who}
+
+
+class TestAPersonsWord:
+    def asking(self, spec: ModelSpec, context: Any, approval: str = "before_promote", reason: str = "…") -> Any:
+        return deferred(sensor(spec, approval).ended, context, event(spec, "ask", reason=reason))
+
+    @pytest.mark.parametrize(
+        ("approval", "reason", "says"),
+        [
+            ("before_promote", "Promoted: 0 of 300.", "The judge would promote it: 0 of 300."),
+            ("on_inconclusive", "Cannot tell.", "The judge says: Cannot tell."),
+        ],
+    )
+    def test_a_question_shows_the_figures_and_the_canary_is_looked_at_meanwhile(
+        self, spec: ModelSpec, context: Any, ti: Any, world: World, approval: str, reason: str, says: str
+    ) -> None:
+        waits = self.asking(spec, context, approval, reason)
+        (question,) = world.asked
+        assert question["options"] == [PROMOTE, BACK, LONGER]
+        assert question["defaults"] == [BACK]
+        assert says in question["body"].splitlines()
+        assert "/dags/release_digits/runs/" in question["body"]
+        assert isinstance(waits.trigger, CanaryTrigger)
+        assert waits.method_name == "answered"
+        assert waits.trigger.given["question"] == ti.id, "who looks hears an answer that came too soon"
+        stretch = world.claim.watches[-1]
+        assert (stretch.percent, stretch.beside_question) == (50, True)
+        assert world.claim.watches[-2].until is not None
+
+    def test_who_says_promote_is_in_the_record_with_the_reason(
+        self, spec: ModelSpec, context: Any, world: World
+    ) -> None:
+        self.asking(spec, context)
+        said = sensor(spec, "before_promote").answered(context, answer(PROMOTE, "night: tested by hand"))
+        assert (said["decision"], said["revision"], said["by"]) == ("promote", "digits-00002", "ada")
+        assert said["reason"] == "ada says promote: night: tested by hand."
+        assert world.claim.promoted, "the traffic moves in the worker that heard the answer"
+        (entry,) = world.record.approvals
+        assert (entry["who"], entry["decision"]) == ("ada", "promote")
+
+    def test_who_says_promote_in_the_middle_sends_it_to_the_next_share(
+        self, spec: ModelSpec, context: Any, world: World
+    ) -> None:
+        world.claim = replace(world.claim, percent=25, watches=(Watched(25, OPENED.isoformat()),))
+        self.asking(spec, context, "on_inconclusive")
+        waits = deferred(sensor(spec, "on_inconclusive").answered, context, answer(PROMOTE))
+        assert waits.method_name == "ended"
+        assert (world.claim.percent, world.claim.promoted) == (50, False)
+
+    def test_evidence_goes_before_an_answer_that_crossed_it(self, spec: ModelSpec, context: Any, world: World) -> None:
+        self.asking(spec, context)
+        world.turned = "Rolled back: 90 of 100 canary requests failed."
+        said = sensor(spec, "before_promote").answered(context, answer(PROMOTE))
+        assert (said["decision"], said["reason"]) == (
+            "rollback",
+            f"{world.turned} (the answer crossed the evidence)",
+        )
+
+    def test_who_says_roll_back_is_obeyed_at_once(self, spec: ModelSpec, context: Any, world: World) -> None:
+        self.asking(spec, context)
+        said = sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
+        assert (said["decision"], said["by"]) == ("rollback", "ada")
+        assert world.claim.closed == "ada says rollback: wrong day."
+
+    @pytest.mark.parametrize(
+        ("decision", "who"), [("rollback", "the judge, while a person was asked"), ("inconclusive", "nobody")]
+    )
+    def test_evidence_or_silence_ends_the_question(
+        self, spec: ModelSpec, context: Any, world: World, decision: str, who: str
+    ) -> None:
+        self.asking(spec, context)
+        reason = "Nobody answered within 4h: rolled back."
+        said = sensor(spec).answered(context, event(spec, decision, bad=60, reason=reason))
+        assert (said["decision"], said["by"]) == (decision, who)
+        assert [one["who"] for one in world.record.approvals] == (["nobody"] if who == "nobody" else [])
+
+    def test_watching_longer_has_an_end_and_may_lead_to_another_question(
+        self, spec: ModelSpec, context: Any, world: World
+    ) -> None:
+        self.asking(spec, context)
+        waits = deferred(sensor(spec, "before_promote").answered, context, answer(LONGER))
+        assert waits.method_name == "ended"
+        stretch = world.claim.watches[-1]
+        assert (stretch.percent, stretch.beside_question, stretch.again) == (50, False, 1)
+        self.asking(spec, context)
+        assert len(world.asked) == 2
+
+    def test_the_release_holds_its_promise_however_often_one_watches_longer(self, spec: ModelSpec) -> None:
+        """Every watch has its share of the chance to roll a good canary back; together they have no more than all."""
+        asks = spec.model_copy(update={"approval": "before_promote"})
+        watches = [asks.policy(step) for step in asks.rollout.steps] + [asks.policy(None)]
+        watches += [asks.policy(50, guard=True, again=number + 1) for number in range(50)]
+        watches += [asks.policy(50, again=number) for number in range(1, 50)]
+        metrics = len(Policy.from_dict(watches[0]).deciding)
+        risk = sum(metrics / Policy.from_dict(one).needed_against for one in watches)
+        assert risk <= asks.judge.false_rollback
+
+
+def decide(spec: ModelSpec, onward: str | None = "promote") -> Decide:
+    return Decide(task_id="decide", spec=spec, watch="canary", onward=onward, back="roll_back")
+
+
+def verdict(decision: str, revision: str = "digits-00002") -> dict[str, Any]:
+    return {"decision": decision, "reason": f"said {decision}", "revision": revision, "windows": 3}
+
+
+@pytest.mark.parametrize(
+    ("found", "way", "reason"),
+    [
+        (verdict("promote"), "promote", None),
+        (verdict("rollback"), "roll_back", "said rollback"),
+        (verdict("inconclusive"), "roll_back", "said inconclusive"),
+        (verdict("continue"), "roll_back", "said continue"),
+        (verdict("promote", "digits-00003"), "roll_back", "digits-00003 was judged, and digits-00002 is staged"),
+        (None, "roll_back", "task canary left no verdict (was it marked by hand?): nothing is proven"),
+    ],
+)
+def test_only_a_verdict_for_the_staged_revision_leads_onward(
+    spec: ModelSpec, context: Any, world: World, ti: Any, found: Any, way: str, reason: str | None
+) -> None:
+    ti.xcoms["canary", "return_value"] = found
+    assert decide(spec).choose_branch(context) == way
+    assert ti.xcom_pull("canary", "back") == reason
+
+
+@pytest.mark.parametrize(
+    ("found", "way", "reason"),
+    [
+        (verdict("promote"), [], None),
+        (verdict("inconclusive"), [], None),
+        (None, [], None),
+        (verdict("rollback"), "roll_back", "said rollback"),
+        (verdict("rollback", "digits-00003"), "roll_back", "digits-00003 was judged, and digits-00002 is staged"),
+    ],
+)
+def test_after_the_bake_only_evidence_against_leads_back_and_says_why(
+    spec: ModelSpec, context: Any, world: World, ti: Any, found: Any, way: str | list[str], reason: str | None
+) -> None:
+    ti.xcoms["canary", "return_value"] = found
+    assert decide(spec, onward=None).choose_branch(context) == way
+    assert ti.xcom_pull("canary", "back") == reason
+
+
+def test_a_run_that_staged_nothing_decides_nothing(spec: ModelSpec, context: Any, world: World, ti: Any) -> None:
+    ti.xcoms["canary", "return_value"] = verdict("promote")
+    ti.xcoms["stage", "return_value"] = None
+    with pytest.raises(CanaryLost, match="task stage left no result in this run"):
+        decide(spec).choose_branch(context)
+    assert "stage left no result" in ti.xcoms["canary", "trouble"]
