@@ -269,9 +269,9 @@ def _sensor_child(place: str) -> int:
     """One watch in the process of its task: what a sensor in poke mode keeps for as long as it waits."""
     # What a task's process has imported before it comes to the task.
     import airflow.sdk.execution_time.task_runner  # noqa: F401
+    from model_release.tasks.look import Watch
 
     import model_release.tasks.dag  # noqa: F401
-    from model_release.tasks.look import Watch
 
     _connect(json.loads(place))
     halves = _Halves()

@@ -224,7 +224,7 @@ def clock(seconds: float) -> str:
 
 
 def _is_watch(task_id: str) -> bool:
-    return task_id.startswith("watch_") or task_id == "bake"
+    return task_id in ("canary", "bake")
 
 
 def _bar(traffic: dict[str, int]) -> Text:

@@ -96,7 +96,9 @@ class Walkthrough:
             if ending.state != "success" or bool(opened) == first:
                 raise SandboxError(f"the release of {model} did not go as the walk-through tells: {ending.sentence}")
             if opened:
-                stages.append(self._measured(f"{what} at {CANARY} %", opened[0], _span(ending)))
+                stages.append(
+                    self._measured(f"{what} at {CANARY} %", opened[0], self._span(f"release_{model}", ending))
+                )
             stages.append(self._at_all(f"{what} at 100 %", replicas, ending))
         revisions = sorted({share.revision for stage in stages for share in stage.measured.shares})
         whole = self._measure(revisions, stages[0].measured.began)
@@ -139,7 +141,7 @@ class Walkthrough:
 
     def _at_canary(self, seen: list[Snapshot], told: Told) -> None:
         """Looks once, when the judge has looked once: then users have met the canary for some seconds."""
-        if not seen and told.looks.get(f"watch_{CANARY}"):
+        if not seen and told.looks.get("canary"):
             seen.append(self._look())
 
     def _at_all(self, title: str, replicas: int, ending: Ending) -> Stage:
@@ -202,6 +204,12 @@ class Walkthrough:
                 raise SandboxError(f"{trouble} after {_PATIENCE:.0f} s")
             time.sleep(0.5)
 
+    def _span(self, dag_id: str, ending: Ending) -> tuple[float, float]:
+        """From the moment when the gateway had the split to that of the promotion: all of it at the canary's percent."""
+        told = self._follower.airflow.xcom(dag_id, ending.run_id, "canary")
+        changes = {one["change"]: datetime.fromisoformat(one["time"]).timestamp() for one in told["traffic"]}
+        return changes[f"open_{CANARY}"], changes["promote"]
+
     def _heading(self, text: str) -> None:
         self._console.print()
         self._console.rule(f"[bold]{text}", align="left")
@@ -210,11 +218,6 @@ class Walkthrough:
 def _moment(ending: Ending, task: str, which: str) -> float:
     told: Any = ending.tasks[task][which]
     return datetime.fromisoformat(told).timestamp()
-
-
-def _span(ending: Ending) -> tuple[float, float]:
-    """From the moment when the split was verified to that before it was given up: all of it at the canary's percent."""
-    return _moment(ending, f"open_{CANARY}", "end_date"), _moment(ending, "promote", "start_date")
 
 
 def walkthrough(state_dir: Path, stop: Callable[[], object], page: Path | None = None) -> int:

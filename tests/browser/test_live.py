@@ -164,7 +164,7 @@ def test_an_approval_is_clicked_and_the_promotion_follows(live: Any, postcodes: 
     one.page.get_by_text(question).first.click()
     one.page.get_by_text("The judge would promote it: 0 of").wait_for()
     one.page.locator('[name="element_reason"]').fill("Looks well in a browser")
-    one.page.get_by_text("decide_50").first.wait_for()
+    one.page.get_by_text("decide").first.wait_for()
     picture(one.page, "approval")
     assert live.service(ASKED).serving[found["canary"]["revision"]] == 50, "nothing moves before the answer"
     one.page.get_by_test_id("hitl-option-Promote").click()

@@ -71,8 +71,8 @@ def test_what_is_stable_already_is_nothing_new(stack: Any, story: Story) -> None
     assert told.run["state"] == "success"
     assert told.record["outcome"] == "nothing_new"
     assert sentence == f"digits {story.releases['better'].record['version']}: the stable version already; nothing new."
-    assert {name: states(told)[name] for name in ("export", "archive", "open_25", "go_live")} == {
-        "export": "skipped", "archive": "skipped", "open_25": "skipped", "go_live": "skipped",
+    assert {name: states(told)[name] for name in ("export", "archive", "canary", "go_live")} == {
+        "export": "skipped", "archive": "skipped", "canary": "skipped", "go_live": "skipped",
     }  # fmt: skip
     assert traffic(stack) == before
     assert {**objects(stack, "versions/"), **objects(stack, "builds/")} == stored, "something was uploaded"
@@ -88,7 +88,7 @@ def test_rollout_none_builds_and_publishes_and_moves_no_traffic(stack: Any) -> N
     assert told.record["outcome"] == "published"
     (made,) = {version.name for version in stack.store().versions()} - versions
     assert sentence == f"digits {made}: published; no traffic was moved."
-    assert {states(told)[name] for name in ("claim", "stage", "smoke", "open_25", "promote")} == {"skipped"}
+    assert {states(told)[name] for name in ("claim", "stage", "smoke", "canary", "promote")} == {"skipped"}
     assert traffic(stack) == before
 
 
@@ -137,7 +137,7 @@ def test_an_older_version_is_released_again_by_canary_without_building(stack: An
     assert (told.record["outcome"], told.record["version"]) == ("promoted", older)
     assert told.record["baseline"]["revision"] == before.latest_created
     assert {states(told)[name] for name in ("export", "archive", "go_live", "roll_back")} == {"skipped"}
-    assert {states(told)[name] for name in ("smoke", "open_25", "watch_25", "open_50", "watch_50")} == {"success"}
+    assert {states(told)[name] for name in ("smoke", "canary", "decide", "promote")} == {"success"}
     assert stack.service().storage_uri == f"s3://models/digits/versions/{older}/"
     assert stack.service().serving == {told.record["canary"]["revision"]: 100}
     assert stack.lease().holder is None

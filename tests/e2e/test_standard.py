@@ -240,7 +240,7 @@ def test_the_records_replay_to_the_same_verdicts(upright: Upright) -> None:
     assert last == {"first": {}, "better": {25: "promote", 50: "promote"}, "bad": {25: "rollback"}}
 
 
-@pytest.mark.parametrize(("name", "task"), [("better", "watch_25"), ("better", "bake"), ("bad", "watch_25")])
+@pytest.mark.parametrize(("name", "task"), [("better", "canary"), ("better", "bake"), ("bad", "canary")])
 def test_a_watch_waits_in_the_triggerer_and_holds_no_worker(upright: Upright, name: str, task: str) -> None:
     seen = upright.story.observer.deferred[upright.story.releases[name].run["dag_run_id"], task]
     assert seen.trigger.endswith(".CanaryTrigger")

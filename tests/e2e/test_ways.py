@@ -173,7 +173,7 @@ class TestAPersonsWord:
         return found
 
     def answer(self, live: Any, run_id: str, chosen: str, reason: str) -> None:
-        path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/ask_50/-1/hitlDetails"
+        path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/canary/-1/hitlDetails"
         live.airflow.call("PATCH", path, json={"chosen_options": [chosen], "params_input": {"reason": reason}})
 
     def test_evidence_against_it_withdraws_the_question(self, asked: Any, told: Told) -> None:
@@ -190,7 +190,7 @@ class TestAPersonsWord:
         assert "canary requests failed" in sentence
         serving = asked.service("asked").serving
         assert "asked-predictor-00002" not in serving
-        path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/ask_50/-1/hitlDetails"
+        path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/canary/-1/hitlDetails"
         assert asked.airflow.call("GET", path)["response_received"], "nobody can answer what is decided"
         assert told.of("asked")[-3:] == ["started", "needs you", "rolled back"]
 

@@ -135,7 +135,12 @@ def event(spec: ModelSpec, decision: str, *, bad: int = 0, percent: int | None =
         "windows": [window(number, bad, alone=percent is None) for number in range(4)],
         "final": decision in ("inconclusive", "baked"),
     }
-    move = {"time": OPENED.isoformat(), "percent": percent or 100, "revisions": {"digits-00002": percent or 100}}
+    move = {
+        "time": OPENED.isoformat(),
+        "change": f"open_{percent}",
+        "percent": percent or 100,
+        "revisions": {"digits-00002": percent or 100},
+    }
     return {
         "decision": decision,
         "reason": reason,
@@ -207,14 +212,15 @@ class TestTheSensor:
         said = event(spec, "rollback", bad=60, reason="60 of 100 failed")
         for _ in range(2):
             answer = sensor(spec).ended(context, said)
-        assert answer == {"decision": "rollback", "reason": "60 of 100 failed", "revision": "digits-00002"}
+        told = {"decision": "rollback", "reason": "60 of 100 failed", "revision": "digits-00002"}
+        assert answer == {**told, "traffic": said["moved"]}
         (step,) = world.record.steps
         windows = [Window.from_dict(one) for one in said["steps"][0]["windows"]]
         verdict = judge(Policy.from_dict(spec.policy(50)), windows)
         assert verdict.decision == "rollback"
         assert step["verdict"] == verdict.to_dict()
         assert (step["percent"], step["opened"], step["window_seconds"]) == (50, "2026-03-01T02:00:00.000+00:00", 3.0)
-        assert [(move["task"], move["percent"]) for move in world.record.traffic] == [("canary", 50)]
+        assert [(move["task"], move["percent"]) for move in world.record.traffic] == [("open_50", 50)]
         assert world.record.differences() == []
 
     def test_it_is_judged_by_the_policy_that_the_drive_had(self, spec: ModelSpec, context: Any, world: World) -> None:

@@ -33,9 +33,11 @@ LONGEST_PAUSE = 10.0
 
 @dataclass(frozen=True)
 class Moved:
-    """A change of traffic, verified by the names of revisions: each one's percent after it."""
+    """A change of traffic, verified by the names of revisions: each one's percent after it. `change` is what records
+    and metrics call it."""
 
     time: str
+    change: str
     percent: int
     revisions: dict[str, int]
 
@@ -168,7 +170,7 @@ class Drive:
                 shift(self.services, self.canary, percent)
                 return self._tell(f"{percent} % asked for")
             case Opened(percent):
-                return self._arrived(percent, moment)
+                return self._arrived(f"open_{percent}", percent, moment)
             case Promote(percent):
                 promote(self.services, self.canary, percent)
                 return self._tell("All of the traffic asked for")
@@ -177,8 +179,10 @@ class Drive:
             case Done(decision, reason):
                 self.done = action
                 lines = self._tell(f"{decision}: {reason}")
-                if decision in ("promote", "rollback"):
-                    lines += self._arrived(100 if decision == "promote" else 0, moment)
+                if decision == "promote":
+                    lines += self._arrived("promote", 100, moment)
+                elif decision == "rollback":
+                    lines += self._arrived("roll_back", 0, moment)
                 return lines
         return []
 
@@ -198,10 +202,10 @@ class Drive:
             raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")
         return [*lines, *self._tell(progress.sentence)]
 
-    def _arrived(self, percent: int, moment: datetime) -> list[str]:
+    def _arrived(self, change: str, percent: int, moment: datetime) -> list[str]:
         live = self.services.get(self.canary.namespace, self.canary.name)
         shares = dict(live.serving) if live else {}
-        self.moved.append(Moved(moment.isoformat(timespec="milliseconds"), percent, shares))
+        self.moved.append(Moved(moment.isoformat(timespec="milliseconds"), change, percent, shares))
         told = ", ".join(f"{revision} {share} %" for revision, share in shares.items()) or "none"
         return self._tell(f"Traffic at the gateway: {told}")
 

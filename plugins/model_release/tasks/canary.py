@@ -32,7 +32,8 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
     """Waits, in the triggerer, while the canary is opened, looked at, widened and promoted or taken back: each look is
     a log line. Where the model file wants a person's word, it asks, and the canary is looked at meanwhile.
 
-    Returns {"decision", "reason", "revision"}, and "by" where a person decided. Run again while the canary is open, it
+    Returns {"decision", "reason", "revision", "traffic": when the gateway had which share}, and "by" where a person
+    decided. Run again while the canary is open, it
     goes on by the model file that the release began with, and reads the same windows; run again when its traffic was
     taken back, it fails with what is in the lease about that.
     """
@@ -103,7 +104,8 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
         released.record(edit)
         self.log.info("%s: %s", event["decision"], event["reason"])
         said_by = {"by": order.who} if order is not None and order.kind == "promote" else {}
-        return {key: event[key] for key in ("decision", "reason", "revision")} | said_by
+        told = {key: event[key] for key in ("decision", "reason", "revision")}
+        return {**told, "traffic": event["moved"], **said_by}
 
     # -- a person's word -----------------------------------------------------------------------------------------------
 

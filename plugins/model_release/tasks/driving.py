@@ -153,4 +153,4 @@ def put(record: Record, spec: ModelSpec, found: dict[str, Any]) -> None:
             verdict=judge(policy, windows, final=step["final"]),
         )
     for move in found["moved"]:
-        record.record_traffic(move["time"], "canary", move["percent"], move["revisions"])
+        record.record_traffic(move["time"], move["change"], move["percent"], move["revisions"])

@@ -106,20 +106,16 @@ def _step(step: dict[str, Any], tags: dict[str, str], stats: Any) -> None:
 
 def stages(record: Record) -> Iterator[tuple[str, timedelta]]:
     """Each stage of a release that has ended, with its length: `build` until the canary stands, then what follows each
-    change of traffic. The canary's shares are `watch_<percent>`."""
+    change of traffic. Steps are `watch_<percent>`."""
     changes = sorted(record.traffic, key=lambda change: change["time"])
-    names = ["build", *(_stage_after(change) for change in changes)]
+    names = ["build", *(_stage_after(change["task"]) for change in changes)]
     moments = [record.started, *(change["time"] for change in changes), record.ended or record.started]
     for name, (begin, end) in zip(names, pairwise(moments), strict=True):
         yield name, max(_moment(end) - _moment(begin), timedelta(0))
 
 
-def _stage_after(change: dict[str, Any]) -> str:
-    task, percent = change["task"], change["percent"]
-    if task == "canary" and percent in (0, 100):
-        task = "roll_back" if percent == 0 else "promote"
-    # A record of the edition before has a task for each share.
-    return f"watch_{percent}" if task == "canary" or task.startswith("open_") else _AFTER.get(task, task)
+def _stage_after(task: str) -> str:
+    return f"watch_{task.removeprefix('open_')}" if task.startswith("open_") else _AFTER.get(task, task)
 
 
 def _looked(watch: Watch, verdict: Verdict, stats: Any) -> None:

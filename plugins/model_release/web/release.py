@@ -87,11 +87,11 @@ def _tasks(record: Record) -> list[Json]:
     run = to.safe(record.run.get("url"))
     if run is None:
         return []
-    names = [str(entry.get("task")) for entry in record.traffic]
-    for step in record.steps:
-        at = f"open_{step['percent']}"  # the edition before had two tasks for each share
-        place = names.index(at) + 1 if at in names else len(names)
-        names.insert(place, "bake" if is_bake(step) else f"watch_{step['percent']}" if at in names else "canary")
+    # Every share was opened, and looked at, by one task; only the bake has another.
+    names = [
+        "canary" if str(entry.get("task")).startswith("open_") else str(entry.get("task")) for entry in record.traffic
+    ]
+    names += ["bake" for step in record.steps if is_bake(step)]
     known = dict.fromkeys(["resolve", *names, "settle", "report"])
     return [{"task": name, "url": f"{run}/tasks/{quote(name)}"} for name in known]
 

@@ -43,8 +43,6 @@ def _event(time: str | None, kind: str, word: str, text: str, *, tone: str = "mu
 def _traffic(entry: Json, before: Json) -> Json:
     task, percent = str(entry.get("task", "")), entry.get("percent")
     shares = ", ".join(f"{revision} {share} %" for revision, share in (entry.get("revisions") or {}).items())
-    if task == "canary":  # the drive; before it, each share had a task of its own
-        task = "roll_back" if percent == 0 else "promote" if percent == 100 else "open"
     if task.startswith("open"):
         word, tone, mark = f"Opened at {percent} %", "busy", f"{percent} %"
     elif task in ("promote", "go_live", "go_direct"):
