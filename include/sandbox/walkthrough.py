@@ -205,7 +205,7 @@ class Walkthrough:
             time.sleep(0.5)
 
     def _span(self, dag_id: str, ending: Ending) -> tuple[float, float]:
-        """From the moment when the gateway had the split to that of the promotion: all of it at the canary's percent."""
+        """From the moment when the gateway had the split to that of the promotion: all of it at the canary's share."""
         told = self._follower.airflow.xcom(dag_id, ending.run_id, "canary")
         changes = {one["change"]: datetime.fromisoformat(one["time"]).timestamp() for one in told["traffic"]}
         return changes[f"open_{CANARY}"], changes["promote"]
