@@ -94,9 +94,11 @@ def _unless_known(before: Manifest, type_: str) -> Manifest:
 
 
 def configuration_status(configuration: Manifest, revisions: list[Manifest], now: str) -> Manifest:
-    """Which revision was created last and which was ready last; the latter never goes backwards.
+    """Which revision was created last and which was ready last; the latter goes backwards only when it was deleted.
 
-    `revisions` are all of this configuration's, the one of its present generation among them.
+    `revisions` are those of this configuration that its controller has seen: one that it makes in this very pass is
+    not yet among them. That is how the deletion of the latest ready revision, which is made anew at once under the
+    same name, leads back to the newest of the others that is ready (findAndSetLatestReadyRevision).
     """
     before = configuration.get("status", {})
     by_name = {r["metadata"]["name"]: r for r in revisions}
@@ -108,7 +110,7 @@ def configuration_status(configuration: Manifest, revisions: list[Manifest], now
         if in_range and state(revision.get("status", {}), "Ready") == TRUE:
             ready = revision["metadata"]["name"]
             break
-    latest = find(by_name[created].get("status", {}), "Ready") or condition("Ready")
+    latest = find(by_name.get(created, {}).get("status", {}), "Ready") or condition("Ready")
     if latest["status"] == FALSE:
         text = f'Revision "{created}" failed with message: {latest.get("message", "")}.'
         top = condition("Ready", FALSE, "RevisionFailed", text)
@@ -132,7 +134,11 @@ class Resolution:
 
 
 def resolve(route: Manifest, configuration: Manifest, revisions: dict[str, Manifest], domain: str) -> Resolution:
-    """Targets → revisions. `latestRevision` is the configuration's latest *ready*; a named one must be ready."""
+    """Targets → revisions. `latestRevision` is the configuration's latest *ready*.
+
+    Each of them must be ready now, whatever its percent, also the latest, which was once and may have failed since:
+    else no target changes (traffic.go, addConfigurationTarget and addRevisionTarget).
+    """
     meta = route["metadata"]
     config_status = configuration.get("status", {})
     resolved: list[Manifest] = []
@@ -143,9 +149,8 @@ def resolve(route: Manifest, configuration: Manifest, revisions: dict[str, Manif
                 return Resolution(None, _unready_configuration(meta["name"], config_status))
         else:
             name = target["revisionName"]
-            problem = _unready_revision(name, revisions.get(name))
-            if problem:
-                return Resolution(None, problem)
+        if problem := _unready_revision(name, revisions.get(name)):
+            return Resolution(None, problem)
         entry = {**target, "revisionName": name, "latestRevision": bool(target.get("latestRevision"))}
         if "tag" in target:
             entry["url"] = f"http://{host(meta['name'], meta['namespace'], domain, target['tag'])}"

@@ -216,9 +216,9 @@ class Configurations(Objects):
     def _one(self, configuration: Manifest) -> None:
         meta = configuration["metadata"]
         name = knative.revision_name(configuration)
+        revisions = self.all(REVISIONS, meta["namespace"], (knative.CONFIGURATION, meta["name"]))
         if self.find(REVISIONS, meta["namespace"], name) is None:
             self.write(REVISIONS, self._revision(configuration, name))
-        revisions = self.all(REVISIONS, meta["namespace"], (knative.CONFIGURATION, meta["name"]))
         self.write_status(CONFIGURATIONS, configuration, knative.configuration_status(configuration, revisions, now()))
 
     @staticmethod

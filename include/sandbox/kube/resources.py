@@ -209,8 +209,9 @@ HTTP_ROUTES = Kind(
     "gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute", has_status=True, custom=True, verbs=READ_VERBS,
     columns=(Column("Hostnames", lambda o: ", ".join(o["spec"]["hostnames"])),),
 )  # fmt: skip
+# Made by Knative's controller; deleted by whoever frees a route that a failed one holds.
 REVISIONS = Kind(
-    _KNATIVE, "v1", "revisions", "Revision", ("rev",), has_status=True, custom=True, verbs=READ_VERBS,
+    _KNATIVE, "v1", "revisions", "Revision", ("rev",), has_status=True, custom=True, verbs=(*READ_VERBS, "delete"),
     categories=("all", "knative", "serving"),
     columns=(
         Column("Config Name", lambda o: o["metadata"]["labels"]["serving.knative.dev/configuration"]),

@@ -224,7 +224,7 @@ async def test_kubectl_reads_and_writes(live: Any, manifest: Any) -> None:
     assert pods[1:4] == ["1/1", "Running", "0"]
     assert (await off(kubectl, "logs", pods[0])).stdout == f"log of {R2}\n"
     assert R2 in (await off(kubectl, "get", "revisions,ksvc")).stdout
-    refused = await off(kubectl, "delete", "revision", R1, check=False)
+    refused = await off(kubectl, "delete", "configuration", "digits-predictor", check=False)
     assert "the server does not allow this method" in refused.stderr
     await off(kubectl, "delete", "isvc", "digits", "--timeout=20s")
     assert "No resources found" in (await off(kubectl, "get", "revisions,pods,isvc")).stderr
