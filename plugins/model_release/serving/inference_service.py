@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 KIND = Kind("serving.kserve.io", "v1beta1", "inferenceservices", "KServe")
 ROUTES = Kind("gateway.networking.k8s.io", "v1", "httproutes", "the Gateway API")
+REVISIONS = Kind("serving.knative.dev", "v1", "revisions", "Knative Serving")
 
 Template = dict[str, Any]
 
@@ -239,6 +240,7 @@ class InferenceServices:
     def __init__(self, api_client: ApiClient) -> None:
         self._api_client = api_client
         self._objects, self._routes = Objects(api_client, KIND), Objects(api_client, ROUTES)
+        self._revisions = Objects(api_client, REVISIONS)
 
     def get(self, namespace: str, name: str) -> InferenceService | None:
         """As it is now; None when there is none.
@@ -266,6 +268,14 @@ class InferenceServices:
     def delete(self, live: InferenceService) -> None:
         """Delete the one that was read; one made anew under the same name stays (`WriteConflict`)."""
         self._objects.delete(live.raw)
+
+    def revision(self, namespace: str, name: str) -> dict[str, Any] | None:
+        """Knative's Revision of that name, as the API gives it; None when there is none. Errors: see `get`."""
+        return self._revisions.get(namespace, name)
+
+    def delete_revision(self, revision: dict[str, Any]) -> None:
+        """Delete the one that was read, by its uid: one made anew under the same name stays (`WriteConflict`)."""
+        self._revisions.delete(revision)
 
     def change(
         self, namespace: str, name: str, decide: Callable[[InferenceService], dict[str, Any] | None]

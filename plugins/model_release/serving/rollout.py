@@ -22,6 +22,7 @@ from model_release.errors import (
     SpecError,
 )
 from model_release.serving.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
+from model_release.serving.dead import tell_frozen
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import (
     MANAGED_BY,
@@ -305,7 +306,8 @@ def assess_split(live: InferenceService | None, canary: Canary, percent: int) ->
         return Progress(State.LOST, f"{canary.revision} is a first deployment: there is no split", canary.revision)
     if live.serving == {canary.revision: percent, canary.baseline: 100 - percent} and live.ready:
         return Progress(State.READY, f"traffic {tell_traffic(live)}", canary.revision)
-    return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}; {percent} % asked for", canary.revision)
+    said = f"traffic is still {tell_traffic(live)}; {percent} % asked for"
+    return Progress(State.WAITING, f"{said}; {frozen}" if (frozen := tell_frozen(live)) else said, canary.revision)
 
 
 def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:

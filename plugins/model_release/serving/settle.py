@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from model_release.errors import NotSettled, SmokeFailed
+from model_release.serving import dead
 from model_release.serving.change import RESTORE_GRACE, Prove, Release, Remember, tell_traffic
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import MANAGED_BY, holds, replacement
@@ -254,7 +255,20 @@ def _close(services: InferenceServices, live: InferenceService, release: Release
 def _restore(
     services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
 ) -> Progress:
-    """At 0 %: the stable template again, and the split removed once that is ready and answers."""
+    """At 0 %: the stable template again, and the split removed once that is ready and answers. Before anything else, a
+    dead canary is let go, which holds the route."""
+    let_go = dead.let_go(services, live, release)
+    if isinstance(let_go, Progress):
+        return let_go
+    if let_go is not None:
+        told = _restored(services, live, release, remember, prove)
+        return replace(told, sentence=f"{told.sentence} ({let_go})")
+    return _restored(services, live, release, remember, prove)
+
+
+def _restored(
+    services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
+) -> Progress:
     baseline, latest = release.baseline, live.latest_created
     if baseline.template is None:
         if live.serving == {baseline.revision: 100}:
