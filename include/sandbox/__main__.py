@@ -23,7 +23,7 @@ from sandbox.errors import SandboxError
 from sandbox.wishes import Load, Wishes
 
 DEFAULT_STATE = Path(".sandbox")
-_PARTS = ("envoy", "prometheus", "s3", "hub", "airflow")
+_PARTS = ("envoy", "prometheus", "s3", "hub", "postgres", "airflow")
 
 
 def main(argv: list[str] | None = None) -> int:

