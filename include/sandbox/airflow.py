@@ -1,26 +1,32 @@
 """Airflow itself, beside the sandbox: scheduler, DAG processor, triggerer and UI of this project on loopback.
 
-`airflow standalone` with the project's own `dags/` and `plugins/`, a database of its own in the state folder, and
-the sandbox's connections. Nothing of it is what a team should run in production; docs of Airflow say what is.
+It has the project's own `dags/` and `plugins/`, a database of its own in the state folder, and the sandbox's
+connections. Nothing of it is what a team should run in production; docs of Airflow say what is.
 
-`python -m sandbox.airflow …` is the `airflow` command with one difference: see `main`.
+`python -m sandbox.airflow` is all of it, `… WORDS` the `airflow` command, with one difference: see `main`.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import secrets
-import subprocess
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 from sandbox.errors import SandboxError
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child
+from sandbox.process import Child, die_with
 
 USER = "admin"
+PATIENCE = 600.0  # seconds, until all of it is at work
 
 
 class Airflow:
@@ -43,7 +49,7 @@ class Airflow:
         self.env = {**self._settings(project.resolve()), **connections}
         self.child = Child(
             "airflow",
-            [sys.executable, "-m", "sandbox.airflow", "standalone"],
+            [sys.executable, "-m", "sandbox.airflow"],
             state_dir=state_dir,
             log=state_dir / "logs/airflow.log",
             env=self.env,
@@ -58,10 +64,13 @@ class Airflow:
         passwords = self.home / "passwords.json"
         replace(passwords, json.dumps({USER: self.password}), mode=0o600)
         await self.child.start()
+        deadline = time.monotonic() + PATIENCE
         while not await self._healthy():
             if not self.child.running:
                 raise SandboxError(f"airflow ended while starting: {self.child.tail(3)}")
-            await asyncio.sleep(0.5)
+            if time.monotonic() > deadline:
+                raise SandboxError(f"airflow is not at work after {PATIENCE:.0f} s: {self.child.tail(3)}")
+            await asyncio.sleep(0.2)
 
     async def stop(self) -> None:
         await self.child.stop()
@@ -86,6 +95,7 @@ class Airflow:
         return {
             "AIRFLOW_HOME": str(self.home),
             "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
             # Two cores: one thread each for the models that tasks run beside the models that serve.
             "OMP_NUM_THREADS": "1",
             "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
@@ -155,31 +165,111 @@ def _refuse_backfills() -> None:
 
 
 def main() -> None:
-    """Airflow's own command line, but every server it starts listens on loopback: the log servers of scheduler and
-    triggerer take every interface otherwise, and Airflow 3.3 has no setting for it (utils/serve_logs/core.py)."""
+    """Without words, all of Airflow; with words, Airflow's own command line. Either way every server that it starts
+    listens on loopback: the log servers of scheduler and triggerer take every interface otherwise, and Airflow 3.3 has
+    no setting for it (utils/serve_logs/core.py)."""
     import uvicorn
     from airflow.__main__ import main as airflow
-    from airflow.cli.commands import standalone_command
 
     serve = uvicorn.run
 
     def on_loopback(app: object, **settings: object) -> None:
         serve(app, **{**settings, "host": LOOPBACK})  # type: ignore[arg-type]
 
-    class Component(standalone_command.SubCommand):
-        """`standalone` starts its components as `airflow …`, which would be without this difference."""
-
-        def run(self) -> None:
-            command = [sys.executable, "-m", "sandbox.airflow", *self.command]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.env)
-            for line in self.process.stdout or ():
-                self.parent.output_queue.append((self.name, line))
-
+    uvicorn.run = on_loopback
     if os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite"):
         _refuse_backfills()
-    uvicorn.run = on_loopback
-    standalone_command.SubCommand = Component
+    if sys.argv[1:]:
+        airflow()
+    else:
+        _all_of_it()
+
+
+def _all_of_it() -> None:
+    """API server, scheduler, DAG processor and triggerer, each forked from this process; returns when all have ended.
+
+    `airflow standalone` starts them as programs, and each imports all of Airflow anew: twice the CPU until a first
+    page, and a third more memory. What is imported here before the fork, they have in common, and so has every task.
+
+    One that ends by itself with an error is started again: all of them do that when the database is away for a moment.
+    One that was killed stays away, so that a fault can be tried.
+    """
+    fork, ended = multiprocessing.get_context("fork"), False
+    database_ready = fork.Event()
+    running: dict[str, multiprocessing.process.BaseProcess] = {}
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+        for one in running.values():
+            one.terminate()
+
+    def start(name: str) -> None:
+        first = (_import_api, database_ready.wait) if name == "api-server" else ()
+        running[name] = fork.Process(target=_component, args=(name, os.getpid(), first), name=name)
+        running[name].start()
+
+    # The API server takes longest, and most of it before it needs the database.
+    start("api-server")
+    signal.signal(signal.SIGTERM, end)
+    _import_for_tasks()
+    _make_tables()
+    database_ready.set()
+    gc.freeze()  # the collector would write to each page that is shared
+    for name in ("scheduler", "dag-processor", "triggerer"):
+        if not ended:
+            start(name)
+    while running:
+        multiprocessing.connection.wait([one.sentinel for one in running.values()])
+        for name, one in list(running.items()):
+            if one.exitcode is None:
+                continue
+            print(f"{name} ended with code {one.exitcode}")
+            del running[name]
+            if one.exitcode > 0 and not ended:
+                time.sleep(1)
+                start(name)
+
+
+def _component(name: str, parent: int, first: Iterable[Callable[[], object]]) -> None:
+    """What a forked process does: it is the command `airflow NAME` from here on."""
+    from airflow.__main__ import main as airflow
+    from setproctitle import setproctitle
+
+    # Else the scheduler takes itself for one of its own workers, and does not end when it is told to.
+    multiprocessing.current_process().name = "MainProcess"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with(parent)
+    setproctitle(f"airflow {name}")
+    for step in first:
+        step()
+    sys.argv = ["airflow", name]
     airflow()
+
+
+def _import_api() -> None:
+    for module in ("airflow.api_fastapi.core_api.routes.public", "airflow.api_fastapi.core_api.routes.ui"):
+        importlib.import_module(module)
+
+
+def _import_for_tasks() -> None:
+    """What almost every task imports after its fork, half a second or more each; nothing of this project, whose files
+    may change."""
+    for module in (
+        "airflow.jobs.scheduler_job_runner",
+        "airflow.sdk.execution_time.supervisor",
+        "airflow.sdk.execution_time.task_runner",
+        "airflow.providers.amazon.aws.hooks.s3",
+        "kubernetes.client",
+    ):
+        importlib.import_module(module)
+
+
+def _make_tables() -> None:
+    from airflow.utils import db
+    from airflow.utils.providers_configuration_loader import providers_configuration_loaded
+
+    providers_configuration_loaded(db.initdb)()
 
 
 if __name__ == "__main__":

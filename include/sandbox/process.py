@@ -18,7 +18,8 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -95,7 +96,7 @@ class Child:
                     env=self._env,
                     cwd=self._cwd,
                     start_new_session=True,
-                    preexec_fn=_die_with(os.getpid(), self._stop_sign),
+                    preexec_fn=partial(die_with, os.getpid(), self._stop_sign),
                 )
             except OSError as error:
                 raise SandboxError(f"{self.name}: cannot start {self._argv[0]}: {error.strerror}") from error
@@ -207,18 +208,12 @@ def end(victims: Iterable[psutil.Process], grace: float = 5.0) -> None:
             return
 
 
-def _die_with(parent: int, sign: signal.Signals) -> Callable[[], None] | None:
-    """For the forked child: ask the kernel for this signal when the supervisor dies (Linux only)."""
-    libc = _LIBC
-    if libc is None:
-        return None
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, sign)
+def die_with(parent: int, sign: signal.Signals = signal.SIGTERM) -> None:
+    """For a child: asks the kernel for this signal at the death of its parent (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, sign)
         if os.getppid() != parent:
             os._exit(1)
-
-    return ask
 
 
 async def _group_ends(group: int, patience: float) -> bool:

@@ -119,7 +119,7 @@ class Harm:
         victims = []
         for one in process.processes(self.live.state):
             with contextlib.suppress(psutil.Error):
-                if one.cmdline()[-1:] == [part]:
+                if " ".join(one.cmdline()).split()[-1:] == [part]:
                     victims += [one, *one.children(recursive=True)]
         assert victims, f"no {part} runs"
         for victim in victims:
