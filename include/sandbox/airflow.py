@@ -18,7 +18,8 @@ import secrets
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from sandbox.errors import SandboxError
@@ -54,7 +55,7 @@ class Airflow:
             log=state_dir / "logs/airflow.log",
             env=self.env,
             cwd=self.home,
-            grace=15.0,
+            grace=8.0,  # a task that is under way asks the API server, which has ended, for longer than anybody waits
         )
 
     async def start(self) -> None:
@@ -185,6 +186,22 @@ def main() -> None:
         _all_of_it()
 
 
+# The API server's, and within DAG processor and triggerer an API of their own, for connections and variables.
+_OF_THE_API = (
+    "airflow.api_fastapi.core_api.routes.public",
+    "airflow.api_fastapi.core_api.routes.ui",
+    "airflow.api_fastapi.execution_api.routes",
+)
+# Half a second or more each. Nothing of this project, whose files may change.
+_OF_ALMOST_EVERY_TASK = (
+    "airflow.jobs.scheduler_job_runner",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.providers.amazon.aws.hooks.s3",
+    "airflow.providers.cncf.kubernetes.hooks.kubernetes",
+)
+
+
 def _all_of_it() -> None:
     """API server, scheduler, DAG processor and triggerer, each forked from this process; returns when all have ended.
 
@@ -205,17 +222,18 @@ def _all_of_it() -> None:
             one.terminate()
 
     def start(name: str) -> None:
-        first = (_import_api, database_ready.wait) if name == "api-server" else ()
-        running[name] = fork.Process(target=_component, args=(name, os.getpid(), first), name=name)
+        running[name] = fork.Process(target=_component, args=(name, os.getpid(), database_ready), name=name)
         running[name].start()
 
+    _import(_OF_THE_API)
+    gc.freeze()  # the collector would write to each page that is shared
     # The API server takes longest, and most of it before it needs the database.
     start("api-server")
     signal.signal(signal.SIGTERM, end)
-    _import_for_tasks()
+    _import(_OF_ALMOST_EVERY_TASK)
     _make_tables()
     database_ready.set()
-    gc.freeze()  # the collector would write to each page that is shared
+    gc.freeze()
     for name in ("scheduler", "dag-processor", "triggerer"):
         if not ended:
             start(name)
@@ -231,7 +249,7 @@ def _all_of_it() -> None:
                 start(name)
 
 
-def _component(name: str, parent: int, first: Iterable[Callable[[], object]]) -> None:
+def _component(name: str, parent: int, database_ready: Event) -> None:
     """What a forked process does: it is the command `airflow NAME` from here on."""
     from airflow.__main__ import main as airflow
     from setproctitle import setproctitle
@@ -241,27 +259,17 @@ def _component(name: str, parent: int, first: Iterable[Callable[[], object]]) ->
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(parent)
     setproctitle(f"airflow {name}")
-    for step in first:
-        step()
+    if name == "api-server":
+        from airflow.api_fastapi.app import cached_app
+
+        cached_app("all")
+        database_ready.wait()
     sys.argv = ["airflow", name]
     airflow()
 
 
-def _import_api() -> None:
-    for module in ("airflow.api_fastapi.core_api.routes.public", "airflow.api_fastapi.core_api.routes.ui"):
-        importlib.import_module(module)
-
-
-def _import_for_tasks() -> None:
-    """What almost every task imports after its fork, half a second or more each; nothing of this project, whose files
-    may change."""
-    for module in (
-        "airflow.jobs.scheduler_job_runner",
-        "airflow.sdk.execution_time.supervisor",
-        "airflow.sdk.execution_time.task_runner",
-        "airflow.providers.amazon.aws.hooks.s3",
-        "kubernetes.client",
-    ):
+def _import(modules: Iterable[str]) -> None:
+    for module in modules:
         importlib.import_module(module)
 
 

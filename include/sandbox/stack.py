@@ -173,17 +173,19 @@ class Stack:
         self._ready = False
 
     async def start(self) -> None:
-        """Starts all parts and returns when each answers. On failure everything is stopped again."""
+        """Starts all parts, side by side, and returns when each answers. On failure everything is stopped again."""
+        names = [*self.parts, "kubernetes", *(["hub"] if self._hub.wanted else [])]
+        self._say(f"{status.STARTING}{', '.join(sorted(names))}")
+        starting = [self._timed("prometheus", self._prometheus), self._start_cluster(), self._start_airflow()]
+        if self._hub.wanted:
+            starting.append(self._timed("hub", self._hub))
+        tasks = [asyncio.create_task(one) for one in starting]
         try:
-            parts = [self._timed("prometheus", self._prometheus), self._start_cluster()]
-            if self._hub.wanted:
-                parts.append(self._timed("hub", self._hub))
-            await asyncio.gather(*parts)
-            if self._postgres:
-                await self._timed("postgres", self._postgres)
-            if self._airflow:
-                await self._timed("airflow", self._airflow)
+            await asyncio.gather(*tasks)
         except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.stop()
             raise
         self._ready = True
@@ -212,6 +214,12 @@ class Stack:
         await asyncio.to_thread(end, processes(self._state_dir))
         await asyncio.to_thread(shutil.rmtree, short_folder(self._state_dir), ignore_errors=True)
         (self._state_dir / status.FILE).unlink(missing_ok=True)
+
+    async def _start_airflow(self) -> None:
+        if self._postgres:
+            await self._timed("postgres", self._postgres)
+        if self._airflow:
+            await self._timed("airflow", self._airflow)
 
     async def _stop_airflow(self) -> None:
         """Airflow before its database, so that it can say how far it came."""
