@@ -20,8 +20,6 @@ import time
 from pathlib import Path
 from urllib.parse import quote
 
-import asyncpg
-
 from sandbox import programs
 from sandbox.errors import SandboxError
 from sandbox.ports import replace
@@ -82,6 +80,8 @@ class Postgres:
         await self.child.stop()
 
     async def _answers(self) -> bool:
+        import asyncpg  # not in the sandbox's image, where Airflow and its database are containers of their own
+
         try:
             connection = await asyncpg.connect(
                 host=str(self._socket), user=ROLE, password=self._password, database=ROLE, timeout=5
