@@ -272,7 +272,7 @@ def _need_supervisor(state: Path) -> None:
         raise SandboxError(f"no sandbox runs in {state}: start it with `python -m sandbox up`")
 
 
-def _until(holds: Callable[[], bool], what: str, patience: float = 20.0) -> None:
+def _until(holds: Callable[[], bool], what: str, patience: float = process.PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while not holds():
         if time.monotonic() > deadline:

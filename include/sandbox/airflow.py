@@ -24,10 +24,9 @@ from pathlib import Path
 
 from sandbox.errors import SandboxError
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child, die_with
+from sandbox.process import PATIENCE, Child, die_with
 
 USER = "admin"
-PATIENCE = 600.0  # seconds, until all of it is at work
 
 
 class Airflow:

@@ -90,6 +90,7 @@ class Candidates:
             self._news = line.strip()
             if self._shown:
                 self._console.print(Text(f"  {self._news}", style="dim"))
+        self._training.wait()
 
 
 @dataclass

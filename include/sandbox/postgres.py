@@ -23,7 +23,7 @@ from urllib.parse import quote
 from sandbox import programs
 from sandbox.errors import SandboxError
 from sandbox.ports import replace
-from sandbox.process import Child, short_folder
+from sandbox.process import PATIENCE, Child, short_folder
 
 ROLE = "airflow"
 
@@ -68,7 +68,7 @@ class Postgres:
         """Makes the database at the first start; returns when it takes the role in. One that was killed recovers."""
         await asyncio.to_thread(self._prepare)
         await self.child.start()
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + PATIENCE
         while not await self._answers():
             if not self.child.running:
                 raise SandboxError(f"postgres ended with code {self.child.exit_code}: {self.child.tail(2)}")
@@ -137,7 +137,7 @@ class Postgres:
         argv = [str(part) for part in (*self._user, *command)]
         environment = {"PATH": os.defpath, "LC_ALL": "C"}
         done = subprocess.run(
-            argv, input=said, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=120
+            argv, input=said, env=environment, cwd="/", capture_output=True, text=True, check=False, timeout=PATIENCE
         )
         if done.returncode:
             lines = (done.stderr or done.stdout).strip().splitlines() or ["no output"]

@@ -29,6 +29,9 @@ from sandbox.errors import SandboxError
 MARK = "MODEL_RELEASE_SANDBOX"
 NAME = "MODEL_RELEASE_SANDBOX_PROCESS"
 
+#: Seconds that are waited for anything to be ready. Only what hangs takes as long, on however busy a machine.
+PATIENCE = 600.0
+
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
