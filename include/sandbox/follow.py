@@ -77,7 +77,9 @@ class Follower:
         """
         began = time.monotonic()
         run_id = self.airflow.trigger(dag_id, {"note": note})
-        self._console.print(Text(f"followed there too: {self._page(dag_id, run_id)}", style="dim"), soft_wrap=True)
+        self._console.print(
+            Text(f"in the browser: {self._page(dag_id, run_id)}/plugin/release", style="dim"), soft_wrap=True
+        )
         told, loaded = Told(), bool(self.traffic())
         with Waiting(self._console) as waiting:
             while True:
@@ -179,10 +181,9 @@ class Follower:
     def show_page(self) -> None:
         """Where the releases are followed in a browser."""
         secret = self._state_dir / "airflow" / "passwords.json"
-        page = f"{self.airflow.url}/plugin/releases/model-releases"
         for what, where in {
             "Airflow": f"{self.airflow.url}   user {USER}, password in {secret}",
-            "Releases": f"{page}   every release and its evidence, as they happen",
+            "Releases": f"{self.airflow.url}/plugin/releases   every release and its evidence, as they happen",
         }.items():
             self._console.print(Text.assemble((f"{what:<12}", "dim"), where), soft_wrap=True)
 

@@ -263,6 +263,12 @@ def test_the_addresses_that_the_terminal_shows_answer(story: Story, live: Any) -
 
     airflow, how = shown("Airflow")
     assert requests.get(f"{airflow}/api/v2/monitor/health", timeout=10).ok
+    views = [view for plugin in live.airflow.call("GET", "/plugins")["plugins"] for view in plugin["external_views"]]
+    routes = {view["destination"]: view["url_route"] for view in views}
+    assert shown("Releases")[0] == f"{airflow}/plugin/{routes['nav']}"
+    runs = re.findall(r"^in the browser: (\S+)$", story.output, re.MULTILINE)
+    path = f"{airflow}/dags/{DAG}/runs"
+    assert runs == [f"{path}/{told.run['dag_run_id']}/plugin/{routes['dag_run']}" for told in story.releases.values()]
     passwords = Path(how.removeprefix("user admin, password in "))
     assert json.loads(passwords.read_text())["admin"]
     assert passwords.stat().st_mode & 0o077 == 0, "others may read the password"
