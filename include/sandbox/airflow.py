@@ -12,7 +12,6 @@ import gc
 import importlib
 import json
 import multiprocessing
-import multiprocessing.connection
 import os
 import secrets
 import signal
@@ -237,7 +236,7 @@ def _all_of_it() -> None:
         if not ended:
             start(name)
     while running:
-        multiprocessing.connection.wait([one.sentinel for one in running.values()])
+        time.sleep(0.5)  # not their sentinels: what a killed one leaves behind holds its sentinel too
         for name, one in list(running.items()):
             if one.exitcode is None:
                 continue

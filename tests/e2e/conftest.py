@@ -76,6 +76,7 @@ def watched(live: Any, name: str) -> Iterator[tuple[User, Observer]]:
 
     user = User(live.status["parts"]["envoy"]["url"], images(1)[0], name)
     observer = Observer(live.state, f"release_{name}")
+    live.airflow.wait_for_dag(f"release_{name}")
     user.start()
     observer.start()
     try:

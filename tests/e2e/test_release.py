@@ -53,12 +53,6 @@ def test_make_release_ends_well(story: Story) -> None:
     assert story.code == 0, story.output
 
 
-def test_after_set_up_the_three_releases_end_within_six_minutes(story: Story) -> None:
-    """Of two cores that nothing else keeps busy. Training the candidates is set-up."""
-    runs = [story.releases[name].run for name in RELEASES]
-    assert moment(runs[-1]["end_date"]) - moment(runs[0]["queued_at"]) < 360
-
-
 @pytest.mark.parametrize(
     ("name", "state", "outcome"),
     [("first", "success", "first"), ("better", "success", "promoted"), ("bad", "failed", "rolled_back")],
