@@ -241,7 +241,8 @@ async def test_a_ready_revision_that_crashes_is_told_and_keeps_its_traffic(stack
     assert find(stack.isvc()["status"], "Ready")["status"] == "True"
 
 
-async def test_a_splitter_that_fails_keeps_the_status_where_it_was(stack: Any, manifest: Any) -> None:
+async def test_a_splitter_that_fails_is_told_of(stack: Any, manifest: Any) -> None:
+    """The status tells of the new share already, and that nobody acts on it yet."""
     await canary_open(stack, manifest)
     program = stack.router.program
 
@@ -250,7 +251,10 @@ async def test_a_splitter_that_fails_keeps_the_status_where_it_was(stack: Any, m
 
     stack.router.program = broken
     await stack.percent(100)
-    assert stack.effective() == {R1: 70, R2: 30}
+    assert stack.effective() == {R2: 100}
+    assert find(stack.isvc()["status"], "PredictorReady")["reason"] == "IngressNotConfigured"
+    assert stack.router.routes[HOST] == {R1: 70, R2: 30}
     stack.router.program = program
     await stack.settle()
-    assert stack.effective() == {R2: 100}
+    assert stack.router.routes[HOST] == {R2: 100}
+    assert find(stack.isvc()["status"], "PredictorReady")["status"] == "True"
