@@ -8,6 +8,9 @@ from time import monotonic
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Workloads
 from sandbox.kube.faults import Faults
 
+# Seconds for which a process that was killed may still be told to be ready.
+DYING = 0.5
+
 
 class Harmed:
     """Workloads to which happens what the faults say; without faults it is as if it were not there.
@@ -20,7 +23,7 @@ class Harmed:
         self._templates: dict[RevisionKey, RevisionTemplate] = {}
         self._began: dict[RevisionKey, float] = {}  # when its containers last began
         self._ready: dict[RevisionKey, float] = {}  # since when it is ready
-        self._killed: set[RevisionKey] = set()  # and not seen to end yet
+        self._killed: dict[RevisionKey, float] = {}  # when it last was
 
     async def ensure(self, template: RevisionTemplate) -> None:
         if template.key not in self._templates:
@@ -29,9 +32,8 @@ class Harmed:
         await self._workloads.ensure(template)
 
     async def remove(self, key: RevisionKey) -> None:
-        for kept in (self._templates, self._began, self._ready):
+        for kept in (self._templates, self._began, self._ready, self._killed):
             kept.pop(key, None)
-        self._killed.discard(key)
         await self._workloads.remove(key)
 
     def kill(self, key: RevisionKey) -> None:
@@ -49,12 +51,12 @@ class Harmed:
             self._began[key] = now
         if state.phase is not Phase.READY:
             self._ready.pop(key, None)
-            self._killed.discard(key)
             return state
         if now - self._began[key] < self._faults.ready_after(template):
             return replace(state, phase=Phase.STARTING, ready_replicas=0)
         since = self._ready.setdefault(key, now)
-        if key not in self._killed and self._faults.kills(template, now - since):
-            self._killed.add(key)
+        is_dying = now - self._killed.get(key, -DYING) < DYING
+        if not is_dying and self._faults.kills(template, now - since):
+            self._killed[key] = now
             self._workloads.kill(key)
         return state

@@ -171,13 +171,13 @@ async def test_a_canary_is_killed_once_or_again_and_again(live: Any, manifest: A
     await until(live, lambda status: shares(status) == {R1: 70, R2: 30})
     await fault(live, pods={"revision": R2, "killed": True}, times=1)
     await until(live, lambda status: ready(status) == "False")
+    assert live.workloads.killed == [R2]
     live.workloads.set(R2, Phase.READY)
     await until(live, lambda status: ready(status) == "True")
-    assert live.workloads.killed == [R2]
+    assert live.workloads.killed == [R2], "once"
     await fault(live, pods={"version": "v2", "killed": True})
     for times in (2, 3):
-        await until(live, lambda status: ready(status) == "False")
-        assert live.workloads.killed == [R2] * times
+        await until(live, lambda _, times=times: live.workloads.killed == [R2] * times)
         live.workloads.set(R2, Phase.READY)
     async with ClientSession() as http:
         await http.delete(f"{live.cluster.url}/-/faults")

@@ -10,11 +10,14 @@ from sandbox.interfaces import Phase, PodState, RevisionKey
 from sandbox.kube import Timing
 from sandbox.kube.conditions import find
 from sandbox.kube.errors import ApiError
-from sandbox.kube.resources import EVENTS, PODS, REVISIONS
+from sandbox.kube.ownership import Writer
+from sandbox.kube.patches import merge
+from sandbox.kube.resources import EVENTS, INFERENCE_SERVICES, PODS, REVISIONS
 
 R1, R2, R3, R4 = (f"digits-predictor-0000{n}" for n in (1, 2, 3, 4))
 TAGGED = {"serving.kserve.io/enable-tag-routing": "true"}
 HOST = "digits.models.localhost"
+WRITER = Writer("test")
 
 
 async def canary_open(stack: Any, manifest: Any) -> None:
@@ -92,6 +95,25 @@ async def test_next_release_after_a_rollback_leaks_unless_it_is_staged(stack: An
     assert stack.effective() == {R2: 30, R1: 70}  # kserve#2130
     await stack.percent(0)
     assert stack.router.routes[HOST] == {R1: 100}
+
+
+async def test_between_a_write_and_its_effect_the_status_is_first_behind_and_then_ahead(
+    stack: Any, manifest: Any
+) -> None:
+    """Behind: Ready, of a generation that was. Ahead: the new share, and the gateway has the old one."""
+    await canary_open(stack, manifest)
+    observed = stack.isvc()["status"]["observedGeneration"]
+    closed = merge(stack.isvc(), {"spec": {"predictor": {"canaryTrafficPercent": 0}}})
+    stack.registry.update(INFERENCE_SERVICES, "models", "digits", closed, WRITER)
+    seen = []
+    while await stack.controller.round():
+        status, users = stack.isvc()["status"], dict(stack.router.routes[HOST])
+        ready = find(status, "PredictorReady")
+        seen.append((status["observedGeneration"], ready.get("reason", ready["status"]), stack.effective(), users))
+    old, new = {R1: 70, R2: 30}, {R1: 100, R2: 0}
+    assert seen[0] == (observed, "True", old, old)
+    assert (observed + 1, "IngressNotConfigured", new, old) in seen
+    assert seen[-1] == (observed + 1, "True", new, {R1: 100})
 
 
 async def test_late_rollback_passes_through_both_sides_on_r2(stack: Any, manifest: Any) -> None:

@@ -330,8 +330,25 @@ def differences(one: Any, other: Any, path: Path_) -> list[tuple[Path_, str]]:
     return [] if one == other else [(path, f"recorded {one!r}, played {other!r}")]
 
 
-async def play(make_stack: Any, name: str) -> list[tuple[Path_, str]]:
-    """Every difference between the settled states, with the action after which it was seen."""
+@pytest.fixture(scope="module")
+def seen_before() -> dict[str, list[tuple[Path_, str]]]:
+    """What each recording came to: they are played once."""
+    return {}
+
+
+@pytest.fixture
+def play(make_stack: Any, seen_before: dict[str, list[tuple[Path_, str]]]) -> Any:
+    """Every difference between the settled states of a recording, with the action after which it was seen."""
+
+    async def once(name: str) -> list[tuple[Path_, str]]:
+        if name not in seen_before:
+            seen_before[name] = await played_through(make_stack, name)
+        return seen_before[name]
+
+    return once
+
+
+async def played_through(make_stack: Any, name: str) -> list[tuple[Path_, str]]:
     recorded = recording.load(DATA / name)
     standard = recorded.scenario.startswith("standard")
     # The recorded deadline of 20 s is over at once: what is ready is not late, whatever the deadline.
@@ -357,18 +374,18 @@ async def play(make_stack: Any, name: str) -> list[tuple[Path_, str]]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-async def test_the_sandbox_does_what_the_real_controllers_did(make_stack: Any, name: str) -> None:
+async def test_the_sandbox_does_what_the_real_controllers_did(play: Any, name: str) -> None:
     scenario = name.removesuffix(".json.gz")
-    unknown = [text for path, text in await play(make_stack, name) if not is_left_out(path, scenario)]
+    unknown = [text for path, text in await play(name) if not is_left_out(path, scenario)]
     assert not unknown, "\n".join(unknown)
 
 
-async def test_what_is_left_out_is_left_out_for_a_reason_that_holds(make_stack: Any) -> None:
+async def test_what_is_left_out_is_left_out_for_a_reason_that_holds(play: Any) -> None:
     """An entry of the list that no recording needs any more has to go."""
     needed = {
         one
         for name in NAMES
-        for path, _ in await play(make_stack, name)
+        for path, _ in await play(name)
         for one in LEFT_OUT
         if path[: len(one.path)] == one.path and one.scenario in ("", name.removesuffix(".json.gz"))
     }
