@@ -63,6 +63,10 @@ class Workloads(Protocol):
 
     def log(self, key: RevisionKey, tail: int | None = None) -> str: ...
 
+    def kill(self, key: RevisionKey) -> None:
+        """Ends its processes as a crash does; they are started again. One that does not run is no error."""
+        ...
+
 
 @dataclass(frozen=True)
 class Route:

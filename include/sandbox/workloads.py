@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import shutil
@@ -11,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import psutil
 from aiohttp import web
 
 from sandbox.envoy import Backend
 from sandbox.errors import SandboxError
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate
 from sandbox.ports import LOOPBACK, free_port, give_back
-from sandbox.process import short_folder
+from sandbox.process import processes, short_folder
 from sandbox.prometheus import Target
 from sandbox.revision import Pace, Revision, Surroundings
 
@@ -101,6 +103,12 @@ class TorchServeWorkloads:
         """What the revision's containers wrote, or the last `tail` lines of it; empty for an unknown revision."""
         revision = self._revisions.get(key)
         return revision.log(tail) if revision else ""
+
+    def kill(self, key: RevisionKey) -> None:
+        """kill -9 of the revision's servers; they are started again as after any crash."""
+        for victim in processes(self._state_dir, f"{key.namespace}/{key.name}"):
+            with contextlib.suppress(psutil.Error):
+                victim.kill()
 
     def backends(self) -> dict[RevisionKey, Backend]:
         """Where each revision's requests go now."""

@@ -140,4 +140,4 @@ def test_the_runtime_of_this_repository_is_taken(live: Any) -> None:
     container = made["spec"]["containers"][0]
     assert container["image"] == "pytorch/torchserve-kfs:0.12.0"
     assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/digits"
-    assert container["resources"]["limits"] == {"cpu": "1000m", "memory": "1Gi"}
+    assert container["resources"]["limits"] == {"cpu": "1", "memory": "1Gi"}, "the API's form"

@@ -10,7 +10,7 @@ import copy
 import re
 
 from sandbox.interfaces import Manifest
-from sandbox.kube import canary_admission, schema
+from sandbox.kube import canary_admission, quantities, schema
 from sandbox.kube.errors import ApiError, denied, invalid
 from sandbox.kube.resources import INFERENCE_SERVICES
 
@@ -53,9 +53,21 @@ def default(isvc: Manifest, cluster_default: str = KNATIVE) -> Manifest:
         model = predictor.get("model")
         if isinstance(model, dict):
             annotations |= _default_model(model)
+        quantities.make_canonical(predictor)
+    for canary in _canary_predictors(isvc):
+        # Of a canary's model the webhook only writes out what Go does: no defaults come from there.
+        if isinstance(model := canary.get("model"), dict):
+            model.setdefault("name", "")
+        quantities.make_canonical(canary)
     if annotations:
         isvc["metadata"]["annotations"] = annotations
     return isvc
+
+
+def _canary_predictors(isvc: Manifest) -> list[Manifest]:
+    entries = isvc.get("spec", {}).get("canary")
+    listed = [one.get("predictor") for one in entries if isinstance(one, dict)] if isinstance(entries, list) else []
+    return [one for one in listed if isinstance(one, dict)]
 
 
 def _default_model(model: Manifest) -> dict[str, str]:
@@ -67,8 +79,6 @@ def _default_model(model: Manifest) -> dict[str, str]:
     model_format = model.get("modelFormat")
     if not isinstance(model_format, dict) or not model_format.get("name"):
         return {}
-    if model_format["name"] == "pytorch":
-        model.setdefault("protocolVersion", "v1")
     return {"modelFormat": str(model_format["name"])}
 
 

@@ -15,6 +15,11 @@ def condition(type_: str, status: str = UNKNOWN, reason: str = "", message: str 
     return {"type": type_, "status": status} | {k: v for k, v in said.items() if v}
 
 
+def explained(type_: str, status: str, reason: str, message: str = "") -> Manifest:
+    """A condition whose reason is told whatever its status, as Deployments and their readers do."""
+    return {"type": type_, "status": status, "reason": reason} | ({"message": message} if message else {})
+
+
 def info(cond: Manifest) -> Manifest:
     """The same condition as one that does not count towards Ready."""
     return {**cond, "severity": "Info"}

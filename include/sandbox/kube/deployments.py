@@ -1,4 +1,4 @@
-"""The controllers of Standard mode: KServe's own, the one that runs Deployments, and the gateway's.
+"""The controllers of Standard mode: KServe's own, and the one that runs Deployments.
 
 They bring stored objects one step nearer to what the rules in `standard` say; a step that has nothing to do writes
 nothing. When they run is the `controller`'s.
@@ -9,8 +9,8 @@ from __future__ import annotations
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from sandbox.interfaces import Manifest, RevisionKey, Route, Workloads
-from sandbox.kube import kserve_spec, kserve_status, standard
+from sandbox.interfaces import Manifest, RevisionKey, Workloads
+from sandbox.kube import kserve_spec, kserve_status, seed, standard
 from sandbox.kube.conditions import TRUE
 from sandbox.kube.errors import ApiError
 from sandbox.kube.pods import pods_of, runner
@@ -37,43 +37,53 @@ class StandardServices(Objects):
         except kserve_spec.InvalidSpec as wrong:
             text = f"fails to reconcile predictor: {wrong.message}"
             return {**kserve_status.status_refused(isvc, text, now(), wrong), "deploymentMode": "Standard"}
-        # Canaries first: whether they are ready decides how many replicas stable keeps.
+        if kserve_spec.is_stopped(isvc):
+            self._delete_all_but(isvc, set(), (DEPLOYMENTS, CORE_SERVICES, HTTP_ROUTES))
+            return standard.status_stopped(isvc, runtime, standard.canary_statuses(isvc, {}), now())
+        # Canaries first: whether they are ready decides how many replicas stable keeps, and their weights.
         for canary in standard.canaries(isvc):
             replicas = standard.canary_replicas(isvc, canary)
             self._deploy(isvc, standard.canary_predictor(isvc, canary), runtime, replicas)
-        deployments = self._mine(isvc, DEPLOYMENTS)
-        isvc["status"] = {**isvc.get("status", {}), "canaryStatuses": standard.canary_statuses(isvc, deployments)}
+        stable = standard.stable_name(isvc)
+        canaries = standard.canary_statuses(isvc, self._mine(isvc, DEPLOYMENTS))
+        ready = {one["name"] for one in canaries if one["ready"]}
         expected = {standard.service_name(isvc, one["predictor"]) for one in standard.canaries(isvc)}
-        self._delete_orphans(isvc, {standard.stable_name(isvc), *expected})
-        self._deploy(isvc, isvc["spec"]["predictor"], runtime, standard.stable_replicas(isvc))
-        stable = self._mine(isvc, DEPLOYMENTS).get(standard.stable_name(isvc))
-        predictor = standard.predictor_condition(stable)
-        routed = self._route(isvc, predictor["status"] == TRUE)
-        pods = [
-            pod for pod in self.all(PODS, isvc["metadata"]["namespace"]) if runner(pod) == standard.stable_name(isvc)
-        ]
-        return standard.status_after(isvc, predictor, routed, pods, runtime, self._domain, now())
+        self._delete_all_but(isvc, {stable, *expected}, (DEPLOYMENTS, CORE_SERVICES))
+        self._deploy(isvc, isvc["spec"]["predictor"], runtime, standard.stable_replicas(isvc, ready))
+        observed = standard.Observed(
+            runtime,
+            canaries,
+            self._mine(isvc, DEPLOYMENTS).get(stable),
+            [pod for pod in self.all(PODS, isvc["metadata"]["namespace"]) if runner(pod) == stable],
+            self._route(isvc, ready),
+        )
+        return standard.status_after(isvc, observed, seed.addresses(self.registry), self._domain, now())
 
     def _deploy(self, isvc: Manifest, predictor: Manifest, runtime: Manifest, replicas: int) -> None:
         desired = standard.deployment(isvc, predictor, runtime, replicas, owner(isvc))
         self.write(DEPLOYMENTS, desired)
         self.write(CORE_SERVICES, standard.core_service(desired))
 
-    def _route(self, isvc: Manifest, is_ready: bool) -> bool:
-        """Whether both routes are in place. While stable is not ready KServe leaves them as they are."""
-        if not is_ready:
-            return False
-        desired = standard.http_routes(isvc, self._domain, self._weighs, owner(isvc))
-        written = [self.write(HTTP_ROUTES, route) for route in desired]
-        return all(map(standard.is_accepted, written))
+    def _route(self, isvc: Manifest, ready: set[str]) -> Manifest:
+        """What is told of the routes. While stable is not ready KServe leaves them as they are."""
+        stable = self._mine(isvc, DEPLOYMENTS).get(standard.stable_name(isvc))
+        if standard.predictor_condition(stable)["status"] == TRUE:
+            addresses = seed.addresses(self.registry)
+            for route in standard.http_routes(
+                isvc, ready if self._weighs else None, addresses, self._domain, owner(isvc)
+            ):
+                self.write(HTTP_ROUTES, route)
+        name = isvc["metadata"]["name"]
+        routes = self._mine(isvc, HTTP_ROUTES)
+        return standard.ingress_condition([routes.get(f"{name}-predictor"), routes.get(name)])
 
     def _mine(self, isvc: Manifest, kind: Kind) -> dict[str, Manifest]:
         meta = isvc["metadata"]
         own = self.all(kind, meta["namespace"], (kserve_spec.SERVICE_LABEL, meta["name"]))
         return {one["metadata"]["name"]: one for one in own}
 
-    def _delete_orphans(self, isvc: Manifest, expected: set[str]) -> None:
-        for kind in (DEPLOYMENTS, CORE_SERVICES):
+    def _delete_all_but(self, isvc: Manifest, expected: set[str], kinds: tuple[Kind, ...]) -> None:
+        for kind in kinds:
             for name in set(self._mine(isvc, kind)) - expected:
                 with suppress(ApiError):
                     self.registry.delete(kind, isvc["metadata"]["namespace"], name)
@@ -120,30 +130,3 @@ class Deployments(Processes):
         began = datetime.fromisoformat(deployment["metadata"]["creationTimestamp"])
         late = (datetime.now(UTC) - began).total_seconds() > self._deadline
         self.write_status(DEPLOYMENTS, deployment, standard.deployment_status(deployment, pods, late, now()))
-
-
-class Gateway(Objects):
-    """The gateway and the cluster's DNS: what HTTPRoutes and Services mean for the front door."""
-
-    def __init__(self, registry: Registry) -> None:
-        super().__init__(registry, "sandbox-gateway")
-
-    def programme(self) -> tuple[list[Manifest], list[Route]]:
-        """The routes as they are now, and what the front door has to do for them."""
-        routes = self.all(HTTP_ROUTES)
-        hosts = []
-        for route in routes:
-            namespace = route["metadata"]["namespace"]
-            shares = {RevisionKey(namespace, name): share for name, share in standard.weights(route).items() if share}
-            hosts += [Route(host, shares) for host in route["spec"]["hostnames"]]
-        for service in self.all(CORE_SERVICES):
-            name, namespace = service["metadata"]["name"], service["metadata"]["namespace"]
-            hosts.append(Route(f"{name}.{namespace}.svc.cluster.local", {RevisionKey(namespace, name): 100}))
-        return routes, hosts
-
-    def tell(self, routes: list[Manifest]) -> None:
-        """The front door acts on these; one that has changed meanwhile is told of in the next round."""
-        for route in routes:
-            live = self.find(HTTP_ROUTES, route["metadata"]["namespace"], route["metadata"]["name"])
-            if live is not None and live["metadata"]["generation"] == route["metadata"]["generation"]:
-                self.write_status(HTTP_ROUTES, live, standard.accepted(live, now()))

@@ -59,7 +59,8 @@ def invalid(kind: Kind, name: str, *problems: tuple[str, str]) -> ApiError:
     listed = [f"{field}: {problem}" for field, problem in problems]
     text = listed[0] if len(listed) == 1 else f"[{', '.join(listed)}]"
     causes = [{"reason": "FieldValueInvalid", "message": p, "field": f} for f, p in problems]
-    return ApiError(422, "Invalid", f'{kind.title} "{name}" is invalid: {text}', causes).about(kind, name)
+    title = f"{kind.title}.{kind.group}" if kind.group else kind.title
+    return ApiError(422, "Invalid", f'{title} "{name}" is invalid: {text}', causes).about(kind, name)
 
 
 def bad_request(message: str) -> ApiError:

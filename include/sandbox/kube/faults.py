@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from sandbox.interfaces import Manifest
+from sandbox.interfaces import Manifest, RevisionTemplate
 from sandbox.kube import errors
 from sandbox.kube.errors import ApiError
 from sandbox.kube.resources import Kind
@@ -47,6 +47,10 @@ class Call:
         return ApiError(status, reason, text)
 
 
+# Parts of the cluster that can be away: Knative's controllers, its webhook, the gateway's controller.
+Part = Literal["knative", "knative-webhook", "gateway"]
+
+
 class Match(BaseModel):
     """Which calls a fault is for; what is left out matches everything."""
 
@@ -68,6 +72,24 @@ class Match(BaseModel):
         return all(said[k] == v for k, v in self.model_dump(exclude_none=True).items())
 
 
+class Pods(BaseModel):
+    """What becomes of pods, of one version (the last part of its storage URI) or of one revision.
+
+    `ready_after`: they are not ready before so many seconds from the start of their containers, also after a crash.
+    `killed`: their processes end as soon as they are ready.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+    version: str | None = None
+    revision: str | None = None
+    ready_after: float = Field(0.0, ge=0.0, le=3600.0)
+    killed: bool = False
+
+    def hits(self, template: RevisionTemplate) -> bool:
+        version = template.storage_uri.rstrip("/").rpartition("/")[2]
+        return self.version in (None, version) and self.revision in (None, template.key.name)
+
+
 class Fault(BaseModel):
     """One fault: for the next `times` matching calls (None: for all), answer `status` after `delay` seconds.
 
@@ -75,6 +97,9 @@ class Fault(BaseModel):
     effect before it fails. `drop` closes the connection without an answer. `status` None only delays. `late` holds
     back the configuration controller for that many rounds when a configuration of the name in `match` has work to
     do: Knative's Route is then reconciled before its Configuration (facts/kserve.md 3.1, the residual race).
+
+    `away` stops a part of the cluster until the fault is taken away: nothing is failed then, nothing is done either.
+    `pods` makes pods slow, or kills them `times` times, each when it has been ready for `delay` seconds.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -87,6 +112,13 @@ class Fault(BaseModel):
     drop: bool = False
     delay: float = Field(0.0, ge=0.0, le=600.0)
     late: int | None = Field(None, ge=1, le=100)
+    away: Part | None = None
+    pods: Pods | None = None
+
+    @property
+    def hits_calls(self) -> bool:
+        """Whether it is for calls of the API at all."""
+        return self.late is None and self.away is None and self.pods is None
 
 
 class CallLine(NamedTuple):
@@ -114,7 +146,7 @@ class Faults:
     def take(self, call: Call) -> Fault | None:
         """The first fault for this call, counted down."""
         for fault in self.active:
-            if fault.late is None and fault.match.hits(call):
+            if fault.hits_calls and fault.match.hits(call):
                 fault.seen += 1
                 if (fault.seen - 1) % fault.every == 0:
                     self._count_down(fault)
@@ -124,6 +156,22 @@ class Faults:
     def allows(self, call: Call) -> bool:
         """Whether no 403 is set for this call: what a SelfSubjectAccessReview answers."""
         return not any(f.status == 403 and f.match.hits(call) for f in self.active)
+
+    def is_away(self, part: Part) -> bool:
+        return any(fault.away == part for fault in self.active)
+
+    def ready_after(self, template: RevisionTemplate) -> float:
+        """Seconds that its containers take at least."""
+        found = (f.pods.ready_after for f in self.active if f.pods and f.pods.hits(template))
+        return max(found, default=0.0)
+
+    def kills(self, template: RevisionTemplate, ready_for: float) -> bool:
+        """Whether it is to be killed now, as it has been ready for so many seconds; each yes is counted down."""
+        for fault in self.active:
+            if fault.pods and fault.pods.killed and fault.pods.hits(template) and ready_for >= fault.delay:
+                self._count_down(fault)
+                return True
+        return False
 
     def holds_back(self, configuration: Manifest) -> bool:
         """Whether the configuration controller is late now; each asking is one round less."""

@@ -1,18 +1,17 @@
-"""Knative's rules: from a template to revisions, from traffic targets to the traffic that is really programmed.
+"""Knative's rules, first half: from a template to revisions, and what a Service tells of them and of its route.
 
-Pure functions over Kubernetes objects; each takes the objects as stored and returns a status. They follow
-Knative 1.21's controllers (facts/kserve.md 1.3, 2.5): pkg/reconciler/{service,configuration,route,revision}.
+Pure functions over Kubernetes objects; each takes the objects as stored and returns a status. They follow Knative's
+controllers of 2026-08 (98e5ef90aa): pkg/reconciler/{service,configuration,revision}; the route's are in `routing`.
 """
 
 from __future__ import annotations
 
 import re
-from collections import defaultdict
-from dataclasses import dataclass
 from datetime import datetime
 
 from sandbox.interfaces import Manifest
 from sandbox.kube import pods as pod_rules
+from sandbox.kube import routing
 from sandbox.kube.conditions import FALSE, TRUE, UNKNOWN, aggregate, condition, find, info, listed, renamed, state
 
 MIN_SCALE = "autoscaling.knative.dev/min-scale"
@@ -20,6 +19,13 @@ PROGRESS_DEADLINE = "serving.knative.dev/progress-deadline"
 CONFIGURATION = "serving.knative.dev/configuration"
 GENERATION = "serving.knative.dev/configurationGeneration"
 WEBHOOK = "validation.webhook.serving.knative.dev"
+# What the API server says of a write while Knative's webhook does not answer.
+WEBHOOK_AWAY = (
+    'Internal error occurred: failed calling webhook "webhook.serving.knative.dev": failed to call webhook: '
+    'Post "https://webhook.knative-serving.svc:443/defaulting?timeout=10s": context deadline exceeded'
+)
+LATE = "ProgressDeadlineExceeded"
+MAX_TIMEOUT = 600  # max-revision-timeout-seconds of Knative's configmap config-defaults
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(h|ms|m|s)")
 _SECONDS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
@@ -31,7 +37,10 @@ def revision_name(configuration: Manifest) -> str:
 
 
 def validation_problems(service_spec: Manifest) -> list[str]:
-    """What Knative's webhook finds wrong with a Service's traffic."""
+    """What Knative's webhook finds wrong with a Service: percents, their sum, a timeout above its limit.
+
+    They are listed by message and then by field, each with all of its fields, as Knative's FieldError does.
+    """
     targets = service_spec.get("traffic", [])
     problems = [
         f"expected 0 <= {target['percent']} <= 100: spec.traffic[{n}].percent"
@@ -41,7 +50,10 @@ def validation_problems(service_spec: Manifest) -> list[str]:
     total = sum(target["percent"] for target in targets)
     if total != 100:
         problems.append(f"Traffic targets sum to {total}, want 100: spec.traffic")
-    return problems
+    seconds = service_spec["template"]["spec"].get("timeoutSeconds", 0)
+    if not 0 <= seconds <= MAX_TIMEOUT:
+        problems.append(f"expected 0 <= {seconds} <= {MAX_TIMEOUT}: spec.template.spec.timeoutSeconds")
+    return sorted(problems)
 
 
 def min_scale(revision: Manifest) -> int:
@@ -72,19 +84,23 @@ def revision_status(revision: Manifest, pods: list[Manifest], late: bool, now: s
         text = f"Container failed with: {crashed.get('message', '')}"
         healthy = condition("ContainerHealthy", FALSE, f"ExitCode{crashed['exitCode']}", text)
     elif late and available["status"] == UNKNOWN:
-        initialising = any(not pod_rules.container_status(p, pod_rules.INIT)["ready"] for p in pods)
-        if initialising:
-            available = condition("ResourcesAvailable", FALSE, "PodInitializing")
-        else:
-            text = "Initial scale was never achieved"
-            available = condition("ResourcesAvailable", FALSE, "ProgressDeadlineExceeded", text)
+        # The first pod's reason to wait, if it has one; else what the Deployment says (reconcileDeployment).
+        main = pod_rules.container_status(pods[0], pod_rules.MAIN) if pods else {}
+        waiting = main.get("state", {}).get("waiting")
+        replica_set = pod_rules.replica_set(f"{revision['metadata']['name']}-deployment", revision["spec"])
+        text = f"{replica_set} has timed out progressing."
+        reason, said = (waiting["reason"], waiting.get("message", "")) if waiting else (LATE, text)
+        available = condition("ResourcesAvailable", FALSE, reason, said)
     top = aggregate("Ready", (healthy, available))
-    active = info(condition("Active", TRUE if pods else FALSE, "NoTraffic", "The target is not receiving traffic."))
+    active = condition("Active", FALSE, "NoTraffic", "The target is not receiving traffic.")
+    if pods:
+        text = "Requests to the target are being buffered as resources are provisioned."
+        active = condition("Active", TRUE if ready else UNKNOWN, "Queued", text)
     return {
         "actualReplicas": ready,
         "desiredReplicas": len(pods),
         "observedGeneration": revision["metadata"]["generation"],
-        "conditions": listed((healthy, available, top, active), before, now),
+        "conditions": listed((healthy, available, top, info(active)), before, now),
     }
 
 
@@ -125,86 +141,6 @@ def generation_of(revision: Manifest) -> int:
     return int(revision["metadata"]["labels"][GENERATION])
 
 
-@dataclass(frozen=True)
-class Resolution:
-    """What a route's targets mean now: the traffic, or the reason why the former traffic has to stay."""
-
-    traffic: list[Manifest] | None
-    problem: Manifest | None = None
-
-
-def resolve(route: Manifest, configuration: Manifest, revisions: dict[str, Manifest], domain: str) -> Resolution:
-    """Targets → revisions. `latestRevision` is the configuration's latest *ready*.
-
-    Each of them must be ready now, whatever its percent, also the latest, which was once and may have failed since:
-    else no target changes (traffic.go, addConfigurationTarget and addRevisionTarget).
-    """
-    meta = route["metadata"]
-    config_status = configuration.get("status", {})
-    resolved: list[Manifest] = []
-    for target in route["spec"]["traffic"]:
-        if target.get("latestRevision"):
-            name = config_status.get("latestReadyRevisionName")
-            if not name:
-                return Resolution(None, _unready_configuration(meta["name"], config_status))
-        else:
-            name = target["revisionName"]
-        if problem := _unready_revision(name, revisions.get(name)):
-            return Resolution(None, problem)
-        entry = {**target, "revisionName": name, "latestRevision": bool(target.get("latestRevision"))}
-        if "tag" in target:
-            entry["url"] = f"http://{host(meta['name'], meta['namespace'], domain, target['tag'])}"
-        resolved.append(entry)
-    return Resolution(resolved)
-
-
-def host(name: str, namespace: str, domain: str, tag: str = "") -> str:
-    """`prev-digits-predictor.models.localhost:8080`; the domain carries the front door's port."""
-    return f"{tag}-{name}.{namespace}.{domain}" if tag else f"{name}.{namespace}.{domain}"
-
-
-def _unready_configuration(name: str, status: Manifest) -> Manifest:
-    if state(status, "Ready") == FALSE:
-        return condition("Ready", FALSE, "RevisionMissing", f'Configuration "{name}" does not have any ready Revision.')
-    text = f'Configuration "{name}" is waiting for a Revision to become ready.'
-    return condition("Ready", UNKNOWN, "RevisionMissing", text)
-
-
-def _unready_revision(name: str, revision: Manifest | None) -> Manifest | None:
-    if revision is None:
-        return condition("Ready", FALSE, "RevisionMissing", f'Revision "{name}" referenced in traffic not found.')
-    is_ready = state(revision.get("status", {}), "Ready")
-    if is_ready == TRUE:
-        return None
-    text = "failed to become ready" if is_ready == FALSE else "is not yet ready"
-    return condition("Ready", is_ready, "RevisionMissing", f'Revision "{name}" {text}.')
-
-
-def route_status(route: Manifest, resolution: Resolution, programmed: bool, domain: str, now: str) -> Manifest:
-    """A route's status; unless the resolved traffic is `programmed`, the former traffic is what it still tells."""
-    before, meta = route.get("status", {}), route["metadata"]
-    top = resolution.problem or condition("Ready", TRUE)
-    traffic = resolution.traffic
-    if not programmed:
-        traffic = before.get("traffic")
-        text = "Ingress has not yet been reconciled."
-        top = resolution.problem or condition("Ready", UNKNOWN, "IngressNotConfigured", text)
-    return {
-        "url": f"http://{host(meta['name'], meta['namespace'], domain)}",
-        "address": {"url": f"http://{meta['name']}.{meta['namespace']}.svc.cluster.local"},
-        "observedGeneration": meta["generation"],
-        "conditions": listed([top], before, now),
-    } | ({"traffic": traffic} if traffic else {})
-
-
-def shares(traffic: list[Manifest]) -> dict[str, int]:
-    """Percent of the traffic by revision name; a revision that is named twice has the sum."""
-    total: dict[str, int] = defaultdict(int)
-    for target in traffic:
-        total[target["revisionName"]] += target.get("percent", 0)
-    return dict(total)
-
-
 def service_status(service: Manifest, configuration: Manifest, route: Manifest, now: str) -> Manifest:
     """A Knative Service's status: its configuration's and its route's, each only when they are up to date.
 
@@ -226,20 +162,12 @@ def service_status(service: Manifest, configuration: Manifest, route: Manifest, 
         routed = renamed(find(route_state, "Ready"), "RoutesReady")
     else:
         routed = condition("RoutesReady", UNKNOWN, "OutOfDate", lag.format("Route"))
-    if routed["status"] == TRUE and not _migrated(route, config_status):
+    if routed["status"] == TRUE and not routing.is_migrated(route, config_status.get("latestReadyRevisionName")):
         text = "Traffic is not yet migrated to the latest revision."
         routed = condition("RoutesReady", UNKNOWN, "TrafficNotMigrated", text)
     status["observedGeneration"] = service["metadata"]["generation"]
     status["conditions"] = listed((configured, routed, aggregate("Ready", (routed, configured))), before, now)
     return status
-
-
-def _migrated(route: Manifest, config_status: Manifest) -> bool:
-    latest = config_status.get("latestReadyRevisionName")
-    wanted = [
-        (latest if t.get("latestRevision") else t["revisionName"], t["percent"]) for t in route["spec"]["traffic"]
-    ]
-    return wanted == [(t["revisionName"], t["percent"]) for t in route["status"].get("traffic", [])]
 
 
 def started_at(revision: Manifest) -> datetime:

@@ -9,10 +9,12 @@ import copy
 from typing import Any
 
 from sandbox.interfaces import Manifest
-from sandbox.kube import knative
 from sandbox.kube import pods as pod_rules
+from sandbox.kube import routing
 from sandbox.kube.conditions import FALSE, TRUE, UNKNOWN, aggregate, condition, find, info, listed, renamed, state
 from sandbox.kube.kserve_spec import InvalidSpec, predictor_status
+
+STOPPED = "Stopped"
 
 
 def propagate_rollout(component: Manifest, service_status: Manifest) -> Manifest:
@@ -20,7 +22,7 @@ def propagate_rollout(component: Manifest, service_status: Manifest) -> Manifest
     component = dict(component)
     latest = service_status.get("latestReadyRevisionName")
     is_newest = latest == service_status.get("latestCreatedRevisionName")
-    by_revision = knative.shares(service_status.get("traffic", []))
+    by_revision = routing.shares(service_status.get("traffic", []))
     for target in service_status.get("traffic", []):
         if not target.get("latestRevision") or target["revisionName"] != latest:
             continue
@@ -50,7 +52,7 @@ def propagate_model(before: Manifest, is_ready: bool, component: Manifest, pods:
         failed = any(c["status"] == FALSE for c in service_status.get("conditions", []))
         return _model_state(model, "FailedToLoad" if failed else "Pending")
     init = pod_rules.container_status(pods[0], pod_rules.INIT)
-    if "running" in init["state"]:
+    if "running" in init.get("state", {}):
         # After an earlier end with an error KServe waits for how this attempt ends.
         return model if init.get("lastState") and "states" in model else _model_state(model, "Loading")
     if ended := _error(init):
@@ -60,7 +62,8 @@ def propagate_model(before: Manifest, is_ready: bool, component: Manifest, pods:
     main = pod_rules.container_status(pods[0], pod_rules.MAIN)
     if ended := _error(main):
         return _model_state(model, "FailedToLoad", ended)
-    return _model_state(model, "Pending")
+    # Of a pod whose containers say nothing KServe takes nothing: what was told of the revision before stays.
+    return _model_state(model, "Pending") if main else model
 
 
 def _error(container: Manifest) -> Manifest | None:
@@ -83,18 +86,22 @@ def _model_state(model: Manifest, target: str, ended: Manifest | None = None) ->
     return model
 
 
-def status_after(isvc: Manifest, service: Manifest, pods: list[Manifest], runtime: Manifest, url: str,
+def status_after(isvc: Manifest, service: Manifest, pods: list[Manifest], runtime: Manifest, own_host: bool,
                  now: str) -> Manifest:  # fmt: skip
     """The InferenceService's status after a reconcile that found the Knative Service as `service`.
 
-    `pods` are those of the newest revision. `url` is the service's address at the front door; it is told once
-    the service has been ready.
+    `pods` are those of the newest revision. An address is told once the service has been ready: the Knative Service's,
+    without `-predictor` where the InferenceService has an `own_host`. What a Service that is new does not say yet
+    leaves what was told before: of one that was stopped, that it is.
     """
     before, told = isvc.get("status", {}), service.get("status", {})
     component = propagate_rollout(predictor_status(before), told)
-    predictor = renamed(find(told, "Ready"), "PredictorReady")
+    predictor = renamed(find(told, "Ready") or find(before, "PredictorReady"), "PredictorReady")
     was_ready = "url" in component
-    ingress = condition("IngressReady", TRUE if was_ready else UNKNOWN, "Predictor ingress not created")
+    ingress = condition("IngressReady", TRUE)
+    if not was_ready:
+        new = condition("IngressReady", UNKNOWN, "Predictor ingress not created")
+        ingress = renamed(find(before, "IngressReady") or new, "IngressReady")
     top = aggregate("Ready", (ingress, predictor))
     configured = renamed(find(told, "ConfigurationsReady"), "PredictorConfigurationReady")
     routed = renamed(find(told, "RoutesReady"), "PredictorRouteReady")
@@ -104,8 +111,7 @@ def status_after(isvc: Manifest, service: Manifest, pods: list[Manifest], runtim
         info(condition("Stopped", FALSE)),
     ]  # fmt: skip
     status = {
-        "clusterServingRuntimeName" if runtime["kind"] == "ClusterServingRuntime" else "servingRuntimeName":
-            runtime["metadata"]["name"],
+        runtime_field(runtime): runtime["metadata"]["name"],
         "components": {"predictor": component},
         "conditions": listed(conditions, before, now),
         "deploymentMode": "Knative",
@@ -115,9 +121,15 @@ def status_after(isvc: Manifest, service: Manifest, pods: list[Manifest], runtim
         "observedGeneration": told.get("observedGeneration", 0),
     }  # fmt: skip
     if was_ready:
-        local = f"{isvc['metadata']['name']}.{isvc['metadata']['namespace']}.svc.cluster.local"
-        status |= {"url": url, "address": {"url": f"http://{local}"}}
+        local = f"http://{isvc['metadata']['name']}-predictor.{isvc['metadata']['namespace']}.svc.cluster.local"
+        url, local = (own_address(one) if own_host else one for one in (component["url"], local))
+        status |= {"url": url, "address": {"url": local}}
     return status
+
+
+def own_address(component: str) -> str:
+    """An InferenceService's own host, from its predictor's (getHostBasedServiceUrl)."""
+    return component.replace("-predictor", "", 1)
 
 
 def _across(type_: str, part: Manifest) -> Manifest:
@@ -145,7 +157,16 @@ def status_refused(isvc: Manifest, message: str, now: str, wrong: InvalidSpec | 
     return status
 
 
-def status_stopped(isvc: Manifest, now: str) -> Manifest:
+def status_stopped(isvc: Manifest, runtime: Manifest, now: str) -> Manifest:
     """With the stop annotation KServe clears the status: which revision was rolled out is forgotten too."""
-    conditions = [info(condition("Stopped", TRUE)), condition("Ready", FALSE, "Stopped")]
-    return {"deploymentMode": "Knative", "conditions": listed(conditions, isvc.get("status", {}), now)}
+    conditions = [condition(type_, FALSE, STOPPED) for type_ in ("IngressReady", "PredictorReady", "Ready")]
+    return {
+        "conditions": listed([*conditions, info(condition("Stopped", TRUE))], isvc.get("status", {}), now),
+        "deploymentMode": "Knative",
+        "modelStatus": {"transitionStatus": ""},
+        runtime_field(runtime): runtime["metadata"]["name"],
+    }
+
+
+def runtime_field(runtime: Manifest) -> str:
+    return "clusterServingRuntimeName" if runtime["kind"] == "ClusterServingRuntime" else "servingRuntimeName"

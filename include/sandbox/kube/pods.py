@@ -6,6 +6,9 @@ history of a pod is kept where Kubernetes keeps it: in `lastState` and `restartC
 
 from __future__ import annotations
 
+import hashlib
+import json
+
 from sandbox.interfaces import Manifest, Phase, PodState
 
 REVISION_LABEL = "serving.knative.dev/revision"
@@ -33,6 +36,8 @@ def _pod(revision: Manifest, name: str, ready: bool, state: PodState, before: Ma
     status = before.get("status", {})
     init = _container(INIT, _init_state(state), _first(status, "initContainerStatuses"), now)
     main = _container(MAIN, _main_state(state), _first(status, "containerStatuses"), now)
+    # A pod that no node has begun with says nothing of its containers.
+    has_begun = state.phase is not Phase.PENDING or "containerStatuses" in status
     init["ready"] = state.phase not in (Phase.PENDING, *_DOWNLOADS)
     main["ready"] = ready and state.phase is Phase.READY
     container: Manifest = next(iter(spec.get("containers", [])), {})
@@ -61,9 +66,8 @@ def _pod(revision: Manifest, name: str, ready: bool, state: PodState, before: Ma
             "podIP": "127.0.0.1",
             "hostIP": "127.0.0.1",
             "conditions": [{**ready_now, "lastTransitionTime": since}],
-            "initContainerStatuses": [init],
-            "containerStatuses": [main],
-        },
+        }
+        | ({"initContainerStatuses": [init], "containerStatuses": [main]} if has_begun else {}),
     }  # fmt: skip
 
 
@@ -105,6 +109,12 @@ def _container(name: str, state: Manifest, before: Manifest, now: str) -> Manife
     return {"name": name, "image": "", "imageID": "", "state": state, "lastState": last, "restartCount": restarts}
 
 
+def replica_set(deployment: str, template: Manifest) -> str:
+    """`ReplicaSet "<deployment>-<hash>"`, as conditions speak of it; another template is another one."""
+    digest = hashlib.sha256(json.dumps(template, sort_keys=True).encode()).hexdigest()
+    return f'ReplicaSet "{deployment}-{digest[:10]}"'
+
+
 def runner(pod: Manifest) -> str:
     """The revision, or in Standard mode the Deployment, that a pod belongs to."""
     labels = pod["metadata"]["labels"]
@@ -120,7 +130,8 @@ def ready_count(pods: list[Manifest]) -> int:
 
 
 def container_status(pod: Manifest, name: str) -> Manifest:
-    listed = pod["status"]["initContainerStatuses" if name == INIT else "containerStatuses"]
+    """Empty for a pod that has not begun."""
+    listed = pod["status"].get("initContainerStatuses" if name == INIT else "containerStatuses", [])
     return next((c for c in listed if c["name"] == name), {})
 
 

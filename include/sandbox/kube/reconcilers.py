@@ -12,10 +12,11 @@ from contextlib import suppress
 from typing import Any, Protocol
 
 from sandbox.interfaces import Manifest
-from sandbox.kube import admission, knative, kserve_spec, kserve_status
+from sandbox.kube import admission, knative, kserve_spec, kserve_status, seed
 from sandbox.kube.conditions import TRUE, state
 from sandbox.kube.errors import ApiError
 from sandbox.kube.events import Recorder
+from sandbox.kube.faults import Faults
 from sandbox.kube.ownership import Writer
 from sandbox.kube.pods import REVISION_LABEL
 from sandbox.kube.registry import Registry, now
@@ -86,15 +87,31 @@ class InferenceServices(Objects):
     """KServe: InferenceService → Knative Service, and its status back; in Standard mode `standard` does both."""
 
     def __init__(
-        self, registry: Registry, domain: str, cluster_default: Callable[[], str], standard: StandardMode
+        self,
+        registry: Registry,
+        cluster_default: Callable[[], str],
+        standard: StandardMode,
+        faults: Faults,
     ) -> None:
         super().__init__(registry, KSERVE)
-        self._domain, self._cluster_default, self._standard = domain, cluster_default, standard
+        self._cluster_default, self._standard, self._faults = cluster_default, standard, faults
         self._events = Recorder(registry, "v1beta1Controllers")
+        self._seen: list[tuple[Any, ...]] = []
+
+    def are_new(self) -> bool:
+        """Whether somebody wrote an InferenceService since the last pass."""
+        return self._seen != self._written()
 
     def reconcile(self) -> None:
         for isvc in self.all(INFERENCE_SERVICES):
             self._one(isvc)
+        self._seen = self._written()
+
+    def _written(self) -> list[tuple[Any, ...]]:
+        """What its writers can change of each InferenceService; the status is KServe's own."""
+        metas = [isvc["metadata"] for isvc in self.all(INFERENCE_SERVICES)]
+        fields = ("uid", "generation", "annotations", "labels", "deletionTimestamp")
+        return [tuple(meta.get(field) for field in fields) for meta in metas]
 
     def _one(self, isvc: Manifest) -> None:
         meta = isvc["metadata"]
@@ -114,28 +131,35 @@ class InferenceServices(Objects):
     def _status(self, isvc: Manifest, name: str) -> Manifest:
         if admission.mode(isvc, self._cluster_default()) != admission.KNATIVE:
             return self._standard.reconcile(isvc, self._runtimes(isvc["metadata"]["namespace"]))
-        if kserve_spec.is_stopped(isvc):
-            self._delete_service(isvc, name)
-            return kserve_status.status_stopped(isvc, now())
         try:
             runtime = kserve_spec.choose_runtime(isvc, self._runtimes(isvc["metadata"]["namespace"]))
         except kserve_spec.InvalidSpec as wrong:
             return kserve_status.status_refused(isvc, f"fails to reconcile predictor: {wrong.message}", now(), wrong)
+        if kserve_spec.is_stopped(isvc):
+            self._delete_service(isvc, name)
+            return kserve_status.status_stopped(isvc, runtime, now())
         before = self.find(KSERVICES, isvc["metadata"]["namespace"], name)
         desired = kserve_spec.knative_service(isvc, runtime)
-        if problems := knative.validation_problems(desired["spec"]):
-            text = (
-                f'fails to reconcile predictor: admission webhook "{knative.WEBHOOK}" denied the request: '
-                f"validation failed: {', '.join(problems)}"
-            )
+        if refusal := self._refused(desired, before):
+            text = f"fails to reconcile predictor: fails to reconcile knative service: {refusal}"
             return kserve_status.status_refused(isvc, text, now())
         # The status is told from the service as it was found: it lags what is written now by one round.
         found = before or {}
         self.write(KSERVICES, desired)
         newest = str(found.get("status", {}).get("latestCreatedRevisionName"))
         pods = self.all(PODS, isvc["metadata"]["namespace"], (REVISION_LABEL, newest))
-        url = f"http://{knative.host(isvc['metadata']['name'], isvc['metadata']['namespace'], self._domain)}"
-        return kserve_status.status_after(isvc, found, pods, runtime, url, now())
+        own_host = seed.addresses(self.registry).own_host
+        return kserve_status.status_after(isvc, found, pods, runtime, own_host, now())
+
+    def _refused(self, service: Manifest, before: Manifest | None) -> str | None:
+        """What Knative's webhook answers to a write of the Service; None: it is taken, or there is nothing to write."""
+        if before is not None and before["spec"] == service["spec"]:
+            return None
+        if self._faults.is_away("knative-webhook"):
+            return knative.WEBHOOK_AWAY
+        problems = "\n".join(knative.validation_problems(service["spec"]))
+        text = f'admission webhook "{knative.WEBHOOK}" denied the request: validation failed: {problems}'
+        return text if problems else None
 
     def _runtimes(self, namespace: str) -> list[Manifest]:
         return [*self.all(RUNTIMES, namespace), *self.all(CLUSTER_RUNTIMES)]

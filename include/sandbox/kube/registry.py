@@ -150,7 +150,10 @@ class Registry:
         if current["metadata"].get("finalizers"):
             if current["metadata"].get("deletionTimestamp"):
                 return current
-            current["metadata"] |= {"deletionTimestamp": now(), "deletionGracePeriodSeconds": 0}
+            generation = current["metadata"].get("generation", 1) + 1
+            current["metadata"] |= {
+                "deletionTimestamp": now(), "deletionGracePeriodSeconds": 0, "generation": generation,
+            }  # fmt: skip
             return self.store.put(self.key(kind, namespace, name), current)
         return self._remove(self.key(kind, namespace, name), current)
 

@@ -209,6 +209,10 @@ HTTP_ROUTES = Kind(
     "gateway.networking.k8s.io", "v1", "httproutes", "HTTPRoute", has_status=True, custom=True, verbs=READ_VERBS,
     columns=(Column("Hostnames", lambda o: ", ".join(o["spec"]["hostnames"])),),
 )  # fmt: skip
+INGRESSES = Kind(
+    "networking.internal.knative.dev", "v1alpha1", "ingresses", "Ingress", ("kingress", "king"), has_status=True,
+    custom=True, verbs=READ_VERBS, categories=("knative-internal", "networking"), columns=_READY,
+)  # fmt: skip
 # Made by Knative's controller; deleted by whoever frees a route that a failed one holds.
 REVISIONS = Kind(
     _KNATIVE, "v1", "revisions", "Revision", ("rev",), has_status=True, custom=True, verbs=(*READ_VERBS, "delete"),
@@ -226,6 +230,7 @@ KINDS = (
     NAMESPACES, CONFIGMAPS, SECRETS, SERVICE_ACCOUNTS, EVENTS, PODS, LEASES, ACCESS_REVIEWS, CRDS,
     ROLES, ROLE_BINDINGS, CLUSTER_ROLES, CLUSTER_ROLE_BINDINGS, NETWORK_POLICIES, POD_MONITORS,
     INFERENCE_SERVICES, CLUSTER_RUNTIMES, RUNTIMES, KSERVICES, CONFIGURATIONS, ROUTES, REVISIONS,
+    INGRESSES,
     DEPLOYMENTS, CORE_SERVICES, HTTP_ROUTES,
 )  # fmt: skip
 BY_PATH = {(k.group, k.version, k.plural): k for k in KINDS}

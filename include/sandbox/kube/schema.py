@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import copy
 import json
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -45,6 +47,12 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
+_BOUNDS: tuple[tuple[str, str, Callable[[Any, Any], bool]], ...] = (
+    ("minimum", "greater than or equal to", operator.lt),
+    ("maximum", "less than or equal to", operator.gt),
+)
+
+
 def prune(obj: Manifest, schema: Manifest) -> tuple[Manifest, Findings]:
     """The object without the fields that the schema does not know, and what was found wrong on the way."""
     findings = Findings()
@@ -75,6 +83,10 @@ def _prune(value: Any, schema: Manifest, path: str, findings: Findings) -> Any:
         shown = json.dumps(_type_name(value))
         findings.problems.append((path, f"Invalid value: {shown}: {path} in body must be of type {wanted}: {shown}"))
         return value
+    for bound, words, is_beyond in _BOUNDS:
+        if bound in schema and is_beyond(value, schema[bound]):
+            text = f"{path} in body should be {words} {schema[bound]}"
+            findings.problems.append((path, f"Invalid value: {json.dumps(value)}: {text}"))
     if isinstance(value, list):
         items = schema.get("items", {})
         return [_prune(item, items, f"{path}[{n}]", findings) for n, item in enumerate(value)]

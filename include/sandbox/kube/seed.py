@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 
 from sandbox.interfaces import Manifest
 from sandbox.kube import schema
@@ -12,6 +13,8 @@ from sandbox.kube.resources import CLUSTER_RUNTIMES, CONFIGMAPS, CRDS, INFERENCE
 
 KSERVE_NAMESPACE = "kserve"
 CONFIG_NAME = "inferenceservice-config"
+# KServe's own begins with `{{ .Name }}-{{ .Namespace }}`; by this one a service has the same address in both modes.
+TEMPLATE = "{{ .Name }}.{{ .Namespace }}.{{ .IngressDomain }}"
 
 # KServe v0.20.0, config/runtimes/kserve-torchserve.yaml.
 TORCHSERVE: Manifest = {
@@ -54,6 +57,27 @@ def cluster_default_mode(registry: Registry) -> str:
     return {"Serverless": "Knative", "RawDeployment": "Standard"}.get(said, str(said))
 
 
+@dataclass(frozen=True)
+class Addresses:
+    """KServe's settings for host names: the part `ingress` of its configmap."""
+
+    template: str  # of a host in Standard mode
+    own_host: bool  # in Knative mode: an InferenceService has a host of its own (Istio), not its Knative Service's
+
+    def host(self, name: str, namespace: str, domain: str) -> str:
+        words = {"{{ .Name }}": name, "{{ .Namespace }}": namespace, "{{ .IngressDomain }}": domain}
+        host = self.template
+        for word, value in words.items():
+            host = host.replace(word, value)
+        return host
+
+
+def addresses(registry: Registry) -> Addresses:
+    found = registry.store.get(registry.key(CONFIGMAPS, KSERVE_NAMESPACE, CONFIG_NAME)) or {}
+    said = json.loads(found.get("data", {}).get("ingress", "{}"))
+    return Addresses(said.get("domainTemplate", TEMPLATE), not said.get("disableIstioVirtualHost", False))
+
+
 def plant(registry: Registry, domain: str, namespaces: tuple[str, ...]) -> None:
     """Create what is missing. What is there stays as it is, so that a restart keeps changes."""
     for name in ("default", "kube-system", "knative-serving", KSERVE_NAMESPACE, *namespaces):
@@ -64,7 +88,7 @@ def plant(registry: Registry, domain: str, namespaces: tuple[str, ...]) -> None:
         "ingress": json.dumps(
             {
                 "ingressDomain": domain,
-                "domainTemplate": "{{ .Name }}.{{ .Namespace }}.{{ .IngressDomain }}",
+                "domainTemplate": TEMPLATE,
                 "urlScheme": "http",
                 "disableIstioVirtualHost": False,
                 "enableGatewayApi": True,

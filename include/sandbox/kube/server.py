@@ -20,6 +20,7 @@ from sandbox.kube.api import Api
 from sandbox.kube.controller import Controller, Timing
 from sandbox.kube.errors import ApiError, bad_request
 from sandbox.kube.faults import Fault, Faults
+from sandbox.kube.harmed import Harmed
 from sandbox.kube.registry import Registry
 from sandbox.kube.resources import INFERENCE_SERVICES
 from sandbox.kube.store import Store
@@ -57,11 +58,11 @@ class Cluster:
         namespaces: tuple[str, ...] = ("models",), timing: Timing | None = None, known_as: tuple[str, ...] = (),
         kserve: str = "0.21",
     ) -> None:  # fmt: skip
-        self._workloads, self._router, self._state_dir = workloads, router, state_dir
+        self.faults = Faults()
+        self._workloads, self._router, self._state_dir = Harmed(workloads, self.faults), router, state_dir
         self.port, self._namespaces, self._timing = port, namespaces, timing or Timing()
         self._domain = f"{domain}:{front_door_port}" if front_door_port else domain
         self._hosts, self._kserve = (*_LOOPBACK, *known_as), kserve
-        self.faults = Faults()
         self._store: Store | None = None
         self._runner: web.AppRunner | None = None
         self._controller: Controller | None = None
@@ -102,7 +103,7 @@ class Cluster:
         self._write_kubeconfig()
         self._controller = Controller(
             registry, self._workloads, self._router, self._domain, self._timing, cluster_default,
-            self.faults.holds_back, self._kserve,
+            self.faults, self._kserve,
         )  # fmt: skip
         self._loop = asyncio.create_task(self._controller.run(), name="sandbox-kube-controllers")
 

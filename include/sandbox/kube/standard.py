@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from sandbox.interfaces import Manifest, RevisionKey, RevisionTemplate
 from sandbox.kube import kserve_spec, kserve_status
 from sandbox.kube import pods as pod_rules
-from sandbox.kube.conditions import FALSE, TRUE, aggregate, condition, find, info, listed, renamed, state
+from sandbox.kube.conditions import FALSE, TRUE, aggregate, condition, explained, find, info, listed, renamed
+from sandbox.kube.seed import Addresses
 
 _AUTOSCALING = "autoscaling.knative.dev/"
 _FIXED = ("maxReplicas", "scaleTarget", "scaleMetric", "autoScaling")
@@ -44,10 +46,9 @@ def canary_replicas(isvc: Manifest, canary: Manifest) -> int:
     return math.ceil(stable * percent / 100)
 
 
-def stable_replicas(isvc: Manifest) -> int:
-    """The stable predictor's replicas, less those of canaries that are ready; never less than one for that."""
+def stable_replicas(isvc: Manifest, ready: set[str]) -> int:
+    """The stable predictor's replicas, less those of the canaries that are `ready`; never less than one for that."""
     wanted = int(isvc["spec"]["predictor"].get("minReplicas", 1))
-    ready = _ready_names(isvc.get("status", {}))
     taken = sum(canary_replicas(isvc, one) for one in canaries(isvc) if one["predictor"]["name"] in ready)
     return max(wanted - taken, 1) if taken else wanted
 
@@ -129,20 +130,32 @@ def pods(deployment: Manifest, found: list[Manifest]) -> list[Manifest]:
 
 def deployment_status(deployment: Manifest, pods: list[Manifest], late: bool, now: str) -> Manifest:
     """Replicas and conditions. `late`: the progress deadline has passed without enough ready pods."""
-    ready, wanted = pod_rules.ready_count(pods), deployment["spec"]["replicas"]
-    text = "Deployment does not have minimum availability."
-    available = condition("Available", TRUE if ready >= wanted else FALSE, "MinimumReplicasUnavailable", text)
-    progressing: Manifest = {"type": "Progressing", "status": TRUE, "reason": "ReplicaSetUpdated"}
-    if ready >= wanted:
-        progressing["reason"] = "NewReplicaSetAvailable"
-    elif late:
-        said = f'ReplicaSet "{deployment["metadata"]["name"]}" has timed out progressing.'
-        progressing = condition("Progressing", FALSE, "ProgressDeadlineExceeded", said)
-    counts = {"replicas": len(pods), "readyReplicas": ready, "availableReplicas": ready}
+    ready, wanted, before = pod_rules.ready_count(pods), deployment["spec"]["replicas"], deployment.get("status", {})
+    available = explained("Available", TRUE, "MinimumReplicasAvailable", "Deployment has minimum availability.")
+    if ready < wanted:
+        text = "Deployment does not have minimum availability."
+        available = explained("Available", FALSE, "MinimumReplicasUnavailable", text)
+    replica_set = pod_rules.replica_set(deployment["metadata"]["name"], deployment["spec"]["template"])
+    done = explained("Progressing", TRUE, "NewReplicaSetAvailable", f"{replica_set} has successfully progressed.")
+    # Progress is not lost again: pods that end later are told of by Available alone.
+    was_done = (find(before, "Progressing") or {}).get("message") == done["message"]
+    progressing = done
+    if ready < wanted and not was_done:
+        progressing = explained("Progressing", TRUE, "ReplicaSetUpdated", f"{replica_set} is progressing.")
+        if late:
+            text = f"{replica_set} has timed out progressing."
+            progressing = explained("Progressing", FALSE, "ProgressDeadlineExceeded", text)
+    counts = {
+        "replicas": len(pods),
+        "updatedReplicas": len(pods),
+        "readyReplicas": ready,
+        "availableReplicas": ready,
+        "unavailableReplicas": max(wanted - ready, 0),
+    }
     return {
         "observedGeneration": deployment["metadata"]["generation"],
         **{k: v for k, v in counts.items() if v},
-        "conditions": listed((available, progressing), deployment.get("status", {}), now),
+        "conditions": listed((available, progressing), before, now),
     }
 
 
@@ -150,6 +163,7 @@ def canary_statuses(isvc: Manifest, deployments: dict[str, Manifest]) -> list[Ma
     """Ready is "one replica is available"; the percent is the spec's and says nothing of the route."""
     return [
         {
+            "modelStatus": {"transitionStatus": ""},
             "name": one["predictor"]["name"],
             "ready": _available(deployments.get(service_name(isvc, one["predictor"]))) > 0,
             "trafficPercent": one.get("trafficPercent", 0),
@@ -162,38 +176,40 @@ def _available(deployment: Manifest | None) -> int:
     return int((deployment or {}).get("status", {}).get("availableReplicas", 0))
 
 
-def _ready_names(status: Manifest) -> set[str]:
-    return {one["name"] for one in status.get("canaryStatuses", []) if one["ready"]}
-
-
 def predictor_condition(deployment: Manifest | None) -> Manifest:
     """PropagateRawStatus: PredictorReady from the stable Deployment's conditions."""
     status = (deployment or {}).get("status", {})
     available, progressing = find(status, "Available"), find(status, "Progressing")
     if available is None or progressing is None:
         return condition("PredictorReady", FALSE)
-    if available["status"] == FALSE:
-        return renamed(available, "PredictorReady")
-    return renamed(progressing if progressing["status"] == FALSE else available, "PredictorReady")
+    return renamed(available if available["status"] == FALSE else progressing, "PredictorReady")
 
 
-def http_routes(isvc: Manifest, domain: str, weighs: bool, owner: list[Manifest]) -> list[Manifest]:
-    """The service's own route and the predictor's, with a weight for each canary that is ready.
+def http_routes(
+    isvc: Manifest, ready: set[str] | None, addresses: Addresses, domain: str, owner: list[Manifest]
+) -> list[Manifest]:
+    """The service's own route and the predictor's, with a weight for each canary that is `ready`.
 
-    `weighs` False is KServe 0.20, which knows of no weights: everything goes to the stable predictor.
+    `ready` None is KServe 0.20, which knows of no weights: everything goes to the stable predictor.
     """
     meta, stable = isvc["metadata"], stable_name(isvc)
-    shares: list[tuple[str, int | None]] = [(stable, None)]
-    if weighs and canaries(isvc):
-        ready = _ready_names(isvc.get("status", {}))
+    shares = [(stable, 1)]  # the Gateway API's default
+    if ready is not None and canaries(isvc):
         told = [one for one in canaries(isvc) if one["predictor"]["name"] in ready]
         shares = [(stable, 100 - sum(one["trafficPercent"] for one in told))]
         shares += [(service_name(isvc, one["predictor"]), one["trafficPercent"]) for one in told]
     refs = [
-        {"kind": "Service", "name": name, "namespace": meta["namespace"], "port": PORT}
-        | ({} if weight is None else {"weight": weight})
+        {
+            "group": "",
+            "kind": "Service",
+            "name": name,
+            "namespace": meta["namespace"],
+            "port": PORT,
+            "weight": weight,
+        }
         for name, weight in shares
     ]
+    gateway = {"group": "gateway.networking.k8s.io", "kind": "Gateway"}
     match = {"path": {"type": "RegularExpression", "value": "^/.*$"}}
     return [
         {
@@ -204,8 +220,8 @@ def http_routes(isvc: Manifest, domain: str, weighs: bool, owner: list[Manifest]
                 "ownerReferences": owner,
             },
             "spec": {
-                "hostnames": [host(name, meta["namespace"], domain)],
-                "parentRefs": [{"kind": "Gateway", "name": "kserve-ingress-gateway", "namespace": "kserve"}],
+                "hostnames": [addresses.host(name, meta["namespace"], domain.rsplit(":", 1)[0])],
+                "parentRefs": [{**gateway, "name": "kserve-ingress-gateway", "namespace": "kserve"}],
                 "rules": [{"matches": [match], "backendRefs": refs}],
             },
         }
@@ -213,69 +229,106 @@ def http_routes(isvc: Manifest, domain: str, weighs: bool, owner: list[Manifest]
     ]
 
 
-def host(name: str, namespace: str, domain: str) -> str:
-    """By the domainTemplate of the sandbox's KServe, `{{ .Name }}.{{ .Namespace }}.{{ .IngressDomain }}`: a service
-    has the same address in both modes."""
-    return f"{name}.{namespace}.{domain.rsplit(':', 1)[0]}"
-
-
 def weights(route: Manifest) -> dict[str, int]:
-    """Percent of each Service in a route; one without a weight counts 1."""
+    """Percent of each Service in a route."""
     refs = route["spec"]["rules"][0]["backendRefs"]
-    total = sum(ref.get("weight", 1) for ref in refs)
-    return {ref["name"]: round(100 * ref.get("weight", 1) / total) for ref in refs} if total else {}
+    total = sum(ref["weight"] for ref in refs)
+    return {ref["name"]: round(100 * ref["weight"] / total) for ref in refs} if total else {}
 
 
 def accepted(route: Manifest, now: str) -> Manifest:
     """The route's status once the gateway acts on it."""
     before = route.get("status", {}).get("parents", [{}])[0].get("conditions", [])
     bare = [{k: v for k, v in one.items() if k != "observedGeneration"} for one in before]
-    conditions = listed((condition("Accepted", TRUE), condition("ResolvedRefs", TRUE)), {"conditions": bare}, now)
+    wanted = [{**explained(type_, TRUE, type_), "message": ""} for type_ in ("Accepted", "ResolvedRefs")]
+    conditions = listed(wanted, {"conditions": bare}, now)
     seen = [{**one, "observedGeneration": route["metadata"]["generation"]} for one in conditions]
     parent = {"parentRef": route["spec"]["parentRefs"][0], "controllerName": "sandbox/gateway"}
     return {"parents": [{**parent, "conditions": seen}]}
 
 
-def is_accepted(route: Manifest | None) -> bool:
-    said = [c for parent in (route or {}).get("status", {}).get("parents", []) for c in parent["conditions"]]
-    return bool(said) and all(c["status"] == TRUE for c in said)
+def is_acted_on(route: Manifest) -> bool:
+    parents = route.get("status", {}).get("parents", [])
+    seen = [one["observedGeneration"] for parent in parents for one in parent["conditions"]]
+    return bool(seen) and set(seen) == {route["metadata"]["generation"]}
 
 
-def canary_condition(statuses: list[Manifest]) -> Manifest:
+def ingress_condition(routes: list[Manifest | None]) -> Manifest:
+    """Whether the predictor's and the service's route are there, and whether a gateway says no to them.
+
+    KServe does not ask for which generation it says so: a weight that is written counts as done at once.
+    """
+    for component, route in zip(("Predictor", "InferenceService"), routes, strict=True):
+        if route is None:
+            text = f"{component} HTTPRoute not created"
+            return condition("IngressReady", FALSE, f"{component} Deployment NotReady", text)
+        parents = route.get("status", {}).get("parents", [])
+        if not parents:
+            return condition("IngressReady", FALSE, "ParentStatusNotAvailable", f"{component} HttpRouteNotReady")
+        for refused in (c for parent in parents for c in parent["conditions"] if c["status"] == FALSE):
+            return condition("IngressReady", FALSE, refused["reason"], f"{component} {refused['message']}")
+    return condition("IngressReady", TRUE)
+
+
+def canary_condition(statuses: list[Manifest], stopped: bool) -> Manifest:
     ready = all(one["ready"] for one in statuses)
-    reason = "AllCanariesReady" if ready else "CanariesNotReady"
-    return {"type": "CanaryPredictorReady", "status": TRUE if ready else FALSE, "reason": reason, "severity": "Info"}
+    reason = kserve_status.STOPPED if stopped else "AllCanariesReady" if ready else "CanariesNotReady"
+    return info(explained("CanaryPredictorReady", TRUE if ready and not stopped else FALSE, reason))
 
 
-def status_after(
-    isvc: Manifest, predictor: Manifest, routed: bool, found: list[Manifest], runtime: Manifest, domain: str, now: str
-) -> Manifest:
-    """The InferenceService's status. `isvc` carries the canaries' new statuses already; `found` are stable's pods."""
-    meta, before = isvc["metadata"], isvc.get("status", {})
-    text = "Predictor HTTPRoute not created"
-    ingress = condition("IngressReady", TRUE if routed else FALSE, "Predictor Deployment NotReady", text)
-    top = aggregate("Ready", (ingress, predictor))
-    statuses = before.get("canaryStatuses", [])
-    conditions = [ingress, predictor, top, info(condition("Stopped", FALSE))]
-    conditions += [canary_condition(statuses)] if statuses else []
+@dataclass(frozen=True)
+class Observed:
+    """What KServe finds of an InferenceService in Standard mode."""
+
+    runtime: Manifest
+    canaries: list[Manifest]  # `canary_statuses`
+    stable: Manifest | None  # its Deployment
+    pods: list[Manifest]  # the stable predictor's
+    ingress: Manifest  # `ingress_condition`
+
+
+def status_after(isvc: Manifest, observed: Observed, addresses: Addresses, domain: str, now: str) -> Manifest:
+    meta, before, stable = isvc["metadata"], isvc.get("status", {}), stable_name(isvc)
+    predictor = predictor_condition(observed.stable)
+    top = aggregate("Ready", (observed.ingress, predictor))
+    conditions = [observed.ingress, predictor, top, info(condition("Stopped", FALSE))]
     component: dict[str, Any] = dict(kserve_spec.predictor_status(before))
     if predictor["status"] == TRUE:
-        component["url"] = f"http://{meta['name']}-predictor.{meta['namespace']}.{domain}"
+        component["url"] = f"http://{addresses.host(stable, meta['namespace'], domain)}"
     settled = {"latestCreatedRevision": "", "latestReadyRevision": ""}
-    status = {
-        "clusterServingRuntimeName" if runtime["kind"] == "ClusterServingRuntime" else "servingRuntimeName":
-            runtime["metadata"]["name"],
+    model = kserve_status.propagate_model(
+        before.get("modelStatus", {}), top["status"] == TRUE, settled, observed.pods, {}
+    )
+    # It is the Deployment's, which moves with neither percent nor canary.
+    generation = (observed.stable or {}).get("status", {}).get("observedGeneration")
+    url, address = before.get("url"), before.get("address")
+    if observed.ingress["status"] == TRUE:
+        url = f"http://{addresses.host(meta['name'], meta['namespace'], domain)}"
+        address = {"url": f"http://{stable}.{meta['namespace']}.svc.cluster.local"}
+    told = {"observedGeneration": generation, "url": url, "address": address}
+    return {
+        kserve_status.runtime_field(observed.runtime): observed.runtime["metadata"]["name"],
         "components": {"predictor": component},
-        "conditions": listed(conditions, before, now),
         "deploymentMode": "Standard",
-        "modelStatus": kserve_status.propagate_model(
-            before.get("modelStatus", {}), state({"conditions": [top]}, "Ready") == TRUE, settled, found, {}
-        ),
-    } | ({"canaryStatuses": statuses} if statuses else {})  # fmt: skip
-    url = before.get("url")
-    if routed:
-        url = f"http://{meta['name']}.{meta['namespace']}.{domain}"
-    if url:
-        local = f"{stable_name(isvc)}.{meta['namespace']}.svc.cluster.local"
-        status |= {"url": url, "address": {"url": f"http://{local}"}}
-    return status
+        "modelStatus": model,
+        **{k: v for k, v in told.items() if v},
+        **_canary_part(observed.canaries, conditions, before, now),
+    }
+
+
+def status_stopped(isvc: Manifest, runtime: Manifest, statuses: list[Manifest], now: str) -> Manifest:
+    """As in Knative mode; the canaries are still told of. A start opens them again with the percents of the spec."""
+    status = kserve_status.status_stopped(isvc, runtime, now)
+    conditions = [{k: v for k, v in c.items() if k != "lastTransitionTime"} for c in status["conditions"]]
+    part = _canary_part(statuses, conditions, isvc.get("status", {}), now, stopped=True)
+    return {**status, "deploymentMode": "Standard", **part}
+
+
+def _canary_part(
+    statuses: list[Manifest], conditions: list[Manifest], before: Manifest, now: str, stopped: bool = False
+) -> Manifest:
+    """The conditions with the canaries' own, and their statuses: both only where there are canaries."""
+    if not statuses:
+        return {"conditions": listed(conditions, before, now)}
+    with_theirs = [*conditions, canary_condition(statuses, stopped)]
+    return {"conditions": listed(with_theirs, before, now), "canaryStatuses": statuses}

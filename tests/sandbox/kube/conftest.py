@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import os
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from sandbox.kube.faults import Fault, Faults, Match
 from sandbox.kube.ownership import Writer
 from sandbox.kube.patches import merge
 from sandbox.kube.registry import Registry
-from sandbox.kube.resources import INFERENCE_SERVICES, KSERVICES, Kind
+from sandbox.kube.resources import CONFIGMAPS, INFERENCE_SERVICES, KSERVICES, Kind
 from sandbox.kube.store import Store
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -35,6 +36,7 @@ class FakeWorkloads:
         self.states: dict[RevisionKey, PodState] = {}
         self.logs: dict[RevisionKey, str] = {}
         self.removed: list[RevisionKey] = []
+        self.killed: list[str] = []
 
     async def ensure(self, template: RevisionTemplate) -> None:
         key = template.key
@@ -51,6 +53,10 @@ class FakeWorkloads:
 
     def state(self, key: RevisionKey) -> PodState:
         return self.states.get(key, PodState(Phase.PENDING))
+
+    def kill(self, key: RevisionKey) -> None:
+        self.killed.append(key.name)
+        self.set(key.name, Phase.CRASHED, "killed", 137, namespace=key.namespace)
 
     def log(self, key: RevisionKey, tail: int | None = None) -> str:
         lines = self.logs.get(key, f"log of {key.name}\n").splitlines(keepends=True)
@@ -106,16 +112,27 @@ class Stack:
         namespace: str = "models",
         timing: Timing | None = None,
         kserve: str = "0.21",
+        workloads: Any = None,
+        ingress: dict[str, Any] | None = None,
     ) -> None:
+        """`ingress`: settings of KServe's configmap that are others than the sandbox's."""
         self.registry = Registry(Store())
-        self.workloads, self.router, self.faults = FakeWorkloads(), FakeRouter(), Faults()
+        self.workloads, self.router, self.faults = workloads or FakeWorkloads(), FakeRouter(), Faults()
         self.namespace = namespace
         self.registry.admission[INFERENCE_SERVICES.id] = admission.admit
         seed.plant(self.registry, domain, (namespace,))
+        if ingress:
+            self._configure(ingress)
         self.controller = Controller(
             self.registry, self.workloads, self.router, domain, timing or Timing(),
-            lambda: seed.cluster_default_mode(self.registry), self.faults.holds_back, kserve,
+            lambda: seed.cluster_default_mode(self.registry), self.faults, kserve,
         )  # fmt: skip
+
+    def _configure(self, ingress: dict[str, Any]) -> None:
+        key = (CONFIGMAPS, seed.KSERVE_NAMESPACE, seed.CONFIG_NAME)
+        config = self.registry.get(*key)
+        config["data"]["ingress"] = json.dumps(json.loads(config["data"]["ingress"]) | ingress)
+        self.registry.update(*key, config, WRITER)
 
     async def settle(self) -> None:
         await self.controller.settle()

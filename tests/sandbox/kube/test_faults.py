@@ -13,6 +13,11 @@ from kubernetes import client, config
 from kubernetes.client.exceptions import ApiException
 from urllib3.exceptions import HTTPError
 
+from sandbox.interfaces import Phase
+from sandbox.kube import routing
+from sandbox.kube.conditions import state
+
+R1, R2 = "digits-predictor-00001", "digits-predictor-00002"
 ISVC = {"group": "serving.kserve.io", "version": "v1beta1", "namespace": "models", "plural": "inferenceservices"}
 
 
@@ -26,6 +31,22 @@ async def call(live: Any, method: str, **more: Any) -> Any:
         made.configuration.retries = False
         done = getattr(client.CustomObjectsApi(made), f"{method}_namespaced_custom_object")
         return await asyncio.to_thread(done, **ISVC, **more)
+
+
+async def until(live: Any, holds: Any, seconds: float = 20) -> Any:
+    """The status of the service, once it is as asked for."""
+    async with asyncio.timeout(seconds):
+        while not holds(status := (await call(live, "get", name="digits")).get("status", {})):
+            await asyncio.sleep(0.02)
+    return status
+
+
+def ready(status: Any) -> str:
+    return state(status, "Ready")
+
+
+def shares(status: Any) -> dict[str, int]:
+    return routing.shares(status.get("components", {}).get("predictor", {}).get("traffic", []))
 
 
 async def refused(live: Any, method: str, **more: Any) -> tuple[int, Any]:
@@ -123,12 +144,61 @@ async def test_a_connection_that_breaks_gives_no_answer(live: Any, manifest: Any
         ({"times": 0}, "times"),
         ({"match": {"verbs": "get"}}, "match.verbs"),
         ({"x": 1}, "x"),
+        ({"away": "etcd"}, "away"),
+        ({"pods": {"ready_after": -1}}, "pods.ready_after"),
     ],
 )
 async def test_what_is_not_a_fault_is_refused(live: Any, said: Any, why: str) -> None:
     status, body = await fault(live, **said)
     assert status == 400
     assert f"not a fault: {why}:" in body["message"]
+
+
+async def test_pods_of_a_version_take_as_long_as_told(live: Any, manifest: Any) -> None:
+    await fault(live, pods={"version": "v2", "ready_after": 1.5})
+    await call(live, "create", body=manifest())
+    await until(live, lambda status: ready(status) == "True")
+    before = monotonic()
+    await call(live, "patch", name="digits", body=manifest(version="v2", percent=30))
+    await until(live, lambda status: shares(status) == {R1: 70, R2: 30})
+    assert monotonic() - before >= 1.5
+
+
+async def test_a_canary_is_killed_once_or_again_and_again(live: Any, manifest: Any) -> None:
+    await call(live, "create", body=manifest())
+    await until(live, lambda status: ready(status) == "True")
+    await call(live, "patch", name="digits", body=manifest(version="v2", percent=30))
+    await until(live, lambda status: shares(status) == {R1: 70, R2: 30})
+    await fault(live, pods={"revision": R2, "killed": True}, times=1)
+    await until(live, lambda status: ready(status) == "False")
+    assert live.workloads.killed == [R2]
+    live.workloads.set(R2, Phase.READY)
+    await until(live, lambda status: ready(status) == "True")
+    assert live.workloads.killed == [R2], "once"
+    await fault(live, pods={"version": "v2", "killed": True})
+    for times in (2, 3):
+        await until(live, lambda _, times=times: live.workloads.killed == [R2] * times)
+        live.workloads.set(R2, Phase.READY)
+    async with ClientSession() as http:
+        await http.delete(f"{live.cluster.url}/-/faults")
+    live.workloads.set(R2, Phase.READY)
+    await until(live, lambda status: ready(status) == "True")
+
+
+async def test_without_the_gateway_the_status_is_ahead_of_what_users_get(live: Any, manifest: Any) -> None:
+    await call(live, "create", body=manifest())
+    await until(live, lambda status: ready(status) == "True")
+    await call(live, "patch", name="digits", body=manifest(version="v2", percent=30))
+    await until(live, lambda status: shares(status) == {R1: 70, R2: 30} and ready(status) == "True")
+    await fault(live, away="gateway")
+    await call(live, "patch", name="digits", body=manifest(version="v2", percent=0))
+    status = await until(live, lambda status: shares(status) == {R1: 100, R2: 0})
+    assert ready(status) == "Unknown"
+    assert live.router.routes["digits.models.localhost"] == {R1: 70, R2: 30}
+    async with ClientSession() as http:
+        await http.delete(f"{live.cluster.url}/-/faults")
+    await until(live, lambda status: ready(status) == "True")
+    assert live.router.routes["digits.models.localhost"] == {R1: 100}
 
 
 async def test_only_this_machine_is_answered(live: Any) -> None:

@@ -10,11 +10,14 @@ from sandbox.interfaces import Phase, PodState, RevisionKey
 from sandbox.kube import Timing
 from sandbox.kube.conditions import find
 from sandbox.kube.errors import ApiError
-from sandbox.kube.resources import EVENTS, PODS, REVISIONS
+from sandbox.kube.ownership import Writer
+from sandbox.kube.patches import merge
+from sandbox.kube.resources import EVENTS, INFERENCE_SERVICES, PODS, REVISIONS
 
 R1, R2, R3, R4 = (f"digits-predictor-0000{n}" for n in (1, 2, 3, 4))
 TAGGED = {"serving.kserve.io/enable-tag-routing": "true"}
 HOST = "digits.models.localhost"
+WRITER = Writer("test")
 
 
 async def canary_open(stack: Any, manifest: Any) -> None:
@@ -92,6 +95,25 @@ async def test_next_release_after_a_rollback_leaks_unless_it_is_staged(stack: An
     assert stack.effective() == {R2: 30, R1: 70}  # kserve#2130
     await stack.percent(0)
     assert stack.router.routes[HOST] == {R1: 100}
+
+
+async def test_between_a_write_and_its_effect_the_status_is_first_behind_and_then_ahead(
+    stack: Any, manifest: Any
+) -> None:
+    """Behind: Ready, of a generation that was. Ahead: the new share, and the gateway has the old one."""
+    await canary_open(stack, manifest)
+    observed = stack.isvc()["status"]["observedGeneration"]
+    closed = merge(stack.isvc(), {"spec": {"predictor": {"canaryTrafficPercent": 0}}})
+    stack.registry.update(INFERENCE_SERVICES, "models", "digits", closed, WRITER)
+    seen = []
+    while await stack.controller.round():
+        status, users = stack.isvc()["status"], dict(stack.router.routes[HOST])
+        ready = find(status, "PredictorReady")
+        seen.append((status["observedGeneration"], ready.get("reason", ready["status"]), stack.effective(), users))
+    old, new = {R1: 70, R2: 30}, {R1: 100, R2: 0}
+    assert seen[0] == (observed, "True", old, old)
+    assert (observed + 1, "IngressNotConfigured", new, old) in seen
+    assert seen[-1] == (observed + 1, "True", new, {R1: 100})
 
 
 async def test_late_rollback_passes_through_both_sides_on_r2(stack: Any, manifest: Any) -> None:
@@ -241,7 +263,8 @@ async def test_a_ready_revision_that_crashes_is_told_and_keeps_its_traffic(stack
     assert find(stack.isvc()["status"], "Ready")["status"] == "True"
 
 
-async def test_a_splitter_that_fails_keeps_the_status_where_it_was(stack: Any, manifest: Any) -> None:
+async def test_a_splitter_that_fails_is_told_of(stack: Any, manifest: Any) -> None:
+    """The status tells of the new share already, and that nobody acts on it yet."""
     await canary_open(stack, manifest)
     program = stack.router.program
 
@@ -250,7 +273,10 @@ async def test_a_splitter_that_fails_keeps_the_status_where_it_was(stack: Any, m
 
     stack.router.program = broken
     await stack.percent(100)
-    assert stack.effective() == {R1: 70, R2: 30}
+    assert stack.effective() == {R2: 100}
+    assert find(stack.isvc()["status"], "PredictorReady")["reason"] == "IngressNotConfigured"
+    assert stack.router.routes[HOST] == {R1: 70, R2: 30}
     stack.router.program = program
     await stack.settle()
-    assert stack.effective() == {R2: 100}
+    assert stack.router.routes[HOST] == {R2: 100}
+    assert find(stack.isvc()["status"], "PredictorReady")["status"] == "True"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sandbox.interfaces import Phase
-from sandbox.kube import admission, knative, kserve_spec, seed
+from sandbox.kube import admission, knative, kserve_spec, routing, seed
 from sandbox.kube.conditions import aggregate, condition, find, listed
 from sandbox.kube.errors import ApiError
 from sandbox.kube.ownership import Writer
@@ -77,9 +77,9 @@ def test_a_pinned_revision_must_be_ready_or_the_former_traffic_stays(pinned: Any
         "spec": {"traffic": [{"revisionName": "a-00001", "percent": 100}]},
         "status": {"traffic": former},
     }
-    resolution = knative.resolve(route, CONFIG, {"a-00001": pinned} if pinned else {}, "localhost")
+    resolution = routing.resolve(route, CONFIG, {"a-00001": pinned} if pinned else {}, "localhost")
     assert resolution.traffic is None
-    told = knative.route_status(route, resolution, False, "localhost", NOW)
+    told = routing.route_status(route, resolution, False, "localhost", NOW)
     assert told["traffic"] == former
     ready = find(told, "Ready")
     assert (ready["status"], ready["reason"], ready["message"]) == (status, "RevisionMissing", text)
