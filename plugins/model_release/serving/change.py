@@ -113,3 +113,10 @@ class Release:
 def tell_traffic(live: InferenceService) -> str:
     """`…-00002 30 %, …-00001 70 %`."""
     return ", ".join(f"{name} {percent} %" for name, percent in live.serving.items()) or "none"
+
+
+def tell_unmoved(live: InferenceService) -> str:
+    """`traffic is still …-00002 30 %, …-00001 70 %`, or that only the gateway has to act."""
+    if live.gateway is None and live.serving:
+        return f"traffic {tell_traffic(live)} is asked for at the gateway, which has not said that it has it"
+    return f"traffic is still {tell_traffic(live)}"

@@ -146,7 +146,7 @@ def _until_promoted(
     while True:
         try:
             live, held = services.get(namespace, name), leases.read(namespace, name)
-            if live is not None and live.serving == {canary: 100} and live.rolled_out == canary:
+            if live is not None and live.gateway == {canary: 100} and live.rolled_out == canary:
                 return f"{namespace}/{name}: {canary} has all of the traffic; {claim.owner.url}"
             current = held.claim if held else None
             if current is not None and current.owner.identity != claim.owner.identity:

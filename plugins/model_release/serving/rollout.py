@@ -21,7 +21,8 @@ from model_release.errors import (
     RevisionFailed,
     SpecError,
 )
-from model_release.serving.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
+from model_release.serving.change import ANY, Baseline, Canary, Change, Kind, tell_traffic, tell_unmoved
+from model_release.serving.dead import and_frozen
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import (
     MANAGED_BY,
@@ -245,7 +246,7 @@ def assess_staged(
                 State.LOST, f"{live.key} was opened to {live.canary_percent} % by another hand{live.other_writer()}"
             )
     revision = live.latest_created
-    if baseline.revision is not None and not live.is_split and live.serving == {revision: 100}:
+    if baseline.revision is not None and not live.is_split and live.gateway == {revision: 100}:
         if revision != baseline.revision:
             return Progress(State.READY, f"{revision} already has all of the traffic", revision)
         if baseline.created is None:
@@ -259,9 +260,9 @@ def assess_staged(
             State.WAITING, f"{revision} is starting ({live.model_status.target or 'no state yet'})", revision
         )
     expected = {revision: 100} if baseline.revision is None else {baseline.revision: 100}
-    status = live.model_status
-    if live.serving != expected or not live.ready or (status.transition, status.target) != ("UpToDate", "Loaded"):
-        return Progress(State.WAITING, f"{revision} is ready, its route is not yet", revision)
+    if live.gateway != expected or not live.ready:
+        # modelStatus is not asked: it can stay InProgress for good (kserve/kserve#3686). The smoke prediction tells.
+        return Progress(State.WAITING, and_frozen(f"{revision} is ready, its route is not yet", live), revision)
     return Progress(State.READY, f"{revision} is ready; traffic {tell_traffic(live)}", revision)
 
 
@@ -303,9 +304,10 @@ def assess_split(live: InferenceService | None, canary: Canary, percent: int) ->
         return Progress(State.LOST, str(lost), canary.revision)
     if live is None or canary.baseline is None:
         return Progress(State.LOST, f"{canary.revision} is a first deployment: there is no split", canary.revision)
-    if live.serving == {canary.revision: percent, canary.baseline: 100 - percent} and live.ready:
+    if live.gateway == {canary.revision: percent, canary.baseline: 100 - percent} and live.ready:
         return Progress(State.READY, f"traffic {tell_traffic(live)}", canary.revision)
-    return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}; {percent} % asked for", canary.revision)
+    said = f"{tell_unmoved(live)}; {percent} % asked for"
+    return Progress(State.WAITING, and_frozen(said, live), canary.revision)
 
 
 def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
@@ -340,9 +342,10 @@ def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
         return Progress(State.LOST, str(lost), canary.revision)
     if isinstance(live, StandardService) and not live.is_at_rest:
         return Progress(State.WAITING, f"{canary.revision} takes over; traffic {tell_traffic(live)}", canary.revision)
-    if live is not None and live.serving == {canary.revision: 100} and live.rolled_out == canary.revision:
+    if live is not None and live.gateway == {canary.revision: 100} and live.rolled_out == canary.revision:
         return Progress(State.READY, f"{canary.revision} has all of the traffic", canary.revision)
-    return Progress(State.WAITING, "the traffic has not moved yet", canary.revision)
+    said = "the traffic has not moved yet"
+    return Progress(State.WAITING, said if live is None else and_frozen(said, live), canary.revision)
 
 
 def check_untouched(live: InferenceService | None, canary: Canary, percent: int | None = ANY) -> None:

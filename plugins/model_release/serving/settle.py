@@ -20,7 +20,8 @@ from dataclasses import replace
 from typing import Any
 
 from model_release.errors import NotSettled, SmokeFailed
-from model_release.serving.change import RESTORE_GRACE, Prove, Release, Remember, tell_traffic
+from model_release.serving.change import RESTORE_GRACE, Prove, Release, Remember, tell_traffic, tell_unmoved
+from model_release.serving.dead import and_frozen, let_go
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import MANAGED_BY, holds, replacement
 from model_release.serving.objects import retrying
@@ -89,7 +90,7 @@ def settle(
         return progress.sentence
     live = services.get(release.namespace, release.name)
     stable = release.baseline.revision
-    if live is not None and stable is not None and live.serving == {stable: 100} and live.canary_percent == 0:
+    if live is not None and stable is not None and live.gateway == {stable: 100} and live.canary_percent == 0:
         return f"{stable} has all of the traffic; its template could not be brought back yet: {progress.sentence}"
     raise NotSettled(f"{release.namespace}/{release.name} is not settled: {progress.sentence}")
 
@@ -147,7 +148,7 @@ def is_clean(live: InferenceService, release: Release) -> bool:
         stable is not None
         and not live.is_split
         and live.latest_created == live.latest_ready == stable
-        and live.serving == {stable: 100}
+        and live.gateway == {stable: 100}
         and not release.bars(stable)
         and (_has_stable_template(live, release) if known else stable == release.baseline.revision)
     )
@@ -192,7 +193,7 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
         return Progress(State.LOST, f"InferenceService {key} was deleted")
     if isinstance(live, StandardService):
         return standard.assess_rolled_back(live, release)
-    if stable is not None and live.serving == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
+    if stable is not None and live.gateway == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
         return Progress(State.READY, f"{stable} has all of the traffic", stable)
     if is_clean(live, release):
         return Progress(
@@ -200,7 +201,7 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
         )
     if live.canary_percent == 0 and stable is not None and live.prev_revision not in (None, stable, release.canary):
         return Progress(State.WRONG_BASELINE, f"the traffic went to {live.prev_revision} and not to {stable}")
-    return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+    return Progress(State.WAITING, and_frozen(tell_unmoved(live), live))
 
 
 def _promoted(services: InferenceServices, live: InferenceService, release: Release) -> Progress:
@@ -211,7 +212,7 @@ def _promoted(services: InferenceServices, live: InferenceService, release: Rele
         )
     if live.canary_percent == 100:
         services.patch(live, _split(None))
-    elif live.serving == {release.canary: 100} and live.rolled_out == release.canary:
+    elif live.gateway == {release.canary: 100} and live.rolled_out == release.canary:
         return Progress(State.READY, f"{release.canary} was promoted and has all of the traffic", release.canary)
     return Progress(State.WAITING, f"{release.canary} was promoted; traffic is still {tell_traffic(live)}")
 
@@ -254,13 +255,24 @@ def _close(services: InferenceServices, live: InferenceService, release: Release
 def _restore(
     services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
 ) -> Progress:
-    """At 0 %: the stable template again, and the split removed once that is ready and answers."""
+    """At 0 %: first a dead canary is let go, which holds the route; then the stable template again."""
+    freed = let_go(services, live, release)
+    if isinstance(freed, Progress):
+        return freed
+    told = _bring_back(services, live, release, remember, prove)
+    return told if freed is None else replace(told, sentence=f"{told.sentence} ({freed})")
+
+
+def _bring_back(
+    services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
+) -> Progress:
+    """The stable template again, and the split removed once that is ready and answers."""
     baseline, latest = release.baseline, live.latest_created
     if baseline.template is None:
-        if live.serving == {baseline.revision: 100}:
+        if live.gateway == {baseline.revision: 100}:
             said = f"{baseline.revision} has all of the traffic; the spec keeps the other template at 0 %"
             return Progress(State.READY, said, baseline.revision)
-        return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+        return Progress(State.WAITING, tell_unmoved(live))
     if not _has_stable_template(live, release):
         if latest == baseline.revision and live.model_status.transition == "InvalidSpec":
             # KServe made no revision of it and never will: there is nothing that could become "latest".
@@ -270,7 +282,7 @@ def _restore(
             # Written back now, KServe might see no change of template, but a 0 % on a rolled out revision.
             return Progress(State.WAITING, "KServe has not acted on the new template yet")
         if _roll_back_pending(live, release):
-            return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+            return Progress(State.WAITING, tell_unmoved(live))
         return _write_back(services, live, release, remember)
     if latest != live.latest_ready or release.bars(latest):
         said = f"the stable template is back at 0 %; {latest} is not ready yet"
@@ -309,7 +321,7 @@ def _roll_back_pending(live: InferenceService, release: Release) -> bool:
     when the baseline is gone, so that the route stays as it was.
     """
     stable = live.rolled_out
-    if stable is not None and live.serving == {stable: 100}:
+    if stable is not None and live.gateway == {stable: 100}:
         return release.bars(stable) and not (live.prev_revision == stable != live.latest_created)
     return not _route_is_broken(live)
 
