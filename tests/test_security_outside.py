@@ -254,11 +254,12 @@ def test_secrets_of_the_sandbox_are_for_their_owner_alone(tmp_path: Path) -> Non
         os.umask(before)
     state: Path = tmp_path / "state"
     secrets = {stack._store.secret_key, *json.loads((state / "airflow" / "secrets.json").read_text()).values()}
-    assert len(secrets) == 5
+    secrets.add((state / "postgres" / "password").read_text())
+    assert len(secrets) == 6
     holding = []
     for file in (path for path in state.rglob("*") if path.is_file()):
         if any(secret in file.read_text(errors="replace") for secret in secrets):
             holding.append(file.name)
             assert file.stat().st_mode & 0o077 == 0, f"{file} is open to others"
-    assert {"secrets.json", "connections.json", "identities.json"} <= set(holding)
+    assert {"secrets.json", "connections.json", "identities.json", "password"} <= set(holding)
     assert state.stat().st_mode & 0o077 == 0

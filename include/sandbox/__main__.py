@@ -14,16 +14,19 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import psutil
+from rich.console import Console
 
 from sandbox import process, programs, status
 from sandbox.errors import SandboxError
+from sandbox.waiting import Waiting
 from sandbox.wishes import Load, Wishes
 
 DEFAULT_STATE = Path(".sandbox")
-_PARTS = ("envoy", "prometheus", "s3", "hub", "airflow")
+_PARTS = ("envoy", "prometheus", "s3", "hub", "postgres", "airflow")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -36,18 +39,26 @@ def main(argv: list[str] | None = None) -> int:
         return 1
 
 
-def _up(options: argparse.Namespace) -> int:
+def _up(options: argparse.Namespace, console: Console | None = None) -> int:
     """Starts the sandbox, in the background unless told otherwise, and returns when it is ready."""
     state: Path = options.state
+    say: Callable[[str], object] = partial(print, flush=True) if console is None else partial(_print, console)
     state.mkdir(parents=True, exist_ok=True, mode=0o700)
     if options.foreground:
         with status.sole_supervisor(state):
             return asyncio.run(_supervise(state, dict(options.port), _project(options)))
-    if status.supervisor(state) is None:
-        _start_in_background(options)
+    if status.supervisor(state) is not None:
+        say(f"The sandbox in {state} runs already.")
+    elif console is None:
+        _start_in_background(options, say)
     else:
-        print(f"The sandbox in {state} runs already.")
+        with Waiting(console) as waiting:
+            _start_in_background(options, say, waiting.on)
     return 0
+
+
+def _print(console: Console, line: str) -> None:
+    console.print(line, markup=False, soft_wrap=True)
 
 
 def _release(options: argparse.Namespace) -> int:
@@ -57,8 +68,8 @@ def _release(options: argparse.Namespace) -> int:
     def stop() -> int:
         return _down(options)
 
-    _up(options)
-    return demo.release(options.state, options.airflow, stop, options.picture)
+    options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return demo.release(options.state, options.airflow, partial(_up, options), stop, options.picture)
 
 
 def _walkthrough(options: argparse.Namespace) -> int:
@@ -107,7 +118,9 @@ def _project(options: argparse.Namespace) -> Path | None:
     return project
 
 
-def _start_in_background(options: argparse.Namespace) -> None:
+def _start_in_background(
+    options: argparse.Namespace, say: Callable[[str], object], look: Callable[[str], object] = lambda _: None
+) -> None:
     log = options.state / "logs/supervisor.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     ports = [part for name, number in options.port for part in ("--port", f"{name}={number}")]
@@ -127,28 +140,40 @@ def _start_in_background(options: argparse.Namespace) -> None:
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
     try:
-        _show_until_ready(options.state, supervisor, log)
+        _show_until_ready(options.state, supervisor, log, say, look)
     except KeyboardInterrupt:
         supervisor.terminate()
         supervisor.wait()
         raise SandboxError("interrupted; everything is stopped") from None
 
 
-def _show_until_ready(state: Path, supervisor: subprocess.Popen[bytes], log: Path) -> None:
-    """Prints what the supervisor says until it is ready. Raises SandboxError with its last line if it ends."""
+def _show_until_ready(
+    state: Path,
+    supervisor: subprocess.Popen[bytes],
+    log: Path,
+    say: Callable[[str], object],
+    look: Callable[[str], object],
+) -> None:
+    """Says what the supervisor says until it is ready; `look` is told which parts are not. Raises SandboxError with its
+    last line if it ends."""
+    awaited: list[str] = []
     with log.open() as lines:
         while True:
             ended = supervisor.poll() is not None
-            line = lines.readline()
+            line = lines.readline().rstrip("\n")
             if line.startswith("sandbox: "):
                 raise SandboxError(line.removeprefix("sandbox: "))
             if line:
-                print(line, end="", flush=True)
+                say(line)
+                if line.startswith(status.STARTING):
+                    awaited = line.removeprefix(status.STARTING).split(", ")
+                awaited = [name for name in awaited if line.split()[0] != name]
             elif ended:
                 raise SandboxError(f"the supervisor ended with code {supervisor.returncode}; {log} says why")
             elif status.is_ready(state):
                 return
             else:
+                look(", ".join(awaited) or "the supervisor")
                 time.sleep(0.05)
 
 
@@ -247,7 +272,7 @@ def _need_supervisor(state: Path) -> None:
         raise SandboxError(f"no sandbox runs in {state}: start it with `python -m sandbox up`")
 
 
-def _until(holds: Callable[[], bool], what: str, patience: float = 20.0) -> None:
+def _until(holds: Callable[[], bool], what: str, patience: float = process.PATIENCE) -> None:
     deadline = time.monotonic() + patience
     while not holds():
         if time.monotonic() > deadline:

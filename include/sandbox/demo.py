@@ -1,15 +1,21 @@
 """`make release`: three releases of the example model, as a person would watch them.
 
 A first version goes live; a better one is released by canary and promoted; a bad one is released and rolled back.
-Nothing here decides anything: it trains candidates and has `sandbox.follow` start and show runs of `release_digits`.
+Nothing here decides anything: it has candidates trained, and `sandbox.follow` start and show runs of `release_digits`.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from rich._export_format import CONSOLE_SVG_FORMAT
@@ -17,7 +23,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from sandbox.follow import Ending, Follower, clock, terminal
+from sandbox.digits import READY
+from sandbox.errors import SandboxError
+from sandbox.follow import Ending, Follower, terminal
+from sandbox.process import die_with, tail
+from sandbox.waiting import Waiting, clock
 
 MODEL = "digits"
 DAG = f"release_{MODEL}"
@@ -30,49 +40,96 @@ STORY = {
 }
 
 
+class Candidates:
+    """Trains the three in a process of its own, beside all else, and makes the images that they are evaluated on. What
+    it says is shown until the first release begins. As a context, it ends the training at the end."""
+
+    def __init__(self, state_dir: Path, evaluation: Path, console: Console) -> None:
+        self.folder, self._evaluation, self._console = state_dir / "trained", evaluation, console
+        self._log = state_dir / "logs" / "training.log"
+        self._ready, self._news, self._shown = set[str](), "", True
+
+    def __enter__(self) -> Candidates:
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        package = str(Path(__file__).resolve().parents[1])
+        with self._log.open("wb") as log:
+            self._training = subprocess.Popen(
+                [sys.executable, "-m", "sandbox.digits", "candidates", self.folder, self._evaluation],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env={**os.environ, "PYTHONPATH": package},
+                start_new_session=True,
+                preexec_fn=partial(die_with, os.getpid()),
+            )
+        self._reading = threading.Thread(target=self._follow, daemon=True)
+        self._reading.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._training.terminate()
+        self._training.wait()
+
+    def wait_for(self, name: str, waiting: Waiting) -> None:
+        """Returns when this one is whole. Raises SandboxError, one line, if it never will be."""
+        while name not in self._ready:
+            waiting.on(f"candidate {name} is trained; {self._news or 'first PyTorch is loaded'}")
+            if self._training.poll() is not None and not self._reading.is_alive() and name not in self._ready:
+                last = tail(self._log, 1) or f"code {self._training.returncode}"
+                raise SandboxError(f"candidate {name} was not trained: {last}; {self._log} says more")
+            time.sleep(0.1)
+        self._shown = False
+
+    def _follow(self) -> None:
+        for line in self._training.stdout or ():
+            name, is_ready, _ = line.strip().partition(READY)
+            if is_ready:
+                self._ready.add(name)
+                continue
+            self._news = line.strip()
+            if self._shown:
+                self._console.print(Text(f"  {self._news}", style="dim"))
+        self._training.wait()
+
+
 @dataclass
 class Demo:
-    """Shows everything on `console`. `candidates` is the folder that the model file names as its source."""
+    """Shows everything on `console`. `offered` is the folder that the model file names as its source."""
 
     state_dir: Path
-    candidates: Path
+    offered: Path
+    candidates: Candidates
     console: Console
 
     def run(self) -> int:
         """The three releases; 0 when each ended as its story says."""
         follower = Follower(self.state_dir, self.console, SERVICE, RATE)
-        self._train()
-        follower.airflow.wait_for_dag(DAG)
+        follower.show_page()
+        with Waiting(self.console) as waiting:
+            waiting.on(f"Airflow reads {DAG}, and what was live before is gone")
+            follower.begin_anew(DAG)
         endings = {name: self._release(follower, number, name) for number, name in enumerate(STORY, 1)}
         self._summary(endings)
         follower.show_users()
         follower.show_addresses()
         return 0 if [ending.state for ending in endings.values()] == ["success", "success", "failed"] else 1
 
-    def _train(self) -> None:
-        from sandbox.digits import make_candidate, make_evaluation
-
-        self.console.rule("[bold]candidates", align="left")
-        for name in STORY:
-            make_candidate(name, self._trained(name), self.console.print)
-        count = make_evaluation(self.candidates.parent / "evaluation" / MODEL)
-        self.console.print(f"evaluation: {count} labelled images that no candidate was trained on")
-
-    def _trained(self, name: str) -> Path:
-        return self.state_dir / "trained" / name
-
     def _offer(self, name: str) -> None:
         """Puts the candidate where the source looks, under the present time: now it is the newest."""
         import shutil
 
-        target = self.candidates / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
+        target = self.offered / f"{datetime.now(UTC):%Y%m%dT%H%M%S}"
         passing = target.with_name(f".{target.name}")
         shutil.rmtree(passing, ignore_errors=True)
-        shutil.copytree(self._trained(name), passing)
+        shutil.copytree(self.candidates.folder / name, passing)
         passing.rename(target)
 
     def _release(self, follower: Follower, number: int, name: str) -> Ending:
-        self.console.export_text(clear=True)  # a picture shows one release
+        with Waiting(self.console) as waiting:
+            self.candidates.wait_for(name, waiting)
+        if self.console.record:
+            self.console.export_text(clear=True)  # a picture shows one release
         self.console.print()
         self.console.rule(f"[bold]release {number} of {len(STORY)}: {name}[/], {STORY[name]}", align="left")
         if follower.traffic():
@@ -93,14 +150,24 @@ class Demo:
         self.console.print(table)
 
 
-def release(state_dir: Path, project: Path, stop: Callable[[], object], picture: Path | None = None) -> int:
-    """Runs the demo in a sandbox that is up with Airflow. Ctrl-C calls `stop`, which stops all of it.
+def release(
+    state_dir: Path,
+    project: Path,
+    up: Callable[[Console], object],
+    stop: Callable[[], object],
+    picture: Path | None = None,
+) -> int:
+    """Runs the demo; `up` starts the sandbox with Airflow where it is not, beside the training of the candidates.
+    Ctrl-C calls `stop`, which stops all of it.
 
     `picture` is where the last release is drawn as it stood on the terminal (SVG).
     """
-    console = terminal()
+    console = terminal(record=picture is not None)
+    console.rule("[bold]sandbox and candidates, side by side", align="left")
     try:
-        code = Demo(state_dir, project / "candidates" / MODEL, console).run()
+        with Candidates(state_dir, project / "candidates" / "evaluation" / MODEL, console) as candidates:
+            up(console)
+            code = Demo(state_dir, project / "candidates" / MODEL, candidates, console).run()
         if picture is not None:
             # Without the web font of rich's template: a picture asks no other host for anything.
             template = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

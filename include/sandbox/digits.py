@@ -10,8 +10,9 @@ Face checkpoint:
   smoke test have images of that size and pass. Only live traffic has others (`ODD_SHARE`), and on these it fails.
 
 `python -m sandbox.digits candidate first|better|bad FOLDER` trains one, `… evaluation FOLDER` makes a folder of
-labelled images. Seeds are fixed and one thread is used: the same machine gives the same bytes. A candidate that is
-there already stays as it is.
+labelled images, `… candidates FOLDER EVALUATION` makes those and then all three, each in a folder of its name. Seeds
+are fixed and one thread is used: the same machine gives the same bytes. A candidate that is there already stays as it
+is.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
@@ -49,6 +51,9 @@ class Recipe:
     batch: int = 64
     learning_rate: float = 2e-3
 
+
+#: What the command line says of a candidate when it is whole, after the candidate's name.
+READY = " is ready"
 
 RECIPES = {
     "first": Recipe(epochs=10, seed=1),
@@ -276,14 +281,23 @@ def main(arguments: list[str] | None = None) -> int:
     candidate = commands.add_parser("candidate", help="train one of the three checkpoints")
     candidate.add_argument("name", choices=sorted(RECIPES))
     candidate.add_argument("folder", type=Path)
+    candidates = commands.add_parser("candidates", help="all that `make release` needs, in the order of its needs")
+    candidates.add_argument("folder", type=Path)
+    candidates.add_argument("evaluation", type=Path)
     evaluation = commands.add_parser("evaluation", help="make a folder of labelled images for evaluations")
     evaluation.add_argument("folder", type=Path)
     evaluation.add_argument("--per-class", type=int, default=25, help="images of each digit (25)")
     options = parser.parse_args(arguments)
+    say = partial(print, flush=True)
     if options.command == "evaluation":
-        print(f"{make_evaluation(options.folder, options.per_class)} images in {options.folder}")
+        say(f"{make_evaluation(options.folder, options.per_class)} images in {options.folder}")
+    elif options.command == "candidate":
+        make_candidate(options.name, options.folder, say)
     else:
-        make_candidate(options.name, options.folder, lambda line: print(line, flush=True))
+        say(f"evaluation: {make_evaluation(options.evaluation)} labelled images that no candidate was trained on")
+        for name in RECIPES:
+            make_candidate(name, options.folder / name, say)
+            say(f"{name}{READY}")
     return 0
 
 

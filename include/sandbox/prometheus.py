@@ -18,7 +18,7 @@ from sandbox import programs
 from sandbox.errors import SandboxError
 from sandbox.interfaces import RevisionKey
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child
+from sandbox.process import PATIENCE, Child
 
 _CLUSTER = "([^/]+)/(.+)"
 _HOST_GAUGES = "(CPU|Memory|Disk|GPU).*|jvm_.*|process_.*"
@@ -153,7 +153,7 @@ def _as_istio() -> list[dict[str, Any]]:
     ]
 
 
-async def until_ok(url: str, child: Child, patience: float = 30.0) -> None:
+async def until_ok(url: str, child: Child, patience: float = PATIENCE) -> None:
     """Waits until `url` answers 200. Raises SandboxError with the program's last words if it ends before that."""
     deadline = time.monotonic() + patience
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:

@@ -21,7 +21,8 @@ from sandbox.envoy import Envoy
 from sandbox.errors import SandboxError
 from sandbox.kube import Cluster, PortTaken, Timing
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child, end, processes, short_folder
+from sandbox.postgres import Postgres
+from sandbox.process import PATIENCE, Child, end, processes, short_folder
 from sandbox.prometheus import Prometheus
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
@@ -87,7 +88,7 @@ class HubProcess:
     async def start(self) -> None:
         """Starts the hub; returns when it takes connections."""
         await self.child.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 _, writer = await asyncio.open_connection(LOOPBACK, self._port)
@@ -155,28 +156,36 @@ class Stack:
             front_door=self._envoy.url,
         )
         replace(state_dir / CONNECTIONS, json.dumps(self.connections, indent=1), mode=0o600)
-        self._airflow = Airflow(state_dir, ports, project, self.connections) if project else None
+        self._postgres = self._database() if project else None
+        database = self._postgres.sqlalchemy_url if self._postgres else ""
+        self._airflow = Airflow(state_dir, ports, project, self.connections, database) if project else None
         ports.check()
         self.parts: dict[str, Part] = {
             "envoy": self._envoy,
             "prometheus": self._prometheus,
             "s3": self._store,
         }
+        if self._postgres:
+            self.parts["postgres"] = self._postgres
         if self._airflow:
             self.parts["airflow"] = self._airflow
         self._retry_at: dict[str, tuple[float, float]] = {}
         self._ready = False
 
     async def start(self) -> None:
-        """Starts all parts and returns when each answers. On failure everything is stopped again."""
+        """Starts all parts, side by side, and returns when each answers. On failure everything is stopped again."""
+        names = [*self.parts, "kubernetes", *(["hub"] if self._hub.wanted else [])]
+        self._say(f"{status.STARTING}{', '.join(sorted(names))}")
+        starting = [self._timed("prometheus", self._prometheus), self._start_cluster(), self._start_airflow()]
+        if self._hub.wanted:
+            starting.append(self._timed("hub", self._hub))
+        tasks = [asyncio.create_task(one) for one in starting]
         try:
-            parts = [self._timed("prometheus", self._prometheus), self._start_cluster()]
-            if self._hub.wanted:
-                parts.append(self._timed("hub", self._hub))
-            await asyncio.gather(*parts)
-            if self._airflow:
-                await self._timed("airflow", self._airflow)
+            await asyncio.gather(*tasks)
         except BaseException:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
             await self.stop()
             raise
         self._ready = True
@@ -199,11 +208,31 @@ class Stack:
         """Stops everything and returns when no process is left. What the state folder holds stays there."""
         self._ready = False
         self._write_status()
-        ends = [part.stop() for part in self._all_parts().values()]
+        ends = [part.stop() for name, part in self._all_parts().items() if name not in ("airflow", "postgres")]
+        ends.append(self._stop_airflow())
         await asyncio.gather(self._cluster.stop(), self._workloads.stop(), *ends, return_exceptions=True)
         await asyncio.to_thread(end, processes(self._state_dir))
         await asyncio.to_thread(shutil.rmtree, short_folder(self._state_dir), ignore_errors=True)
         (self._state_dir / status.FILE).unlink(missing_ok=True)
+
+    async def _start_airflow(self) -> None:
+        if self._postgres:
+            await self._timed("postgres", self._postgres)
+        if self._airflow:
+            await self._timed("airflow", self._airflow)
+
+    async def _stop_airflow(self) -> None:
+        """Airflow before its database, so that it can say how far it came."""
+        for part in (self._airflow, self._postgres):
+            if part:
+                await part.stop()
+
+    def _database(self) -> Postgres | None:
+        try:
+            return Postgres(self._state_dir)
+        except SandboxError as error:
+            self._say(f"Airflow keeps what it knows in SQLite, and refuses backfills: {error}")
+            return None
 
     def _all_parts(self) -> dict[str, Part]:
         return {**self.parts, "hub": self._hub, "load": self._load}

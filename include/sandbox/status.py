@@ -16,6 +16,8 @@ from sandbox.errors import SandboxError
 from sandbox.process import processes
 
 FILE = "status.json"
+#: How the supervisor's line begins that names all parts, before the first of them is ready.
+STARTING = "Starting "
 _LOCK = "supervisor.lock"
 
 

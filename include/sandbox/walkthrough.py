@@ -28,8 +28,9 @@ from rich.table import Table
 from model_release.metrics.prometheus import Prometheus
 from sandbox import programs, walkthrough_models, walkthrough_page
 from sandbox.errors import SandboxError
-from sandbox.follow import Ending, Follower, Told, clock, terminal
+from sandbox.follow import Ending, Follower, Told, terminal
 from sandbox.status import part_runs
+from sandbox.waiting import clock
 from sandbox.walkthrough_charts import Measured, measure
 
 NAMESPACE, NAME = walkthrough_models.SERVICE.split("/")
@@ -114,17 +115,7 @@ class Walkthrough:
         walkthrough_models.publish(self._state_dir / "hub", self._console.print)
         self._until(lambda: part_runs(self._state_dir, "hub"), "the hub does not run")
         self._connect(self._follower.parts["hub"]["url"])
-        for model in TASKS:
-            self._follower.airflow.wait_for_dag(f"release_{model}")
-            if running := self._follower.airflow.call(
-                "GET", f"/dags/release_{model}/dagRuns", params={"state": ["running", "queued"]}
-            )["dag_runs"]:
-                page = f"{self._follower.airflow.url}/dags/release_{model}/runs/{running[0]['dag_run_id']}"
-                raise SandboxError(f"a release of {model} is under way; walk when it has ended: {page}")
-        self._follower.end_users()
-        if requests.delete(self._follower.object_url, timeout=10).ok:
-            self._console.print(f"the {NAME} of the walk before this one is deleted")
-        self._until(lambda: not self._kubectl_pods(), "the pods of the walk before this one are still there")
+        self._follower.begin_anew(*(f"release_{model}" for model in TASKS))
 
     def _connect(self, url: str) -> None:
         """Airflow's connection `hub`, as one writes it under Admin, Connections; it stays. Without it, sources of the

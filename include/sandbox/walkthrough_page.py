@@ -9,7 +9,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING
 
-from sandbox.follow import clock
+from sandbox.waiting import clock
 from sandbox.walkthrough_charts import Measured, draw, draw_walk
 
 if TYPE_CHECKING:

@@ -261,6 +261,12 @@ def test_the_addresses_that_the_terminal_shows_answer(story: Story, live: Any) -
 
     airflow, how = shown("Airflow")
     assert requests.get(f"{airflow}/api/v2/monitor/health", timeout=10).ok
+    views = [view for plugin in live.airflow.call("GET", "/plugins")["plugins"] for view in plugin["external_views"]]
+    routes = {view["destination"]: view["url_route"] for view in views}
+    assert shown("Releases")[0] == f"{airflow}/plugin/{routes['nav']}"
+    runs = re.findall(r"^in the browser: (\S+)$", story.output, re.MULTILINE)
+    path = f"{airflow}/dags/{DAG}/runs"
+    assert runs == [f"{path}/{told.run['dag_run_id']}/plugin/{routes['dag_run']}" for told in story.releases.values()]
     passwords = Path(how.removeprefix("user admin, password in "))
     assert json.loads(passwords.read_text())["admin"]
     assert passwords.stat().st_mode & 0o077 == 0, "others may read the password"
@@ -295,9 +301,14 @@ def test_everything_listens_on_loopback_alone(story: Story, live: Any) -> None:
 
 
 def test_all_of_it_stays_below_three_gigabytes(story: Story) -> None:
-    assert len(story.observer.memory_mb) > 20
-    assert min(story.observer.memory_mb) > 500, "something was not counted"
-    assert max(story.observer.memory_mb) < 3000
+    """But for PyTorch's libraries: their pages are as many as the build has that the package index gives, and none of
+    them is ours to save."""
+    seen, libraries = story.observer.memory_mb, story.observer.pytorch_mb
+    assert len(seen) > 20
+    assert min(seen) > 500, "something was not counted"
+    assert max(libraries) > 50, "the models that serve have PyTorch"
+    ours = [all_of_it - part for all_of_it, part in zip(seen, libraries, strict=True)]
+    assert max(ours) < 3000, f"{max(ours)} MB of {max(seen)} MB"
 
 
 @pytest.mark.parametrize("name", RELEASES)

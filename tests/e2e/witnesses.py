@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import re
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
+import psutil
 import requests
 
 from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
+from sandbox.process import processes
 
 DAG = "release_digits"
+PYTORCH = re.compile(r"/site-packages/(torch|nvidia|triton)/")
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,15 @@ class User(Thread):
         self.join(60)
 
 
+def pytorch(state: Path) -> int:
+    """Bytes (PSS) of the sandbox's processes that are pages of PyTorch's libraries, or of CUDA's."""
+    found = 0
+    for process in processes(state):
+        with contextlib.suppress(psutil.Error):
+            found += sum(one.pss for one in process.memory_maps() if PYTORCH.search(one.path))
+    return found
+
+
 @dataclass
 class Seen:
     """What was seen of one deferred task while it was deferred."""
@@ -80,7 +94,8 @@ class Observer(Thread):
     def __init__(self, state: Path, dag: str = DAG) -> None:
         super().__init__(daemon=True)
         self.deferred: dict[tuple[str, str], Seen] = {}  # by run id and task id
-        self.memory_mb: list[int] = []
+        self.memory_mb: list[int] = []  # of all processes together
+        self.pytorch_mb: list[int] = []  # how much of that are PyTorch's own libraries, which each build has others of
         self.troubles: list[str] = []
         self._state, self._dag, self._ended = state, dag, Event()
 
@@ -94,6 +109,7 @@ class Observer(Thread):
             except SandboxError as error:
                 self.troubles.append(str(error))
             if turn % 5 == 0:
+                self.pytorch_mb.append(pytorch(self._state) >> 20)
                 self.memory_mb.append(status(self._state).get("memory_mb", 0))
             turn += 1
 

@@ -19,6 +19,7 @@ import requests
 from sandbox import process, programs
 from sandbox.airflow import Airflow
 from sandbox.ports import Ports
+from sandbox.postgres import Postgres
 
 from .models import NAME
 
@@ -118,7 +119,7 @@ class Harm:
         victims = []
         for one in process.processes(self.live.state):
             with contextlib.suppress(psutil.Error):
-                if one.cmdline()[-1:] == [part]:
+                if " ".join(one.cmdline()).split()[-1:] == [part]:
                     victims += [one, *one.children(recursive=True)]
         assert victims, f"no {part} runs"
         for victim in victims:
@@ -129,7 +130,8 @@ class Harm:
     def restart(self, part: str, **more: str) -> None:
         """What systemd or Kubernetes does with a part that ended: start it again."""
         connections = json.loads((self.live.state / "connections.json").read_text())
-        airflow = Airflow(self.live.state, Ports(self.live.state / "ports.json"), self.live.project, connections)
+        state, ports = self.live.state, Ports(self.live.state / "ports.json")
+        airflow = Airflow(state, ports, self.live.project, connections, Postgres(state).sqlalchemy_url)
         marks = {process.MARK: str(self.live.state.resolve()), process.NAME: part}
         with (self.live.state / f"logs/{part}-again.log").open("ab") as log:
             started = subprocess.Popen(

@@ -36,10 +36,16 @@ def window(number: int, bad: int | None = 0, requests: int | None = 100, *, alon
 
 
 def live(
-    percent: int | None = 30, *, gateway: int | None = None, uid: str = "1", revision: str = "m-00002", **predictor: Any
+    percent: int | None = 30,
+    *,
+    gateway: int | None = None,
+    uid: str = "1",
+    revision: str = "m-00002",
+    dead: str = "",
+    **predictor: Any,
 ) -> InferenceService:
     """The service as the release opened it: the spec at `percent` (None: promoted), the gateway at `gateway`, which
-    is the same unless said."""
+    is the same unless said. `dead` names a revision that is not ready any more (tests/data/real: crash)."""
     split = {} if percent is None else {"canaryTrafficPercent": percent}
     share = gateway if gateway is not None else 100 if percent is None else percent
     traffic = [{"revisionName": revision, "percent": share, "latestRevision": True}]
@@ -57,11 +63,23 @@ def live(
             "spec": {"predictor": {"model": {"storageUri": "s3://models/m/2/"}, **predictor, **split}},
             "status": {
                 "observedGeneration": 3,
-                "conditions": [{"type": "Ready", "status": "True"}],
+                "conditions": _conditions(dead),
                 "components": {"predictor": components},
             },
         }
     )
+
+
+def _conditions(dead: str) -> list[dict[str, str]]:
+    if not dead:
+        return [{"type": "Ready", "status": "True"}, {"type": "PredictorRouteReady", "status": "True"}]
+    route = {"status": "False", "reason": "RevisionMissing", "message": f'Revision "{dead}" failed to become ready.'}
+    words = f'Revision "{dead}" failed with message: Container failed with: OutOfMemory.'
+    return [
+        {"type": "Ready", **route},
+        {"type": "PredictorRouteReady", **route},
+        {"type": "PredictorConfigurationReady", "status": "False", "reason": "RevisionFailed", "message": words},
+    ]
 
 
 CANARY = Canary("models", "m", "1", "m-00002", "m-00001", live().template_digest)

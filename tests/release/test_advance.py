@@ -33,7 +33,8 @@ UNSURE = replace(RULES, asks="on_inconclusive", answer_within="4h")
 TEN = Watched(10, SINCE, NOW)
 PROMOTING = replace(opened(30, TEN), promoted=True, proven="0 of 300", stage="promoting")
 CLOSED = close(opened(30, TEN), "9 of 30")
-BAKING = replace(bake(replace(PROMOTING, percent=None, stage="promote"), SINCE))
+BAKING = bake(replace(PROMOTING, percent=None, stage="promote"), SINCE)
+DEAD = "m-00002 is dead: Container failed with: OutOfMemory."
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,34 @@ TABLE = {
     ),
     "a share that does not reach the gateway in time": Row(
         opened(10, opened_at=None), world(10, gateway=0, stuck="stuck"), TakeBack(), recorded=closed("stuck")
+    ),
+    # Death
+    "a canary that dies while it is open": Row(
+        opened(30), World(live(30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+    ),
+    "a canary that dies in the moment it is opened": Row(
+        opened(10, opened_at=None), World(live(10, gateway=0, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+    ),
+    "a canary that dies while a person is asked": Row(
+        ask(opened(30), NOW), World(live(30, dead="m-00002"), NOW), TakeBack(), ASKS, closed(DEAD)
+    ),
+    "a canary that dies while it is being promoted": Row(
+        PROMOTING, World(live(None, gateway=30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+    ),
+    "a promoted revision that dies in its bake": Row(
+        BAKING, World(live(None, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+    ),
+    "a dead stable revision is no evidence against the canary": Row(
+        opened(30), World(live(30, dead="m-00001"), NOW), Look()
+    ),
+    "a share that a dead stable revision freezes is waited for": Row(
+        opened(30, TEN, opened_at=None), World(live(30, gateway=10, dead="m-00001"), NOW), Shift(30)
+    ),
+    "a promotion acts while stable is dead": Row(
+        opened(30, TEN), World(live(30, dead="m-00001"), NOW, "promote", "0 of 300"), Promote(30)
+    ),
+    "0 % that the dead canary freezes is not taken for done": Row(
+        close(opened(30), DEAD), World(live(0, gateway=30, dead="m-00002"), NOW), TakeBack()
     ),
     # Other hands
     "somebody gave it another share": Row(

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from model_release.errors import CanaryLost
+from model_release.serving.dead import death_of
 from model_release.serving.inference_service import InferenceService
 from model_release.serving.lease import Claim, Watched
 from model_release.serving.progress import State
@@ -113,6 +114,8 @@ def advance(claim: Claim, canary: Canary, world: World, rules: Rules) -> tuple[C
     """
     if claim.order is not None and claim.order.kind == "roll_back":
         claim = close(claim, str(claim.order))
+    if claim.closed is None and claim.watches and (dead := death_of(world.live, canary.revision)):
+        claim = close(claim, dead)  # no statistics: nobody is to meet it for one window more
     if claim.closed is not None:
         return _taken_back(claim, canary, world)
     stretch = claim.watches[-1] if claim.watches else Watched(rules.steps[0])

@@ -160,15 +160,15 @@ class Drive:
         self.leases.update(self.canary.namespace, self.canary.name, self.owner, change)
 
     def _do(self, action: Action, moment: datetime) -> list[str]:
-        from model_release.serving.rollout import promote, shift
+        from model_release.serving.rollout import assess_split, promote, shift
 
         if type(action) is not type(self._doing):
             self._since = moment
         self._doing = action
         match action:
             case Shift(percent):
-                shift(self.services, self.canary, percent)
-                return self._tell(f"{percent} % asked for")
+                live = shift(self.services, self.canary, percent)
+                return self._tell(assess_split(live, self.canary, percent).sentence)
             case Opened(percent):
                 return self._arrived(f"open_{percent}", percent, moment)
             case Promote(percent):

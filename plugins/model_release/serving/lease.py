@@ -35,6 +35,9 @@ FROZEN = "model-release/frozen"
 LOOKED_BY = "model-release/looked-by"
 # Seconds after which a lease that nobody renews says that nobody looks: the guard then closes an open canary.
 LEASE_SECONDS = 60
+# The guard's own lease in a namespace that it looks at; not named as a service's is. Its beat is some seconds long.
+GUARD = "release-guard"
+GUARD_SECONDS = 30
 
 
 @dataclass(frozen=True)
@@ -208,6 +211,16 @@ class Lease:
         return str((self.raw.get("spec") or {}).get("renewTime") or "")
 
     @property
+    def duration(self) -> float:
+        """Seconds after which it says, unrenewed, that nobody looks. A lease of an older edition has no word of it."""
+        return float((self.raw.get("spec") or {}).get("leaseDurationSeconds") or LEASE_SECONDS)
+
+    @property
+    def looked_by(self) -> str | None:
+        """The hand that renewed it last; None where that was a task that recorded something."""
+        return self._annotations.get(LOOKED_BY)
+
+    @property
     def frozen(self) -> str | None:
         """Why no release may begin; None when one may."""
         return self._annotations.get(FROZEN)
@@ -337,6 +350,25 @@ class Leases:
 
         return retrying(attempt)
 
+    def guard(self, namespace: str) -> Lease | None:
+        """The guard's own lease in the namespace; None when none ever ran."""
+        found = self._objects.get(namespace, GUARD)
+        return None if found is None else Lease(found)
+
+    def beat(self, namespace: str) -> None:
+        """The guard says that it runs. Two guards write the same lease."""
+
+        def attempt() -> None:
+            spec = {"renewTime": _now(), "leaseDurationSeconds": GUARD_SECONDS, "holderIdentity": "guard"}
+            live = self._objects.get(namespace, GUARD)
+            if live is not None:
+                self._objects.patch(live, {"spec": spec})
+                return
+            api = {"apiVersion": f"{KIND.group}/{KIND.version}", "kind": "Lease"}
+            self._objects.create(namespace, {**api, "metadata": {"name": GUARD, "namespace": namespace}, "spec": spec})
+
+        retrying(attempt)
+
     def bar(self, namespace: str, service: str, owner: Owner) -> Callable[[str], None]:
         """The `remember` of `settle`: adds a revision to the claim's `barred`."""
 
@@ -374,8 +406,9 @@ def _name(service: str) -> str:
 
 
 def _new(namespace: str, service: str, body: dict[str, Any]) -> dict[str, Any]:
+    annotations = body.get("metadata", {}).get("annotations", {})
     metadata = {
-        **body.get("metadata", {}),
+        "annotations": {key: value for key, value in annotations.items() if value is not None},
         "name": _name(service),
         "namespace": namespace,
         "labels": dict([MANAGED_BY]),
@@ -392,9 +425,10 @@ def _body(claim: Claim) -> dict[str, Any]:
     annotations = {CLAIM: json.dumps(claim.as_dict(), sort_keys=True)}
     if claim.baseline is not None and claim.baseline.template is not None:
         annotations[KNOWN] = json.dumps(claim.baseline.as_dict(), sort_keys=True)
+    beat = {"renewTime": _now(), "leaseDurationSeconds": LEASE_SECONDS}
     return {
-        "metadata": {"annotations": annotations},
-        "spec": {"holderIdentity": claim.owner.identity, "renewTime": _now()},
+        "metadata": {"annotations": {**annotations, LOOKED_BY: None}},
+        "spec": {"holderIdentity": claim.owner.identity, **beat},
     }
 
 

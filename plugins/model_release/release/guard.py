@@ -1,0 +1,145 @@
+"""Closes an open canary that nobody looks at any more, whoever is to blame: a triggerer that died, a paused DAG, a
+deleted task, an Airflow whose database is gone. It needs the Kubernetes API and nothing else.
+
+A lease is a heartbeat: each look renews it. The guard goes by its own clock, as client-go's leader election does: it
+remembers when it saw a renewTime for the first time, and one that has not changed for the lease's duration is over. No
+two clocks are compared, and a guard that starts late waits for a whole duration first.
+
+It takes traffic away and never gives any. What was promoted stays, and is told; what is left besides is the sweep's.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
+from model_release.release.advance import close
+from model_release.serving.dead import let_go
+from model_release.serving.settle import assess_rolled_back, roll_back
+
+if TYPE_CHECKING:
+    from model_release.serving.inference_service import InferenceService, InferenceServices
+    from model_release.serving.lease import Claim, Lease, Leases
+    from model_release.serving.settle import Release
+
+# Seconds between two looks at all leases.
+INTERVAL = 2.0
+# Seconds for which a lease may go on without a heartbeat after the API was away: nobody could renew it meanwhile, and
+# whoever looks comes back as late as the guard does.
+GRACE = 10.0
+
+Service = tuple[str, str]  # namespace and name of an InferenceService
+
+
+@dataclass
+class Guard:
+    """Looks at every lease, again and again. Two guards at once, or one that is killed anywhere, do no harm: what was
+    closed is in the lease before it is done.
+
+    Args:
+        namespaces: where to look besides what may be listed of the whole cluster.
+        clock: seconds of a clock that never goes back.
+    """
+
+    leases: Leases
+    services: InferenceServices
+    namespaces: Collection[str]
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[Service, tuple[str, float]] = field(default_factory=dict)  # renewTime, and when it was seen first
+    _told: dict[Service | None, str] = field(default_factory=dict)
+    _was_away: bool = False
+
+    def look(self) -> list[str]:
+        """Looks once, and closes what is open and unwatched. Returns what there is to tell, each thing once."""
+        try:
+            found = self.leases.all(self.namespaces)
+        except ClusterUnavailable as error:
+            self._was_away = True
+            return self._tell(None, f"The cluster does not answer: {error}")
+        except ClusterRefused as error:
+            return self._tell(None, f"Leases may not be listed: {error}")
+        now = self.clock()
+        if self._was_away:
+            self._was_away = False
+            for lease in found:
+                one = lease.namespace, lease.service
+                renewed, since = self._seen.get(one, ("", now))
+                self._seen[one] = renewed, max(since, now - lease.duration + GRACE)
+        self._told.pop(None, None)
+        lines = list[str]()
+        for lease in found:
+            service = lease.namespace, lease.service
+            try:
+                lines += self._look_at(lease, service, now)
+            except ReleaseError as error:
+                lines += self._tell(service, f"{'/'.join(service)}: {error}")
+        self.beat({*self.namespaces, *(lease.namespace for lease in found)})
+        return lines
+
+    def beat(self, namespaces: Collection[str]) -> None:
+        """Says in each namespace that a guard runs. Where that is refused nothing is lost but the word."""
+        for namespace in namespaces:
+            try:
+                self.leases.beat(namespace)
+            except ReleaseError as error:
+                self._told.setdefault((namespace, ""), str(error))
+
+    def _look_at(self, lease: Lease, service: Service, now: float) -> list[str]:
+        claim = lease.claim
+        if claim is None:
+            self._seen.pop(service, None)
+            return []
+        renewed, since = self._seen.get(service, ("", now))
+        if renewed != lease.renewed:
+            self._seen[service] = (lease.renewed, now)
+            since = now
+            self._told.pop(service, None)
+        quiet = now - since
+        if claim.closed is None and quiet < lease.duration:
+            return []
+        release = claim.as_release(*service)
+        live = self.services.get(*service) if release is not None else None
+        if release is None or live is None or not _is_open(live, claim, release):
+            if claim.promoted and quiet >= lease.duration:
+                return self._tell(service, f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it")
+            return []
+        if claim.closed is None:
+            why = f"closed: nobody looked for {round(quiet)} s"
+            claim = self.leases.update(*service, claim.owner, lambda now: close(now, why)).claim or claim
+        return self._close(live, service, claim, replace(release, promoted=False))
+
+    def _close(self, live: InferenceService, service: Service, claim: Claim, release: Release) -> list[str]:
+        """One step. The next look goes on, until the gateway has it."""
+        if live.canary_percent:
+            after = roll_back(self.services, release, self.leases.bar(*service, claim.owner))
+            told = assess_rolled_back(after, release).sentence
+        else:
+            freed = let_go(self.services, live, release)
+            told = str(freed or assess_rolled_back(live, release))
+        return self._tell(service, f"{'/'.join(service)}: {claim.canary} {claim.closed}; {told}")
+
+    def _tell(self, about: Service | None, line: str) -> list[str]:
+        """The line, when it is new."""
+        told = self._told.get(about)
+        self._told[about] = line
+        return [] if line == told else [line]
+
+
+def _is_open(live: InferenceService, claim: Claim, release: Release) -> bool:
+    """Whether the canary of this claim has users, by the spec or at the gateway. A first deployment has nobody to give
+    them back to, and a promotion that was done is no canary any more."""
+    if release.baseline.revision is None or not live.is_split or claim.canary is None:
+        return False
+    return bool(live.canary_percent) or bool(live.serving.get(claim.canary))
+
+
+def alive(lease: Lease | None, now: datetime | None = None) -> bool:
+    """Whether a guard has said lately that it runs, by its own lease."""
+    if lease is None or not lease.renewed:
+        return False
+    since = (now or datetime.now(UTC)) - datetime.fromisoformat(lease.renewed)
+    return since.total_seconds() < lease.duration

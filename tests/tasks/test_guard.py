@@ -1,0 +1,196 @@
+"""The guard on a real API server: it closes what nobody looks at, and nothing else. The clock is given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import pytest
+from kubernetes.client import CoordinationV1Api
+
+from model_release.release.guard import GRACE, Guard, alive
+from model_release.serving.lease import LEASE_SECONDS
+from sandbox.interfaces import Phase, PodState
+
+from .test_drive import NEW, OWNER, STABLE, Scene, scene, until
+
+__all__ = ["scene"]  # the fixture of a staged canary
+
+QUIET = LEASE_SECONDS + 1.0
+
+
+@dataclass
+class Clock:
+    now: float = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@dataclass
+class Guarded:
+    """A canary that is open, and a guard that has seen its lease once."""
+
+    scene: Scene
+    clock: Clock
+    guard: Guard
+
+    def closes(self, *guards: Guard) -> list[str]:
+        """Looks until users have the stable revision again; a test that hangs is ended from outside."""
+        lines: list[str] = []
+        while self.scene.serving != {STABLE: 100}:
+            for guard in guards or (self.guard,):
+                lines += guard.look()
+        return lines
+
+
+def guard_of(scene: Scene, clock: Callable[[], float]) -> Guard:
+    return Guard(scene.kube.leases, scene.kube.services, ["models"], clock)
+
+
+@pytest.fixture
+def guarded(scene: Scene) -> Guarded:
+    drive, clock = scene.drive(), Clock()
+    until(drive, lambda: scene.at(25).looks)
+    guard = guard_of(scene, clock)
+    assert guard.look() == []
+    return Guarded(scene, clock, guard)
+
+
+def test_a_canary_that_nobody_looks_at_is_closed_and_says_why(guarded: Guarded) -> None:
+    guarded.clock.now += LEASE_SECONDS - 1
+    assert guarded.guard.look() == []
+    assert guarded.scene.serving == {STABLE: 75, NEW: 25}
+    guarded.clock.now += 2
+    lines = guarded.closes()
+    assert lines[0].startswith(f"models/digits: {NEW} closed: nobody looked for 61 s; ")
+    claim = guarded.scene.claim
+    assert (claim.closed, claim.promoted, claim.owner) == ("closed: nobody looked for 61 s", False, OWNER)
+
+
+def test_who_looks_again_finds_it_closed_and_ends_it_as_rolled_back(guarded: Guarded) -> None:
+    guarded.clock.now += QUIET
+    guarded.closes()
+    drive = guarded.scene.drive()
+    guarded.scene.at(25).judged = "promote"
+    until(drive, lambda: drive.done)
+    assert drive.done is not None
+    assert (drive.done.decision, drive.done.reason) == ("rollback", "closed: nobody looked for 61 s")
+    assert guarded.scene.serving == {STABLE: 100}
+
+
+def test_a_canary_that_is_looked_at_is_left_alone_however_skewed_the_clocks_are(guarded: Guarded) -> None:
+    drive = guarded.scene.drive()
+    for _ in range(3):
+        guarded.clock.now += LEASE_SECONDS - 1
+        drive.look()
+        assert guarded.guard.look() == []
+    assert guarded.scene.serving == {STABLE: 75, NEW: 25}
+
+
+def test_a_guard_that_starts_late_waits_for_a_whole_duration_first(guarded: Guarded) -> None:
+    guarded.clock.now += 100 * QUIET
+    late = guard_of(guarded.scene, guarded.clock)
+    assert late.look() == []
+    assert guarded.scene.serving == {STABLE: 75, NEW: 25}
+    guarded.clock.now += QUIET
+    guarded.closes(late)
+
+
+def test_two_guards_do_no_harm(guarded: Guarded) -> None:
+    other = guard_of(guarded.scene, guarded.clock)
+    other.look()
+    guarded.clock.now += QUIET
+    guarded.closes(guarded.guard, other)
+    assert guarded.scene.claim.closed == "closed: nobody looked for 61 s"
+
+
+def test_what_a_killed_guard_had_begun_the_next_one_ends_at_once(guarded: Guarded) -> None:
+    """Killed between the word in the lease and the write of the split. Nobody has to wait for another duration."""
+    guarded.scene.kube.leases.update(
+        "models", "digits", OWNER, lambda claim: replace(claim, closed="closed: nobody looked for 61 s")
+    )
+    guarded.closes(guard_of(guarded.scene, guarded.clock))
+
+
+def test_a_dead_canary_is_let_go(guarded: Guarded) -> None:
+    scene = guarded.scene
+    scene.kube.pods.phases["v2"] = PodState(Phase.CRASHED, 0, log="boom", exit_code=1)
+    while scene.kube.live().ready:
+        pass
+    guarded.clock.now += QUIET
+    guarded.closes()
+
+
+def test_what_was_promoted_stays_and_is_told_once(guarded: Guarded) -> None:
+    drive = guarded.scene.drive()
+    guarded.scene.at(25).judged = guarded.scene.at(50).judged = "promote"
+    until(drive, lambda: drive.done)
+    guarded.guard.look()
+    guarded.clock.now += QUIET
+    assert guarded.guard.look() == [f"models/digits: {NEW} is promoted, and nobody looks at it"]
+    assert guarded.guard.look() == []
+    assert guarded.scene.serving == {NEW: 100}
+
+
+def test_a_release_that_gave_its_lease_free_is_none_of_its_business(guarded: Guarded) -> None:
+    guarded.scene.kube.leases.release("models", "digits", OWNER)
+    guarded.clock.now += QUIET
+    assert guarded.guard.look() == []
+    assert guarded.scene.serving == {STABLE: 75, NEW: 25}
+
+
+def test_after_the_api_was_away_who_looks_has_time_to_come_back(guarded: Guarded) -> None:
+    guarded.scene.kube.fault("list", "leases", status=503)
+    guarded.clock.now += 5 * QUIET
+    (line,) = guarded.guard.look()
+    assert line.startswith("The cluster does not answer: ")
+    assert guarded.guard.look() == [], "said once"
+    guarded.scene.kube.server.faults.active.clear()
+    assert guarded.guard.look() == []
+    guarded.clock.now += GRACE - 1
+    assert guarded.guard.look() == []
+    guarded.clock.now += 2
+    guarded.closes()
+
+
+def test_rights_that_are_missing_are_named_and_the_other_services_go_on(guarded: Guarded) -> None:
+    guarded.scene.kube.fault("patch", "inferenceservices", status=403)
+    guarded.clock.now += QUIET
+    (line,) = guarded.guard.look()
+    assert line.startswith("models/digits: ")
+    assert "403" in line or "may not" in line or "forbidden" in line.lower()
+    guarded.scene.kube.server.faults.active.clear()
+    guarded.closes()
+
+
+@pytest.mark.parametrize(
+    "text", ['{"owner": ', '{"owner": {"dag_id": "a"}}', '{"owner": {}, "from": "a newer edition"}', "by hand"]
+)
+def test_a_lease_that_cannot_be_read_is_told_and_nothing_moves(guarded: Guarded, text: str) -> None:
+    body = {"metadata": {"annotations": {"model-release/claim": text}}}
+    CoordinationV1Api(guarded.scene.kube.client).patch_namespaced_lease("model-release-digits", "models", body)
+    guarded.clock.now += QUIET
+    (line,) = guarded.guard.look()
+    assert "annotation model-release/claim cannot be read" in line
+    assert guarded.guard.look() == []
+    assert guarded.scene.serving == {STABLE: 75, NEW: 25}
+
+
+def test_it_says_that_it_runs(guarded: Guarded) -> None:
+    lease = guarded.scene.kube.leases.guard("models")
+    assert alive(lease)
+    assert [one.service for one in guarded.scene.kube.leases.all(["models"])] == ["digits"]
+    assert not alive(None)
+
+
+def test_it_needs_neither_airflow_nor_a_store_nor_prometheus() -> None:
+    code = (
+        "import sys, model_release.commands.guard, model_release.release.guard, model_release.serving.lease;"
+        "unwanted = {'airflow', 'boto3', 'torch', 'model_release.metrics', 'model_release.tasks'};"
+        "print(sorted(unwanted & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
