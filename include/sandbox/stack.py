@@ -67,6 +67,23 @@ class LoadProcess:
         await self.child.stop()
 
 
+class GuardProcess:
+    """The guard as a part, beside Airflow: it closes an open canary that Airflow looks at no more."""
+
+    def __init__(self, state_dir: Path, project: Path, kubeconfig: Path, api_url: str) -> None:
+        self.url = api_url
+        argv: list[str | Path] = [sys.executable, "-m", "model_release", "guard", "--kubeconfig", kubeconfig]
+        argv += ["--namespace", "models"]
+        env = {"PYTHONPATH": str(project / "plugins"), "OMP_NUM_THREADS": "1"}
+        self.child = Child("guard", argv, state_dir=state_dir, log=state_dir / "logs/guard.log", env=env)
+
+    async def start(self) -> None:
+        await self.child.start()
+
+    async def stop(self) -> None:
+        await self.child.stop()
+
+
 class HubProcess:
     """A Hugging Face hub as a part. It runs when its folder is there; `make walkthrough` puts three models into it."""
 
@@ -159,6 +176,9 @@ class Stack:
         self._postgres = self._database() if project else None
         database = self._postgres.sqlalchemy_url if self._postgres else ""
         self._airflow = Airflow(state_dir, ports, project, self.connections, database) if project else None
+        self._guard = (
+            GuardProcess(state_dir, project.resolve(), self._cluster.kubeconfig, self.api_url) if project else None
+        )
         ports.check()
         self.parts: dict[str, Part] = {
             "envoy": self._envoy,
@@ -169,6 +189,8 @@ class Stack:
             self.parts["postgres"] = self._postgres
         if self._airflow:
             self.parts["airflow"] = self._airflow
+        if self._guard:
+            self.parts["guard"] = self._guard
         self._retry_at: dict[str, tuple[float, float]] = {}
         self._ready = False
 
@@ -256,6 +278,8 @@ class Stack:
         except PortTaken as error:
             raise SandboxError(str(error)) from error
         self._say(_ready_line("kubernetes", began, self.api_url))
+        if self._guard:
+            await self._timed("guard", self._guard)
 
     @property
     def api_url(self) -> str:

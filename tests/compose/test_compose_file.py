@@ -21,7 +21,7 @@ SECRETS = (
 
 
 def test_it_holds_to_the_specification_and_has_every_part(resolved: dict[str, Any]) -> None:
-    parts = {"postgres", "redis", "s3", "sandbox", "prometheus", "grafana"}
+    parts = {"postgres", "redis", "s3", "sandbox", "prometheus", "grafana", "guard"}
     assert set(resolved["services"]) == AIRFLOW | parts
     celery = {name for name, service in resolved["services"].items() if "celery" in service.get("profiles", ())}
     assert celery == {"redis", "worker"}

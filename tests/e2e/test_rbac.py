@@ -17,19 +17,32 @@ pytestmark = pytest.mark.e2e
 ROLES = list(
     yaml.safe_load_all((Path(__file__).parents[2] / "include" / "manifests" / "roles.yaml").read_text())
 )  # fmt: skip
+GUARD = list(
+    yaml.safe_load_all((Path(__file__).parents[2] / "include" / "manifests" / "guard.yaml").read_text())
+)  # fmt: skip
+REVISION = ("models", "serving.knative.dev", "revisions")
 ISVC = ("models", "serving.kserve.io", "inferenceservices")
 LEASE = ("models", "coordination.k8s.io", "leases")
 
 # What three releases without an accident do not need; each is made, with its reason, by the tests named here.
+# Of a dead canary: tests/serving/test_dead.py.
+DEAD = {Permission(*REVISION, "get"), Permission(*REVISION, "delete")}
 RARE = {
     "worker": {
+        *DEAD,
         Permission(*ISVC, "delete"),  # a first deployment undone: tests/serving/test_settle.py
         # The sandbox runs no Deployments; where they are, the preflight reads two versions from them.
         Permission("kserve", "apps", "deployments", "get"),
         Permission("knative-serving", "apps", "deployments", "get"),
     },
-    "triggerer": set(),
-    "sweep": {  # what a run left behind: tests/tasks/test_sweep.py
+    "triggerer": DEAD,
+    "guard": {  # what nobody looks at: tests/tasks/test_guard.py
+        *DEAD,
+        Permission(*ISVC, "get"),
+        Permission(*ISVC, "patch"),
+    },
+    "sweep": {
+        *DEAD,  # what a run left behind: tests/tasks/test_sweep.py
         Permission(*ISVC, "patch"),
         Permission(*ISVC, "delete"),
         Permission(*LEASE, "patch"),
@@ -57,7 +70,7 @@ ALSO = {"worker": ("preflight",)}
 def granted(name: str) -> set[Permission]:
     found: set[Permission] = set()
     names = {f"model-release-{one}" for one in (name, *ALSO.get(name, ()))}
-    for role in ROLES:
+    for role in [*ROLES, *GUARD]:
         if role["kind"] in ("Role", "ClusterRole") and role["metadata"]["name"] in names:
             found |= permissions(role, role["metadata"].get("namespace", ""))
     return found
@@ -74,4 +87,4 @@ def test_a_role_is_exactly_what_was_called(calls: list[dict[str, Any]], name: st
 
 def test_nobody_else_of_this_project_called(calls: list[dict[str, Any]]) -> None:
     ours = {call["agent"] for call in calls if call["agent"].startswith("model-release")}
-    assert ours <= {"model-release-worker", "model-release-triggerer", "model-release-sweep", "model-release-page"}
+    assert ours <= {f"model-release-{one}" for one in ("worker", "triggerer", "sweep", "page", "guard")}

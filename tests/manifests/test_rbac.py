@@ -45,7 +45,11 @@ def test_what_was_called_is_what_is_needed_by_that_agent_alone() -> None:
 def test_roles_allow_what_is_bound_to_the_account_and_where() -> None:
     triggerer = allowed(ROLES, "airflow/airflow-triggerer")
     assert needed(SAMPLE, "model-release-triggerer") <= triggerer
-    assert {(one.group, one.verb) for one in triggerer if one.group} == {(ISVC[0], "get"), (LEASE[0], "get")}
+    assert {(one.group, one.verb) for one in triggerer if one.group} == {
+        *((ISVC[0], verb) for verb in ("get", "patch")),
+        *((LEASE[0], verb) for verb in ("get", "patch")),
+        *(("serving.knative.dev", verb) for verb in ("get", "delete")),
+    }
     worker = allowed(ROLES, "airflow/airflow-worker")
     assert needed(SAMPLE, "model-release-sweep") <= worker
     assert Permission("", *LEASE, "list") in worker
@@ -87,6 +91,22 @@ def test_the_page_only_looks() -> None:
         Permission("models", *ISVC, "list"),
         Permission("models", *LEASE, "list"),
     }
+
+
+def test_the_guard_takes_away_and_reads_no_secret() -> None:
+    """`release/guard.py`; what it calls is compared with this in tests/e2e/test_rbac.py."""
+    guard = list(yaml.safe_load_all((MANIFESTS / "guard.yaml").read_text()))
+    assert allowed(guard, "airflow/model-release-guard") == {
+        *(Permission("models", *ISVC, verb) for verb in ("get", "patch")),
+        *(Permission("models", "serving.knative.dev", "revisions", verb) for verb in ("get", "delete")),
+        *(Permission("models", *LEASE, verb) for verb in ("get", "list", "create", "patch")),
+    }
+    (deployment,) = [one for one in guard if one["kind"] == "Deployment"]
+    pod = deployment["spec"]["template"]["spec"]
+    (container,) = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert container["securityContext"]["readOnlyRootFilesystem"]
+    assert container["command"][:4] == ["python", "-m", "model_release", "guard"]
 
 
 def test_every_role_is_bound_and_every_binding_has_its_role() -> None:

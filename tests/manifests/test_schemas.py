@@ -139,7 +139,7 @@ def test_the_project_has_every_kind_that_a_cluster_is_given() -> None:
     kinds = {parameter.values[0]["kind"] for parameter in documents(MANIFESTS)}
     assert kinds == {
         "Namespace", "InferenceService", "ServingRuntime", "ServiceAccount", "Secret", "NetworkPolicy", "Role",
-        "RoleBinding", "ClusterRole", "ClusterRoleBinding", "PodMonitor", "ConfigMap",
+        "RoleBinding", "ClusterRole", "ClusterRoleBinding", "PodMonitor", "ConfigMap", "Deployment",
     }  # fmt: skip
 
 

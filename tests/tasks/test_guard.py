@@ -117,7 +117,7 @@ def test_what_a_killed_guard_had_begun_the_next_one_ends_at_once(guarded: Guarde
 
 def test_a_dead_canary_is_let_go(guarded: Guarded) -> None:
     scene = guarded.scene
-    scene.kube.pods.phases["v2"] = PodState(Phase.CRASHED, 0, log="boom", exit_code=1)
+    scene.kube.pods.phases["v2"] = PodState(Phase.CRASHED, 0, "boom", 1)
     while scene.kube.live().ready:
         pass
     guarded.clock.now += QUIET

@@ -137,6 +137,24 @@ def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> b
     return bool((answer or {}).get("status", {}).get("allowed"))
 
 
+def guard(client: Any, spec: ModelSpec) -> Iterator[Finding]:
+    """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies."""
+    from model_release.release.guard import alive
+    from model_release.serving.lease import Leases
+
+    namespace = spec.service.namespace
+    lease = Leases(client).guard(namespace)
+    if alive(lease):
+        yield ok("guard", f"a guard looks at namespace {namespace}")
+        return
+    last = f", the last one until {lease.renewed}" if lease is not None else ""
+    yield warning(
+        "guard",
+        f"no guard looks at namespace {namespace}{last}: a canary would stay open while Airflow is dead",
+        "kubectl apply -f include/manifests/guard.yaml, or python -m model_release guard",
+    )
+
+
 def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
     """Whether the serving runtime that the model file names is there, in the namespace or for the whole cluster."""
     name, namespace = spec.service.runtime, spec.service.namespace

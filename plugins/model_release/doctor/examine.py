@@ -50,6 +50,7 @@ def examine(world: World) -> Iterator[Finding]:
     if client is not None:
         yield from _told("cluster", lambda: cluster.versions(client, spec))
         yield from _told("permissions", lambda: cluster.permissions(client, spec, world.role))
+        yield from _told("guard", lambda: cluster.guard(client, spec))
         yield from _told("runtime", lambda: cluster.runtime(client, spec))
         try:
             live, findings = cluster.service(client, spec)

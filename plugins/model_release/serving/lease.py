@@ -365,7 +365,14 @@ class Leases:
                 self._objects.patch(live, {"spec": spec})
                 return
             api = {"apiVersion": f"{KIND.group}/{KIND.version}", "kind": "Lease"}
-            self._objects.create(namespace, {**api, "metadata": {"name": GUARD, "namespace": namespace}, "spec": spec})
+            self._objects.create(
+                namespace,
+                {
+                    **api,
+                    "metadata": {"name": GUARD, "namespace": namespace, "labels": dict([MANAGED_BY])},
+                    "spec": spec,
+                },
+            )
 
         retrying(attempt)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from model_release.serving.lease import GUARD
 from model_release.web import live, words
 from model_release.web.sources import Part, Sources, gather
 
@@ -77,6 +78,7 @@ def _row(key: str, members: list[ModelSpec], parts: Mapping[tuple[str, str], Par
         (leases.value or {}).get(service.name),
         services.trouble,
         {spec.model for spec in members},
+        (leases.value or {}).get(GUARD),
     )
     if services.trouble is None and leases.trouble is not None:
         row["trouble"] = leases.trouble

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseError
 from model_release.history.index import version_of
+from model_release.release.guard import alive
 from model_release.web import words
 
 if TYPE_CHECKING:
@@ -18,11 +19,16 @@ Json = dict[str, Any]
 
 
 def standing(
-    service: InferenceService | None, lease: Lease | None, trouble: str | None, models: Collection[str]
+    service: InferenceService | None,
+    lease: Lease | None,
+    trouble: str | None,
+    models: Collection[str],
+    guard: Lease | None = None,
 ) -> Json:
     """The service as it stands. `trouble` is why the cluster told nothing; all is unknown then, and nothing is zero.
 
-    A release is named, and its run, where it is of one of `models`: others may release to the service, too.
+    A release is named, and its run, where it is of one of `models`: others may release to the service, too. `guard` is
+    the guard's own lease in the namespace.
     """
     claim, unread = _claim(lease)
     if trouble is not None:
@@ -46,6 +52,7 @@ def standing(
         canary={"revision": canary, "version": newest, "percent": share} if canary else None,
         split=_split(service, stable, canary),
         ready=service.ready,
+        guard=alive(guard),
         **_stage(lease, claim, models),
         trouble=unread,
     )
@@ -92,6 +99,8 @@ def _said(name: str, **more: Any) -> Json:
         "release": None,
         "holder": None,
         "frozen": None,
+        "looked": None,
+        "guard": None,
         "trouble": None,
     }
     return row | more
@@ -117,6 +126,7 @@ def _stage(lease: Lease | None, claim: Claim | None, models: Collection[str]) ->
             "since": claim.opened_at or lease.since,
             "release": claim.release if claim.release and shown else None,
             "holder": claim.owner.url if shown else None,
+            "looked": {"at": lease.renewed, "by": lease.looked_by or "a task"},
         }
     return found
 

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from model_release import addresses as to
+from model_release.serving.lease import GUARD
 from model_release.web import live, past, words
 from model_release.web.evidence import seconds
 from model_release.web.release import summary
@@ -115,7 +116,8 @@ def _record_of(sources: Sources, specs: Mapping[str, ModelSpec], entry: Json) ->
 
 def _standing(parts: Mapping[str, Part[Any]], name: str, specs: Mapping[str, ModelSpec]) -> Json:
     services, leases = parts["services"], parts["leases"]
-    row = live.standing((services.value or {}).get(name), (leases.value or {}).get(name), services.trouble, specs)
+    held = leases.value or {}
+    row = live.standing((services.value or {}).get(name), held.get(name), services.trouble, specs, held.get(GUARD))
     if services.trouble is None and leases.trouble is not None:
         row["trouble"] = leases.trouble
     return row
