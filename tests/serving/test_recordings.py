@@ -32,11 +32,12 @@ class Question:
     said: Callable[[InferenceService], bool]
     true: Callable[[Moment], bool]
     revision: str | None = None  # what it is about, when that is known: with another one, or a dead one, it is lost
+    started: str | None = None  # of the service when it was asked: what was started since is another one
     since: int | None = None  # objects seen since it is true
 
     def due(self, moment: Moment) -> bool:
         live = moment.live
-        if live is None or live.is_stopped or not self.true(moment):
+        if live is None or self.started not in (None, live.started) or not self.true(moment):
             return False
         alive = all(_is_ready(moment, revision) for revision in moment.acted or {})
         return self.revision is None or (live.latest_created == self.revision and alive)
@@ -62,6 +63,8 @@ class Asker:
             if self.asked is not None:
                 yield self.asked  # what it came to until the next write
             self.asked = self._after(live, before)
+            if self.asked is not None:
+                self.asked.started = live.started
         self.before = live
 
     def _after(self, live: InferenceService, before: InferenceService | None) -> Question | None:
@@ -201,7 +204,7 @@ COMES_TO: dict[str, dict[str, int]] = {
     "standard-rollback": {"staged": 2, "split": 1, "rolled back": 1, "clean": 1},
     "standard-stable-crashes": {"staged": 2, "split": 1, "rolled back": 1},
     "standard-stopped": {"staged": 2, "split": 1},
-    "stopped": {"staged": 3, "promoted": 1},
+    "stopped": {"staged": 2, "promoted": 1},
     "tag-routing": {"staged": 2, "split": 1, "promoted": 1},
     "webhook-away": {"staged": 2, "split": 1},
 }

@@ -20,7 +20,15 @@ from dataclasses import replace
 from typing import Any
 
 from model_release.errors import NotSettled, SmokeFailed
-from model_release.serving.change import RESTORE_GRACE, Prove, Release, Remember, tell_traffic, tell_unmoved
+from model_release.serving.change import (
+    RESTORE_GRACE,
+    Prove,
+    Release,
+    Remember,
+    tell_stopped,
+    tell_traffic,
+    tell_unmoved,
+)
 from model_release.serving.dead import and_frozen, let_go
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import MANAGED_BY, holds, replacement
@@ -122,6 +130,9 @@ def _step(
         return Progress(
             State.FAILED, f"InferenceService {key} was deleted and made anew by another hand; left as it is"
         )
+    told = tell_stopped(live, baseline.started) if baseline.revision is not None else ""
+    if told and (ended := _stopped(services, live, release, told)):
+        return ended
     if isinstance(live, StandardService) and baseline.revision is not None:
         return standard.step(services, live, release, prove)
     if release.promoted and not live.is_split and not _has_stable_template(live, release):
@@ -137,6 +148,29 @@ def _step(
     if live.canary_percent != 0:
         return _close(services, live, release, remember)
     return _restore(services, live, release, remember, prove)
+
+
+def _stopped(services: InferenceServices, live: InferenceService, release: Release, told: str) -> Progress | None:
+    """Nobody is served by a stopped service, and what is in its spec serves when it starts: never the canary's. One
+    that was started meanwhile is left as it is, unless it has the stable template alone. None: as any other.
+
+    In Standard mode a start opens the canary again, and names stay: its own steps take the share away.
+    """
+    if isinstance(live, StandardService):
+        if live.is_stopped and not live.canary_percent:
+            return Progress(State.READY, f"{told}; it starts without traffic on a canary")
+        return None
+    template = release.baseline.template
+    if not live.is_stopped:
+        if is_clean(live, release):
+            return None
+        said = f"{told}; {tell_traffic(live)} is served, which nobody has proven: release a version anew"
+        return Progress(State.FAILED, said)
+    if template is None:
+        return Progress(State.FAILED, f"{told}; it starts with what is in its spec, which is the canary's")
+    if not _has_stable_template(live, release) or live.is_split:
+        services.patch(live, _whole(live, template, None))
+    return Progress(State.READY, f"{told}; it starts with the stable template")
 
 
 def is_clean(live: InferenceService, release: Release) -> bool:
@@ -192,7 +226,12 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
             return Progress(State.READY, f"{key} does not exist; no traffic to settle")
         return Progress(State.LOST, f"InferenceService {key} was deleted")
     if isinstance(live, StandardService):
+        if live.is_stopped and not live.canary_percent:
+            return Progress(State.LOST, tell_stopped(live, None))
         return standard.assess_rolled_back(live, release)
+    told = tell_stopped(live, release.baseline.started)
+    if told and not (live.is_stopped and _brings_canary(live, release)) and not is_clean(live, release):
+        return Progress(State.LOST, told)
     if stable is not None and live.gateway == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
         return Progress(State.READY, f"{stable} has all of the traffic", stable)
     if is_clean(live, release):
@@ -226,7 +265,7 @@ def _first(services: InferenceServices, live: InferenceService, release: Release
                 State.FAILED, f"{live.key} never had a proven revision, and {tell_traffic(live)} is served now"
             )
         return Progress(State.READY, f"{live.key} had no ready revision before, and has none now")
-    if live.labels.get(label) != value:
+    if live.labels.get(label) != value or release.created not in (None, live.uid):
         return Progress(State.READY, f"InferenceService {live.key} was made by another hand; left as it is")
     if not live.being_deleted:
         services.delete(live)
@@ -305,6 +344,12 @@ def _bring_back(
         # is being rolled back; the proven content goes before it, unasked.
     services.patch(live, _split(None))
     return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
+
+
+def _brings_canary(live: InferenceService, release: Release) -> bool:
+    """Whether a stopped service would start with something else than the stable template, and that can be mended."""
+    stable = release.baseline.template
+    return stable is not None and (live.is_split or not _has_stable_template(live, release))
 
 
 def _has_stable_template(live: InferenceService, release: Release) -> bool:
