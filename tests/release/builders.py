@@ -72,7 +72,7 @@ def live(
 
 def _conditions(dead: str) -> list[dict[str, str]]:
     if not dead:
-        return [{"type": "Ready", "status": "True"}]
+        return [{"type": "Ready", "status": "True"}, {"type": "PredictorRouteReady", "status": "True"}]
     route = {"status": "False", "reason": "RevisionMissing", "message": f'Revision "{dead}" failed to become ready.'}
     words = f'Revision "{dead}" failed with message: Container failed with: OutOfMemory.'
     return [

@@ -172,6 +172,7 @@ def test_the_role_has_what_is_called_and_no_more(live: Any) -> None:
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.shift(canary, 10)
+    live.services.delete_revision(live.services.revision("models", canary.revision))
     live.settle(baseline, canary.revision)
     live.leases.release("models", "digits", owner)
     assert [lease.service for lease in live.leases.all(["models"])] == ["digits"]

@@ -45,7 +45,7 @@ def test_staged_at_0_and_reachable_by_tag(live: Any) -> None:
     isvc = live.get()
     assert isvc.traffic == {R2: 0, R1: 100}
     assert isvc.tag_url("latest") == "http://latest-digits-predictor.models.localhost"
-    assert canary == Canary("models", "digits", isvc.uid, R2, R1, isvc.template_digest)
+    assert canary == Canary("models", "digits", isvc.uid, R2, R1, isvc.template_digest, isvc.started)
     assert Canary.from_dict(canary.as_dict()) == canary
     assert live.door.most(R2) == 0
 

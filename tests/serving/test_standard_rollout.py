@@ -77,7 +77,7 @@ def test_staged_at_0_and_asked_at_its_own_service(standard: Any) -> None:
     isvc = standard.get()
     assert isvc.traffic == {V1: 100, V2: 0}
     assert smoke_url(isvc) == f"http://{V2}.models.svc.cluster.local"
-    assert canary == Canary("models", "digits", isvc.uid, V2, V1, isvc.template_digest)
+    assert canary == Canary("models", "digits", isvc.uid, V2, V1, isvc.template_digest, isvc.started)
     assert Canary.from_dict(canary.as_dict()) == canary
     assert Baseline.from_dict(baseline.as_dict()) == baseline
     assert baseline.storage_uri == "s3://models/digits/versions/v1/"

@@ -57,7 +57,11 @@ def at(step: dict[str, Any]) -> InferenceService:
     transition, target = states[newest]
     status = {
         "components": {"predictor": component},
-        "conditions": [{"type": "Ready", "status": newest}, {"type": "PredictorReady", "status": newest}],
+        "conditions": [
+            {"type": "Ready", "status": newest},
+            {"type": "PredictorReady", "status": newest},
+            {"type": "PredictorRouteReady", "status": "True"},
+        ],
         "modelStatus": {"transitionStatus": transition, "states": {"targetModelState": target}},
         "deploymentMode": "Knative",
     }

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
-from model_release.serving.inference_service import InferenceService, Template
+from model_release.serving.inference_service import STOP, InferenceService, Template
 
 Remember = Callable[[str], None]
 # Asks the ready revision at 0 %, through its tag address, what the version of the stable template should answer.
@@ -50,7 +50,8 @@ class Baseline:
     `revision` None: nothing had ever been rolled out. `uid` None: there was no InferenceService. `template` None:
     what was in the spec was not the serving revision's, and no lease remembered it; a roll-back then ends at 0 %.
     `created` is the revision that was the latest before, when the release will make another. `found` is the
-    `template_digest` of what was in the spec, whoever's it was.
+    `template_digest` of what was in the spec, whoever's it was. `started`: `InferenceService.started`, with which the
+    revision's name goes: None in a lease of an older edition, or where KServe does not say it.
     """
 
     uid: str | None = None
@@ -60,6 +61,7 @@ class Baseline:
     created: str | None = None
     percent: int | None = None
     found: str | None = None
+    started: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -79,6 +81,7 @@ class Canary:
     revision: str
     baseline: str | None  # None: the first deployment
     template: str  # InferenceService.template_digest
+    started: str | None = None  # see Baseline
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -95,6 +98,7 @@ class Release:
     Attributes:
         canary: the revision it staged, when it came so far as to know it.
         promoted: the verdict was "promote", and the write may have been done.
+        created: the uid of the InferenceService that it made, when it was its first deployment and that is on record.
         barred: revisions that must never get traffic from a settle: those that were the latest when the stable
             template was written back. Until status shows a newer one, "latest" still means one of them.
     """
@@ -105,6 +109,7 @@ class Release:
     canary: str | None = None
     promoted: bool = False
     barred: tuple[str, ...] = ()
+    created: str | None = None
 
     def bars(self, revision: str | None) -> bool:
         return revision is None or revision == self.canary or revision in self.barred
@@ -113,3 +118,23 @@ class Release:
 def tell_traffic(live: InferenceService) -> str:
     """`…-00002 30 %, …-00001 70 %`."""
     return ", ".join(f"{name} {percent} %" for name, percent in live.serving.items()) or "none"
+
+
+def tell_unmoved(live: InferenceService) -> str:
+    """`traffic is still …-00002 30 %, …-00001 70 %`, or that only the gateway has to act."""
+    if live.gateway is None and live.serving:
+        return f"traffic {tell_traffic(live)} is asked for at the gateway, which has not said that it has it"
+    return f"traffic is still {tell_traffic(live)}"
+
+
+def tell_stopped(live: InferenceService, started: str | None) -> str:
+    """A sentence when it is stopped, or was since `started`; nothing when its revisions are still those of that time.
+
+    A stop deletes all revisions, and after the start their names count from 00001 again, with the InferenceService's
+    uid as before: what has the baseline's name may be anything.
+    """
+    if live.is_stopped:
+        return f"InferenceService {live.key} is stopped (annotation {STOP}){live.other_writer()}"
+    if started is not None and live.started not in (None, started):
+        return f"InferenceService {live.key} was stopped and started at {live.started}: its revisions are others"
+    return ""

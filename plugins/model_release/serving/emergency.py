@@ -14,6 +14,7 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, ServiceBusy, SmokeFailed, SpecError
+from model_release.serving.change import tell_stopped
 from model_release.serving.inference_service import InferenceService, InferenceServices
 from model_release.serving.lease import Claim, Held, Lease, Leases, Order, Owner
 from model_release.serving.progress import Progress, State, wait
@@ -146,7 +147,7 @@ def _until_promoted(
     while True:
         try:
             live, held = services.get(namespace, name), leases.read(namespace, name)
-            if live is not None and live.serving == {canary: 100} and live.rolled_out == canary:
+            if live is not None and live.gateway == {canary: 100} and live.rolled_out == canary:
                 return f"{namespace}/{name}: {canary} has all of the traffic; {claim.owner.url}"
             current = held.claim if held else None
             if current is not None and current.owner.identity != claim.owner.identity:
@@ -216,7 +217,7 @@ def _afterwards(
     """No release is under way: back to what the last one found, and its template into the spec."""
     namespace, name, me, known = lease.namespace, lease.service, person.owner, lease.known
     live = services.get(namespace, name)
-    if known is None or live is None or known.uid != live.uid:
+    if known is None or live is None or known.uid != live.uid or tell_stopped(live, known.started):
         raise CanaryLost(f"{namespace}/{name}: no earlier revision's template is on record; release its version anew")
     mine = lease.claim if lease.holder == me.identity else None
     if mine is None and is_clean(live, Release(namespace, name, known)):

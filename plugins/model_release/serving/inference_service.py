@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,12 @@ if TYPE_CHECKING:
 KIND = Kind("serving.kserve.io", "v1beta1", "inferenceservices", "KServe")
 ROUTES = Kind("gateway.networking.k8s.io", "v1", "httproutes", "the Gateway API")
 REVISIONS = Kind("serving.knative.dev", "v1", "revisions", "Knative Serving")
+
+# Knative's own words for a revision that keeps a Route as it was: it is there, and not ready (any more).
+_NOT_READY = re.compile(r'Revision "([^"]+)" failed to become ready')
+
+# KServe deletes what serves, and starts anew when it is gone or false.
+STOP = "serving.kserve.io/stop"
 
 Template = dict[str, Any]
 
@@ -163,6 +170,42 @@ class InferenceService:
         return {revision: percent for revision, percent in self.traffic.items() if percent}
 
     @property
+    def gateway(self) -> dict[str, int] | None:
+        """`serving`, where the gateway is known to have just that; None while it may have the old split or the new one.
+
+        Knative says that a Route is ready once the gateway has taken its very generation. One that is frozen by a dead
+        revision stays as the gateway had it. (Its Ingress says the same one step earlier, and would need one right
+        more: Knative keeps it for itself.)
+        """
+        route = self.conditions.get("PredictorRouteReady")
+        known = route is not None and (route.status == "True" or self.frozen_by is not None)
+        return self.serving if known else None
+
+    def served_percent(self, revision: str) -> int | None:
+        """The share of a revision at the gateway, whatever the spec asks for; None while it is not known."""
+        return None if self.gateway is None else self.gateway.get(revision, 0)
+
+    @property
+    def frozen_by(self) -> str | None:
+        """The revision that is dead, and for which the whole route stands still, whatever shares are written."""
+        route = self.conditions.get("PredictorRouteReady")
+        found = _NOT_READY.search(route.message) if route is not None and route.status == "False" else None
+        return found[1] if found else None
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether KServe was told to take it down (annotation serving.kserve.io/stop), or has."""
+        said = self.conditions.get("Stopped")
+        return (said is not None and said.status == "True") or self.annotations.get(STOP, "").lower() == "true"
+
+    @property
+    def started(self) -> str | None:
+        """When it was made or last started, as KServe's condition Stopped has it: revisions count from 00001 since
+        then. None: it does not say so (yet), or is stopped now."""
+        said = self.conditions.get("Stopped")
+        return said.since or None if said is not None and said.status == "False" else None
+
+    @property
     def prev_revision(self) -> str | None:
         """The revision that takes the rest of the split; None when there is no split."""
         return next((str(target["revisionName"]) for target in self._targets if target.get("tag") == "prev"), None)
@@ -274,8 +317,8 @@ class InferenceServices:
         return self._revisions.get(namespace, name)
 
     def delete_revision(self, revision: dict[str, Any]) -> None:
-        """Delete the one that was read, by its uid: one made anew under the same name stays (`WriteConflict`)."""
-        self._revisions.delete(revision)
+        """Delete the one that was read, as it was: one made anew, or healed since, stays (`WriteConflict`)."""
+        self._revisions.delete(revision, unchanged=True)
 
     def change(
         self, namespace: str, name: str, decide: Callable[[InferenceService], dict[str, Any] | None]

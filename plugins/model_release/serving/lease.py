@@ -103,6 +103,7 @@ class Claim:
     barred: tuple[str, ...] = ()
     order: Order | None = None
     template: str | None = None  # InferenceService.template_digest of what was staged
+    created: str | None = None  # the uid of the InferenceService that this release made
     inherited: Claim | None = None  # of a run that is over and whose release is not settled yet
     spec: str | None = None  # the model file that the release began with, as JSON: an edit counts from the next one on
     watches: tuple[Watched, ...] = ()  # oldest first; all but the last are over
@@ -154,7 +155,7 @@ class Claim:
         """What `settle` needs; None when no baseline was recorded, and so nothing was touched."""
         if self.baseline is None:
             return None
-        return Release(namespace, service, self.baseline, self.canary, self.promoted, self.barred)
+        return Release(namespace, service, self.baseline, self.canary, self.promoted, self.barred, self.created)
 
 
 @dataclass(frozen=True)

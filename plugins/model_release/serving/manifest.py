@@ -134,7 +134,7 @@ def holds(live: Any, wanted: Any, *, quantity: bool = False) -> bool:
         return live is None
     if isinstance(wanted, dict):
         return isinstance(live, dict) and all(
-            holds(live.get(key), value, quantity=quantity or key in ("requests", "limits"))
+            holds(live.get(key), value, quantity=quantity or key in ("requests", "limits", "sizeLimit"))
             for key, value in wanted.items()
         )
     if isinstance(wanted, list):

@@ -143,11 +143,14 @@ class Objects:
             raise WriteConflict(f"{self._kind.plural} {metadata['namespace']}/{metadata['name']} was deleted meanwhile")
         return patched
 
-    def delete(self, live: dict[str, Any]) -> None:
-        """Delete it, only if it is the one that was read (uid). Gone already is done."""
+    def delete(self, live: dict[str, Any], *, unchanged: bool = False) -> None:
+        """Delete it, only if it is the one that was read (uid) or, `unchanged`, only if it is still as it was read
+        (resourceVersion, too); else `WriteConflict`. Gone already is done."""
         from kubernetes.client import V1DeleteOptions, V1Preconditions
 
         metadata = live["metadata"]
+        version = metadata["resourceVersion"] if unchanged else None
+        only = V1Preconditions(uid=metadata["uid"], resource_version=version)
         self._call(
             "delete",
             metadata["namespace"],
@@ -155,7 +158,7 @@ class Objects:
             lambda: self._api.delete_namespaced_custom_object(
                 namespace=metadata["namespace"],
                 name=metadata["name"],
-                body=V1DeleteOptions(preconditions=V1Preconditions(uid=metadata["uid"])),
+                body=V1DeleteOptions(preconditions=only),
                 _request_timeout=TIMEOUTS,
                 **self._address,
             ),

@@ -106,10 +106,22 @@ def trouble_of(live: InferenceService, revision: str | None) -> Progress | None:
         return Progress(State.FAILING, f"{live.key}: {failure_of(live)}", revision, FAILED_LOAD_GRACE)
     if revision is not None and status.transition == "BlockedByFailedLoad":
         return Progress(State.FAILING, f"{revision} {failure_of(live)}", revision, FAILED_LOAD_GRACE)
+    if predictor is not None and predictor.reason == "ReconcileFailed":
+        return _refused(predictor.message, revision or live.key)
     if predictor is not None and predictor.status == "False":
         said = predictor.message or predictor.reason
         return Progress(State.FAILING, f"{revision or live.key} is not ready: {said}", revision, NOT_READY_GRACE)
     return None
+
+
+def _refused(said: str, what: str) -> Progress:
+    """KServe took the spec, and Knative's webhook has the last word; one that does not answer is not saying no."""
+    if "denied the request" in said:
+        words = " ".join(said.partition("denied the request: ")[2].split())
+        return Progress(State.FAILING, f"{what} is refused by Knative: {words}", grace=FAILED_LOAD_GRACE)
+    if "failed calling webhook" in said:
+        return Progress(State.WAITING, f"{what}: KServe cannot act now: {said}")
+    return Progress(State.FAILING, f"{what} is not ready: {said}", grace=NOT_READY_GRACE)
 
 
 def failure_of(live: InferenceService) -> str:

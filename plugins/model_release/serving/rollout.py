@@ -21,9 +21,9 @@ from model_release.errors import (
     RevisionFailed,
     SpecError,
 )
-from model_release.serving.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
-from model_release.serving.dead import tell_frozen
-from model_release.serving.inference_service import InferenceService, InferenceServices, Template
+from model_release.serving.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic, tell_unmoved
+from model_release.serving.dead import and_frozen
+from model_release.serving.inference_service import STOP, InferenceService, InferenceServices, Template
 from model_release.serving.manifest import (
     MANAGED_BY,
     Manifest,
@@ -103,6 +103,11 @@ def check_ours(live: InferenceService, mode: str = "Knative") -> None:
             "KServe never changes the mode of a service: name another service, or, if it splits as the model file's "
             "service.mode says (standard: KServe from 0.21 on), say so there"
         )
+    if live.is_stopped:
+        raise ClusterRefused(
+            f"InferenceService {live.key} is stopped, and revisions count anew when it starts; start it first: "
+            f"kubectl annotate inferenceservice -n {live.namespace} {live.name} {STOP}-"
+        )
     if live.being_deleted:
         raise ClusterUnavailable(f"InferenceService {live.key} is being deleted; wait until it is gone")
 
@@ -115,14 +120,20 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
 
     Raises:
         ClusterUnavailable: the service is in the midst of a roll-out; which revision is stable, is not settled yet.
+        ClusterRefused: it is stopped, or exists and no revision of it was ever ready: it is no first deployment.
     """
     if live is None:
         return Baseline()
+    if live.is_stopped:
+        check_ours(live, mode_of(wanted))
+    if live.rolled_out is None:
+        raise ClusterRefused(
+            f"InferenceService {live.key} exists, and no revision of it was ever ready: there is nothing to compare "
+            "with and to go back to; see that it serves, or delete it, and release then"
+        )
     if isinstance(live, StandardService):
         return standard.baseline_of(live, wanted)
     created = None if matches(live, wanted) else live.latest_created
-    if live.rolled_out is None:
-        return Baseline(uid=live.uid, created=created, percent=live.canary_percent, found=live.template_digest)
     if not live.is_split and live.latest_ready != live.rolled_out:
         raise ClusterUnavailable(
             f"InferenceService {live.key} is in the midst of a roll-out from {live.rolled_out} to {live.latest_ready}"
@@ -131,7 +142,11 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
     template: Template | None = None
     if live.latest_created == live.rolled_out:
         template = live.template
-    elif known is not None and (known.uid, known.revision) == (live.uid, live.rolled_out):
+    elif (
+        known is not None
+        and (known.uid, known.revision) == (live.uid, live.rolled_out)
+        and not tell_stopped(live, known.started)
+    ):
         template = known.template
     return Baseline(
         uid=live.uid,
@@ -141,6 +156,7 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
         created=created,
         percent=live.canary_percent,
         found=live.template_digest,
+        started=live.started,
     )
 
 
@@ -173,6 +189,8 @@ def stage(
             return services.create(without_none(wanted))
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
+        if told := tell_stopped(live, baseline.started):
+            raise CanaryLost(f"{told}, after it was claimed")
         # What is there although nothing was when the service was claimed, an earlier try left, and nobody proved.
         patch = _stage_patch(live, wanted, first=live.rolled_out is None or baseline.uid is None)
         _check_ours_or_as_claimed(live, wanted, baseline, template)
@@ -232,6 +250,8 @@ def assess_staged(
         return Progress(State.LOST, f"InferenceService {_key(wanted)} was deleted")
     if baseline.uid not in (None, live.uid):
         return Progress(State.LOST, f"InferenceService {live.key} was deleted and made anew")
+    if told := tell_stopped(live, baseline.started):
+        return Progress(State.LOST, told)
     if template is not None and not _is_as_staged(live, wanted, template):
         return Progress(State.LOST, f"{live.key} no longer has what was staged{live.other_writer()}")
     if isinstance(live, StandardService):
@@ -246,7 +266,7 @@ def assess_staged(
                 State.LOST, f"{live.key} was opened to {live.canary_percent} % by another hand{live.other_writer()}"
             )
     revision = live.latest_created
-    if baseline.revision is not None and not live.is_split and live.serving == {revision: 100}:
+    if baseline.revision is not None and not live.is_split and live.gateway == {revision: 100}:
         if revision != baseline.revision:
             return Progress(State.READY, f"{revision} already has all of the traffic", revision)
         if baseline.created is None:
@@ -260,9 +280,9 @@ def assess_staged(
             State.WAITING, f"{revision} is starting ({live.model_status.target or 'no state yet'})", revision
         )
     expected = {revision: 100} if baseline.revision is None else {baseline.revision: 100}
-    status = live.model_status
-    if live.serving != expected or not live.ready or (status.transition, status.target) != ("UpToDate", "Loaded"):
-        return Progress(State.WAITING, f"{revision} is ready, its route is not yet", revision)
+    if live.gateway != expected or not live.ready:
+        # modelStatus is not asked: it can stay InProgress for good (kserve/kserve#3686). The smoke prediction tells.
+        return Progress(State.WAITING, and_frozen(f"{revision} is ready, its route is not yet", live), revision)
     return Progress(State.READY, f"{revision} is ready; traffic {tell_traffic(live)}", revision)
 
 
@@ -270,7 +290,9 @@ def canary_of(live: InferenceService, baseline: Baseline) -> Canary:
     """What was staged, once `assess_staged` said READY of this same read."""
     if live.latest_created in (None, baseline.revision):
         raise CanaryLost(f"{live.key} has no revision beside {baseline.revision}")
-    return Canary(live.namespace, live.name, live.uid, live.latest_created, baseline.revision, live.template_digest)
+    return Canary(
+        live.namespace, live.name, live.uid, live.latest_created, baseline.revision, live.template_digest, live.started
+    )
 
 
 def shift(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
@@ -304,10 +326,10 @@ def assess_split(live: InferenceService | None, canary: Canary, percent: int) ->
         return Progress(State.LOST, str(lost), canary.revision)
     if live is None or canary.baseline is None:
         return Progress(State.LOST, f"{canary.revision} is a first deployment: there is no split", canary.revision)
-    if live.serving == {canary.revision: percent, canary.baseline: 100 - percent} and live.ready:
+    if live.gateway == {canary.revision: percent, canary.baseline: 100 - percent} and live.ready:
         return Progress(State.READY, f"traffic {tell_traffic(live)}", canary.revision)
-    said = f"traffic is still {tell_traffic(live)}; {percent} % asked for"
-    return Progress(State.WAITING, f"{said}; {frozen}" if (frozen := tell_frozen(live)) else said, canary.revision)
+    said = f"{tell_unmoved(live)}; {percent} % asked for"
+    return Progress(State.WAITING, and_frozen(said, live), canary.revision)
 
 
 def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
@@ -342,9 +364,10 @@ def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
         return Progress(State.LOST, str(lost), canary.revision)
     if isinstance(live, StandardService) and not live.is_at_rest:
         return Progress(State.WAITING, f"{canary.revision} takes over; traffic {tell_traffic(live)}", canary.revision)
-    if live is not None and live.serving == {canary.revision: 100} and live.rolled_out == canary.revision:
+    if live is not None and live.gateway == {canary.revision: 100} and live.rolled_out == canary.revision:
         return Progress(State.READY, f"{canary.revision} has all of the traffic", canary.revision)
-    return Progress(State.WAITING, "the traffic has not moved yet", canary.revision)
+    said = "the traffic has not moved yet"
+    return Progress(State.WAITING, said if live is None else and_frozen(said, live), canary.revision)
 
 
 def check_untouched(live: InferenceService | None, canary: Canary, percent: int | None = ANY) -> None:
@@ -362,6 +385,8 @@ def check_untouched(live: InferenceService | None, canary: Canary, percent: int 
     by = live.other_writer()
     if live.uid != canary.uid:
         raise CanaryLost(f"InferenceService {where} was deleted and made anew{by}")
+    if told := tell_stopped(live, canary.started):
+        raise CanaryLost(told)
     if isinstance(live, StandardService):
         standard.check_untouched(live, canary, percent)
         return

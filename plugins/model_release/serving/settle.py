@@ -20,8 +20,16 @@ from dataclasses import replace
 from typing import Any
 
 from model_release.errors import NotSettled, SmokeFailed
-from model_release.serving import dead
-from model_release.serving.change import RESTORE_GRACE, Prove, Release, Remember, tell_traffic
+from model_release.serving.change import (
+    RESTORE_GRACE,
+    Prove,
+    Release,
+    Remember,
+    tell_stopped,
+    tell_traffic,
+    tell_unmoved,
+)
+from model_release.serving.dead import and_frozen, let_go
 from model_release.serving.inference_service import InferenceService, InferenceServices, Template
 from model_release.serving.manifest import MANAGED_BY, holds, replacement
 from model_release.serving.objects import retrying
@@ -90,7 +98,7 @@ def settle(
         return progress.sentence
     live = services.get(release.namespace, release.name)
     stable = release.baseline.revision
-    if live is not None and stable is not None and live.serving == {stable: 100} and live.canary_percent == 0:
+    if live is not None and stable is not None and live.gateway == {stable: 100} and live.canary_percent == 0:
         return f"{stable} has all of the traffic; its template could not be brought back yet: {progress.sentence}"
     raise NotSettled(f"{release.namespace}/{release.name} is not settled: {progress.sentence}")
 
@@ -122,6 +130,9 @@ def _step(
         return Progress(
             State.FAILED, f"InferenceService {key} was deleted and made anew by another hand; left as it is"
         )
+    told = tell_stopped(live, baseline.started) if baseline.revision is not None else ""
+    if told and (ended := _stopped(services, live, release, told)):
+        return ended
     if isinstance(live, StandardService) and baseline.revision is not None:
         return standard.step(services, live, release, prove)
     if release.promoted and not live.is_split and not _has_stable_template(live, release):
@@ -139,6 +150,29 @@ def _step(
     return _restore(services, live, release, remember, prove)
 
 
+def _stopped(services: InferenceServices, live: InferenceService, release: Release, told: str) -> Progress | None:
+    """Nobody is served by a stopped service, and what is in its spec serves when it starts: never the canary's. One
+    that was started meanwhile is left as it is, unless it has the stable template alone. None: as any other.
+
+    In Standard mode a start opens the canary again, and names stay: its own steps take the share away.
+    """
+    if isinstance(live, StandardService):
+        if live.is_stopped and not live.canary_percent:
+            return Progress(State.READY, f"{told}; it starts without traffic on a canary")
+        return None
+    template = release.baseline.template
+    if not live.is_stopped:
+        if is_clean(live, release):
+            return None
+        said = f"{told}; {tell_traffic(live)} is served, which nobody has proven: release a version anew"
+        return Progress(State.FAILED, said)
+    if template is None:
+        return Progress(State.FAILED, f"{told}; it starts with what is in its spec, which is the canary's")
+    if not _has_stable_template(live, release) or live.is_split:
+        services.patch(live, _whole(live, template, None))
+    return Progress(State.READY, f"{told}; it starts with the stable template")
+
+
 def is_clean(live: InferenceService, release: Release) -> bool:
     """No split, and one proven revision that is created, ready, rolled out and served: the baseline, or its content."""
     if isinstance(live, StandardService):
@@ -148,7 +182,7 @@ def is_clean(live: InferenceService, release: Release) -> bool:
         stable is not None
         and not live.is_split
         and live.latest_created == live.latest_ready == stable
-        and live.serving == {stable: 100}
+        and live.gateway == {stable: 100}
         and not release.bars(stable)
         and (_has_stable_template(live, release) if known else stable == release.baseline.revision)
     )
@@ -192,8 +226,13 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
             return Progress(State.READY, f"{key} does not exist; no traffic to settle")
         return Progress(State.LOST, f"InferenceService {key} was deleted")
     if isinstance(live, StandardService):
+        if live.is_stopped and not live.canary_percent:
+            return Progress(State.LOST, tell_stopped(live, None))
         return standard.assess_rolled_back(live, release)
-    if stable is not None and live.serving == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
+    told = tell_stopped(live, release.baseline.started)
+    if told and not (live.is_stopped and _brings_canary(live, release)) and not is_clean(live, release):
+        return Progress(State.LOST, told)
+    if stable is not None and live.gateway == {stable: 100} and (live.canary_percent == 0 or is_clean(live, release)):
         return Progress(State.READY, f"{stable} has all of the traffic", stable)
     if is_clean(live, release):
         return Progress(
@@ -201,7 +240,7 @@ def assess_rolled_back(live: InferenceService | None, release: Release) -> Progr
         )
     if live.canary_percent == 0 and stable is not None and live.prev_revision not in (None, stable, release.canary):
         return Progress(State.WRONG_BASELINE, f"the traffic went to {live.prev_revision} and not to {stable}")
-    return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+    return Progress(State.WAITING, and_frozen(tell_unmoved(live), live))
 
 
 def _promoted(services: InferenceServices, live: InferenceService, release: Release) -> Progress:
@@ -212,7 +251,7 @@ def _promoted(services: InferenceServices, live: InferenceService, release: Rele
         )
     if live.canary_percent == 100:
         services.patch(live, _split(None))
-    elif live.serving == {release.canary: 100} and live.rolled_out == release.canary:
+    elif live.gateway == {release.canary: 100} and live.rolled_out == release.canary:
         return Progress(State.READY, f"{release.canary} was promoted and has all of the traffic", release.canary)
     return Progress(State.WAITING, f"{release.canary} was promoted; traffic is still {tell_traffic(live)}")
 
@@ -226,7 +265,7 @@ def _first(services: InferenceServices, live: InferenceService, release: Release
                 State.FAILED, f"{live.key} never had a proven revision, and {tell_traffic(live)} is served now"
             )
         return Progress(State.READY, f"{live.key} had no ready revision before, and has none now")
-    if live.labels.get(label) != value:
+    if live.labels.get(label) != value or release.created not in (None, live.uid):
         return Progress(State.READY, f"InferenceService {live.key} was made by another hand; left as it is")
     if not live.being_deleted:
         services.delete(live)
@@ -255,26 +294,24 @@ def _close(services: InferenceServices, live: InferenceService, release: Release
 def _restore(
     services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
 ) -> Progress:
-    """At 0 %: the stable template again, and the split removed once that is ready and answers. Before anything else, a
-    dead canary is let go, which holds the route."""
-    let_go = dead.let_go(services, live, release)
-    if isinstance(let_go, Progress):
-        return let_go
-    if let_go is not None:
-        told = _restored(services, live, release, remember, prove)
-        return replace(told, sentence=f"{told.sentence} ({let_go})")
-    return _restored(services, live, release, remember, prove)
+    """At 0 %: first a dead canary is let go, which holds the route; then the stable template again."""
+    freed = let_go(services, live, release)
+    if isinstance(freed, Progress):
+        return freed
+    told = _bring_back(services, live, release, remember, prove)
+    return told if freed is None else replace(told, sentence=f"{told.sentence} ({freed})")
 
 
-def _restored(
+def _bring_back(
     services: InferenceServices, live: InferenceService, release: Release, remember: Remember, prove: Prove | None
 ) -> Progress:
+    """The stable template again, and the split removed once that is ready and answers."""
     baseline, latest = release.baseline, live.latest_created
     if baseline.template is None:
-        if live.serving == {baseline.revision: 100}:
+        if live.gateway == {baseline.revision: 100}:
             said = f"{baseline.revision} has all of the traffic; the spec keeps the other template at 0 %"
             return Progress(State.READY, said, baseline.revision)
-        return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+        return Progress(State.WAITING, tell_unmoved(live))
     if not _has_stable_template(live, release):
         if latest == baseline.revision and live.model_status.transition == "InvalidSpec":
             # KServe made no revision of it and never will: there is nothing that could become "latest".
@@ -284,7 +321,7 @@ def _restored(
             # Written back now, KServe might see no change of template, but a 0 % on a rolled out revision.
             return Progress(State.WAITING, "KServe has not acted on the new template yet")
         if _roll_back_pending(live, release):
-            return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
+            return Progress(State.WAITING, tell_unmoved(live))
         return _write_back(services, live, release, remember)
     if latest != live.latest_ready or release.bars(latest):
         said = f"the stable template is back at 0 %; {latest} is not ready yet"
@@ -309,6 +346,12 @@ def _restored(
     return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
 
 
+def _brings_canary(live: InferenceService, release: Release) -> bool:
+    """Whether a stopped service would start with something else than the stable template, and that can be mended."""
+    stable = release.baseline.template
+    return stable is not None and (live.is_split or not _has_stable_template(live, release))
+
+
 def _has_stable_template(live: InferenceService, release: Release) -> bool:
     # Both ways: a canary may be the stable template with one field more, and is not it.
     stable = release.baseline.template
@@ -323,7 +366,7 @@ def _roll_back_pending(live: InferenceService, release: Release) -> bool:
     when the baseline is gone, so that the route stays as it was.
     """
     stable = live.rolled_out
-    if stable is not None and live.serving == {stable: 100}:
+    if stable is not None and live.gateway == {stable: 100}:
         return release.bars(stable) and not (live.prev_revision == stable != live.latest_created)
     return not _route_is_broken(live)
 

@@ -58,8 +58,9 @@ class Stage(ReleaseOperator):
             plan = foresee(self.spec, baseline.revision, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
         claim = released.note(stage="staging")
-        template = stage(released.services, wanted, baseline, claim.template).template_digest
-        released.note(template=template)
+        staged = stage(released.services, wanted, baseline, claim.template)
+        template = staged.template_digest
+        released.note(template=template, created=staged.uid if baseline.uid is None else None)
         raise self._waiting(wanted, baseline, template, datetime.now(UTC) + self.spec.rollout.ready_within)
 
     def _after_another(

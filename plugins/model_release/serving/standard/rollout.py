@@ -81,8 +81,6 @@ def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
         ClusterUnavailable: the stable predictor is not ready now; there is nothing to compare a canary with.
     """
     created = None if live.latest_created == live.service_of(template_of(wanted)["name"]) else live.latest_created
-    if live.rolled_out is None:
-        return Baseline(uid=live.uid, created=created, percent=live.canary_percent, found=live.template_digest)
     if not live.stable_is_ready:
         raise ClusterUnavailable(
             f"{live.key}: its stable predictor {live.stable} is not ready{live.other_writer()}; a canary has nothing "
@@ -90,7 +88,8 @@ def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
         )
     template = live.stable_template
     uri = template.get("model", {}).get("storageUri")
-    return Baseline(live.uid, live.stable, template, uri, created, live.canary_percent, live.template_digest)
+    percent, found = live.canary_percent, live.template_digest
+    return Baseline(live.uid, live.stable, template, uri, created, percent, found, live.started)
 
 
 def stage_patch(live: StandardService, wanted: Manifest, change: Change, *, first: bool) -> dict[str, Any] | None:

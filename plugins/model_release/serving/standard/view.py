@@ -88,10 +88,11 @@ class StandardService(InferenceService):
         return self.latest_created if self.entry is not None and self.canary_is_ready else self.rolled_out
 
     @property
-    def canary_is_ready(self) -> bool:
-        """Whether a replica of the canary is available, by its name in `status.canaryStatuses`."""
+    def canary_is_ready(self) -> bool | None:
+        """Whether a replica of the canary is available, by its name in `status.canaryStatuses`; None: not told yet."""
         name = (self.entry or {}).get("predictor", {}).get("name")
-        return any(one.get("name") == name and one.get("ready") for one in self.status.get("canaryStatuses") or [])
+        told = (one for one in self.status.get("canaryStatuses") or [] if one.get("name") == name)
+        return next((bool(one.get("ready")) for one in told), None)
 
     @property
     def stable_is_ready(self) -> bool:
@@ -118,6 +119,15 @@ class StandardService(InferenceService):
     def traffic(self) -> dict[str, int]:
         """Percent of each predictor in the HTTPRoutes, once the gateway has taken them; empty before that."""
         return routes.shares(self.routes)
+
+    @property
+    def gateway(self) -> dict[str, int] | None:
+        return self.serving or None
+
+    @property
+    def frozen_by(self) -> str | None:
+        """The dead stable predictor: KServe then leaves the HTTPRoutes as they are. A canary never holds them."""
+        return self.stable if self.entry is not None and self.rolled_out and not self.stable_is_ready else None
 
     @property
     def prev_revision(self) -> str | None:
