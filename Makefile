@@ -1,8 +1,7 @@
 # make release   set up what is missing, then release the example three times in the sandbox
 # make test      set up what is missing, then pass the tests
 SHELL := /bin/bash
-# The first that runs: CPU wheels of PyTorch are most often at hand for 3.11. (A shim may be there and run nothing.)
-PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3; do $$one -c '' 2>/dev/null && echo $$one && break; done)
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
@@ -13,17 +12,27 @@ export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## the virtual environment with every package, and Prometheus
-	@$(PYTHON) include/make_venv.py
+setup: $(VENV)/.installed ## the virtual environment with every package, and Prometheus
 
-UV := $(or $(shell command -v uv),.cache/uv/bin/uv)
-# Of PyPI's build of PyTorch alone: which of them a machine needs, its torch says itself.
-CUDA = $(shell $(BIN)/python -c "import sys; sys.path.insert(0, 'include'); import make_venv; print(*make_venv._only_for_cuda())")
+$(VENV)/.installed: requirements.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"Python 3.11 is needed and $(PYTHON) is {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 …")'
+	@echo "Installing the packages of requirements.txt into $(VENV) (a few minutes, once)"
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
+	@printf '%s\n' "$(CURDIR)/plugins" "$(CURDIR)/include" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/model_release.pth
+	@$(BIN)/python -m sandbox.programs
+	@touch $@
 
-lock: setup ## uv.lock and requirements.txt anew from pyproject.toml; NAME=… takes the newest of one package
-	@env -u UV_FIND_LINKS $(UV) lock --quiet $(if $(NAME),--upgrade-package $(NAME))
-	@{ echo "# Made by 'make lock' from pyproject.toml: uv.lock for pip, and for the images. Do not edit."; \
-	   $(UV) export --quiet --frozen --no-hashes --no-annotate --no-header $(foreach one,$(CUDA),--no-emit-package $(one)); } > requirements.txt
+lock: ## requirements.txt anew from requirements.in
+	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock && $(PYTHON) -m venv .cache/lock/uv
+	@# uv finds in seconds a set of versions that pip searches for longer than anybody waits; pip installs that set.
+	@.cache/lock/uv/bin/python -m pip install -qq uv==0.13.9
+	@.cache/lock/uv/bin/uv pip compile --quiet --python-version 3.11 --no-annotate requirements.in --output-file .cache/lock/set.txt
+	@.cache/lock/bin/python -m pip install -qq --requirement requirements.in --constraint .cache/lock/set.txt
+	@{ echo "# Made by 'make lock' from requirements.in; every package exactly as tested. Do not edit."; \
+	   .cache/lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.txt
+	@.cache/lock/bin/python .ci/audit.py --write
+	@rm -rf .cache/lock
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .
@@ -33,7 +42,7 @@ check: setup ## ruff and mypy strict
 unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
-test: check ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
+test: check audit ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
 	@mkdir -p .cache
 	@# Whole releases mostly wait, and all the rest mostly counts: side by side they take half the time on two cores.
 	@$(BIN)/python -m pytest -m "not e2e and not faults and not walk" > .cache/rest.log 2>&1 & rest=$$!; \
@@ -76,8 +85,8 @@ schema: setup ## include/models/model.schema.json anew from the code
 dashboards: setup ## include/dashboards anew from the code
 	@$(BIN)/python -m model_release.metrics.dashboards
 
-audit: setup ## known holes in the packages, as their database knows them
-	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip
+audit: setup ## known holes in the packages, where the database answers; what is installed, against the lock
+	@$(BIN)/python .ci/audit.py
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
 	@rm -rf .sandbox candidates/digits candidates/evaluation/digits
