@@ -4,8 +4,10 @@ SHELL := /bin/bash
 VENV := .venv
 # The environment's own, else the first that works: a name on the PATH may be a pyenv shim with nothing behind it.
 FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
-PYTHON ?= $(shell for one in $(VENV)/bin/python $$(type -ap python3.11 python3.12 python3.13 python3); do \
+ifndef PYTHON
+PYTHON := $(shell for one in $(VENV)/bin/python $$(type -ap python3.11 python3.12 python3.13 python3); do \
 	"$$one" -c '$(FITS)' 2>/dev/null && echo "$$one" && break; done)
+endif
 BIN := $(VENV)/bin
 export VENV
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include

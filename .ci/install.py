@@ -7,10 +7,11 @@
 Needs a Python from 3.11 to 3.13 and nothing else. uv downloads and installs; where it cannot be had, pip does. Both are
 given the same list: the versions of requirements.txt, each with the hashes of uv.lock, which they insist on.
 
-PyTorch has two builds of each version. The one without CUDA is far smaller, and taken where a wheel of the locked version
-lies in PIP_FIND_LINKS or UV_FIND_LINKS, in an index of PIP_EXTRA_INDEX_URL or UV_INDEX, or in PyTorch's own index; else
-PyPI's comes, with the packages of CUDA. TORCH=cpu insists on the first, TORCH=cuda on the second. torch-cpu.txt holds the
-hashes of the smaller build's wheels; one that the lock never saw is held to the hash that its index gives.
+PyTorch has two builds of each version. The one without CUDA is far smaller, and taken where a wheel of the locked
+version lies in PIP_FIND_LINKS or UV_FIND_LINKS, in an index of PIP_EXTRA_INDEX_URL or UV_INDEX, or in PyTorch's own
+index; else PyPI's comes, with the packages of CUDA. TORCH=cpu insists on the first, TORCH=cuda on the second.
+torch-cpu.txt holds the hashes of the smaller build's wheels; one that the lock never saw is held to the hash that its
+index gives.
 
 What was interrupted leaves no stamp (.venv/.installed), and its .venv is made anew: from the installer's cache, so that
 only what was not yet downloaded is downloaded. Exit code 1, with the reason in one line, for whatever cannot be done.
@@ -48,6 +49,25 @@ CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PATIENCE = 4.0  # seconds, for the first word of an index that is only asked whether it has a wheel
 # What only PyTorch's build with CUDA needs.
 CUDA = re.compile(r"(nvidia|cuda)-|triton$")
+# What installers say, and what it means.
+MEANINGS = {
+    r"No space left on device|os error 28": (
+        "the disk is full: free some space, or put the caches elsewhere (UV_CACHE_DIR, PIP_CACHE_DIR)"
+    ),
+    r"[Hh]ash mismatch|DO NOT MATCH THE HASHES": (
+        "a file is another than the one that was locked: its index replaces files, or a proxy changes them"
+    ),
+    r"no version of|not found in the package registry|no wheels|No matching distribution|no usable wheels": (
+        "the index lacks a package of the lock, or its wheel for this Python: it is named above; UV_DEFAULT_INDEX or "
+        "PIP_INDEX_URL names another index"
+    ),
+    r"error sending request|onnect|[Tt]imed? ?out|dns|response body|Failed to (fetch|download|extract)|50\d |EOF": (
+        "the index, or a proxy before it, broke off: what came so far is kept, so run it again"
+    ),
+    "": "the reason is above; what came so far is kept, so a second run goes on from there",
+}
+# What uv lists when all is done: a line for each of three hundred packages.
+INSTALLED = re.compile(rb"^ (\x1b\[\d+m)*[+~-].*\n", re.MULTILINE)
 # GB to download, and on disk afterwards: measured on x86-64. A test holds the first against uv.lock.
 SIZES = {"cpu": (0.8, 2.4), "cuda": (2.7, 6.5)}
 
@@ -128,7 +148,7 @@ def wheels(place: str) -> Iterator[tuple[str, str]]:
                 yield path.name, hashlib.file_digest(file, "sha256").hexdigest()
     elif place.startswith(("http://", "https://")):
         try:
-            with urllib.request.urlopen(place, timeout=PATIENCE) as answer:
+            with urllib.request.urlopen(place, timeout=PATIENCE) as answer:  # noqa: S310 - it is http, by the line above
                 page = answer.read().decode(errors="replace").replace("%2B", "+")
         except (OSError, ValueError):
             return
@@ -152,8 +172,8 @@ def cpu_wheel(environment: Mapping[str, str]) -> Wheel | None:
             return Wheel(name, place, said)
     if environment.get("TORCH") == "cpu":
         raise SetupError(
-            f"TORCH=cpu, and no wheel of torch {version('torch')}+cpu for Python {tag[2]}.{tag[3:]} is to be had: name a "
-            "folder or page that has one in PIP_FIND_LINKS, or leave TORCH out"
+            f"TORCH=cpu, and no wheel of torch {version('torch')}+cpu for Python {tag[2]}.{tag[3:]} is to be had: name "
+            "a folder or page that has one in PIP_FIND_LINKS, or leave TORCH out"
         )
     return None
 
@@ -205,7 +225,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
                 break
             if not chunk:
                 break
-            sys.stderr.buffer.write(chunk)
+            sys.stderr.buffer.write(INSTALLED.sub(b"", chunk))
             sys.stderr.buffer.flush()
             said = (said + chunk)[-20000:]
     os.close(ours)
@@ -214,22 +234,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
 
 def why(said: str) -> str:
     """What an installer's last words mean, in one line."""
-    kinds = {
-        r"No space left on device|os error 28": "the disk is full: free some space, or put the caches elsewhere "
-        "(UV_CACHE_DIR, PIP_CACHE_DIR)",
-        r"[Hh]ash mismatch|DO NOT MATCH THE HASHES|Computed:|hash(es)? .*do(es)? not match": "a file is another than the "
-        "one that was locked: an index that replaces files, or a proxy that changes them",
-        r"no version of|not found in the package registry|no wheels? |No matching distribution|no usable wheels|404 Not": (
-            "the index lacks a package of the lock, or its wheel for this Python: it is named above; UV_DEFAULT_INDEX or "
-            "PIP_INDEX_URL names another index"
-        ),
-        r"error sending request|onnect|[Tt]imed? ?out|dns|request or response body|Failed to (fetch|download|extract)|"
-        r"50\d |ReadTimeout|Broken|EOF": "the index, or a proxy before it, broke off: what came so far is kept, so run it again",
-    }
-    for pattern, meaning in kinds.items():
-        if re.search(pattern, said):
-            return meaning
-    return "the reason is above; what came so far is kept, so a second run goes on from there"
+    return next((meaning for pattern, meaning in MEANINGS.items() if re.search(pattern, said)), MEANINGS[""])
 
 
 def check_room(build: str) -> None:
@@ -246,8 +251,8 @@ def check_room(build: str) -> None:
     free = shutil.disk_usage(VENV.parent).free / 1e9
     if free < there:
         raise SetupError(
-            f"{free:.1f} GB are free at {VENV.parent}, and {there} GB are needed: free some, or set VENV to a folder on "
-            "another disk"
+            f"{free:.1f} GB are free at {VENV.parent}, and {there} GB are needed: free some, or set VENV to a folder "
+            "on another disk"
         )
 
 
@@ -286,6 +291,14 @@ def install(stamp: Path) -> None:
     (purelib / "model_release.pth").write_text(f"{ROOT}/plugins\n{ROOT}/include\n", encoding="utf-8")
 
 
+def stamped(stamp: Path) -> dict[str, str]:
+    """What the environment was made of; nothing where it is not whole."""
+    try:
+        return dict(json.loads(stamp.read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return {}
+
+
 def setup() -> None:
     found = sys.version_info[:2]
     if not (3, 11) <= found <= (3, 13):
@@ -300,13 +313,13 @@ def setup() -> None:
     with (CACHE / "setup.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once wait for each other
         digest = hashlib.sha256(b"".join(path.read_bytes() for path in (LOCK, LISTED, CPU))).hexdigest()
-        there = json.loads(stamp.read_text(encoding="utf-8")) if stamp.exists() else {}
+        there = stamped(stamp)
         wanted = {"lock": digest, "python": platform.python_version(), "torch": os.environ.get("TORCH")}
         same = all(there.get(key) == value for key, value in wanted.items() if value)
         if same and (VENV / "bin/python").exists():
             return
         if there.get("python") != wanted["python"]:
-            stamp.unlink(missing_ok=True)  # made by another Python: anew
+            stamp.unlink(missing_ok=True)  # made by another Python, or by an older way of making it: anew
         fetch = [PYTHON, "-c", "from sandbox import programs; programs.prometheus()"]
         path = {**os.environ, "PYTHONPATH": f"{ROOT}/include"}
         # It comes from elsewhere, so it need not wait; what it lacks is said by sandbox.programs below.
@@ -367,6 +380,9 @@ def main(arguments: list[str]) -> int:
     except SetupError as error:
         print(f"setup: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("setup: interrupted; what came so far is kept, so a second run goes on from there", file=sys.stderr)
+        return 130
     except OSError as error:
         print(f"setup: {why(str(error)) if error.errno == 28 else error}", file=sys.stderr)
         return 1
