@@ -1,9 +1,15 @@
 # make release   set up what is missing, then release the example three times in the sandbox
 # make test      set up what is missing, then pass the tests
 SHELL := /bin/bash
-PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
+# The environment's own, else the first that works: a name on the PATH may be a pyenv shim with nothing behind it.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+ifndef PYTHON
+PYTHON := $(shell for one in $(VENV)/bin/python $$(type -ap python3.11 python3.12 python3.13 python3); do \
+	"$$one" -c '$(FITS)' 2>/dev/null && echo "$$one" && break; done)
+endif
 BIN := $(VENV)/bin
+export VENV
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 
 .DEFAULT_GOAL := help
@@ -12,27 +18,17 @@ export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(VENV)/.installed ## the virtual environment with every package, and Prometheus
+setup: ## the virtual environment with every package of the lock, and Prometheus; PYTHON=… and TORCH=cpu or cuda choose
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c '$(FITS)' 2>/dev/null || { \
+	 echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(or $(PYTHON),none on the PATH) is one; name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	@"$(PYTHON)" .ci/install.py
 
-$(VENV)/.installed: requirements.txt
-	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(0 if v == (3, 11) else f"Python 3.11 is needed and $(PYTHON) is {v[0]}.{v[1]}; name one: make PYTHON=/path/to/python3.11 …")'
-	@echo "Installing the packages of requirements.txt into $(VENV) (a few minutes, once)"
-	@$(PYTHON) -m venv --clear $(VENV)
-	@$(BIN)/python -m pip install -qq --disable-pip-version-check --requirement requirements.txt
-	@printf '%s\n' "$(CURDIR)/plugins" "$(CURDIR)/include" > $$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/model_release.pth
-	@$(BIN)/python -m sandbox.programs
-	@touch $@
-
-lock: ## requirements.txt anew from requirements.in
-	@rm -rf .cache/lock && $(PYTHON) -m venv .cache/lock && $(PYTHON) -m venv .cache/lock/uv
-	@# uv finds in seconds a set of versions that pip searches for longer than anybody waits; pip installs that set.
-	@.cache/lock/uv/bin/python -m pip install -qq uv==0.13.9
-	@.cache/lock/uv/bin/uv pip compile --quiet --python-version 3.11 --no-annotate requirements.in --output-file .cache/lock/set.txt
-	@.cache/lock/bin/python -m pip install -qq --requirement requirements.in --constraint .cache/lock/set.txt
-	@{ echo "# Made by 'make lock' from requirements.in; every package exactly as tested. Do not edit."; \
-	   .cache/lock/bin/python -m pip freeze | sed 's/+cpu$$//'; } > requirements.txt
-	@.cache/lock/bin/python .ci/audit.py --write
-	@rm -rf .cache/lock
+lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.toml; UPGRADE=1 takes the newest versions
+	@uv=$$("$(PYTHON)" .ci/install.py uv | tail -1) && unset UV_FIND_LINKS && \
+	 $$uv lock $(if $(UPGRADE),--upgrade) && \
+	 { echo "# Made by 'make lock' from uv.lock; every package exactly as tested. Do not edit."; \
+	   $$uv export --quiet --frozen --no-hashes --no-annotate --no-header; } > requirements.txt
+	@"$(PYTHON)" .ci/install.py lists
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .
@@ -42,7 +38,7 @@ check: setup ## ruff and mypy strict
 unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
-test: check audit ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
+test: check ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
 	@mkdir -p .cache
 	@# Whole releases mostly wait, and all the rest mostly counts: side by side they take half the time on two cores.
 	@$(BIN)/python -m pytest -m "not e2e and not faults and not walk" > .cache/rest.log 2>&1 & rest=$$!; \
@@ -85,8 +81,8 @@ schema: setup ## include/models/model.schema.json anew from the code
 dashboards: setup ## include/dashboards anew from the code
 	@$(BIN)/python -m model_release.metrics.dashboards
 
-audit: setup ## known holes in the packages, where the database answers; what is installed, against the lock
-	@$(BIN)/python .ci/audit.py
+audit: setup ## known holes in the packages of the lock; nobody's word where the database cannot be reached
+	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --vulnerability-service osv
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
 	@rm -rf .sandbox candidates/digits candidates/evaluation/digits
