@@ -121,12 +121,11 @@ MODES: dict[str, bytes] = {
 }
 
 
-@pytest.mark.parametrize("converts", [False, True])
 @pytest.mark.parametrize("mode", MODES)
-def test_any_mode_as_a_pipeline_converts_it_whatever_the_processor_says(mode: str, converts: bool) -> None:
+def test_any_mode_as_a_pipeline_converts_it(mode: str) -> None:
     from transformers.image_utils import load_image
 
-    own = processor("vit", do_convert_rgb=converts)
+    own = processor("vit", do_convert_rgb=False)
     result = preprocess(read_image(MODES[mode]), options_of(own))
     np.testing.assert_array_equal(result, expected(own, load_image(Image.open(io.BytesIO(MODES[mode])))))
 
@@ -284,16 +283,12 @@ def test_damaged_bytes_are_refused_or_read_and_never_anything_else(mode: str) ->
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"do_pad": True}, "do_pad"),
-        ({"do_reduce_labels": True}, "do_reduce_labels"),
-        ({"rescale_offset": True}, "rescale_offset"),
+        ({"do_pad": True, "pad_size": {"height": 64, "width": 64}}, "do_pad"),
         ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "size"),
         ({"size": {"max_height": 32, "max_width": 64}}, "size"),
         ({"resample": 17}, "resample"),
-        ({"image_mean": 0.5}, "image_mean"),
         ({"image_std": [0.5]}, "image_std"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "crop_size"),
-        ({"crop_pct": 0.9}, "crop_pct"),
     ],
     ids=str,
 )

@@ -18,13 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model_release.artifact import files, inspection
+from model_release.artifact import files, inspection, labels
 from model_release.artifact.bucket import MAX_FILE
 from model_release.artifact.hub import HubAccess, HubPlace
-from model_release.artifact.labels import CONFIG
 from model_release.artifact.origins import DirectoryPlace, Log, Place, PrefixPlace
 from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 
+CONFIG = labels.CONFIG
 PROCESSOR = inspection.PROCESSOR
 PROCESSORS = inspection.PROCESSORS
 WEIGHTS = "model.safetensors"
@@ -89,7 +89,7 @@ def fetch(
         place = place.inside(candidate)
     with files.replaced(destination) as fresh:
         _bring(place, fresh)
-        labels, architecture, notes = inspection.check(fresh, place.origin)
+        named, architecture, notes = inspection.check(fresh, place.origin)
     for note in notes:
         (log or (lambda _: None))(f"note: {note}")
     return Checkpoint(
@@ -97,7 +97,7 @@ def fetch(
         origin=place.origin,
         fingerprint=files.combined(files.digests(destination)),
         architecture=architecture,
-        labels=labels,
+        labels=named,
         candidate=candidate,
         commit=place.commit,
         time=candidate_time(candidate) if candidate else place.time,
