@@ -13,7 +13,7 @@ export VENV
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit walk faults release walkthrough up down status env screens picture schema dashboards audit clean
+.PHONY: help setup lock check test unit walk models faults release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,9 @@ walk: setup ## the long walks as tests: the mission in five stages, Standard mod
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
+
+models: setup ## every image classifier of the installed transformers beside its pipeline; docs/models.md anew
+	@$(BIN)/python tests/models
 
 release: setup ## release the example: a first version, a better one, a bad one
 	@$(BIN)/python -m sandbox release
