@@ -69,7 +69,7 @@ MEANINGS = {
 # What uv lists when all is done: a line for each of three hundred packages.
 INSTALLED = re.compile(rb"^ (\x1b\[\d+m)*[+~-].*\n", re.MULTILINE)
 # GB to download, and on disk afterwards: measured on x86-64. A test holds the first against uv.lock.
-SIZES = {"cpu": (0.8, 2.4), "cuda": (2.7, 6.5)}
+SIZES = {"cpu": (0.8, 2.8), "cuda": (3.6, 6.8)}
 
 
 class SetupError(Exception):

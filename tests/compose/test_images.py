@@ -81,10 +81,12 @@ def test_what_is_copied_is_there_and_reaches_the_builder(dockerfile: Path) -> No
             assert source.split("/")[0] in allowed, f".dockerignore keeps {source} from the builder"
 
 
-def pins() -> dict[str, str]:
+def pins() -> set[str]:
+    """The packages that have a version in requirements.txt, for whichever Python."""
     lines = (PROJECT / "requirements.txt").read_text().splitlines()
-    pairs = [line.split("==") for line in lines if "==" in line]
-    return {canonicalize_name(name): version for name, version in pairs}
+    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
+    assert all(re.fullmatch(r"==[^*,]+", str(one.specifier)) for one in found)
+    return {canonicalize_name(one.name) for one in found}
 
 
 def closure(listed: list[str]) -> set[str]:
@@ -109,7 +111,7 @@ def closure(listed: list[str]) -> set[str]:
 def test_every_package_of_an_image_has_the_version_that_was_tested(listed: Path) -> None:
     lines = [line for line in listed.read_text().splitlines() if line and not line.startswith("#")]
     # The installers' own, which come with the base image.
-    missing = sorted(closure(lines) - set(pins()) - {"pip", "setuptools", "wheel"})
+    missing = sorted(closure(lines) - pins() - {"pip", "setuptools", "wheel"})
     assert missing == [], f"requirements.txt pins none of these, so pip would take any: {missing}"
 
 
