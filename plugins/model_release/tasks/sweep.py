@@ -97,8 +97,8 @@ class _Abandoned:
 
 class Sweep(BaseOperator):
     """Reads each service's lease and live state: the services of the model files, and those that the cluster's leases
-    name, whose files are gone. Nothing is touched where the holder's run is alive (but for a canary that was closed half an
-    hour ago, and that nobody settles), or is a run of another Airflow.
+    name, whose files are gone. Nothing is touched where the holder's run is alive (but for a canary that was closed
+    half an hour ago, and that nobody settles), or is a run of another Airflow.
 
     What was left is taken over first, so that no release begins on it meanwhile, then settled, its decision record
     finished, and the lease given free. All canaries go to 0 % before the first is cleaned up. Run again, killed or
