@@ -64,7 +64,7 @@ def test_a_lease_that_cannot_be_read_is_told() -> None:
 
 # Who looks
 
-LOOKED = re.compile(r'id="looked">looked at .*? by (\w+)<')
+LOOKED = re.compile(r'id="looked">last look .*? by (\w+)<')
 NO_GUARD = "No guard runs"
 
 
