@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from model_release.errors import NotSettled, ServiceBusy
+from model_release.release import advance
 from model_release.release.advance import Done, Rules
 from model_release.release.drive import Drive
 from model_release.serving import rollout
@@ -20,6 +21,7 @@ from model_release.serving.progress import State, wait
 from model_release.serving.rollout import Canary
 from model_release.spec import ModelSpec
 from model_release.tasks import driving
+from sandbox.interfaces import Phase, PodState
 
 from .cluster import Kube, wanted
 
@@ -244,7 +246,6 @@ def test_a_question_is_watched_and_evidence_goes_before_its_answer(scene: Scene,
     assert drive.done is not None
     assert drive.done.decision == "ask"
     assert scene.serving == {STABLE: 50, NEW: 50}
-    from model_release.release import advance
 
     drive.record(lambda claim: advance.ask(claim, datetime.now(UTC).isoformat()))
     beside = scene.drive()
@@ -281,3 +282,21 @@ def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, mo
     drive.look(began)
     with pytest.raises(NotSettled, match="the roll-back did not take effect: traffic is still"):
         drive.look(began + timedelta(minutes=11))
+
+
+def test_a_dead_canary_is_taken_back_and_let_go_in_the_look_that_sees_it(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    dies(scene, "v2")
+    until(drive, lambda: drive.done)
+    assert drive.done is not None
+    assert drive.done.decision == "rollback"
+    assert drive.done.reason.startswith(f"{NEW} is dead: ")
+    assert scene.serving == {STABLE: 100}
+
+
+def dies(scene: Scene, version: str) -> None:
+    """The container of that version ends, and the status says so."""
+    scene.kube.pods.phases[version] = PodState(Phase.CRASHED, 0, "boom", 1)
+    while scene.kube.live().ready:
+        pass
