@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model_release.errors import NotSettled, ServiceBusy
+from model_release.errors import CanaryLost, NotSettled, ServiceBusy
 from model_release.release import advance
 from model_release.release.advance import Done, Rules
 from model_release.release.drive import Drive
@@ -271,6 +271,39 @@ def test_a_cluster_that_is_away_is_waited_for(scene: Scene) -> None:
     scene.kube.fault("patch", "inferenceservices", status=503, times=20)
     until(drive, lambda: drive.done)
     assert scene.serving == {STABLE: 100}
+
+
+def test_a_roll_back_that_the_cluster_refuses_for_good_ends_with_a_word(scene: Scene) -> None:
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    drive.close("9 of 30")
+    scene.kube.fault("patch", "inferenceservices", status=403)
+    began = datetime.now(UTC)
+    assert "forbidden" in " ".join(drive.look(began))
+    with pytest.raises(NotSettled, match=r"the roll-back did not take effect: .*forbidden"):
+        drive.look(began + timedelta(minutes=11))
+
+
+def test_another_hand_between_the_read_and_the_write_ends_in_a_roll_back(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = scene.drive()
+
+    def lost(*_: Any) -> Any:
+        raise CanaryLost("the template is not the one that was staged")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(rollout, "shift", lost)
+        assert drive.look() == ["the template is not the one that was staged"]
+    until(drive, lambda: scene.at(25).looks)
+
+
+def test_the_watch_of_a_stretch_is_made_once(scene: Scene) -> None:
+    drive, made = scene.drive(), list[Any]()
+    inner = drive.watch
+    drive.watch = lambda stretch: made.append(stretch) or inner(stretch)  # type: ignore[func-returns-value]
+    until(drive, lambda: scene.at(25).looks > 2)
+    assert [stretch.percent for stretch in made] == [25]
 
 
 def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

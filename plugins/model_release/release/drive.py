@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
-from model_release.errors import ClusterRefused, ClusterUnavailable, NotSettled, ReleaseError, ServiceBusy
+from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable, NotSettled, ReleaseError, ServiceBusy
 from model_release.release import advance as way
 from model_release.release.advance import Action, Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
 
@@ -97,6 +97,8 @@ class Drive:
                 lines += watch.look(live, moment)
                 action = self._record(claim, self._world(live, watch, moment))
             return lines + self._do(action, moment)
+        except CanaryLost as lost:
+            return self._tell(str(lost))  # between the read and the write; the next look sees it, and closes
         except (ClusterUnavailable, ClusterRefused) as error:
             return self._cannot_see(error, moment)
 
@@ -130,7 +132,10 @@ class Drive:
         if not claim.watches or claim.watches[-1].opened_at is None or (claim.promoted and claim.percent is not None):
             return None
         stretch = claim.watches[-1]
-        return self.watches.setdefault(_key(stretch), self.watch(stretch))
+        key = stretch.percent, stretch.opened_at or ""
+        if key not in self.watches:
+            self.watches[key] = self.watch(stretch)
+        return self.watches[key]
 
     def _world(self, live: InferenceService | None, watch: Watch | None, moment: datetime) -> World:
         stuck = None
@@ -198,8 +203,7 @@ class Drive:
         lines = self._tell(f"Taken back: {claim.closed}")
         live = roll_back(self.services, release, self.leases.bar(*place, self.owner), self.prove)
         progress = assess_rolled_back(live, release)
-        if self._since is not None and moment - self._since >= max(ROUTE, self.patience):
-            raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")
+        self._check_patience(progress.sentence, moment)
         return [*lines, *self._tell(progress.sentence)]
 
     def _arrived(self, change: str, percent: int, moment: datetime) -> list[str]:
@@ -212,16 +216,18 @@ class Drive:
     def _cannot_see(self, error: ReleaseError, moment: datetime) -> list[str]:
         """Nobody can act while the API is away. What the watch makes of it is acted on when it is back; one 401 in the
         middle of a watch is no more than that either."""
+        if isinstance(self._doing, TakeBack):
+            self._check_patience(str(error), moment)
         under_way = next(reversed(self.watches.values()), None)
         if under_way is None or under_way.over:
             return self._tell(f"The cluster cannot be asked: {error}")
         return under_way.blind(error, moment)
 
+    def _check_patience(self, said: str, moment: datetime) -> None:
+        if self._since is not None and moment - self._since >= max(ROUTE, self.patience):
+            raise NotSettled(f"the roll-back did not take effect: {said}")
+
     def _tell(self, line: str) -> list[str]:
         """The line, when it is new."""
         told, self._told = self._told, line
         return [] if line == told else [line]
-
-
-def _key(stretch: Watched) -> tuple[int | None, str]:
-    return stretch.percent, stretch.opened_at or ""
