@@ -85,7 +85,8 @@ dashboards: setup ## include/dashboards anew from the code
 	@$(BIN)/python -m model_release.metrics.dashboards
 
 audit: setup ## known holes in the packages of the lock; nobody's word where the database cannot be reached
-	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --vulnerability-service osv
+	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --vulnerability-service osv 2> .cache/audit.log || { \
+	 grep -q ConnectionError .cache/audit.log && echo "audit: the OSV database gives no answer, so nobody was asked" >&2 || cat .cache/audit.log >&2; exit 1; }
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
 	@rm -rf .sandbox candidates/digits candidates/evaluation/digits

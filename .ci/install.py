@@ -190,7 +190,16 @@ def find_uv() -> Path | None:
     if not (own / "bin/uv").exists():
         # No environment of its own: Debian's Python may have pip and no venv.
         print(f"Installing uv {UV}, which installs the rest", flush=True)
-        command = [PYTHON, "-m", "pip", "install", "--disable-pip-version-check", "--quiet", "--no-deps"]
+        command = [
+            PYTHON,
+            "-m",
+            "pip",
+            "install",
+            "--disable-pip-version-check",
+            "--quiet",
+            "--no-deps",
+            "--root-user-action=ignore",
+        ]
         part = CACHE / f"uv-{UV}.part"
         shutil.rmtree(part, ignore_errors=True)
         done = subprocess.run([*command, "--target", str(part), f"uv=={UV}"], check=False)

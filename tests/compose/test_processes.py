@@ -143,13 +143,15 @@ def prometheus(service: Service, sandbox: Container) -> Iterator[Container]:
 
 @pytest.fixture(scope="session")
 def redis(service: Service, folder: Path) -> Iterator[Container]:
-    # The image's redis-cli, by Python's client: it pings what it is told, and fails where nobody answers.
+    # The image's redis-cli, by Python's client: it pings with the password, and fails where nobody answers.
     client = folder / "bin/redis-cli"
     client.parent.mkdir()
     client.write_text(
-        f"#!{sys.executable}\nimport sys, redis\n"
+        f"#!{sys.executable}\nimport os, sys, redis\n"
         "assert sys.argv[1] == '-p' and sys.argv[3] == 'ping'\n"
-        "print(redis.Redis(port=int(sys.argv[2])).ping())\n"
+        "at = redis.Connection(port=int(sys.argv[2]), password=os.environ.get('REDISCLI_AUTH'))\n"
+        "at.send_command('PING')\n"
+        "print(at.read_response().decode())\n"
     )
     client.chmod(0o755)
     container = service("redis", REDISCLI_PORT="")
