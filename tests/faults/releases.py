@@ -106,7 +106,7 @@ class Release:
 
     def ended(self, patience: float = 240) -> str:
         """Its state, once it has ended."""
-        return str(self.scene.live.finished(self.dag, self.run_id, patience)["state"])
+        return str(self.scene.live.finished(self.dag, self.run_id)["state"])
 
     def sentence(self) -> str:
         """What the decision record says in the end: outcome and reason."""

@@ -102,7 +102,7 @@ class Scene(Harm):
 
     def ordered(self, dag: str, run_id: str) -> tuple[str, str]:
         """How an order ended that was given in this run."""
-        state = str(self.live.finished(dag, run_id, 240)["state"])
+        state = str(self.live.finished(dag, run_id)["state"])
         task = "roll_back" if dag.startswith("rollback_") else "promote"
         key = "return_value" if state == "success" else "trouble"
         return state, str(self.airflow.xcom(dag, run_id, task, key))
@@ -120,7 +120,7 @@ class Scene(Harm):
     def sweep(self, patience: float = 120) -> tuple[str, list[str]]:
         """Starts the DAG `sweep`, and waits for its end: the run's state and the lines of its result."""
         run_id = self.airflow.trigger("sweep")
-        state = self.live.finished("sweep", run_id, patience)["state"]
+        state = self.live.finished("sweep", run_id)["state"]
         return state, list(self.airflow.xcom("sweep", run_id, "sweep") or [])
 
     def end_all(self, patience: float = 180) -> None:
@@ -292,7 +292,7 @@ def built(live: Any) -> Iterator[Scene]:
         live.airflow.wait_for_dag(dag)
     runs = [(DAG, live.airflow.trigger(DAG)), (LATE, live.airflow.trigger(LATE, {"rollout": "none"}))]
     for dag, run_id in runs:
-        run = live.finished(dag, run_id, 300)
+        run = live.finished(dag, run_id)
         assert run["state"] == "success", live.airflow.xcom(dag, run_id, "report")
     scene.versions = [version.name for version in live.store(f"s3://models/{NAME}/").versions()]
     assert len(scene.versions) == 2
