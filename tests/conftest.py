@@ -124,7 +124,7 @@ class Live:
             tasks = self.airflow.tasks(dag_id, run_id).items()
             return f"{run_id} has not ended: { {name: task['state'] for name, task in tasks} }"
 
-        found: dict[str, Any] = until(ended, states, pause=0.5)
+        found: dict[str, Any] = until(ended, states)
         return found
 
 

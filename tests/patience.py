@@ -8,8 +8,9 @@ A test that hangs elsewhere is ended and named by pytest-timeout after as long (
 from __future__ import annotations
 
 import asyncio
+import inspect
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 LIMIT = 600.0  # seconds
@@ -17,27 +18,27 @@ LIMIT = 600.0  # seconds
 Found = TypeVar("Found")
 
 
-def until(holds: Callable[[], Found], what: str | Callable[[], Any] = "", pause: float = 0.02) -> Found:
-    """What `holds()` gives as soon as it gives anything; `what` is said when it never does."""
-    end = time.monotonic() + LIMIT
+def until(holds: Callable[[], Found], what: str | Callable[[], Any] = "", pause: float = 0.5) -> Found:
+    """What `holds()` gives as soon as it gives anything; `what` is said when it never does. Looks at once and then less
+    and less often, at least once in `pause` seconds."""
+    end, wait = time.monotonic() + LIMIT, 0.01
     while not (found := holds()):
         assert time.monotonic() < end, _said(what)
-        time.sleep(pause)
+        time.sleep(wait)
+        wait = min(wait * 1.5, pause)
     return found
 
 
-async def come(
-    holds: Callable[[], Found | Awaitable[Found]], what: str | Callable[[], Any] = "", pause: float = 0.02
-) -> Found:
+async def come(holds: Callable[[], Any], what: str | Callable[[], Any] = "", pause: float = 0.5) -> Any:
     """`until` for a test with an event loop, which goes on meanwhile; `holds` may be a coroutine function."""
-    end = time.monotonic() + LIMIT
+    end, wait = time.monotonic() + LIMIT, 0.01
     while True:
         answer = holds()
-        found = await answer if isinstance(answer, Awaitable) else answer
-        if found:
+        if found := (await answer if inspect.isawaitable(answer) else answer):
             return found
         assert time.monotonic() < end, _said(what)
-        await asyncio.sleep(pause)
+        await asyncio.sleep(wait)
+        wait = min(wait * 1.5, pause)
 
 
 def _said(what: str | Callable[[], Any]) -> str:

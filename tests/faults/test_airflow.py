@@ -7,11 +7,12 @@ import time
 from typing import Any
 
 import pytest
+from tests.patience import until
 
 from sandbox.errors import SandboxError
 
 from .models import ASKED, BAKE, LATE, NAME
-from .releases import Release, wait_for
+from .releases import Release
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
@@ -182,7 +183,7 @@ def test_backfill_beside_a_scheduled_run(scene: Scene) -> None:
         conf = {"rollout": "canary", "version": candidate}
         body = {"dag_id": LATE, "from_date": day, "to_date": day, "reprocess_behavior": "none", "dag_run_conf": conf,
                 "max_active_runs": 1, "run_backwards": False}  # fmt: skip
-        wait_for(lambda: _begun(scene, body), 60, lambda: "Airflow's database stays locked")
+        until(lambda: _begun(scene, body), lambda: "Airflow's database stays locked")
         backfill = _run_of(scene, "backfill", candidate)
         backfill.until("claim", "deferred")
         assert scene.claim.owner.run_id == first.run_id
@@ -218,7 +219,7 @@ def _run_of(scene: Scene, kind: str, candidate: str) -> Release:
         found.extend(run["dag_run_id"] for run in runs)
         return bool(found)
 
-    wait_for(there, 60, lambda: f"no {kind} run came")
+    until(there, lambda: f"no {kind} run came")
     return Release(scene, LATE, found[0], candidate, scene.answers())
 
 
