@@ -21,7 +21,7 @@ from sandbox.envoy import Envoy
 from sandbox.errors import SandboxError
 from sandbox.kube import Cluster, PortTaken, Timing
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child, end, processes, short_folder
+from sandbox.process import PATIENCE, Child, end, processes, short_folder
 from sandbox.prometheus import Prometheus
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
@@ -87,7 +87,7 @@ class HubProcess:
     async def start(self) -> None:
         """Starts the hub; returns when it takes connections."""
         await self.child.start()
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + PATIENCE
         while True:
             try:
                 _, writer = await asyncio.open_connection(LOOPBACK, self._port)
