@@ -39,11 +39,7 @@ unit: setup ## the tests that start nothing; under a minute
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
 test: check ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
-	@mkdir -p .cache
-	@# Whole releases mostly wait, and all the rest mostly counts: side by side they take half the time on two cores.
-	@$(BIN)/python -m pytest -m "not e2e and not faults and not walk" > .cache/rest.log 2>&1 & rest=$$!; \
-	 $(BIN)/python -m pytest -m "e2e and not faults and not walk"; releases=$$?; \
-	 wait $$rest; rest=$$?; cat .cache/rest.log; exit $$((releases || rest))
+	@$(BIN)/python tests/run.py
 
 walk: setup ## the long walks as tests: the mission in five stages, Standard mode, the page during real releases (half an hour)
 	@$(BIN)/python -m pytest -m walk

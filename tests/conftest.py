@@ -7,13 +7,13 @@ import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT, until
 
 PROJECT = Path(__file__).resolve().parents[1]
 
@@ -38,6 +38,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         room = item.path.relative_to(PROJECT / "tests").parts[0]
         if STARTING.get(room, set()) & set(getattr(item, "fixturenames", ())):
             item.add_marker("stack")
+        if {"e2e", "faults", "walk", "simulation"} & {mark.name for mark in item.iter_markers()}:
+            item.add_marker(pytest.mark.timeout(6 * LIMIT))  # these wait for many states, one after another
 
 
 @dataclass
@@ -47,13 +49,11 @@ class Live:
     state: Path
     project: Path
 
-    def sandbox(self, *words: str, check: bool = True, timeout: float = 120) -> subprocess.CompletedProcess[str]:
+    def sandbox(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`python -m sandbox …` for this sandbox."""
         command = [sys.executable, "-m", "sandbox", *words, "--state", str(self.state)]
         path = os.pathsep.join(str(PROJECT / part) for part in ("plugins", "include"))
-        done = subprocess.run(
-            command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, timeout=timeout
-        )
+        done = subprocess.run(command, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True)
         assert done.returncode == 0 or not check, f"{' '.join(words)}: {done.stdout}{done.stderr}"
         return done
 
@@ -113,16 +113,19 @@ class Live:
         names = [name for name in found if name.endswith(".json")]
         return sorted((store.read_json(name)[0] for name in names), key=lambda record: record["started"])
 
-    def finished(self, dag_id: str, run_id: str, patience: float = 300) -> dict[str, Any]:
+    def finished(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """The run, once it has ended."""
-        end = time.monotonic() + patience
-        while time.monotonic() < end:
-            run: dict[str, Any] = self.airflow.run(dag_id, run_id)
-            if run["state"] in ("success", "failed"):
-                return run
-            time.sleep(0.5)
-        states = {name: task["state"] for name, task in self.airflow.tasks(dag_id, run_id).items()}
-        raise AssertionError(f"{run_id} has not ended after {patience:.0f} s: {states}")
+
+        def ended() -> Any:
+            run = self.airflow.run(dag_id, run_id)
+            return run if run["state"] in ("success", "failed") else None
+
+        def states() -> str:
+            tasks = self.airflow.tasks(dag_id, run_id).items()
+            return f"{run_id} has not ended: { {name: task['state'] for name, task in tasks} }"
+
+        found: dict[str, Any] = until(ended, states)
+        return found
 
 
 @pytest.fixture(scope="session")
@@ -133,7 +136,7 @@ def live(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     for part in ("dags", "plugins", "include"):
         shutil.copytree(PROJECT / part, project / part, ignore=shutil.ignore_patterns("__pycache__"))
     stack = Live(folder / "state", project)
-    stack.sandbox("up", "--airflow", str(project), timeout=180)
+    stack.sandbox("up", "--airflow", str(project))
     try:
         yield stack
     finally:

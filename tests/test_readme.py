@@ -35,7 +35,8 @@ def parts(part: type[BaseModel]) -> Iterator[type[BaseModel]]:
 @pytest.mark.parametrize("part", dict.fromkeys(parts(ModelSpec)))
 def test_every_key_of_a_model_file_is_in_the_reference(part: type[BaseModel]) -> None:
     keys = [field.alias or name for name, field in part.model_fields.items()]
-    assert [key for key in keys if not re.search(rf"\b{key}\b", REFERENCE)] == []
+    # As code, or as a key of an example: `in`, `name` and `data` are words of any sentence.
+    assert [key for key in keys if not re.search(rf"`[^`\n]*\b{key}\b[^`\n]*`|\b{key}:", REFERENCE)] == []
 
 
 def test_every_model_file_that_is_shown_is_one() -> None:
@@ -48,10 +49,14 @@ def test_every_make_target_named_exists() -> None:
     makefile = (PROJECT / "Makefile").read_text()
     named = set(re.findall(r"`make ([a-z]+)`", README)) | set(re.findall(r"^make ([a-z]+)", README, re.MULTILINE))
     assert {"release", "test"} <= named
-    assert all(re.search(rf"^{target}:", makefile, re.MULTILINE) for target in named)
+    assert [target for target in sorted(named) if not re.search(rf"^{target}:", makefile, re.MULTILINE)] == []
 
 
 def test_every_file_linked_exists() -> None:
-    for page in [PROJECT / "README.md", *(PROJECT / "docs").glob("*.md")]:
-        for path in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
-            assert (page.parent / path).exists(), f"{page.name}: {path}"
+    linked = [
+        (page, path)
+        for page in (PROJECT / "README.md", *(PROJECT / "docs").glob("*.md"))
+        for path in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8"))
+    ]
+    assert {page.name for page, _ in linked} > {"README.md"}
+    assert [f"{page.name}: {path}" for page, path in linked if not (page.parent / path).exists()] == []

@@ -223,7 +223,7 @@ def _load(options: argparse.Namespace) -> int:
         service = options.service or (before.service if before else "")
         rate = options.rate or (before.rate if before else 20.0)
         wishes.with_load(Load(service, rate)).write(options.state)
-        _until(lambda: (options.state / "load.json").exists(), "the load")
+        _until(options.state, lambda: (options.state / "load.json").exists(), "the load")
     else:
         print(json.dumps(status.status(options.state)["load"], indent=1))
     return 0
@@ -233,7 +233,7 @@ def _stop_part(options: argparse.Namespace) -> int:
     """Stops one part and keeps it stopped, for fault tests."""
     _need_supervisor(options.state)
     Wishes.read(options.state).without(options.part).write(options.state)
-    _until(lambda: not status.part_runs(options.state, options.part), options.part)
+    _until(options.state, lambda: not status.part_runs(options.state, options.part), options.part)
     return 0
 
 
@@ -241,7 +241,7 @@ def _start_part(options: argparse.Namespace) -> int:
     """Starts a part that was stopped."""
     _need_supervisor(options.state)
     Wishes.read(options.state).including(options.part).write(options.state)
-    _until(lambda: status.part_runs(options.state, options.part), options.part)
+    _until(options.state, lambda: status.part_runs(options.state, options.part), options.part)
     return 0
 
 
@@ -272,11 +272,16 @@ def _need_supervisor(state: Path) -> None:
         raise SandboxError(f"no sandbox runs in {state}: start it with `python -m sandbox up`")
 
 
-def _until(holds: Callable[[], bool], what: str, patience: float = process.PATIENCE) -> None:
-    deadline = time.monotonic() + patience
+def _until(state: Path, holds: Callable[[], bool], what: str) -> None:
+    """Waits for what the supervisor was asked to do; one that has ended meanwhile will not do it."""
+    deadline = time.monotonic() + process.PATIENCE
     while not holds():
+        if status.supervisor(state) is None:
+            raise SandboxError(f"the sandbox ended before {what} was done; `python -m sandbox logs` says more")
         if time.monotonic() > deadline:
-            raise SandboxError(f"{what} does not do so within {patience:.0f} s; `python -m sandbox logs` says more")
+            raise SandboxError(
+                f"{what} does not do so within {process.PATIENCE:.0f} s; `python -m sandbox logs` says more"
+            )
         time.sleep(0.05)
 
 

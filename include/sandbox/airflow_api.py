@@ -51,16 +51,16 @@ class AirflowApi:
             raise SandboxError(f"Airflow: {method} {path}: {answer.status_code} {_detail(answer)}")
         return answer.json() if answer.content else None
 
-    def wait_for_dag(self, dag_id: str, patience: float = PATIENCE) -> None:
+    def wait_for_dag(self, dag_id: str) -> None:
         """Returns when the DAG is there; a file that cannot be imported is told at once."""
-        end = time.monotonic() + patience
+        end = time.monotonic() + PATIENCE
         while time.monotonic() < end:
             if errors := self.call("GET", "/importErrors")["import_errors"]:
                 raise SandboxError(f"{errors[0]['filename']}: {errors[0]['stack_trace'].strip().splitlines()[-1]}")
             if any(dag["dag_id"] == dag_id for dag in self.call("GET", "/dags", params={"limit": 500})["dags"]):
                 return
             time.sleep(0.3)
-        raise SandboxError(f"Airflow knows no DAG {dag_id} after {patience:.0f} s; include/models/ has no file of it?")
+        raise SandboxError(f"Airflow knows no DAG {dag_id} after {PATIENCE:.0f} s; include/models/ has no file of it?")
 
     def trigger(self, dag_id: str, conf: Mapping[str, Any] | None = None) -> str:
         """Starts a run as a person does from the UI; its run id."""

@@ -21,7 +21,7 @@ from sandbox import programs
 from sandbox.errors import SandboxError
 from sandbox.interfaces import RevisionKey, Route
 from sandbox.ports import LOOPBACK, Ports, replace
-from sandbox.process import Child
+from sandbox.process import PATIENCE, Child
 
 # Edges of the latency histogram in milliseconds. They hold Istio's own edges up to 10 s
 # (0.5 1 5 10 25 50 100 250 500 1000 2500 5000 10000) and more where an image classifier on a CPU answers.
@@ -144,7 +144,7 @@ class Envoy:
         """Waits until the worker that serves requests has the routes: the front door itself answers with them."""
         await self._until(version, self._served_version, "rds")
 
-    async def _until(self, version: str, ask: _Ask, kind: str, patience: float = 10.0) -> None:
+    async def _until(self, version: str, ask: _Ask, kind: str) -> None:
         began = time.monotonic()
         async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
             while True:
@@ -160,8 +160,8 @@ class Envoy:
                 # It takes milliseconds; after that it is worth asking whether Envoy has refused.
                 if waited > 0.3 and (refusal := self._refusal()):
                     raise SandboxError(f"envoy refuses {kind}.json: {refusal}")
-                if waited > patience:
-                    raise SandboxError(f"envoy has not taken {kind}.json after {patience:.0f} s: {self.child.tail(1)}")
+                if waited > PATIENCE:
+                    raise SandboxError(f"envoy has not taken {kind}.json after {PATIENCE:.0f} s: {self.child.tail(1)}")
                 await asyncio.sleep(0.01 if waited < 0.3 else 0.1)
 
     async def _accepted_version(self, http: aiohttp.ClientSession, kind: str) -> str:

@@ -29,7 +29,8 @@ from sandbox.errors import SandboxError
 MARK = "MODEL_RELEASE_SANDBOX"
 NAME = "MODEL_RELEASE_SANDBOX_PROCESS"
 
-#: Seconds that are waited for anything to be ready. Only what hangs takes as long, on however busy a machine.
+#: Seconds that a part may take for what it does in a moment on an idle machine. Only a hang meets it: a program that
+#: has ended is told at once.
 PATIENCE = 600.0
 
 _PR_SET_PDEATHSIG = 1
@@ -117,7 +118,7 @@ class Child:
         if self._process is None:
             return
         group = self._process.pid
-        for sign, patience in ((self._stop_sign, self._grace), (signal.SIGKILL, 5.0)):
+        for sign, patience in ((self._stop_sign, self._grace), (signal.SIGKILL, PATIENCE)):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(group, sign)
             if await _group_ends(group, patience):
@@ -202,7 +203,7 @@ def _parent(process: psutil.Process) -> int | None:
 def end(victims: Iterable[psutil.Process], grace: float = 5.0) -> None:
     """Ends these processes: SIGTERM, SIGKILL after `grace` seconds. Those that are gone already are no error."""
     left = list(victims)
-    for sign, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, 5.0)):
+    for sign, patience in ((signal.SIGTERM, grace), (signal.SIGKILL, PATIENCE)):
         for process in left:
             with contextlib.suppress(psutil.Error):
                 process.send_signal(sign)

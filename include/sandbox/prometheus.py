@@ -153,9 +153,9 @@ def _as_istio() -> list[dict[str, Any]]:
     ]
 
 
-async def until_ok(url: str, child: Child, patience: float = PATIENCE) -> None:
+async def until_ok(url: str, child: Child) -> None:
     """Waits until `url` answers 200. Raises SandboxError with the program's last words if it ends before that."""
-    deadline = time.monotonic() + patience
+    deadline = time.monotonic() + PATIENCE
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
         while True:
             try:
@@ -167,5 +167,5 @@ async def until_ok(url: str, child: Child, patience: float = PATIENCE) -> None:
             if not child.running:
                 raise SandboxError(f"{child.name} ended with code {child.exit_code}: {child.tail(2)}")
             if time.monotonic() > deadline:
-                raise SandboxError(f"{child.name} does not answer {url} after {patience:.0f} s: {child.tail(2)}")
+                raise SandboxError(f"{child.name} does not answer {url} after {PATIENCE:.0f} s: {child.tail(2)}")
             await asyncio.sleep(0.03)

@@ -29,6 +29,7 @@ from model_release.metrics.prometheus import Prometheus
 from sandbox import programs, walkthrough_models, walkthrough_page
 from sandbox.errors import SandboxError
 from sandbox.follow import Ending, Follower, Told, terminal
+from sandbox.process import PATIENCE
 from sandbox.status import part_runs
 from sandbox.waiting import clock
 from sandbox.walkthrough_charts import Measured, measure
@@ -40,7 +41,6 @@ RATE = 60.0  # requests a second: a verdict in a minute, and two cores have time
 TASKS = {"facial-emotions": ("emotions", 1), "face-ages": ("age groups", 2), "hand-gestures": ("hand gestures", 2)}
 LOOKED_AT = 25.0  # seconds of the load at 100 %
 ASKED = 30  # times that the front door is asked for one image
-_PATIENCE = 90.0  # seconds until the pods of the revision before are gone
 
 
 @dataclass(frozen=True)
@@ -189,10 +189,10 @@ class Walkthrough:
         return self.kubectl("get", "pods", "-l", walkthrough_page.SELECTOR, "-o", "name").split()
 
     def _until(self, holds: Callable[[], bool], trouble: str) -> None:
-        deadline = time.monotonic() + _PATIENCE
+        deadline = time.monotonic() + PATIENCE
         while not holds():
             if time.monotonic() > deadline:
-                raise SandboxError(f"{trouble} after {_PATIENCE:.0f} s")
+                raise SandboxError(f"{trouble} after {PATIENCE:.0f} s")
             time.sleep(0.5)
 
     def _span(self, dag_id: str, ending: Ending) -> tuple[float, float]:

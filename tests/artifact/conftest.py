@@ -16,12 +16,13 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import files as package_files
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT
 
 from model_release.artifact.archive import Archive, archive
 from model_release.artifact.export import Export, export
@@ -184,22 +185,25 @@ def s3() -> Iterator[S3]:
 
 @dataclass(frozen=True)
 class Server:
-    """A running TorchServe. `post` → (status, body text)."""
+    """A running TorchServe. `post` → (status, body text); the statuses of all posts are kept."""
 
     inference: str
     metrics: str
     log: Path
+    statuses: list[int] = field(default_factory=list)
 
     def post(self, path: str, body: bytes, content_type: str = "application/json") -> tuple[int, str]:
         request = urllib.request.Request(self.inference + path, body, {"Content-Type": content_type})
         try:
-            with urllib.request.urlopen(request, timeout=30) as answer:
+            with urllib.request.urlopen(request, timeout=LIMIT) as answer:
+                self.statuses.append(answer.status)
                 return answer.status, answer.read().decode()
         except urllib.error.HTTPError as error:
+            self.statuses.append(error.code)
             return error.code, error.read().decode()
 
     def exposition(self) -> str:
-        with urllib.request.urlopen(self.metrics + "/metrics", timeout=10) as answer:
+        with urllib.request.urlopen(self.metrics + "/metrics", timeout=LIMIT) as answer:
             return str(answer.read().decode())
 
 
@@ -246,11 +250,11 @@ def _torchserve(directory: Path, model: str, envelope: str | None = "kserve") ->
     with running(command, server.log, environment):
 
         def ready() -> None:
-            with urllib.request.urlopen(f"{server.inference}/models/{model}", timeout=5) as answer:
+            with urllib.request.urlopen(f"{server.inference}/models/{model}", timeout=LIMIT) as answer:
                 workers = json.loads(answer.read())[0]["workers"]
             assert [worker["status"] for worker in workers] == ["READY"]
 
-        eventually(ready, server.log, seconds=60)
+        eventually(ready, server.log)
         yield server
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -298,8 +302,8 @@ def running(command: list[str], log: Path, environment: dict[str, str] | None = 
         process.wait()
 
 
-def eventually(action: Callable[[], Any], log: Path, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
+def eventually(action: Callable[[], Any], log: Path) -> None:
+    deadline = time.monotonic() + LIMIT
     while True:
         try:
             action()

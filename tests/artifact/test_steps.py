@@ -44,7 +44,7 @@ def in_a_pod(store: Store, s3: S3, request: Request) -> subprocess.CompletedProc
         "--request",
         request.key,
     ]
-    return subprocess.run(command, env=bare, capture_output=True, text=True, timeout=180, check=False)
+    return subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
 
 
 def test_export_archive_and_evaluation_pass_by_the_store_alone(store: Store, s3: S3, checkpoint: Checkpoint) -> None:

@@ -8,13 +8,13 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT, until
 
 from model_release.artifact import processes, training
 from model_release.artifact.candidates import candidates_of
@@ -104,7 +104,7 @@ def train(team: Path, tmp_path: Path, lines: list[str]) -> Callable[..., trainin
     """train("good", epochs=2) into the folder `source`."""
 
     def call(
-        function: str, timeout: float = 60, source: dict[str, str] | None = None, s3: Any = None, **arguments: Any
+        function: str, timeout: float = LIMIT, source: dict[str, str] | None = None, s3: Any = None, **arguments: Any
     ) -> training.Trained:
         return training.train(
             f"own:{function}",
@@ -213,7 +213,7 @@ def test_a_module_that_is_not_there_is_told_with_where_it_was_looked_for(tmp_pat
         TrainingFailed, match=r"no\.such:train: importing no\.such raised ModuleNotFoundError.*include/"
     ):
         training.train(
-            "no.such:train", {"directory": "source"}, CANDIDATE, arguments={}, timeout=60, base=tmp_path, log=print
+            "no.such:train", {"directory": "source"}, CANDIDATE, arguments={}, timeout=LIMIT, base=tmp_path, log=print
         )
 
 
@@ -264,20 +264,14 @@ def test_with_its_task_the_training_is_gone_with_all_it_started(team: Path, tmp_
 
 def written(path: Path) -> None:
     """Returns when the file has something in it."""
-    end = time.monotonic() + 60
-    while not path.is_file() or not path.read_text():
-        assert time.monotonic() < end
-        time.sleep(0.02)
+    until(lambda: path.is_file() and path.read_text(), f"{path} stays empty")
 
 
 def assert_gone(pids: Path) -> None:
     """Both processes, soon."""
-    end = time.monotonic() + 20
     numbers = [int(pid) for pid in pids.read_text().split()]
     assert len(numbers) == 2
-    while alive := [pid for pid in numbers if running(pid)]:
-        assert time.monotonic() < end, f"still there: {alive}"
-        time.sleep(0.05)
+    until(lambda: not any(running(pid) for pid in numbers), f"still there: {numbers}")
 
 
 def running(pid: int) -> bool:
@@ -295,7 +289,7 @@ def test_the_examples_training_gives_equal_bytes(tmp_path: Path) -> None:
             {"directory": folder},
             CANDIDATE,
             arguments={"epochs": 1},
-            timeout=120,
+            timeout=LIMIT,
             base=tmp_path,
             path=[PROJECT / "include"],
             log=print,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from typing import Any
 import pytest
 import uvicorn
 from fastapi import FastAPI
+from tests.patience import LIMIT, until
 from tests.web.world import Gate, World, example
 
 from model_release.web.app import create_app
@@ -68,15 +68,14 @@ def _site() -> Iterator[Site]:
     site.server = uvicorn.Server(uvicorn.Config(outer, host="127.0.0.1", port=0, log_level="warning"))
     thread = threading.Thread(target=site.server.run, daemon=True)
     thread.start()
-    while not site.server.started:
-        time.sleep(0.02)
+    until(lambda: site.server.started, "the pages' server does not start")
     port = site.server.servers[0].sockets[0].getsockname()[1]
     site.url = f"http://127.0.0.1:{port}"
     try:
         yield site
     finally:
         site.server.should_exit = True
-        thread.join(10)
+        thread.join(LIMIT)
 
 
 @pytest.fixture
@@ -109,6 +108,7 @@ def watched(browser: Any, site: Site) -> Iterator[Any]:
     def open_(path: str, *, width: int = 1280, theme: str = "light", whole: bool = False) -> Watched:
         context = browser.new_context(viewport={"width": width, "height": 900}, color_scheme=theme)
         contexts.append(context)
+        context.set_default_timeout(LIMIT * 1000)
         one = Watched(context.new_page())
         pages.append(one)
         one.page.on("request", lambda request: one.hosts.add(request.url.split("/")[2]))

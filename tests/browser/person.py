@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import requests
+from tests.patience import LIMIT
+from tests.patience import until as wait_for
 
 
 def picture(page: Any, name: str) -> None:
@@ -32,7 +33,7 @@ class Person:
             viewport={"width": width, "height": 900}, color_scheme=theme, reduced_motion="reduce"
         )
         self.page = context.new_page()
-        self.page.set_default_timeout(30_000)
+        self.page.set_default_timeout(LIMIT * 1000)
         self.page.on("request", lambda request: self.hosts.add(request.url.split("/")[2]))
         self.page.on(
             "console", lambda told: self.complaints.append(told.text) if "Content Security" in told.text else 0
@@ -83,19 +84,19 @@ def row(live: Any, service: str) -> Any:
     api = live.airflow
     api.call("GET", "/dags", params={"limit": 1})
     headers = {"Authorization": api._session.headers["Authorization"]}
-    answer = requests.get(f"{api.url}/model-releases/api/fleet", headers=headers, timeout=30)
+    answer = requests.get(f"{api.url}/model-releases/api/fleet", headers=headers, timeout=LIMIT)
     assert answer.status_code == 200
     return next(found for found in answer.json()["services"] if found["service"] == service)
 
 
-def until(holds: Callable[[Any], Any], live: Any, service: str, what: str, patience: float = 240.0) -> Any:
+def until(holds: Callable[[Any], Any], live: Any, service: str, what: str) -> Any:
     """The service's row, once it is as said."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if holds(found := row(live, service)):
-            return found
-        time.sleep(0.5)
-    raise AssertionError(f"{what}: not within {patience:.0f} s; {row(live, service)}")
+
+    def seen() -> Any:
+        found = row(live, service)
+        return found if holds(found) else None
+
+    return wait_for(seen, lambda: f"{what}: {row(live, service)}")
 
 
 def is_at_rest(found: Any) -> bool:

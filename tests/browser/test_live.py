@@ -19,7 +19,7 @@ from urllib.parse import quote
 import pytest
 import yaml
 from tests.e2e.models import candidate
-from tests.e2e.models import until as wait_for
+from tests.patience import until as wait_for
 
 from .person import Person, is_at_rest, is_canary, picture, until
 
@@ -56,7 +56,6 @@ def records(live: Any) -> Iterator[list[dict[str, Any]]]:
             [*command, "--state", str(live.state), "--airflow", str(live.project)],
             env={**os.environ, "PYTHONPATH": path},
             capture_output=True,
-            timeout=900,
             check=False,
         )
     live.sandbox("load", "--service", SERVICE, "--rate", "40")
@@ -83,15 +82,15 @@ def test_a_canary_from_the_form_to_its_promotion(live: Any, records: list[dict[s
     dark.mark()
     assert seen.locator("html").get_attribute("data-theme") == "dark"
     seen.get_by_text("Note: Asked for in a browser").wait_for()
-    seen.locator("#course .chart canvas").first.wait_for(timeout=60_000)
+    seen.locator("#course .chart canvas").first.wait_for()
     picture(dark.page, "release-canary-dark")
     frame = one.open(f"/services/{SERVICE}?range=5m")
     frame.locator(".chart canvas").first.wait_for()
-    split.get_by_text("50 %").wait_for(timeout=240_000)
+    split.get_by_text("50 %").wait_for()
     picture(one.page, "service-canary")
-    seen.locator("#how").get_by_text("Promoted", exact=True).wait_for(timeout=240_000)
+    seen.locator("#how").get_by_text("Promoted", exact=True).wait_for()
     # The verdict stands there once the bake is over, too.
-    seen.locator("[data-announce]").get_by_text("Promoted: 0 of").wait_for(timeout=240_000)
+    seen.locator("[data-announce]").get_by_text("Promoted: 0 of").wait_for()
     split.wait_for(state="detached")
     assert not dark.reloaded, "it came by itself"
     assert not fleet.reloaded, "it came by itself"
@@ -111,7 +110,7 @@ def test_a_roll_back_says_why(live: Any, records: list[dict[str, Any]], person: 
     release = until(is_canary, live, SERVICE, "a canary")["last"]["release"]
     frame = one.open(f"/releases/{release}")
     one.mark()
-    frame.locator("#how").get_by_text("Rolled back", exact=True).wait_for(timeout=240_000)
+    frame.locator("#how").get_by_text("Rolled back", exact=True).wait_for()
     assert not one.reloaded, "it came by itself"
     assert "canary requests failed" in frame.locator("[data-announce]").inner_text()
     frame.locator("#course .chart canvas").first.wait_for()
@@ -159,7 +158,7 @@ def test_an_approval_is_clicked_and_the_promotion_follows(live: Any, postcodes: 
     other.mark()
     question = f"{ASKED}: promote {found['canary']['revision']}?"
     # Airflow's list of required actions does not look again by itself.
-    wait_for(lambda: pending(live, postcodes), 240)
+    wait_for(lambda: pending(live, postcodes), "no question")
     one.page.goto(f"{one.url}/required_actions?response_received=false")
     one.page.get_by_text(question).first.click()
     one.page.get_by_text("The judge would promote it: 0 of").wait_for()
@@ -168,7 +167,7 @@ def test_an_approval_is_clicked_and_the_promotion_follows(live: Any, postcodes: 
     picture(one.page, "approval")
     assert live.service(ASKED).serving[found["canary"]["revision"]] == 50, "nothing moves before the answer"
     one.page.get_by_test_id("hitl-option-Promote").click()
-    seen.locator("#how").get_by_text("Promoted", exact=True).wait_for(timeout=120_000)
+    seen.locator("#how").get_by_text("Promoted", exact=True).wait_for()
     answer = seen.locator("#approvals tbody tr")
     answer.get_by_text("Looks well in a browser").wait_for()
     assert answer.locator('[data-name="Who"]').inner_text() == "admin"
@@ -194,16 +193,16 @@ def test_what_is_away_is_told_and_comes_back_by_itself(live: Any, records: list[
         picture(one.page, "prometheus-away")
     finally:
         live.sandbox("start", "prometheus")
-    frame.locator(".chart canvas").first.wait_for(timeout=90_000)
+    frame.locator(".chart canvas").first.wait_for()
     live.sandbox("stop", "s3")
     try:
         seen = store.open("/")
-        seen.get_by_role("alert").get_by_text("Not everything can be shown").wait_for(timeout=60_000)
+        seen.get_by_role("alert").get_by_text("Not everything can be shown").wait_for()
         store.mark()
         picture(store.page, "store-away-dark")
     finally:
         live.sandbox("start", "s3")
-    seen.get_by_role("alert").wait_for(state="detached", timeout=90_000)
+    seen.get_by_role("alert").wait_for(state="detached")
     assert not one.reloaded, "it came back by itself"
     assert not store.reloaded, "it came back by itself"
 

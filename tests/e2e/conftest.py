@@ -115,7 +115,6 @@ def make_release(live: Any) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
     )
     (live.state / "logs" / "release.txt").write_text(done.stdout)
     return done

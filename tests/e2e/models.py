@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import shutil
-import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import yaml
 
 from model_release.artifact.s3 import keys, split_uri
-
-Found = TypeVar("Found")
 
 JUDGE = {
     "profile": "istio",
@@ -30,7 +26,7 @@ def model(live: Any, name: str, *, service: dict[str, Any] | None = None, **more
             "name": name, "namespace": "models", "resources": {"cpu": "1", "memory": "1Gi"}, **(service or {})
         },
         "store": f"s3://models/{name}/",
-        "rollout": {"steps": [50], "window": "2s", "deadline": "3m", "ready_within": "3m"},
+        "rollout": {"steps": [50], "window": "2s", "deadline": "30m", "ready_within": "10m"},
         "judge": JUDGE,
         **more,
     }  # fmt: skip
@@ -55,13 +51,3 @@ def records(live: Any, name: str) -> list[dict[str, Any]]:
     found = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/{name}-")]
     names = [one for one in found if one.endswith(".json")]  # beside the pictures of their evaluations
     return sorted((store.read_json(one)[0] for one in names), key=lambda record: record["started"])
-
-
-def until(what: Callable[[], Found], patience: float = 120.0, pause: float = 0.5) -> Found:
-    """What `what()` gives as soon as it gives anything."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if found := what():
-            return found
-        time.sleep(pause)
-    raise AssertionError(f"nothing after {patience:.0f} s")

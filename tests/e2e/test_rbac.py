@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from tests.patience import LIMIT
 
 from sandbox.kube.rbac import Permission, needed, permissions
 
@@ -57,7 +58,7 @@ def calls(live: Any, story: Any) -> list[dict[str, Any]]:
     run_id = live.airflow.trigger("sweep", {})
     assert live.finished("sweep", run_id)["state"] == "success"
     url = live.status["parts"]["kubernetes"]["url"]
-    with urllib.request.urlopen(f"{url}/-/calls", timeout=10) as answer:
+    with urllib.request.urlopen(f"{url}/-/calls", timeout=LIMIT) as answer:
         found: list[dict[str, Any]] = json.load(answer)
     return found
 

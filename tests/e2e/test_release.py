@@ -21,6 +21,7 @@ from zipfile import ZipFile, is_zipfile
 import psutil
 import pytest
 import requests
+from tests.patience import LIMIT
 
 from model_release.judging.record import Record
 from sandbox.digits import images
@@ -218,7 +219,7 @@ def test_the_button_to_prometheus_works_while_the_canary_is_watched(story: Story
     answer = requests.get(
         f"{address.scheme}://{address.netloc}/api/v1/query",
         params={"query": query, "time": told.tasks["canary"]["end_date"]},
-        timeout=10,
+        timeout=LIMIT,
     )
     shown = json.dumps(answer.json()["data"]["result"])
     assert story.revision("bad") in shown
@@ -254,7 +255,7 @@ def test_the_addresses_that_the_terminal_shows_answer(story: Story, live: Any) -
         return found[1], found[2].strip()
 
     airflow, how = shown("Airflow")
-    assert requests.get(f"{airflow}/api/v2/monitor/health", timeout=10).ok
+    assert requests.get(f"{airflow}/api/v2/monitor/health", timeout=LIMIT).ok
     views = [view for plugin in live.airflow.call("GET", "/plugins")["plugins"] for view in plugin["external_views"]]
     routes = {view["destination"]: view["url_route"] for view in views}
     assert shown("Releases")[0] == f"{airflow}/plugin/{routes['nav']}"
@@ -264,16 +265,18 @@ def test_the_addresses_that_the_terminal_shows_answer(story: Story, live: Any) -
     passwords = Path(how.removeprefix("user admin, password in "))
     assert json.loads(passwords.read_text())["admin"]
     assert passwords.stat().st_mode & 0o077 == 0, "others may read the password"
-    assert requests.get(f"{shown('Prometheus')[0]}/-/ready", timeout=10).ok
+    assert requests.get(f"{shown('Prometheus')[0]}/-/ready", timeout=LIMIT).ok
     service, how = shown("Service")
     body = {"instances": [{"data": base64.b64encode(images(1)[0]).decode()}]}
-    answer = requests.post(service, json=body, headers={"Host": how.removeprefix("with the header Host: ")}, timeout=10)
+    answer = requests.post(
+        service, json=body, headers={"Host": how.removeprefix("with the header Host: ")}, timeout=LIMIT
+    )
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-revision"] in live.service().serving
     command = re.search(r"^Cluster +(kubectl .*?) *$", story.output, re.MULTILINE)
     assert command
     done = subprocess.run(
-        [Path(sys.executable).with_name("kubectl"), *command[1].split()[1:]], capture_output=True, text=True, timeout=30
+        [Path(sys.executable).with_name("kubectl"), *command[1].split()[1:]], capture_output=True, text=True
     )
     assert re.search(r"^digits +\S+ +True", done.stdout, re.MULTILINE), done
 

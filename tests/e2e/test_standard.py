@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import requests
 import yaml
+from tests.patience import LIMIT
 
 from model_release.judging.record import Record
 from model_release.serving.inference_service import InferenceServices
@@ -70,7 +71,7 @@ class Cluster(Thread):
     def read(self, http: Any, group: str, path: str) -> Any:
         """An object of the namespace, or a list of them; None where there is none."""
         api = f"apis/{group}" if "/" in group else f"api/{group}"
-        answer = http.get(f"{self.url}/{api}/namespaces/models/{path}", timeout=10)
+        answer = http.get(f"{self.url}/{api}/namespaces/models/{path}", timeout=LIMIT)
         return answer.json() if answer.ok else None
 
     def end(self) -> None:
@@ -101,7 +102,7 @@ class Upright:
 
 @pytest.fixture(scope="module")
 def upright(live: Any) -> Iterator[Upright]:
-    rollout = {"steps": [25, 50], "window": "2s", "deadline": "3m", "bake": "6s", "ready_within": "3m"}
+    rollout = {"steps": [25, 50], "window": "2s", "deadline": "30m", "bake": "6s", "ready_within": "10m"}
     live.sandbox("load", "--end")
     cluster = Cluster(live.status["parts"]["kubernetes"]["url"])
     candidate(live, NAME, "20261101T000000", RELEASES[0])
@@ -250,7 +251,7 @@ def test_a_watch_waits_in_the_triggerer_and_holds_no_worker(upright: Upright, na
 def test_the_role_in_the_documentation_is_what_was_called_beside_the_usual(upright: Upright) -> None:
     page = (PROJECT / "docs" / "standard-mode.md").read_text(encoding="utf-8")
     (role,) = [yaml.safe_load(found) for found in re.findall(r"```yaml\n(apiVersion.*?)```", page, re.DOTALL)]
-    calls = requests.get(f"{upright.cluster.url}/-/calls", timeout=10).json()
+    calls = requests.get(f"{upright.cluster.url}/-/calls", timeout=LIMIT).json()
     called = {one for name in ("worker", "triggerer") for one in needed(calls, f"model-release-{name}")}
     usual = granted("worker") | granted("triggerer") | BASIC
     assert sorted(map(str, called - usual)) == sorted(map(str, permissions(role, "models")))
@@ -260,7 +261,7 @@ def test_the_releases_page_tells_of_it_like_of_any_other(upright: Upright, live:
     api = live.airflow
     api.call("GET", "/dags", params={"limit": 1})
     headers = {"Authorization": api._session.headers["Authorization"]}
-    answer = requests.get(f"{api.url}/model-releases/api/fleet", headers=headers, timeout=30)
+    answer = requests.get(f"{api.url}/model-releases/api/fleet", headers=headers, timeout=LIMIT)
     (row,) = [one for one in answer.json()["services"] if one["service"] == f"models/{NAME}"]
     better = upright.story.releases["better"]
     assert row["stable"]["version"] == better.record["version"]

@@ -25,6 +25,7 @@ from xml.etree import ElementTree
 
 import pytest
 import requests
+from tests.patience import LIMIT
 
 from model_release.judging.record import Record
 from sandbox.process import NAME as PROCESS
@@ -85,7 +86,7 @@ class Witness(Thread):
 
     def _traffic(self, http: requests.Session) -> dict[str, int]:
         url = f"{self._api}/apis/serving.kserve.io/v1beta1/namespaces/models/inferenceservices/{NAME}"
-        status = http.get(url, timeout=10).json().get("status", {})
+        status = http.get(url, timeout=LIMIT).json().get("status", {})
         shares: dict[str, int] = {}
         if isinstance(status, dict):  # else the answer says that there is no such service
             for entry in status.get("components", {}).get("predictor", {}).get("traffic", []):
@@ -96,7 +97,7 @@ class Witness(Thread):
     def _pods(self, http: requests.Session) -> dict[str, int]:
         asked = {"labelSelector": f"serving.kserve.io/inferenceservice={NAME}"}
         ready: dict[str, int] = {}
-        for pod in http.get(f"{self._api}/api/v1/namespaces/models/pods", params=asked, timeout=10).json()["items"]:
+        for pod in http.get(f"{self._api}/api/v1/namespaces/models/pods", params=asked, timeout=LIMIT).json()["items"]:
             revision = pod["metadata"]["labels"]["serving.knative.dev/revision"]
             conditions = {one["type"]: one["status"] for one in pod["status"]["conditions"]}
             ready[revision] = ready.get(revision, 0) + (conditions["Ready"] == "True")
@@ -105,7 +106,7 @@ class Witness(Thread):
     def _ask(self, http: requests.Session) -> Met:
         asked = time.time()
         url, host = f"{self._door}/v1/models/{NAME}:predict", f"{NAME}.models.localhost"
-        answer = http.post(url, json=self._body, headers={"Host": host}, timeout=30)
+        answer = http.post(url, json=self._body, headers={"Host": host}, timeout=LIMIT)
         label = answer.json()["predictions"][0][0]["label"] if answer.ok else ""
         return Met(asked, answer.status_code, answer.headers.get("x-revision", "-"), label)
 
@@ -194,7 +195,6 @@ def make_walkthrough(live: Any, page: Path) -> subprocess.CompletedProcess[str]:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=900,
     )
     (live.state / "logs" / "walkthrough.txt").write_text(done.stdout)
     return done
@@ -214,7 +214,7 @@ def records(live: Any, since: str) -> list[dict[str, Any]]:
 def revisions(live: Any) -> dict[str, Any]:
     """Every Knative revision that there is of the service, by name."""
     url = f"{live.status['parts']['kubernetes']['url']}/apis/serving.knative.dev/v1/namespaces/models/revisions"
-    found = requests.get(url, timeout=10).json()["items"]
+    found = requests.get(url, timeout=LIMIT).json()["items"]
     return {one["metadata"]["name"]: one for one in found if one["metadata"]["name"].startswith(NAME)}
 
 
@@ -226,7 +226,7 @@ def java(live: Any) -> list[str]:
 
 def kubectl(live: Any, *words: str) -> str:
     argv = [Path(sys.executable).with_name("kubectl"), f"--kubeconfig={live.state}/kubeconfig.yaml", "-n", "models"]
-    return subprocess.run([*argv, *words], capture_output=True, text=True, timeout=60, check=True).stdout
+    return subprocess.run([*argv, *words], capture_output=True, text=True, check=True).stdout
 
 
 def test_the_walk_ends_well(walked: Walked) -> None:

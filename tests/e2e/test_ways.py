@@ -9,9 +9,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
+from tests.patience import until
 
 from .conftest import Story
-from .models import candidate, model, records, until
+from .models import candidate, model, records
 
 pytestmark = pytest.mark.e2e
 
@@ -65,7 +66,7 @@ class TestByDate:
         # The scheduler makes the run of the last month's first day as soon as it sees the DAG.
         model(live, "dated", schedule="0 0 1 * *")
         live.airflow.wait_for_dag(self.DAG)
-        until(lambda: live.service("dated") and live.service("dated").rolled_out)
+        until(lambda: live.service("dated") and live.service("dated").rolled_out, "no first version")
         live.airflow.call(
             "POST",
             "/backfills",
@@ -84,7 +85,7 @@ class TestByDate:
             done = [run for run in runs if run["state"] in ("success", "failed")]
             return done if len(done) == len(runs) == 4 else []
 
-        runs = until(ended, 240)
+        runs = until(ended, lambda: live.airflow.call("GET", path))
         return {f"{run['run_type']} {run['logical_date'][:10]}": run for run in runs}
 
     def test_each_run_released_the_newest_candidate_of_its_date(self, live: Any, dated: dict[str, Any]) -> None:
@@ -169,7 +170,7 @@ class TestAPersonsWord:
             mine = [one for one in found if one["task_instance"]["dag_run_id"] == run_id]
             return mine[0] if mine else None
 
-        found: dict[str, Any] = until(listed, 120)
+        found: dict[str, Any] = until(listed, f"no question of {run_id}")
         return found
 
     def answer(self, live: Any, run_id: str, chosen: str, reason: str) -> None:
@@ -224,7 +225,7 @@ class TestByTraining:
         run = live.finished("retrain_trained", live.airflow.trigger("retrain_trained"))
         assert run["state"] == "success"
         path = "/dags/release_trained/dagRuns"
-        started = until(lambda: live.airflow.call("GET", path)["dag_runs"], 60)[0]
+        started = until(lambda: live.airflow.call("GET", path)["dag_runs"], "no run came")[0]
         assert started["run_type"] == "asset_triggered"
         assert live.finished("release_trained", started["dag_run_id"])["state"] == "success"
         (record,) = records(live, "trained")
@@ -265,5 +266,4 @@ def command(live: Any, *words: str) -> Any:
         env={**os.environ, "PYTHONPATH": path},
         capture_output=True,
         text=True,
-        timeout=120,
     )

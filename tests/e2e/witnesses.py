@@ -13,6 +13,7 @@ from typing import Any
 
 import psutil
 import requests
+from tests.patience import LIMIT
 
 from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
@@ -60,7 +61,7 @@ class User(Thread):
     def _ask(self, http: requests.Session) -> Answer:
         asked = time.time()
         try:
-            answer = http.post(self._url, json=self._body, headers=self._host, timeout=30)
+            answer = http.post(self._url, json=self._body, headers=self._host, timeout=LIMIT)
         except requests.RequestException:
             return Answer(asked, "-", 0)
         return Answer(asked, answer.headers.get("x-revision", "-"), answer.status_code)

@@ -15,6 +15,7 @@ from typing import Any
 
 import psutil
 import requests
+from tests.patience import LIMIT
 
 from sandbox import process, programs
 from sandbox.airflow import Airflow
@@ -38,7 +39,7 @@ class Harm:
 
     def kubectl(self, *words: str) -> str:
         command = [str(programs.kubectl()), "--kubeconfig", str(self.live.state / "kubeconfig.yaml"), "-n", "models"]
-        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
+        done = subprocess.run([*command, *words], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
@@ -72,21 +73,21 @@ class Harm:
 
     def api_fault_on(self, match: dict[str, str], **said: Any) -> None:
         url = self.live.status["parts"]["kubernetes"]["url"]
-        requests.post(f"{url}/-/faults", json={"match": match, **said}, timeout=10).raise_for_status()
+        requests.post(f"{url}/-/faults", json={"match": match, **said}, timeout=LIMIT).raise_for_status()
 
     def api_mended(self) -> None:
         url = self.live.status["parts"]["kubernetes"]["url"]
-        requests.delete(f"{url}/-/faults", timeout=10).raise_for_status()
+        requests.delete(f"{url}/-/faults", timeout=LIMIT).raise_for_status()
 
     def api_faults_left(self) -> list[Any]:
         url = self.live.status["parts"]["kubernetes"]["url"]
-        return list(requests.get(f"{url}/-/faults", timeout=10).json())
+        return list(requests.get(f"{url}/-/faults", timeout=LIMIT).json())
 
-    def hang(self, ended: Callable[[], bool], patience: float = 120) -> int:
+    def hang(self, ended: Callable[[], bool]) -> int:
         """The pods of the newest revision start and then stand still, as on a disk that does not answer, until `ended`;
         how many processes stood still."""
-        stable, still, end = str(self.live.service(NAME).rolled_out), set[int](), time.monotonic() + patience
-        while not ended() and time.monotonic() < end:
+        stable, still = str(self.live.service(NAME).rolled_out), set[int]()
+        while not ended():
             newest = str(self.live.service(NAME).latest_created)
             victims = process.processes(self.live.state, f"models/{newest}") if newest != stable else []
             for victim in victims:
@@ -108,8 +109,8 @@ class Harm:
 
     def crash_until(self, revision: str, ended: Callable[[], bool], most: int = 40) -> int:
         """Kills a revision's processes again and again, as long as `ended` is not true; how often."""
-        kills, end = 0, time.monotonic() + 120
-        while not ended() and kills < most and time.monotonic() < end:
+        kills = 0
+        while not ended() and kills < most:
             kills += self.live.sandbox("kill", f"models/{revision}", check=False).returncode == 0
             time.sleep(1.5)
         return kills
@@ -125,7 +126,7 @@ class Harm:
         for victim in victims:
             with contextlib.suppress(psutil.Error):
                 victim.kill()
-        psutil.wait_procs(victims, timeout=5)
+        psutil.wait_procs(victims, timeout=LIMIT)
 
     def restart(self, part: str, **more: str) -> None:
         """What systemd or Kubernetes does with a part that ended: start it again."""

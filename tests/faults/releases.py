@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import psutil
+from tests.patience import until
 
 from sandbox import process
 
@@ -38,7 +38,7 @@ class Release:
     def state_of(self, task: str) -> str:
         return str(self.scene.airflow.tasks(self.dag, self.run_id)[task]["state"])
 
-    def until(self, task: str, *states: str, patience: float = 240) -> None:
+    def until(self, task: str, *states: str) -> None:
         """Returns when the task is in one of these states."""
         seen: list[str] = []
 
@@ -47,16 +47,16 @@ class Release:
             assert seen[-1] in states or seen[-1] not in OVER, f"{task} is {seen[-1]}; {self.troubles()}"
             return seen[-1] in states
 
-        wait_for(there, patience, lambda: f"{task} is {seen[-1]} and not {states}; {self.troubles()}")
+        until(there, lambda: f"{task} is {seen[-1]} and not {states}; {self.troubles()}")
 
-    def until_try(self, task: str, number: int, state: str, patience: float = 60) -> None:
+    def until_try(self, task: str, number: int, state: str) -> None:
         """Returns when this try of the task is in this state."""
 
         def there() -> bool:
             found = self.scene.airflow.tasks(self.dag, self.run_id)[task]
             return (found["try_number"], found["state"]) == (number, state)
 
-        wait_for(there, patience, lambda: f"{task} does not come to try {number}; {self.troubles()}")
+        until(there, lambda: f"{task} does not come to try {number}; {self.troubles()}")
 
     def clear(self, task: str) -> None:
         """As a person does in the UI, to have a task run again."""
@@ -88,7 +88,7 @@ class Release:
             assert one["state"] not in OVER, f"{task} is {one['state']} before it could be killed; {self.troubles()}"
             return one["state"] == "running" and self._kill_process(str(one["id"]))
 
-        wait_for(killed, 240, lambda: f"{task} has no process; {self.troubles()}", pause=0.05)
+        until(killed, lambda: f"{task} has no process; {self.troubles()}", pause=0.05)
 
     def _kill_process(self, try_id: str) -> bool:
         """Airflow gives the process of each try its id as a title, and a new id to the next try."""
@@ -104,9 +104,9 @@ class Release:
         self.until("watch_50", "deferred")
         return str(self.scene.claim.canary)
 
-    def ended(self, patience: float = 240) -> str:
+    def ended(self) -> str:
         """Its state, once it has ended."""
-        return str(self.scene.live.finished(self.dag, self.run_id, patience)["state"])
+        return str(self.scene.live.finished(self.dag, self.run_id)["state"])
 
     def sentence(self) -> str:
         """What the decision record says in the end: outcome and reason."""
@@ -140,10 +140,3 @@ def failures(answers: dict[str, Counter[str]]) -> dict[str, int]:
     """Requests that were not answered well, by revision; those without any are left out."""
     bad = {name: sum(count for status, count in counts.items() if status != "200") for name, counts in answers.items()}
     return {name: count for name, count in bad.items() if count}
-
-
-def wait_for(holds: Callable[[], bool], patience: float, what: Callable[[], str], pause: float = 0.3) -> None:
-    end = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < end, what()
-        time.sleep(pause)

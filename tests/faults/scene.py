@@ -18,12 +18,13 @@ from typing import Any
 
 import psutil
 import requests
+from tests.patience import LIMIT, until
 
 from sandbox import process
 
 from .harm import Harm
 from .models import DAG, LATE, MODELS, NAME, RATE, SERVICE, model_file
-from .releases import Release, failures, wait_for
+from .releases import Release, failures
 
 
 @dataclass
@@ -102,7 +103,7 @@ class Scene(Harm):
 
     def ordered(self, dag: str, run_id: str) -> tuple[str, str]:
         """How an order ended that was given in this run."""
-        state = str(self.live.finished(dag, run_id, 240)["state"])
+        state = str(self.live.finished(dag, run_id)["state"])
         task = "roll_back" if dag.startswith("rollback_") else "promote"
         key = "return_value" if state == "success" else "trouble"
         return state, str(self.airflow.xcom(dag, run_id, task, key))
@@ -113,17 +114,17 @@ class Scene(Harm):
         models = str(self.live.project / "include" / "models")
         command = [sys.executable, "-m", "model_release", *words, "--kubeconfig", kubeconfig, "--models", models]
         env = {**os.environ, "PYTHONPATH": str(self.live.project / "plugins")}
-        done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=180)
+        done = subprocess.run(command, env=env, capture_output=True, text=True)
         assert not check or done.returncode == 0, done.stdout + done.stderr
         return done.stdout + done.stderr
 
-    def sweep(self, patience: float = 120) -> tuple[str, list[str]]:
+    def sweep(self) -> tuple[str, list[str]]:
         """Starts the DAG `sweep`, and waits for its end: the run's state and the lines of its result."""
         run_id = self.airflow.trigger("sweep")
-        state = self.live.finished("sweep", run_id, patience)["state"]
+        state = self.live.finished("sweep", run_id)["state"]
         return state, list(self.airflow.xcom("sweep", run_id, "sweep") or [])
 
-    def end_all(self, patience: float = 180) -> None:
+    def end_all(self) -> None:
         """Ends every release as a person would, after mending what was broken, and waits until the last has settled."""
         self.api_mended()
         for part in ("prometheus", "s3"):
@@ -133,7 +134,7 @@ class Scene(Harm):
                 if run["state"] in ("queued", "running"):
                     body = {"state": "failed"}
                     self.airflow.call("PATCH", f"/dags/release_{model}/dagRuns/{run['dag_run_id']}", json=body)
-        wait_for(lambda: self.live.lease(NAME).holder is None, patience, lambda: "the service is still held")
+        until(lambda: self.live.lease(NAME).holder is None, lambda: "the service is still held")
 
     # What is seen from outside
 
@@ -169,8 +170,8 @@ class Scene(Harm):
         """They come (again), and are answered."""
         self.live.sandbox("load", "--service", SERVICE, "--rate", str(RATE))
         before = self.answers().get(str(self.service.rolled_out), Counter()).total()
-        wait_for(
-            lambda: self.answers().get(str(self.service.rolled_out), Counter()).total() > before, 30,
+        until(
+            lambda: self.answers().get(str(self.service.rolled_out), Counter()).total() > before,
             lambda: f"no user is answered: {self.live.status}",
         )  # fmt: skip
 
@@ -214,7 +215,7 @@ class Scene(Harm):
             http.trust_env = False
             for _ in range(count):
                 headers = {"Host": f"{NAME}.models.localhost"}
-                answer = http.post(f"{front_door}/v1/models/{NAME}:predict", json=body, headers=headers, timeout=30)
+                answer = http.post(f"{front_door}/v1/models/{NAME}:predict", json=body, headers=headers, timeout=LIMIT)
                 seen[f"{answer.headers.get('x-revision')}" if answer.ok else f"{answer.status_code}"] += 1
         return seen
 
@@ -292,7 +293,7 @@ def built(live: Any) -> Iterator[Scene]:
         live.airflow.wait_for_dag(dag)
     runs = [(DAG, live.airflow.trigger(DAG)), (LATE, live.airflow.trigger(LATE, {"rollout": "none"}))]
     for dag, run_id in runs:
-        run = live.finished(dag, run_id, 300)
+        run = live.finished(dag, run_id)
         assert run["state"] == "success", live.airflow.xcom(dag, run_id, "report")
     scene.versions = [version.name for version in live.store(f"s3://models/{NAME}/").versions()]
     assert len(scene.versions) == 2

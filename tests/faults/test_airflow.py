@@ -8,11 +8,12 @@ from typing import Any
 
 import psycopg2
 import pytest
+from tests.patience import until
 
 from sandbox.postgres import Postgres
 
 from .models import ASKED, BAKE, LATE, NAME
-from .releases import Release, wait_for
+from .releases import Release
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
@@ -208,7 +209,7 @@ def _run_of(scene: Scene, kind: str, candidate: str) -> Release:
         found.extend(run["dag_run_id"] for run in runs)
         return bool(found)
 
-    wait_for(there, 60, lambda: f"no {kind} run came")
+    until(there, lambda: f"no {kind} run came")
     return Release(scene, LATE, found[0], candidate, scene.answers())
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.patience import until
 
 from .models import ASKED, BAKE
-from .releases import wait_for
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
@@ -99,11 +99,11 @@ def test_run_marked_failed_while_it_builds(scene: Scene) -> None:
     stable, before = scene.stable, scene.stored()
     one = scene.build(rollout="canary")
     one.until("export", "running")
-    wait_for(lambda: scene.building() != [], 30, lambda: "nothing is built")
+    until(lambda: scene.building() != [], lambda: "nothing is built")
     one.mark_run("failed")
     assert one.ended() == "failed"
     assert one.sentence().startswith("failed: task export failed: it was ended from outside")
-    wait_for(lambda: scene.building() == [], 15, lambda: f"still built: {scene.building()}")
+    until(lambda: scene.building() == [], lambda: f"still built: {scene.building()}")
     end = scene.end(one, stable)
     assert scene.stored() == before
     scene.row("run marked failed by hand", "build", one, stable, end)

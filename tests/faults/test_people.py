@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+from tests.patience import until
 
 from .models import ASKED, DAG, NAME, SERVICE
-from .releases import wait_for
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
@@ -45,7 +45,7 @@ def test_promoted_from_the_form_and_rolled_back_from_the_form_afterwards(scene: 
     try:
         order = scene.airflow.trigger("rollback_faults", {"reason": "users complain"})
         # A revision that lost its pods meanwhile is downloaded anew, and so has to wait for the store.
-        wait_for(
+        until(
             lambda: scene.service.serving == {before: 100} or not scene.runs(before), 90,
             lambda: f"{before} runs and gets no traffic: {scene.service.serving}",
         )  # fmt: skip

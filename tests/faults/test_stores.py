@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from tests.patience import until
 
 from .models import ASKED, NAME, NAN, PATIENT, SERVICE
-from .releases import wait_for
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
@@ -22,11 +22,11 @@ def test_build_killed_and_its_store_away_and_its_upload_cut(scene: Scene) -> Non
     stable, before = scene.stable, set(scene.stored())
     one = scene.build(rollout="none")
     one.kill_task("export")
-    one.until("archive", "running", patience=180)
+    one.until("archive", "running")
     scene.live.sandbox("stop", "s3")
-    one.until("archive", "up_for_retry", patience=180)
+    one.until("archive", "up_for_retry")
     scene.live.sandbox("start", "s3")
-    one.until("publish", "running", patience=180)
+    one.until("publish", "running")
     # In the midst of it, or at its very beginning: the server is killed, and started again by its supervisor.
     scene.crash("s3")
     assert one.ended(400) == "success"
@@ -77,11 +77,11 @@ def test_store_away_when_the_verdict_is_to_be_recorded_and_when_it_is_promoted(s
     one = scene.release()
     one.watching()
     scene.live.sandbox("stop", "s3")
-    one.until("watch_50", "up_for_retry", patience=180)
+    one.until("watch_50", "up_for_retry")
     scene.live.sandbox("start", "s3")
-    one.until("watch_50", "success", patience=120)
+    one.until("watch_50", "success")
     scene.live.sandbox("stop", "s3")
-    one.until("promote", "up_for_retry", patience=120)
+    one.until("promote", "up_for_retry")
     scene.live.sandbox("start", "s3")
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
@@ -97,7 +97,7 @@ def test_store_away_while_rolling_back(scene: Scene) -> None:
     one.watching()
     one.mark("watch_50", "success")
     scene.live.sandbox("stop", "s3")
-    one.until("roll_back", "up_for_retry", patience=120)
+    one.until("roll_back", "up_for_retry")
     assert scene.service.serving == {before: 100}
     scene.live.sandbox("start", "s3")
     assert one.ended() == "failed"
@@ -169,4 +169,4 @@ def _corrupted(scene: Scene, version: str, name: str) -> Iterator[None]:
         yield
     finally:
         put(right)
-        wait_for(lambda: store.version(version).name == version, 10, lambda: f"{SERVICE}: {version} is not mended")
+        until(lambda: store.version(version).name == version, lambda: f"{SERVICE}: {version} is not mended")

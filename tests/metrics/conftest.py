@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 import requests
+from tests.patience import LIMIT, until
 
 from model_release.metrics import Prometheus
 from model_release.spec import Judge
@@ -76,20 +76,20 @@ class Server:
             self._process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, "GOMAXPROCS": "1"}, cwd=self.folder
             )
-        for _ in range(500):
-            try:
-                if requests.get(f"{self.url}/-/ready", timeout=1).ok:
-                    return
-            except requests.ConnectionError:
-                pass
-            assert self._process.poll() is None, (self.folder / "log").read_text()
-            time.sleep(0.02)
-        raise AssertionError("Prometheus does not become ready")
+        until(self._answers, "Prometheus does not become ready")
+
+    def _answers(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, (self.folder / "log").read_text()
+        try:
+            return requests.get(f"{self.url}/-/ready", timeout=LIMIT).ok
+        except requests.ConnectionError:
+            return False
 
     def stop(self) -> None:
         if self._process is not None:
             self._process.terminate()
-            self._process.wait(10)
+            self._process.wait()
             self._process = None
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import http.server
 import json
+import re
 import subprocess
 import threading
 import time
@@ -19,6 +20,7 @@ from typing import Any
 
 import pytest
 import requests
+from tests.patience import LIMIT, until
 
 from model_release.metrics import Prometheus, bucket_edges, presence, profile, read_windows
 from model_release.spec import BUCKET_EDGES_MS, Judge
@@ -113,17 +115,18 @@ def gateway(tmp_path: Path, pods: dict[str, Pod]) -> Iterator[tuple[str, int]]:
     command = [str(programs.envoy()), "-c", str(tmp_path / "envoy.json"), "--concurrency", "1"]
     with (tmp_path / "envoy.log").open("wb") as log:
         process = subprocess.Popen([*command, "--disable-hot-restart", "-l", "error"], stdout=log, stderr=log)
-    for _ in range(500):
-        try:
-            if requests.get(f"http://127.0.0.1:{admin}/ready", timeout=1).ok:
-                break
-        except requests.ConnectionError:
-            pass
+
+    def answers() -> bool:
         assert process.poll() is None, (tmp_path / "envoy.log").read_text()
-        time.sleep(0.02)
+        try:
+            return requests.get(f"http://127.0.0.1:{admin}/ready", timeout=LIMIT).ok
+        except requests.ConnectionError:
+            return False
+
+    until(answers, "Envoy does not become ready")
     yield f"http://127.0.0.1:{port}/", admin
     process.terminate()
-    process.wait(10)
+    process.wait()
 
 
 @pytest.fixture
@@ -137,12 +140,15 @@ def prometheus(tmp_path: Path, gateway: tuple[str, int]) -> Iterator[Prometheus]
     server = Server(tmp_path, json.dumps({"global": timing, "scrape_configs": [job]}))
     server.start()
     with Prometheus(server.url) as client:
-        patience = time.monotonic() + 20
-        while not client.query("timestamp(up) and up == 1").series:
-            assert time.monotonic() < patience, "Prometheus does not scrape"
-            time.sleep(0.05)
+        until(lambda: client.query("timestamp(up) and up == 1").series, "Prometheus does not scrape")
         yield client
     server.stop()
+
+
+def gathered(admin: int) -> int:
+    """How many requests Envoy's histograms hold: it gathers them before it shows them."""
+    text = requests.get(f"http://127.0.0.1:{admin}/stats/prometheus", timeout=LIMIT).text
+    return sum(int(count) for count in re.findall(r"^envoy_cluster_upstream_rq_time_count\{.*\} (\d+)$", text, re.M))
 
 
 def test_kouriers_own_counts(
@@ -151,15 +157,18 @@ def test_kouriers_own_counts(
     window, start = timedelta(seconds=2), datetime.now(UTC)
     with requests.Session() as users:
         for _ in range(120):
-            users.get(gateway[0], timeout=5)
+            users.get(gateway[0], timeout=LIMIT)
         # Envoy gathers its histograms before it shows them: what is late counts with the requests that come later.
-        time.sleep(1.5)
+        until(lambda: gathered(gateway[1]) >= 120, "Envoy does not gather its histograms")
         for pod in pods.values():
             pod.calm = True
         for _ in range(40):
-            users.get(gateway[0], timeout=5)
+            users.get(gateway[0], timeout=LIMIT)
+        until(lambda: gathered(gateway[1]) >= 160, "Envoy does not gather its histograms")
     count = (datetime.now(UTC) - start) // window + 2
-    time.sleep((start + count * window - datetime.now(UTC)).total_seconds() + 1)
+    end = start + count * window
+    over = f"timestamp(up) > {end.timestamp():.3f} and up == 1"
+    until(lambda: prometheus.query(over).series, "Prometheus does not scrape after the last window")
     windows = read_windows(
         prometheus,
         judge_of("kourier", above="250ms"),
@@ -167,7 +176,7 @@ def test_kouriers_own_counts(
         canary=CANARY,
         stable=STABLE,
         start=start,
-        end=start + count * window,
+        end=end,
         window=window,
     )
     found = presence(prometheus, profile("kourier"), NAMESPACE, STABLE, window=window)

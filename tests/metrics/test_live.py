@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.patience import until
 
 from model_release.errors import MetricsUnavailable
 from model_release.judging import Window
@@ -132,14 +133,9 @@ def server(tmp_path: Path, stacks: Stacks) -> Iterator[Server]:
 
 def until_scraped(server: Server, targets: int, since: datetime | None = None) -> None:
     """Prometheus begins to scrape some five seconds after it has started."""
-    patience = time.monotonic() + 20
+    query = f"timestamp(up) > {since.timestamp() if since else 0:.3f} and up == 1"
     with Prometheus(server.url) as prometheus:
-        while time.monotonic() < patience:
-            query = f"timestamp(up) > {since.timestamp() if since else 0:.3f} and up == 1"
-            if len(prometheus.query(query).series) == targets:
-                return
-            time.sleep(0.05)
-    raise AssertionError("Prometheus does not scrape")
+        until(lambda: len(prometheus.query(query).series) == targets, "Prometheus does not scrape", pause=0.05)
 
 
 def test_live_counts(server: Server, stacks: Stacks, judge_of: Callable[..., Judge]) -> None:
@@ -161,9 +157,9 @@ def test_live_counts(server: Server, stacks: Stacks, judge_of: Callable[..., Jud
     for by_revision in stacks.values():
         for _ in range(100):  # before the opening: of no release's concern
             by_revision[STABLE].answer(STABLE, 500, 900)
-    time.sleep(0.8)
+    until_scraped(server, targets, datetime.now(UTC))
 
-    with Prometheus(server.url, timeout=2) as prometheus:
+    with Prometheus(server.url) as prometheus:
 
         def readers() -> dict[Profile, WindowReader]:
             return {
@@ -187,7 +183,7 @@ def test_live_counts(server: Server, stacks: Stacks, judge_of: Callable[..., Jud
         looking, windows = readers(), {name: list[Window]() for name in stacks}
         send(1.7)
         look()
-        time.sleep(0.45)  # so that the restart loses nothing that was never scraped
+        until_scraped(server, targets, datetime.now(UTC))  # the restart loses nothing that was never scraped
         for by_revision in stacks.values():
             by_revision[STABLE].restart()
         restarted = datetime.now(UTC)
@@ -202,7 +198,8 @@ def test_live_counts(server: Server, stacks: Stacks, judge_of: Callable[..., Jud
         until_scraped(server, targets, datetime.now(UTC))
         send(0.8)
         found = {name: presence(prometheus, profile(name), NAMESPACE, STABLE, window=second) for name in stacks}
-        time.sleep(2.4)
+        # The window in which the last request was, and one more, are over and scraped.
+        until_scraped(server, targets, datetime.now(UTC) + 2 * second)
         look()
         again = {
             name: reader.read(datetime.fromisoformat(windows[name][-1].end or "")) for name, reader in readers().items()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import HfApi
+from tests.patience import LIMIT
 
 from model_release.model_file import load_all
 from sandbox import walkthrough_models
@@ -35,7 +36,7 @@ def hub(tmp_path: Path) -> Iterator[Hub]:
 
 def status(url: str, **headers: str) -> tuple[int, bytes]:
     try:
-        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=5) as answer:
+        with urllib.request.urlopen(urllib.request.Request(url, headers=headers), timeout=LIMIT) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         return error.code, error.read()

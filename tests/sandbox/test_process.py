@@ -4,10 +4,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from tests.patience import until
 
 from sandbox import process
 from sandbox.errors import SandboxError
@@ -18,28 +18,19 @@ def child(state: Path, script: str, **options: float) -> Child:
     return Child("part", ["/bin/sh", "-c", script], state_dir=state, log=state / "part.log", **options)
 
 
-def until(holds: object, patience: float = 5.0) -> None:
-    deadline = time.monotonic() + patience
-    while not (callable(holds) and holds()):
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.02)
-
-
 async def test_stop_ends_the_whole_group_even_if_it_ignores_sigterm(state: Path) -> None:
-    stubborn = child(state, "trap '' TERM; sleep 60 & sleep 60 & echo up; wait; sleep 60", grace=0.2)
+    stubborn = child(state, "trap '' TERM; sleep 3600 & sleep 3600 & echo up; wait; sleep 3600", grace=0.2)
     await stubborn.start()
     until(lambda: "up" in stubborn.tail())
     assert len(process.processes(state)) == 3
-    began = time.monotonic()
     await stubborn.stop()
-    assert time.monotonic() - began < 2
     assert process.processes(state) == []
     assert stubborn.exit_code == 137
     await stubborn.stop()  # twice is once
 
 
 async def test_what_a_crashed_program_leaves_behind_is_ended(state: Path) -> None:
-    crashing = child(state, "sleep 60 & echo gone wrong; exit 3")
+    crashing = child(state, "sleep 3600 & echo gone wrong; exit 3")
     await crashing.start()
     assert await crashing.wait() == 3
     assert process.processes(state) == []
@@ -47,7 +38,7 @@ async def test_what_a_crashed_program_leaves_behind_is_ended(state: Path) -> Non
 
 
 async def test_starting_again_runs_one_process_only(state: Path) -> None:
-    sleeper = child(state, "sleep 60")
+    sleeper = child(state, "sleep 3600")
     await sleeper.start()
     first = sleeper.pid
     await sleeper.start()
@@ -79,8 +70,8 @@ def test_children_die_with_a_killed_supervisor(state: Path) -> None:
         "import asyncio, sys; from pathlib import Path; from sandbox.process import Child\n"
         "async def main():\n"
         "    state = Path(sys.argv[1])\n"
-        "    await Child('part', ['sleep', '60'], state_dir=state, log=state / 'part.log').start()\n"
-        "    await asyncio.sleep(60)\n"
+        "    await Child('part', ['sleep', '3600'], state_dir=state, log=state / 'part.log').start()\n"
+        "    await asyncio.sleep(3600)\n"
         "asyncio.run(main())\n"
     )
     include = Path(process.__file__).parents[1]
@@ -92,8 +83,8 @@ def test_children_die_with_a_killed_supervisor(state: Path) -> None:
 
 
 async def test_orphans_are_found_by_name_and_ended(state: Path) -> None:
-    one = Child("models/r-00001/a", ["sleep", "60"], state_dir=state, log=state / "1.log")
-    other = Child("models/r-00001b/a", ["sleep", "60"], state_dir=state, log=state / "2.log")
+    one = Child("models/r-00001/a", ["sleep", "3600"], state_dir=state, log=state / "1.log")
+    other = Child("models/r-00001b/a", ["sleep", "3600"], state_dir=state, log=state / "2.log")
     await one.start()
     await other.start()
     assert [found.pid for found in process.processes(state, "models/r-00001")] == [one.pid]

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from aiohttp import web
+from tests.patience import come
 
 from sandbox.envoy import BUCKETS_MS, Backend, Envoy
 from sandbox.interfaces import RevisionKey, Route
@@ -57,11 +57,11 @@ async def test_istios_names_hold_the_right_counts(envoy: Envoy, state: Path) -> 
                     return found
 
             count = f'istio_request_duration_milliseconds_count{{destination_workload="{GOOD.name}-deployment"}}'
-            deadline = time.monotonic() + 15
-            while [one["value"][1] for one in await query(count)] != ["30"]:
-                assert time.monotonic() < deadline, "Prometheus never had the counts"
-                await asyncio.sleep(0.2)
 
+            async def counted() -> bool:
+                return [one["value"][1] for one in await query(count)] == ["30"]
+
+            await come(counted, "Prometheus never had the counts")
             totals = await query("istio_requests_total")
             ours = ("reporter", "destination_workload", "destination_workload_namespace", "response_code")
             assert {(*(one["metric"][label] for label in ours), int(one["value"][1])) for one in totals} == {
@@ -79,9 +79,7 @@ async def test_istios_names_hold_the_right_counts(envoy: Envoy, state: Path) -> 
             total_ms = float((await query(count.replace("_count", "_sum")))[0]["value"][1])
             assert 10 * 115 < total_ms < 10 * 400
 
-            while not (own := await query("own_requests_total")):
-                assert time.monotonic() < deadline, "Prometheus never had the replica's own metrics"
-                await asyncio.sleep(0.2)
+            own = await come(lambda: query("own_requests_total"), "Prometheus never had the replica's own metrics")
             labels = ("kn_revision_name", "k8s_namespace_name", "pod")
             assert [tuple(one["metric"][label] for label in labels) for one in own] == [(GOOD.name, "models", "pod-a")]
             assert await query("CPUUtilization") == []

@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from aiohttp import web
 from kubernetes.client import ApiClient, Configuration
+from tests.patience import LIMIT, come
 
 from model_release.serving import rollout
 from model_release.serving.inference_service import InferenceServices
@@ -114,6 +115,11 @@ class Users:
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._come()) for _ in range(4)]
 
+    async def more(self, number: int) -> None:
+        """Returns when so many more have been answered."""
+        enough = self.seen.total() + number
+        await come(lambda: self.seen.total() >= enough, lambda: f"the users are not answered: {self.seen}")
+
     async def end(self) -> None:
         for task in self._tasks:
             task.cancel()
@@ -134,7 +140,7 @@ async def services(envoy: Envoy, tmp_path: Path) -> AsyncIterator[InferenceServi
 
 
 async def until(services: InferenceServices, assess: Callable[[Any], Progress]) -> None:
-    progress = await asyncio.to_thread(wait, lambda: assess(services.get("models", "digits")), 10.0, poll=0.02)
+    progress = await asyncio.to_thread(wait, lambda: assess(services.get("models", "digits")), LIMIT, poll=0.02)
     assert progress.state is State.READY, progress
 
 
@@ -155,7 +161,7 @@ async def test_users_see_the_split_and_no_failure_through_promotion_and_late_rol
     users = Users(envoy)
     users.start()
     baseline, canary = await stage(services, "v2")
-    await asyncio.sleep(0.2)
+    await users.more(30)
     assert set(users.seen) == {(200, V1)}, "at 0 % no user meets the canary"
     live = await asyncio.to_thread(services.get, "models", "digits")
     assert live is not None
@@ -166,8 +172,7 @@ async def test_users_see_the_split_and_no_failure_through_promotion_and_late_rol
     await asyncio.to_thread(rollout.shift, services, canary, 30)
     await until(services, partial(rollout.assess_split, canary=canary, percent=30))
     users.seen.clear()
-    while users.seen.total() < 600:
-        await asyncio.sleep(0.05)
+    await users.more(600)
     share = users.seen[200, V2] / users.seen.total()
     # 4.5 standard deviations of 600 requests: a false alarm in about 150 000 runs.
     assert abs(share - 0.3) < 4.5 * (0.3 * 0.7 / 600) ** 0.5
@@ -175,14 +180,14 @@ async def test_users_see_the_split_and_no_failure_through_promotion_and_late_rol
     await asyncio.to_thread(rollout.promote, services, canary, 30)
     await until(services, partial(rollout.assess_promoted, canary=canary))
     users.seen.clear()
-    await asyncio.sleep(0.2)
+    await users.more(30)
     assert set(users.seen) == {(200, V2)}
 
     release = Release("models", "digits", baseline, canary.revision)
-    said = await asyncio.to_thread(settle, services, release, lambda _: None, deadline=20.0, poll=0.02)
+    said = await asyncio.to_thread(settle, services, release, lambda _: None, deadline=LIMIT, poll=0.02)
     assert said == f"{V1} has all of the traffic"
     users.seen.clear()
-    await asyncio.sleep(0.2)
+    await users.more(30)
     await users.end()
     assert set(users.seen) == {(200, V1)}
     assert set(users.statuses) == {200}, users.statuses

@@ -6,7 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from typing import Any
 
 import psutil
 import pytest
+from tests.patience import LIMIT, until
 
 from sandbox import process, programs
 from sandbox.ports import Ports
@@ -30,18 +30,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(programs.REPOSITORY / "include")}
 def sandbox(state: Path) -> Iterator[Callable[..., subprocess.CompletedProcess[str]]]:
     def run(command: str, *options: str) -> subprocess.CompletedProcess[str]:
         argv = [sys.executable, "-m", "sandbox", command, "--state", str(state), *options]
-        return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True, timeout=60)
+        return subprocess.run(argv, env=ENVIRONMENT, capture_output=True, text=True)
 
     yield run
     assert run("down").returncode == 0
     assert list(process.short_folder(state).iterdir()) == []
-
-
-def until(holds: Callable[[], Any], patience: float = 20.0) -> None:
-    deadline = time.monotonic() + patience
-    while not holds():
-        assert time.monotonic() < deadline, "it never came to be"
-        time.sleep(0.1)
 
 
 def status(sandbox: Any) -> dict[str, Any]:
@@ -56,7 +49,7 @@ def predict(front_door: str, host: str) -> tuple[int, str | None, Any]:
         headers={"Host": host, "Content-Type": "application/json"},
     )
     try:
-        with urllib.request.urlopen(request, timeout=10) as answer:
+        with urllib.request.urlopen(request, timeout=LIMIT) as answer:
             return answer.status, answer.headers["x-revision"], json.load(answer)
     except urllib.error.HTTPError as error:
         return error.code, error.headers["x-revision"], None
@@ -74,10 +67,8 @@ def manifest(uri: str) -> str:
 
 
 def test_from_up_to_down(sandbox: Any, state: Path, publish: Callable[..., str]) -> None:
-    began = time.monotonic()
     up = sandbox("up")
     assert up.returncode == 0, up.stderr
-    assert time.monotonic() - began < 15
     assert all(f"{part} " in up.stdout for part in ("envoy", "prometheus", "s3", "kubernetes"))
     assert "runs already" in sandbox("up").stdout
     found = status(sandbox)
@@ -90,12 +81,12 @@ def test_from_up_to_down(sandbox: Any, state: Path, publish: Callable[..., str])
 
     def kubectl(*arguments: str, given: str | None = None) -> str:
         argv = [str(programs.kubectl()), f"--kubeconfig={state}/kubeconfig.yaml", "-n", "models", *arguments]
-        done = subprocess.run(argv, input=given, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(argv, input=given, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         return done.stdout
 
     kubectl("apply", "-f", "-", given=manifest(uri))
-    kubectl("wait", "--for=condition=Ready", "isvc/digits", "--timeout=40s")
+    kubectl("wait", "--for=condition=Ready", "isvc/digits", f"--timeout={LIMIT:.0f}s")
     front_door = found["parts"]["envoy"]["url"]
     answer = (200, "digits-predictor-00001", {"predictions": [{"got": "x"}]})
     assert predict(front_door, "digits.models.localhost") == answer
@@ -126,12 +117,10 @@ def test_from_up_to_down(sandbox: Any, state: Path, publish: Callable[..., str])
     assert sandbox("kill", "models/digits-predictor-00001").returncode == 0
     until(lambda: predict(front_door, "digits.models.localhost")[0] == 503)
 
-    # Down in seconds, nothing left; up again, everything is where it was.
+    # Down, nothing left; up again, everything is where it was.
     connections = (state / "connections.json").read_text()
     assert (state / "connections.json").stat().st_mode & 0o777 == 0o600
-    began = time.monotonic()
     assert sandbox("down").returncode == 0
-    assert time.monotonic() - began < 10
     assert processes(state) == []
     assert not psutil.pid_exists(found["pid"])
     assert sandbox("up").returncode == 0

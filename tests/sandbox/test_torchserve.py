@@ -1,10 +1,8 @@
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
 import signal
-import time
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +10,7 @@ from typing import Any
 import aiohttp
 import psutil
 import pytest
+from tests.patience import come
 
 from sandbox import process
 from sandbox.envoy import Envoy
@@ -42,11 +41,15 @@ def key(number: int) -> RevisionKey:
 
 
 async def until(workloads: TorchServeWorkloads, revision: RevisionKey, phase: Phase, ready: int = 0) -> PodState:
-    deadline = time.monotonic() + 30
-    while (state := workloads.state(revision)).phase is not phase or state.ready_replicas < ready:
-        assert time.monotonic() < deadline, f"{state}\n{workloads.log(revision, 20)}"
-        await asyncio.sleep(0.02)
-    return state
+    def there() -> PodState | None:
+        state = workloads.state(revision)
+        return state if state.phase is phase and state.ready_replicas >= ready else None
+
+    # A crashed revision is started again in a moment: looked at often enough to be seen.
+    found: PodState = await come(
+        there, lambda: f"{workloads.state(revision)}\n{workloads.log(revision, 20)}", pause=0.02
+    )
+    return found
 
 
 async def predict(envoy: Envoy, revision: RevisionKey) -> tuple[int, Any]:

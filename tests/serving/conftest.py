@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
+from tests.patience import LIMIT
 
 from model_release.serving import manifest as manifests
 from model_release.serving import rollout
@@ -127,7 +128,7 @@ class Live:
         assert found is not None
         return found
 
-    def until(self, assess: Callable[[InferenceService | None], Progress], deadline: float = 5.0) -> Progress:
+    def until(self, assess: Callable[[InferenceService | None], Progress], deadline: float = LIMIT) -> Progress:
         return wait(lambda: assess(self.services.get("models", "digits")), deadline, poll=0.01)
 
     def stage(self, version: str, baseline: Baseline | None = None) -> tuple[Baseline, Canary]:
@@ -177,7 +178,7 @@ class Live:
         pod = next(pod for key, pod in self.pods.running.items() if key.name == isvc.latest_created)
         assert pod.storage_uri == isvc.storage_uri
 
-    def settle(self, baseline: Baseline, canary: str | None = None, *, deadline: float = 5.0, **said: Any) -> str:
+    def settle(self, baseline: Baseline, canary: str | None = None, *, deadline: float = LIMIT, **said: Any) -> str:
         release = Release("models", "digits", baseline, canary, barred=tuple(self.barred), **said)
         return settle(self.services, release, self.barred.append, deadline=deadline, poll=0.01)
 

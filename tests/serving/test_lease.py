@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import CoordinationV1Api
+from tests.patience import LIMIT
 
 from model_release.errors import ClusterRefused, ServiceBusy
 from model_release.serving.lease import CLAIM, Claim, Held, Lease, Owner
@@ -177,7 +178,7 @@ def test_a_settle_killed_in_between_goes_on_from_the_lease(live: Any) -> None:
     assert claim.inherited is not None
     release = claim.inherited.as_release("models", "digits")
     assert release is not None
-    sentence = settle(live.services, release, live.leases.bar("models", "digits", two), deadline=5, poll=0.01)
+    sentence = settle(live.services, release, live.leases.bar("models", "digits", two), deadline=LIMIT, poll=0.01)
     record(live, two, inherited=None)
     assert sentence == "digits-predictor-00003 has all of the traffic"
     assert live.get().storage_uri == "s3://models/digits/versions/v1/"

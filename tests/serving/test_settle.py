@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT, until
 
 from model_release.errors import ClusterRefused, ClusterUnavailable, NotSettled
 from model_release.serving import rollout
@@ -63,11 +64,9 @@ def test_rolled_back_at_once_then_restored(live: Any) -> None:
     baseline, canary = live.stage("v2")
     live.shift(canary, 30)
     release = Release("models", "digits", baseline, canary.revision)
-    began = time.monotonic()
     roll_back(live.services, release, live.barred.append)
     progress = live.until(partial(assess_rolled_back, release=release))
     assert (progress.state, progress.revision) == (State.READY, R1)
-    assert time.monotonic() - began < 2.0
     assert live.get().traffic == {R2: 0, R1: 100}
     spec = live.get().raw["spec"]
     roll_back(live.services, release, live.barred.append)
@@ -145,7 +144,7 @@ def test_the_stable_template_does_not_come_up(live: Any) -> None:
     live.pods.state = lambda key, state=live.pods.state: (
         PodState(Phase.READY, 1, pods=("p",)) if key.name == R1 else state(key)
     )
-    sentence = live.settle(baseline, canary.revision, deadline=1.0)
+    sentence = live.settle(baseline, canary.revision, deadline=LIMIT)
     assert sentence.startswith(f"{R1} has all of the traffic; its template could not be brought back yet")
     assert live.door.now == {R1: 100}
     del live.pods.phases["v1"]
@@ -219,8 +218,7 @@ def test_a_first_deployment_that_was_never_proven_goes(live: Any, asked: Asked) 
 def test_a_service_that_was_there_is_never_deleted(live: Any, asked: Asked) -> None:
     live.pods.phases["v1"] = BROKEN
     rollout.stage(live.services, asked("v1"), Baseline())
-    while live.get().latest_created is None:
-        time.sleep(0.01)
+    until(lambda: live.get().latest_created, "KServe does not act")
     with pytest.raises(ClusterRefused, match="exists, and no revision of it was ever ready"):
         rollout.baseline_of(live.get(), asked("v2"))
     isvc = live.get()  # as a lease of an older edition has it

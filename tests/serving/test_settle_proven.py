@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT
 
 from model_release.errors import NotSettled, SmokeFailed
 from model_release.serving import settle as settling
@@ -32,7 +33,7 @@ class Asked:
 
 
 def _settle(live: Any, release: Release, prove: Asked, **said: Any) -> str:
-    return settle(live.services, release, live.barred.append, prove=prove, poll=0.01, **{"deadline": 5.0, **said})
+    return settle(live.services, release, live.barred.append, prove=prove, poll=0.01, **{"deadline": LIMIT, **said})
 
 
 def test_asked_at_0_percent_before_it_gets_traffic(live: Any) -> None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT, until
 
 from model_release.serving.emergency import Done, Person, promote_anyway, roll_back_now
 from model_release.serving.lease import Owner
@@ -41,7 +41,7 @@ def roll_back(live: Any, asked: list[str] | None = None) -> Done:
         return lambda seen: asked.append(str(seen.tag_url("latest"))) if asked is not None else None
 
     return roll_back_now(
-        live.services, live.leases, "models", "digits", ANNA, seconds=10, tell=lambda _: None, prove=prove
+        live.services, live.leases, "models", "digits", ANNA, seconds=LIMIT, tell=lambda _: None, prove=prove
     )
 
 
@@ -67,14 +67,13 @@ def test_a_promotion_is_taken_back_by_the_old_version_which_is_asked_first(opene
 
 def test_a_person_promotes_what_the_judge_has_not(opened: Any) -> None:
     def run() -> None:
-        while opened.leases.read("models", "digits").claim.order is None:
-            time.sleep(0.02)
+        until(lambda: opened.leases.read("models", "digits").claim.order, "no order came")
         opened.promote(opened.canary, 30)
 
     thread = threading.Thread(target=run)
     thread.start()
     said = promote_anyway(
-        opened.services, opened.leases, "models", "digits", ANNA, seconds=10, tell=lambda _: None, poll=0.05
+        opened.services, opened.leases, "models", "digits", ANNA, seconds=LIMIT, tell=lambda _: None, poll=0.05
     )
     thread.join()
     assert said.startswith(f"models/digits: {V2} has all of the traffic")

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT
 
 from model_release.errors import NotSettled, SmokeFailed
 from model_release.serving import rollout
@@ -108,7 +109,7 @@ def test_late_the_old_version_comes_back_as_a_canary_and_is_asked_before(standar
         standard.services,
         release_of(baseline),
         quietly,
-        deadline=10,
+        deadline=LIMIT,
         poll=0.01,
         prove=lambda live: asked.append((str(live.tag_url("latest")), live.serving)),
     )
@@ -129,7 +130,7 @@ def test_late_and_not_proven_the_promoted_one_keeps_serving(standard: Any) -> No
         raise SmokeFailed("answered 503")
 
     with pytest.raises(NotSettled, match="is not proven: answered 503"):
-        settle(standard.services, release_of(baseline), quietly, deadline=1, poll=0.01, prove=refuse)
+        settle(standard.services, release_of(baseline), quietly, deadline=LIMIT, poll=0.01, prove=refuse)
     assert standard.get().serving == {V2: 100}
     assert standard.get().canary_percent == 0
 
@@ -186,7 +187,7 @@ def test_made_by_hand_without_a_name_it_comes_back_with_one(standard: Any, asked
     assert canary.baseline == baseline.revision == "digits-predictor"
     standard.shift(canary, 30)
     standard.promote(canary, 30)
-    assert standard.settle(baseline, V2, deadline=10) == f"{V1} has all of the traffic"
+    assert standard.settle(baseline, V2, deadline=LIMIT) == f"{V1} has all of the traffic"
     standard.assert_clean("v1")
 
 

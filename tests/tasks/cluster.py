@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kubernetes.client import ApiClient, Configuration
+from tests.patience import LIMIT
 
 from model_release.serving import manifest as manifests
 from model_release.serving.inference_service import InferenceService, InferenceServices
@@ -61,16 +62,16 @@ def cluster(state_dir: Path, pods: Pods) -> Iterator[tuple[Cluster, ApiClient]]:
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     server = Cluster(pods, Door(), state_dir, timing=Timing(lag=0.01, poll=0.01))
-    asyncio.run_coroutine_threadsafe(server.start(), loop).result(10)
+    asyncio.run_coroutine_threadsafe(server.start(), loop).result(LIMIT)
     configuration = Configuration()
     configuration.host = server.url
     try:
         with ApiClient(configuration) as client:
             yield server, client
     finally:
-        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(server.stop(), loop).result(LIMIT)
         loop.call_soon_threadsafe(loop.stop)
-        thread.join(5)
+        thread.join(LIMIT)
         loop.close()
 
 
@@ -101,12 +102,12 @@ class Kube:
         self.server.faults.active.append(Fault(match=Match(verb=verb, resource=resource), **said))
 
 
-async def ending(trigger: Any, patience: float = 10.0) -> Any:
+async def ending(trigger: Any) -> Any:
     """The payload of the one event that the trigger ends with."""
 
     async def all_of_them() -> list[Any]:
         return [event.payload async for event in trigger.run()]
 
-    (payload,) = await asyncio.wait_for(all_of_them(), patience)
+    (payload,) = await asyncio.wait_for(all_of_them(), LIMIT)
     json.dumps(payload)  # events are stored
     return payload

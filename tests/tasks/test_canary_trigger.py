@@ -89,7 +89,7 @@ async def test_a_store_that_hangs_is_never_in_the_way(drives: Any, given: dict[s
     freed = threading.Event()
     drives(*[[f"window {number}"] for number in range(5)], store_takes=freed.wait)
     try:
-        assert await ending(CanaryTrigger(**given), 600) == ENDED
+        assert await ending(CanaryTrigger(**given)) == ENDED
     finally:
         freed.set()
 

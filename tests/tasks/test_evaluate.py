@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import ApiClient, Configuration
+from tests.patience import LIMIT
 
 from model_release.artifact.evaluation import answers
 from model_release.artifact.store import Store, Version
@@ -58,7 +59,7 @@ def bucket(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     thread.start()
 
     def wait_for(work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, loop).result(60)
+        asyncio.run_coroutine_threadsafe(work, loop).result(LIMIT)
 
     store = ModelStore(state, Ports(state / "ports.json"))
     wait_for(store.start())

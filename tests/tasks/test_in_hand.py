@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.patience import LIMIT
 
 from model_release.errors import CanaryLost
 from model_release.serving import rollout
@@ -30,7 +31,7 @@ def opened(kube: Kube, spec: ModelSpec, owner: Owner) -> None:
     """v1 is stable, and `owner` has v2 open at 30 %."""
 
     def until(assess: Callable[[InferenceService | None], Progress]) -> None:
-        found = wait(lambda: assess(kube.services.get("models", "digits")), 5, poll=0.01)
+        found = wait(lambda: assess(kube.services.get("models", "digits")), LIMIT, poll=0.01)
         assert found.state is State.READY, found
 
     for version in ("v1", "v2"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from time import sleep
 from typing import Any
 
 import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from kubernetes.client import CustomObjectsApi
+from tests.patience import LIMIT, until
 
 from model_release.errors import CanaryLost, ClusterUnavailable
 from model_release.serving import rollout
@@ -73,12 +73,14 @@ def note(kube: Kube, **facts: Any) -> None:
 
 def ready(resume: Resume) -> Any:
     """What the task returns in the end, however often it finds that the revision is not ready yet."""
-    for _ in range(100):
+
+    def resumed() -> Any:
         try:
-            return resume(10)
+            return resume(LIMIT)
         except TaskDeferred:
-            sleep(0.05)
-    pytest.fail("never ready")
+            return None
+
+    return until(resumed, "never ready")
 
 
 def canary_at_rest(kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resume: Resume) -> None:
@@ -110,7 +112,7 @@ async def test_what_another_hand_adds_ends_the_wait(kube: Kube, stage: Callable[
 def test_and_stops_a_task_that_was_told_it_is_ready(kube: Kube, resume: Resume) -> None:
     by_hand(kube)
     with pytest.raises(CanaryLost, match="no longer has what was staged, last changed by somebody"):
-        resume(10)
+        resume(LIMIT)
 
 
 def test_and_a_task_that_is_tried_again(kube: Kube, stage: Callable[..., Any]) -> None:
@@ -124,7 +126,7 @@ def test_and_a_task_that_is_tried_again(kube: Kube, stage: Callable[..., Any]) -
 async def test_a_pod_that_misses_a_probe_between_two_looks_is_waited_for(kube: Kube, resume: Resume) -> None:
     kube.pods.phases["v1"] = PodState(Phase.STARTING)
     with pytest.raises(TaskDeferred) as waits:
-        resume(10)
+        resume(LIMIT)
     assert waits.value.method_name == "is_ready"
     kube.pods.phases["v1"] = READY
     event = await ending(waits.value.trigger)
@@ -197,7 +199,7 @@ def test_what_an_earlier_try_staged_is_not_taken_for_what_this_one_did(
     with monkeypatch.context() as kserve:
         kserve.setattr(InferenceServices, "get", late)
         with pytest.raises(TaskDeferred):
-            resume(10)
+            resume(LIMIT)
     assert ready(resume)["canary"]["revision"] == "digits-predictor-00003"
 
 
@@ -209,10 +211,7 @@ def test_another_hand_that_was_faster_than_the_claim_is_seen(
     claimed = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
     by_hand(kube)
     note(kube, baseline=replace(claimed, found=kube.live().template_digest), canary=None, template=None)
-    for _ in range(500):
-        if kube.live().latest_created != claimed.revision:
-            break
-        sleep(0.01)
+    until(lambda: kube.live().latest_created != claimed.revision, "KServe does not act")
     with pytest.raises(CanaryLost, match="got another template after it was claimed"):
         stage("v2")
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from kubernetes.client import CustomObjectsApi
+from tests.patience import LIMIT
 
 from model_release.errors import ClusterUnavailable
 from model_release.serving import progress, rollout
@@ -75,14 +76,14 @@ async def test_no_trigger_resumes_its_task_before_the_scheduler_has_heard_of_the
     kube: Kube, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(LeaseTrigger, "HEARD", 0.5)
-    resumed = asyncio.create_task(ending(LeaseTrigger(namespace="models", name="digits", deadline=moment(10))))
+    resumed = asyncio.create_task(ending(LeaseTrigger(namespace="models", name="digits", deadline=moment(LIMIT))))
     await asyncio.sleep(0.3)
     assert not resumed.done()
     assert (await resumed)["late"] is False
 
 
 class TestLease:
-    def trigger(self, seconds: float = 10) -> LeaseTrigger:
+    def trigger(self, seconds: float = LIMIT) -> LeaseTrigger:
         return LeaseTrigger(namespace="models", name="digits", deadline=moment(seconds))
 
     async def test_a_service_that_was_never_claimed_is_free(self, kube: Kube) -> None:
@@ -140,7 +141,7 @@ class TestLease:
 
 
 class TestRevision:
-    def trigger(self, spec: ModelSpec, version: str, baseline: Baseline, seconds: float = 10) -> RevisionTrigger:
+    def trigger(self, spec: ModelSpec, version: str, baseline: Baseline, seconds: float = LIMIT) -> RevisionTrigger:
         return RevisionTrigger(
             wanted=wanted(spec, version), baseline=baseline.as_dict(), template=self.template, deadline=moment(seconds)
         )

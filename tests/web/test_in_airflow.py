@@ -8,7 +8,6 @@ import shutil
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 
 import pytest
 import requests
+from tests.patience import LIMIT, until
 
 from model_release.web.app import HEADERS
 
@@ -44,12 +44,12 @@ class Server:
     url: str
 
     def token(self, user: str) -> str:
-        answer = requests.post(f"{self.url}/auth/token", json={"username": user, "password": user}, timeout=30)
+        answer = requests.post(f"{self.url}/auth/token", json={"username": user, "password": user}, timeout=LIMIT)
         return str(answer.json()["access_token"])
 
     def get(self, path: str, user: str | None = None, **more: Any) -> requests.Response:
         headers = {"Authorization": f"Bearer {self.token(user)}"} if user else {}
-        return requests.get(f"{self.url}{path}", headers=headers | more.pop("headers", {}), timeout=30, **more)
+        return requests.get(f"{self.url}{path}", headers=headers | more.pop("headers", {}), timeout=LIMIT, **more)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "AIRFLOW_CONN_PROMETHEUS": json.dumps({"conn_type": "http", "host": "127.0.0.1", "port": 9}),
     }
     airflow = [sys.executable, "-m", "airflow"]
-    subprocess.run([*airflow, "db", "migrate"], env=env, check=True, capture_output=True, timeout=120)
+    subprocess.run([*airflow, "db", "migrate"], env=env, check=True, capture_output=True)
     # In the database, and nowhere else: the page must find it as a person made it in the UI.
     words = [
         "connections",
@@ -94,25 +94,24 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         "--conn-port",
         "3000",
     ]
-    subprocess.run([*airflow, *words], env=env, check=True, capture_output=True, timeout=120)
+    subprocess.run([*airflow, *words], env=env, check=True, capture_output=True)
     with (home / "log").open("w") as log:
         command = [*airflow, "api-server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
         server = subprocess.Popen(command, env=env, stdout=log, stderr=log, start_new_session=True)
     try:
-        end = time.monotonic() + 90
-        while True:
-            try:
-                if requests.get(f"{url}/api/v2/version", timeout=2).ok:
-                    break
-            except requests.RequestException:
-                pass
+
+        def answers() -> bool:
             assert server.poll() is None, (home / "log").read_text()[-2000:]
-            assert time.monotonic() < end, (home / "log").read_text()[-2000:]
-            time.sleep(0.3)
+            try:
+                return requests.get(f"{url}/api/v2/version", timeout=LIMIT).ok
+            except requests.RequestException:
+                return False
+
+        until(answers, lambda: (home / "log").read_text()[-2000:])
         yield Server(url)
     finally:
         os.killpg(server.pid, 15)
-        server.wait(20)
+        server.wait()
 
 
 def test_airflow_asks_for_a_sign_in_on_every_page(api_server: Server) -> None:
@@ -123,13 +122,13 @@ def test_airflow_asks_for_a_sign_in_on_every_page(api_server: Server) -> None:
     page = api_server.get("/model-releases/", headers={"Accept": "text/html"}).text
     assert "/auth/login" in page
     assert "next=%2Fmodel-releases%2F" in page
-    forged = requests.get(f"{api_server.url}/model-releases/", headers={"Authorization": "Bearer x.y.z"}, timeout=30)
+    forged = requests.get(f"{api_server.url}/model-releases/", headers={"Authorization": "Bearer x.y.z"}, timeout=LIMIT)
     assert forged.status_code in (401, 403)
 
 
 def test_the_cookie_of_the_ui_signs_in_too(api_server: Server) -> None:
     cookie = {"_token": api_server.token("ada")}
-    answer = requests.get(f"{api_server.url}/model-releases/", cookies=cookie, timeout=30)
+    answer = requests.get(f"{api_server.url}/model-releases/", cookies=cookie, timeout=LIMIT)
     assert answer.status_code == 200
     assert "models/digits" in answer.text
 

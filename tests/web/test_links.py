@@ -5,13 +5,14 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from model_release import addresses
 from model_release.tasks import connections
 
-from .makers import record_of, spec
+from .makers import spec
 
 
 def test_addresses_stand_within_airflow_and_hold_nothing_unescaped() -> None:
@@ -24,7 +25,10 @@ def test_addresses_stand_within_airflow_and_hold_nothing_unescaped() -> None:
     assert addresses.grafana("https://g/", one, 1.5, 2) == (
         "https://g/d/model-release-service-istio?var-namespace=models&var-service=digits&from=1500&to=2000"
     )
-    assert " " not in (addresses.graph("http://p", 'rate(x{a="b c"}[1m])') or "")
+    graph = addresses.graph("http://p", 'rate(x{a="b c"}[1m])')
+    assert graph is not None
+    assert parse_qs(urlsplit(graph).query, strict_parsing=True)["g0.expr"] == ['rate(x{a="b c"}[1m])']
+    assert set(graph).isdisjoint(' "{}[]')
 
 
 @pytest.mark.parametrize("url", ["javascript:alert(1)", "data:text/html,x", "//evil", "", None, 7, "http://[::1"])
@@ -70,7 +74,3 @@ def test_the_link_to_prometheus_rates_over_more_than_two_scrapes(
     rollout = one.rollout.model_copy(update={"window": timedelta(seconds=seconds)})
     links.push_for(ti, one.model_copy(update={"rollout": rollout}), ["digits-predictor-00002"])
     assert f"%5B{over}%5D" in pushed["_link_PrometheusLink"]
-
-
-def test_the_release_of_a_run_is_named_as_its_tasks_name_it() -> None:
-    assert record_of(spec("digits")).release.startswith("digits-2026")

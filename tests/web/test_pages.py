@@ -153,6 +153,7 @@ def test_a_shared_store_is_asked_once_for_all_of_its_services(world: World, brow
         world.add(record_of(one, looks=1))
     world.reads.clear()
     found = browse().get("/api/fleet").json()["services"]
+    assert len(found) == 20
     assert all(it["last"] for it in found)
     assert world.reads["index"] == 1
 

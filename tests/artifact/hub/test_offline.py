@@ -109,7 +109,6 @@ def test_the_environment_names_hub_token_cache_and_offline(hub: Hub, tmp_path: P
             env={**environment, **more},
             capture_output=True,
             text=True,
-            timeout=60,
         )
         assert done.stdout.strip() == commit, done.stderr
         assert "%|" not in done.stderr

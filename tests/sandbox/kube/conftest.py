@@ -221,7 +221,7 @@ class Live:
         """Blocking: call it by `asyncio.to_thread`, the server is in this very process."""
         command = [str(KUBECTL), f"--kubeconfig={self.cluster.kubeconfig}", *arguments]
         home = {"HOME": str(self.state_dir), "PATH": os.environ["PATH"]}
-        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=30, env=home)
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, env=home)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(arguments)}: {done.stderr}")
         return done

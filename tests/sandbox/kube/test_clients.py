@@ -13,6 +13,7 @@ import pytest
 import yaml
 from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
+from tests.patience import LIMIT
 
 from sandbox.interfaces import Phase
 from sandbox.kube import Cluster, PortTaken
@@ -33,8 +34,8 @@ async def off(call: Any, *args: Any, **kwargs: Any) -> Any:
     return await asyncio.to_thread(call, *args, **kwargs)
 
 
-async def until(get: Any, good: Any, seconds: float = 10.0) -> Any:
-    async with asyncio.timeout(seconds):
+async def until(get: Any, good: Any) -> Any:
+    async with asyncio.timeout(LIMIT):
         while not good(found := await off(get)):
             await asyncio.sleep(0.02)
         return found
@@ -206,14 +207,14 @@ async def test_kubectl_reads_and_writes(live: Any, manifest: Any) -> None:
     kubectl = live.kubectl
     text = yaml.safe_dump(manifest(annotations={"serving.kserve.io/enable-tag-routing": "true"}))
     assert "created" in (await off(kubectl, "apply", "-f", "-", stdin=text)).stdout
-    await off(kubectl, "wait", "--for=condition=Ready", "isvc/digits", "--timeout=20s")
+    await off(kubectl, "wait", "--for=condition=Ready", "isvc/digits", f"--timeout={LIMIT:.0f}s")
     assert "unchanged" in (await off(kubectl, "apply", "-f", "-", stdin=text)).stdout
     patch = '{"spec":{"predictor":{"canaryTrafficPercent":30,"model":{"storageUri":"s3://models/b/"}}}}'
     await off(kubectl, "patch", "isvc", "digits", "--type=merge", "-p", patch)
     await until(lambda: live.router.routes["digits.models.localhost"], lambda r: r == {R1: 70, R2: 30})
     header, row = [line.split() for line in (await off(kubectl, "get", "isvc")).stdout.splitlines()]
     assert header == ["NAME", "URL", "READY", "PREV", "LATEST", "PREVROLLEDOUTREVISION", "LATESTREADYREVISION", "AGE"]
-    await off(kubectl, "wait", "--for=condition=Ready", "isvc/digits", "--timeout=20s")
+    await off(kubectl, "wait", "--for=condition=Ready", "isvc/digits", f"--timeout={LIMIT:.0f}s")
     row = (await off(kubectl, "get", "isvc", "--no-headers")).stdout.split()
     assert row[:7] == ["digits", "http://digits.models.localhost:8080", "True", "70", "30", R1, R2]
     described = (await off(kubectl, "describe", "isvc", "digits")).stdout
@@ -227,7 +228,7 @@ async def test_kubectl_reads_and_writes(live: Any, manifest: Any) -> None:
     assert R2 in (await off(kubectl, "get", "revisions,ksvc")).stdout
     refused = await off(kubectl, "delete", "configuration", "digits-predictor", check=False)
     assert "the server does not allow this method" in refused.stderr
-    await off(kubectl, "delete", "isvc", "digits", "--timeout=20s")
+    await off(kubectl, "delete", "isvc", "digits", f"--timeout={LIMIT:.0f}s")
     assert "No resources found" in (await off(kubectl, "get", "revisions,pods,isvc")).stderr
 
 
@@ -257,14 +258,14 @@ async def test_kubectl_watches_and_follows_logs(live: Any, manifest: Any) -> Non
     pipe = asyncio.subprocess.PIPE
     watching = await asyncio.create_subprocess_exec(*command, "get", "isvc", "-w", stdout=pipe)
     await off(live.kubectl, "apply", "-f", "-", stdin=yaml.safe_dump(manifest()))
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         while b" True " not in (line := await watching.stdout.readline()):
             assert line.split()[0] in (b"NAME", b"digits")
     watching.terminate()
     await watching.wait()
     pod = (await off(live.kubectl, "get", "pods", "-o", "name")).stdout.strip()
     following = await asyncio.create_subprocess_exec(*command, "logs", "-f", pod, stdout=pipe)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(LIMIT):
         assert await following.stdout.readline() == f"log of {R1}\n".encode()
         (key,) = live.workloads.templates
         live.workloads.logs[key] = f"log of {R1}\nmore\n"
@@ -293,7 +294,6 @@ async def test_a_failing_download_is_told_within_seconds(live: Any, api: Any, ma
     found = await until(
         lambda: custom.get_namespaced_custom_object(name="digits", **ISVC),
         lambda o: o.get("status", {}).get("modelStatus", {}).get("transitionStatus") == "BlockedByFailedLoad",
-        seconds=3,
     )
     assert found["status"]["modelStatus"]["lastFailureInfo"]["exitCode"] == 1
     pods = (await off(live.kubectl, "get", "pods", "--no-headers")).stdout.split()
@@ -319,9 +319,9 @@ async def test_the_progress_deadline_is_an_annotation_and_time_passes(live: Any,
         conditions = {c["type"]: c for c in found.get("status", {}).get("conditions", [])}
         return conditions.get("PredictorConfigurationReady", {})
 
-    failed = await until(told, lambda c: c.get("status") == "False", seconds=6)
+    failed = await until(told, lambda c: c.get("status") == "False")
     assert failed["reason"] == "RevisionFailed"
     said = rf'Revision "{R1}" failed with message: ReplicaSet "{R1}-deployment-[0-9a-f]+" has timed out progressing\.\.'
     assert re.fullmatch(said, failed["message"])
     live.workloads.set(R1, Phase.READY)  # it is late, and it recovers
-    await until(told, lambda c: c.get("status") == "True", seconds=6)
+    await until(told, lambda c: c.get("status") == "True")

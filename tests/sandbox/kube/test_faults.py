@@ -79,7 +79,7 @@ async def test_a_delay_without_a_status_only_delays(live: Any, manifest: Any) ->
     await fault(live, match={"verb": "get"}, delay=0.4, times=1)
     before = monotonic()
     await call(live, "get", name="digits")
-    assert 0.4 <= monotonic() - before < 2
+    assert monotonic() - before >= 0.4
 
 
 async def test_a_missing_permission_is_named_and_the_access_review_knows_it(live: Any, manifest: Any) -> None:

@@ -78,6 +78,7 @@ async def test_deleting_the_failed_canary_frees_the_route(stack: Any, manifest: 
     stack.registry.delete(REVISIONS, "models", canary)
     await stack.settle()
     assert stack.router.routes[HOST] == {stable: 100}
+    assert stack.router.history[seen:]
     assert all(canary not in routes[HOST] for routes in stack.router.history[seen:])
     anew = stack.object(REVISIONS, canary)
     assert anew["metadata"]["uid"] != before, "Knative makes the revision of the newest template again"
@@ -127,5 +128,5 @@ async def test_revisions_are_read_and_deleted_through_the_api(live: Any, manifes
             assert done["status"] == "Success"
 
     await asyncio.to_thread(live.kubectl, "apply", "-f", "-", stdin=yaml.safe_dump(manifest()))
-    await asyncio.to_thread(live.kubectl, "wait", "--for=condition=Ready", "isvc/digits", "--timeout=20s")
+    await asyncio.to_thread(live.kubectl, "wait", "--for=condition=Ready", "isvc/digits", "--timeout=600s")
     await asyncio.to_thread(work)

@@ -1,0 +1,67 @@
+"""`make test` counts both of its halves, and is never green when one of them is not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+from tests.run import Half, together
+
+PASSED = "tests/test_spec.py ....  [100%]\n===== 4 passed, 7 deselected in 75.31s (0:01:15) =====\n"
+FAILED = (
+    "tests/test_one.py .FE  [100%]\n==== FAILURES ====\n___ test_it ___\nE  assert 0\n"
+    "==== 1 failed, 2 passed, 1 skipped, 2 errors in 3.10s ====\n"
+)
+
+
+def half(name: str, output: str, code: int) -> Half:
+    end = f"sys.exit({code})" if code >= 0 else f"os.kill(os.getpid(), {-code})"
+    program = f"import os, sys; sys.stdout.write({output!r}); sys.stdout.flush(); {end}"
+    one = Half(name)
+    one.run([sys.executable, "-c", program])
+    return one
+
+
+def test_both_halves_are_counted_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert together([half("releases", PASSED, 0), half("rest", PASSED, 0)]) == (0, "8 passed, 0 failed")
+    assert (
+        "releases │ tests/test_spec.py ....  [100%]\nreleases │ ended: 4 passed, 0 failed\n" in capsys.readouterr().out
+    )
+
+
+def test_what_failed_is_told_at_the_end_and_not_among_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    failed = half("rest", FAILED, 1)
+    assert together([half("releases", PASSED, 0), failed]) == (1, "6 passed, 3 failed, 1 skipped")
+    assert "assert 0" not in capsys.readouterr().out
+    assert "E  assert 0" in failed.told
+
+
+@pytest.mark.parametrize(("output", "code"), [("", -9), ("no tests ran in 0.10s\n", 5), ("collected 3 items\n", 3)])
+def test_a_half_that_crashed_or_found_nothing_is_not_well(output: str, code: int) -> None:
+    ended, line = together([half("releases", output, code), half("rest", PASSED, 0)])
+    assert (ended, line) == (abs(code), f"4 passed, 0 failed; the releases ended with code {code}")
+
+
+def test_the_halves_are_all_of_the_tests_but_the_long_ones() -> None:
+    from tests.run import HALVES
+
+    def found(chosen: str) -> set[str]:
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "--collect-only",
+            "-m",
+            chosen,
+            "tests/faults",
+            "tests/release",
+        ]
+        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n\n")[0].split())
+
+    first, second = (found(chosen) for chosen in HALVES.values())
+    assert first
+    assert second
+    assert not first & second
+    assert first | second == found("not faults and not walk")
