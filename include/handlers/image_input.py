@@ -181,7 +181,8 @@ def _scans(jpeg: bytes) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     # Pillow opens 16-bit PGM as "I", with white at 65535, and before 11 did so with PNG.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return in_bands(image, _from_sixteen_bits)
+        converted: Image.Image = in_bands(image, _from_sixteen_bits)
+        return converted
     if image.mode in ("I", "F"):
         raise BadInput(f"32-bit samples (mode {image.mode}) have no known white; send 8 or 16 bits")
     return image if image.mode == "RGB" else image.convert("RGB")
