@@ -11,7 +11,7 @@ import binascii
 import io
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from image_pixels import (  # type: ignore[import-not-found]
     MAX_PIXELS,
     BadInput,
     Pixels,
+    in_bands,
     keeps_shape,
     preprocess,
 )
@@ -40,8 +41,6 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Where an instance keeps its picture.
 KEYS = ("data", "b64", "image", "body")
 
-# Pixels that are converted at a time, where a conversion needs copies.
-_BAND = 4_000_000
 # The next marker of a JPEG that is no part of compressed data (ISO/IEC 10918-1, B.1.1).
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
 
@@ -107,8 +106,9 @@ def read_image(value: object, allowance: Allowance | None = None) -> Image.Image
     """The upright 8-bit RGB picture in bytes, base64 text, or an object with one of `KEYS`.
 
     EXIF rotation is applied, as every viewer does. 16-bit grey is scaled to 8 bits (Pillow's own conversion
-    would clip it at 255, which turns the picture white). Transparency is dropped, whatever the checkpoint's
-    processor says (`do_convert_rgb`), as `transformers.pipeline` does. Of an animation it is the first picture.
+    would clip it at 255, which turns the picture white). Of transparency is kept what `transformers.pipeline` keeps
+    (`image_utils.load_image`): an alpha channel is dropped, and so is a palette's with shades; one colour that the file
+    calls transparent stays noted in `info["transparency"]`, for `preprocess`. Of an animation it is the first picture.
 
     What a header promises is held against the limits before anything is decoded, and counted against `allowance`.
     """
@@ -181,22 +181,11 @@ def _scans(jpeg: bytes) -> int:
 def _rgb(image: Image.Image) -> Image.Image:
     # Pillow opens 16-bit PGM as "I", with white at 65535, and before 11 did so with PNG.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return _in_bands(image, _from_sixteen_bits)
+        converted: Image.Image = in_bands(image, _from_sixteen_bits)
+        return converted
     if image.mode in ("I", "F"):
         raise BadInput(f"32-bit samples (mode {image.mode}) have no known white; send 8 or 16 bits")
     return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
-    """The picture converted some rows at a time: these conversions take several times the picture's memory."""
-    rows = max(1, _BAND // image.width)
-    if rows >= image.height:
-        return convert(image)
-    converted = Image.new("RGB", image.size)
-    for top in range(0, image.height, rows):
-        band = image.crop((0, top, image.width, min(top + rows, image.height)))
-        converted.paste(convert(band), (0, top))
-    return converted
 
 
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:

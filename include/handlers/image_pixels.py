@@ -8,7 +8,7 @@ exported is a model whose input is reproduced here; whatever goes wrong here is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,11 @@ MAX_PIXELS = 50_000_000
 #: request.
 MAX_KEPT_PIXELS = 10_000_000
 
+# Pixels that are converted at a time, where a conversion needs copies.
+_BAND = 4_000_000
+
 OPTIONS = (
+    "do_convert_rgb",
     "box",
     "do_align_long_axis",
     "crop_share",
@@ -55,6 +59,9 @@ class BadInput(ValueError):
 def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
     """The model's input for one RGB picture: float32, shape [3, height, width].
 
+    The colour that `info["transparency"]` names becomes white where the processor has `do_convert_rgb`, and is a colour
+    like any other where it has not (`transformers.image_transforms.convert_to_rgb`).
+
     Same operations in the same order and precision as transformers' `PilBackend._preprocess` and the processors that
     have steps of their own: `crop_share` is Perceiver's, `do_align_long_axis`, `do_thumbnail` and `do_pad` (with `box`)
     are Donut's, `size_divisor` is TextNet's, `rescale_offset` and `include_top` are EfficientNet's. Options that are
@@ -62,6 +69,8 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
 
     Raises `BadInput` for a strip so long that resizing it would need more than `MAX_PIXELS`.
     """
+    if options.get("do_convert_rgb") and image.info.get("transparency") is not None:
+        image = in_bands(image, _over_white)
     box = options.get("box") or {}
     if options.get("do_align_long_axis"):
         image = _aligned(image, box["width"], box["height"])
@@ -95,6 +104,24 @@ def keeps_shape(options: Mapping[str, Any]) -> bool:
     size = options.get("size") or {}
     fixed = options["do_center_crop"] or options.get("do_pad") or (options["do_resize"] and "height" in size)
     return not fixed
+
+
+def in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """The picture converted some rows at a time: these conversions take several times the picture's memory."""
+    rows = max(1, _BAND // image.width)
+    if rows >= image.height:
+        return convert(image)
+    converted = Image.new("RGB", image.size)
+    for top in range(0, image.height, rows):
+        band = image.crop((0, top, image.width, min(top + rows, image.height)))
+        converted.paste(convert(band), (0, top))
+    return converted
+
+
+def _over_white(image: Image.Image) -> Image.Image:
+    picture = image.convert("RGBA")
+    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, picture).convert("RGB")
 
 
 def _aligned(image: Image.Image, width: int, height: int) -> Image.Image:

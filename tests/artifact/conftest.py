@@ -59,6 +59,9 @@ def tiny_model(kind: str = "vit", labels: tuple[str, ...] = LABELS) -> Any:
     if kind == "convnext":
         config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=32, **names)
         return transformers.ConvNextForImageClassification(config)
+    if kind == "siglip":
+        siglip = transformers.SiglipConfig(vision_config=small, text_config={"hidden_size": 32}, **names)
+        return transformers.SiglipForImageClassification(siglip)
     assert kind == "resnet"
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], **names)
     return transformers.ResNetForImageClassification(config)
@@ -94,6 +97,22 @@ PROCESSORS: dict[str, dict[str, Any]] = {
         "size": {"height": 32, "width": 32},
     },
 }
+
+
+def run_here(folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bool = False) -> dict[str, Any]:
+    """An export without a process of its own, whose imports would cost each test four seconds."""
+    from model_release.artifact import trace
+
+    output.mkdir(parents=True)
+    request = {
+        "checkpoint": str(folder),
+        "output": str(output),
+        "handlers": str(HANDLER.parent),
+        "samples": list(samples),
+        "fold": fold,
+    }
+    with trace._known_warnings_filtered():
+        return trace.run(request, lambda _: None)
 
 
 @pytest.fixture(scope="session")

@@ -23,28 +23,11 @@ from model_release.artifact.export import Export, export, load, toolchain
 from model_release.artifact.source import Checkpoint
 from model_release.errors import ArchiveError, CheckpointError, ParityError
 
-ROOT = Path(__file__).resolve().parents[2]
-HANDLER = ROOT / "include" / "handlers" / "image_classifier.py"
+from .conftest import HANDLER, ROOT, run_here
 
 
 def run(folder: Path, output: Path, **options: Any) -> Export:
     return export(folder, output, handler=HANDLER, fingerprint="f" * 64, **options)
-
-
-def run_here(folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bool = False) -> dict[str, Any]:
-    """The same without a process of its own, whose imports would cost each test four seconds."""
-    from model_release.artifact import trace
-
-    output.mkdir(parents=True)
-    request = {
-        "checkpoint": str(folder),
-        "output": str(output),
-        "handlers": str(HANDLER.parent),
-        "samples": list(samples),
-        "fold": fold,
-    }
-    with trace._known_warnings_filtered():
-        return trace.run(request, lambda _: None)
 
 
 def test_what_an_export_leaves(exported: Export, checkpoint: Checkpoint) -> None:

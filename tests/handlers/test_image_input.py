@@ -107,7 +107,15 @@ MODES: dict[str, bytes] = {
     "bilevel": encoded(Image.fromarray(photo(57, 40, 1)[..., 0]).convert("1")),
     "palette": encoded(Image.fromarray(photo(57, 40)).quantize(32)),
     "palette with transparency": transparent_palette(),
+    "palette with shades of transparency": encoded(
+        Image.fromarray(photo(57, 40)).quantize(32), transparency=bytes(range(0, 256, 8))
+    ),
+    "transparent grey": encoded(Image.fromarray(photo(57, 40, 1)[..., 0] // 32), transparency=3),
+    "transparent colour": encoded(Image.fromarray(photo(57, 40)), transparency=tuple(photo(57, 40)[20, 20].tolist())),
+    "transparent black of two": encoded(Image.fromarray(photo(57, 40, 1)[..., 0]).convert("1"), transparency=0),
+    "transparent GIF": encoded(Image.fromarray(photo(57, 40)).quantize(32), "GIF", transparency=3),
     "RGBA": encoded(Image.fromarray(photo(57, 40, 4))),
+    "RGBA WEBP": encoded(Image.fromarray(photo(57, 40, 4)), "WEBP", lossless=True),
     "grey with alpha": encoded(Image.fromarray(photo(57, 40, 2))),
     "CMYK": encoded(Image.fromarray(photo(57, 40, 4), "CMYK"), "JPEG"),
     "JPEG": encoded(Image.fromarray(photo(57, 40)), "JPEG", quality=80),
@@ -121,13 +129,26 @@ MODES: dict[str, bytes] = {
 }
 
 
+@pytest.mark.parametrize("converts", [True, False, None])
 @pytest.mark.parametrize("mode", MODES)
-def test_any_mode_as_a_pipeline_converts_it(mode: str) -> None:
+def test_any_mode_as_a_pipeline_converts_it(mode: str, converts: bool | None) -> None:
+    """transformers.ImageClassificationPipeline.preprocess: load_image, and then the processor."""
     from transformers.image_utils import load_image
 
-    own = processor("vit", do_convert_rgb=False)
+    own = processor("vit", do_convert_rgb=converts)
     result = preprocess(read_image(MODES[mode]), options_of(own))
     np.testing.assert_array_equal(result, expected(own, load_image(Image.open(io.BytesIO(MODES[mode])))))
+
+
+@pytest.mark.parametrize("mode", ["palette with transparency", "transparent GIF", "transparent grey"])
+def test_a_transparent_colour_is_white_where_the_processor_converts_and_itself_elsewhere(mode: str) -> None:
+    picture = read_image(MODES[mode])
+    raw = {**options_of(processor("vit-raw")), "do_resize": False}
+    there = (np.asarray(picture) == picture.info["transparency"]).all(-1)
+    assert 0 < there.sum() < there.size
+    whitened = np.where(there[..., None], 255, np.asarray(picture))
+    np.testing.assert_array_equal(preprocess(picture, {**raw, "do_convert_rgb": True}).transpose(1, 2, 0), whitened)
+    np.testing.assert_array_equal(preprocess(picture, raw).transpose(1, 2, 0), np.asarray(picture))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

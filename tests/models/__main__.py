@@ -33,7 +33,7 @@ def page(small: list[Row], full: list[Row]) -> str:
             "",
             "Made by `make models`; do not edit. Every architecture that transformers "
             f"{transformers.__version__} maps to image classification goes through export → archive → bare check → "
-            f"handler (torch {torch.__version__.split('+')[0]}), and answers ten pictures (photo, grey, palette, RGBA, "
+            f"handler (torch {torch.__version__.split('+')[0]}), and answers eleven pictures (photo, grey, palette, palette with a transparent colour, RGBA, "
             "CMYK, EXIF-turned, 1x1, very wide, 16-bit, tall) beside the transformers pipeline with the checkpoint's own "
             f"processor (its PIL form). *Passes*: the same label first, and every probability within {LIMIT:g}. Weights "
             "are random, with the statistics of trained ones. Where a model is refused, the sentence is the one that a "
@@ -43,8 +43,10 @@ def page(small: list[Row], full: list[Row]) -> str:
             f"{len(small)} tiny variants, {sum(each.passed for each in full)} of {len(full)} full-size configurations; "
             f"wrong answers: {len(wrong)}.**",
             "",
-            "Pictures are read by one rule, the pipeline's: upright by EXIF, and as RGB; transparency is dropped, whatever "
-            "a processor's `do_convert_rgb` says. One picture is read better: 16-bit samples are scaled to 8 bits, as "
+            "Pictures are read by one rule, the pipeline's: upright by EXIF, and as RGB. An alpha channel, and a palette "
+            "with shades of transparency, are dropped, whatever a processor's `do_convert_rgb` says; one colour that the "
+            "file calls transparent (GIF, PNG) is white with `do_convert_rgb: true`, and itself without. One picture is "
+            "read better: 16-bit samples are scaled to 8 bits, as "
             "every viewer does, where the pipeline clips them to white. Labels are those of `id2label`, as text: classes "
             "without a name are called LABEL_3, and a name that several classes have is told apart by their numbers, "
             "`crane (134)` and `crane (517)`. Both are noted in the release's log.",

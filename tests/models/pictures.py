@@ -1,4 +1,4 @@
-"""Ten pictures as people send them, by name; each the bytes of a file."""
+"""Eleven pictures as people send them, by name; each the bytes of a file."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ def pictures() -> dict[str, bytes]:
         "photo": _file(_photo(160, 120), "JPEG", quality=90),
         "grey": _file(_photo(96, 130).convert("L"), "PNG"),
         "palette": _file(_photo(120, 90).quantize(64), "PNG"),
+        "transparent colour": _file(_photo(120, 90).quantize(8), "PNG", transparency=3),
         "RGBA": _file(_transparent(_photo(101, 77)), "PNG"),
         "CMYK": _file(_photo(88, 140).convert("CMYK"), "JPEG"),
         "EXIF-turned": _file(_photo(150, 70), "JPEG", exif=turned),

@@ -1,4 +1,4 @@
-"""One model through export → archive → bare check → handler, beside the transformers pipeline, on ten pictures."""
+"""One model through export → archive → bare check → handler, beside the transformers pipeline, on eleven pictures."""
 
 from __future__ import annotations
 

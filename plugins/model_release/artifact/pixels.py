@@ -21,11 +21,11 @@ from model_release.errors import CheckpointError
 
 PIXEL_LIMIT = 1e-5
 
-# Of no account for one picture's pixels: about segmentation maps, batches, or what the pipeline does before.
-_WITHOUT_EFFECT = ("do_reduce_labels", "do_convert_rgb")
 _KNOWN = {
-    *("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order", "do_pad"),
-    *("do_align_long_axis", "do_thumbnail", "do_color_quantize", *_WITHOUT_EFFECT),
+    *("do_convert_rgb", "do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_flip_channel_order"),
+    *("do_pad", "do_align_long_axis", "do_thumbnail", "do_color_quantize"),
+    # About segmentation maps.
+    "do_reduce_labels",
 }
 # At or above this edge ConvNeXt's processor squeezes to a square, below it crops.
 _WARPED_FROM = 384
@@ -72,6 +72,7 @@ def options_of(processor: Any) -> dict[str, Any]:
         raise CheckpointError(f"the handler cannot reproduce {kind}'s {'; '.join(faults)}")
     box = settings.get("box")
     return {
+        "do_convert_rgb": bool(settings.get("do_convert_rgb")),
         "box": box,
         "do_align_long_axis": bool(box and settings.get("do_align_long_axis")),
         "crop_share": settings.get("crop_share"),
@@ -113,6 +114,8 @@ def compare(preprocess: Callable[..., Any], processor: Any, options: Settings, s
     worst = 0.0
     for number, (rows, columns) in enumerate(shapes):
         shown = picture(rows, columns, number)
+        # As a file has it that calls one colour transparent.
+        shown.info["transparency"] = shown.getpixel((0, 0))
         try:
             expected = processed(processor, shown)
         except ValueError as error:
