@@ -72,13 +72,12 @@ def test_any_image_is_answered(server: Any, mode: str) -> None:
 
 BAD_BODIES: dict[str, tuple[bytes, str]] = {
     "garbage in one row": (v1(picture(), b"garbage"), "instances[1]: 7 bytes that are no image"),
-    "no instances": (b'{"inputs": []}', "at least one instance"),
+    "no inputs": (b'{"inputs": []}', "at least one instance"),
     "empty instances": (b'{"instances": []}', "at least one instance"),
     "not base64": (b'{"instances": [{"data": "!"}]}', "instances[0]: text that is not base64"),
-    "no JSON": (b"garbage", "the body is not"),
-    "empty": (b"", "the body is not"),
-    "a list": (b"[]", "the body is not"),
-    "a picture without JSON": (picture(), "the body is not"),
+    "no JSON": (b"garbage", "7 bytes that are no image"),
+    "empty": (b"", "empty image"),
+    "a list": (b"[]", "the body is a list"),
     "truncated picture": (v1(picture()[:200]), "instances[0]: the image cannot be decoded"),
 }
 

@@ -16,6 +16,7 @@ import torch
 from PIL import Image
 from ts.context import Context, RequestProcessor
 from ts.torch_handler.request_envelope.kserve import KServeEnvelope
+from ts.torch_handler.request_envelope.kservev2 import KServev2Envelope
 from ts.utils.util import PredictionException
 
 LABELS = ["red", "green", "blue: the sea, the sky"]
@@ -81,7 +82,7 @@ class Served:
 
 @pytest.fixture
 def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    original = KServeEnvelope.parse_input
+    original = dict(vars(KServeEnvelope)), dict(vars(KServev2Envelope))
 
     def load(
         enveloped: bool, model: type[torch.nn.Module] = MeanColour, activation: str = "softmax", **options: Any
@@ -102,7 +103,8 @@ def serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
         return Served(tmp_path, enveloped)
 
     yield load
-    KServeEnvelope.parse_input = original
+    for envelope, before in zip((KServeEnvelope, KServev2Envelope), original, strict=True):
+        envelope.parse_input, envelope.format_output = before["parse_input"], before["format_output"]
 
 
 def picture(colour: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> bytes:
@@ -166,9 +168,7 @@ def test_rows_without_envelope_stand_and_fall_alone(serve: Any) -> None:
         RED, b"garbage", text(GREEN), {"instances": [{"data": text(BLUE)}, text(RED)]}, {"data": text(RED)}
     )
     assert served.statuses() == [200, 400, 200, 200, 200]
-    assert answers[1] == {
-        "error": "bad input: 7 bytes that are no image; known are PNG, JPEG, WEBP, GIF, BMP, TIFF, PPM"
-    }
+    assert answers[1]["error"].startswith("bad input: 7 bytes that are no image; known are PNG, JPEG, ")
     assert tops([answers[0], answers[2], answers[4]]) == [LABELS[0], LABELS[1], LABELS[0]]
     assert tops(answers[3]["predictions"]) == [LABELS[2], LABELS[0]]
     assert served.context.get_response_content_type(0) == "application/json"
@@ -186,13 +186,12 @@ def test_only_bad_rows(serve: Any) -> None:
     [
         ({"instances": [{"data": text(RED)}, {"data": "bm8="}]}, r"instances\[1\]: 2 bytes that are no image"),
         ({"instances": []}, "at least one instance"),
-        ({}, "at least one instance"),
-        (b"no json", 'not {"instances"'),
-        (b"[1, 2]", 'not {"instances"'),
-        (b"", 'not {"instances"'),
-        (b"\xff\xfe\x00", 'not {"instances"'),
-        (RED, 'not {"instances"'),
-        (NESTED, 'not {"instances"'),
+        ({}, "no image under any of data, b64"),
+        (b"no json", "7 bytes that are no image"),
+        (b"[1, 2]", "the body is a list"),
+        (b"", "empty image"),
+        (b"\xff\xfe\x00", "begins like JSON and is none"),
+        (NESTED, "begins like JSON and is none"),
         ({"instances": [deep(2000)]}, r"instances\[0\]: empty image"),
     ],
     ids=lambda value: str(value)[:40] if isinstance(value, (bytes, str)) else "object",
