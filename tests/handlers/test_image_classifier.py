@@ -228,6 +228,44 @@ def test_a_damaged_model_never_gets_ready(serve: Any, tmp_path: Path) -> None:
         served.handler.initialize(served.context)
 
 
+def test_what_does_not_run_on_the_gpu_is_served_on_the_cpu(
+    serve: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """torch without CUDA refuses the device itself, with the error that a constant on the CPU gives."""
+    served = serve(False)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    with caplog.at_level(logging.WARNING):
+        served.handler._load(tmp_path / "model.pt", 0)
+    assert served.handler.device == torch.device("cpu")
+    assert "the model does not run on cuda:0, so it is served on the CPU: " in caplog.text
+    assert tops(served.ask(RED)) == [LABELS[0]]
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({"cpu.max": "100000 100000"}, 1),
+        ({"cpu.max": "150000 100000"}, 2),
+        ({"cpu.max": "50000 100000"}, 1),
+        ({"cpu.max": "max 100000"}, 64),
+        ({"cpu.max": "9900000 100000"}, 64),
+        ({"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"}, 3),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 64),
+        ({}, 64),
+    ],
+    ids=str,
+)
+def test_threads_are_the_cpus_of_the_pod(
+    files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = importlib.import_module("image_classifier")
+    monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(64)))
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content + "\n")
+    assert module.cpus(tmp_path) == expected
+
+
 def test_metrics_have_seconds_and_labels_that_a_log_line_can_carry(serve: Any) -> None:
     served = serve(True)
     served.ask({"instances": [{"data": text(image)} for image in (RED, BLUE, BLUE)]})
