@@ -1,14 +1,14 @@
 """The TorchServe handler: one for every image classifier that this project exports.
 
 The archive holds `model.pt` (TorchScript), `model.json` (labels, input size, preprocessing) and this file with
-`image_input.py` beside it. Needs torch, Pillow and NumPy.
+`image_requests.py` and `image_input.py` beside it. Needs torch, Pillow and NumPy.
 
-Requests: an image's own bytes, base64 text, or KServe V1 `{"instances": [{"data": "<base64>"}, …]}`, with
-TorchServe's KServe envelope (`TS_SERVICE_ENVELOPE=kserve`, as KServe runs it) and without. All images of a
-request go through the model in one forward pass.
+Requests: what `image_requests` reads, with TorchServe's envelopes (`TS_SERVICE_ENVELOPE=kserve` or `kservev2`, as
+KServe runs it) and without, alike. All images of a request go through the model in one forward pass.
 
-Answers: for each image the `top_k` likeliest labels, `[{"label": "cat", "score": 0.93}, …]`, best first. Scores
-are probabilities: softmax, or sigmoid for a multi-label model, as `transformers.pipeline` chooses.
+Answers: for each image the `top_k` likeliest labels, `[{"label": "cat", "score": 0.93}, …]`, best first, in the shape
+of the request's protocol. Scores are probabilities: softmax, or sigmoid for a multi-label model, as
+`transformers.pipeline` chooses.
 
 Whose error it is: input that is no image is the client's (400 that names row and reason); everything else,
 above all a model that fails on a perfectly good image, is the server's (503) with a line in the log. A canary
@@ -19,8 +19,10 @@ TorchServe takes the one class of this module as the handler: there must be no s
 
 from __future__ import annotations
 
+import importlib
 import json
 import logging
+import math
 import os
 import re
 import time
@@ -33,7 +35,8 @@ import numpy.typing as npt
 import torch
 
 # TorchServe puts the archive's own folder on sys.path.
-from image_input import BadInput, read_body, read_instances  # type: ignore[import-not-found]
+from image_input import BadInput  # type: ignore[import-not-found]
+from image_requests import Model, Request, read_request  # type: ignore[import-not-found]
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
@@ -61,54 +64,69 @@ class ImageClassifier:
         self.preprocessing: dict[str, Any] = description["preprocessing"]
         self.sigmoid = description["activation"] == "sigmoid"
         self.top_k = min(int(description["top_k"]), len(self.labels))
-        gpu = properties.get("gpu_id")
-        self.device = torch.device(f"cuda:{gpu}" if gpu is not None and torch.cuda.is_available() else "cpu")
-        self.model = torch.jit.load(folder / "model.pt", map_location=self.device).eval()
+        told = context.manifest["model"]
+        self.described = Model(
+            *(told["modelName"], told.get("modelVersion", "")),
+            *(self.preprocessing, self.input_size, description["activation"]),
+        )
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cpus())
         self.enveloped = bool(os.environ.get("TS_SERVICE_ENVELOPE"))
         if self.enveloped:
-            _blame_unreadable_bodies_on_the_client()
+            _open_envelopes()
+        self._load(folder / "model.pt", properties.get("gpu_id"))
+        logger.info(
+            "ready: %d labels, input %dx%d, on %s, %d threads",
+            *(len(self.labels), *reversed(self.input_size), self.device, torch.get_num_threads()),
+        )
+
+    def _load(self, file: Path, gpu: Any) -> None:
+        """Loads and warms up, on the GPU where there is one and the model runs on it: some (Swin, BEiT) have constants
+        that were traced on a CPU and stay there."""
+        if gpu is not None and torch.cuda.is_available():
+            try:
+                self._load_on(torch.device(f"cuda:{gpu}"), file)
+            except RuntimeError as error:
+                reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+                logger.warning("the model does not run on cuda:%s, so it is served on the CPU: %s", gpu, reason)
+            else:
+                return
+        self._load_on(torch.device("cpu"), file)
+
+    def _load_on(self, device: torch.device, file: Path) -> None:
+        self.device = device
+        self.model = torch.jit.load(file, map_location=device).eval()
         for batch in WARM_UP_BATCHES:
             self._logits(np.zeros((batch, 3, *self.input_size), np.float32))
-        logger.info("ready: %d labels, input %dx%d, on %s", len(self.labels), *reversed(self.input_size), self.device)
 
     def handle(self, data: Any, context: Any) -> list[Any]:
-        """One answer for each row of `data`.
-
-        With the envelope the rows are the instances of a single request, which is refused as a whole (TorchServe
-        knows one status for it). Without, each row is a request of its own, refused on its own.
-        """
+        """One answer for each row of `data`, a request each, refused on its own: with status 400 where the answer may
+        carry one, which under an envelope is for TorchServe to give, and so to the whole batch."""
         started = time.perf_counter()
-        answers = self._instances(data) if self.enveloped else self._requests(data, context)
-        self._count(answers, time.perf_counter() - started, context)
-        return answers
-
-    def _instances(self, data: Any) -> list[Any]:
-        try:
-            return self._classify(read_instances(data, self.preprocessing))
-        except BadInput as error:
-            raise PredictionException(f"bad input: {error}", 400) from None
-
-    def _requests(self, data: Any, context: Any) -> list[Any]:
         answers: list[Any] = [None] * len(data)
-        pixels: list[npt.NDArray[np.float32]] = []
-        spans: dict[int, tuple[int, int, bool]] = {}
-        for row, request in enumerate(data):
-            context.set_response_content_type(row, "application/json")
-            body = request.get("data") if request.get("data") is not None else request.get("body")
+        requests: dict[int, Request] = {}
+        for row, fields in enumerate(data):
             try:
-                inputs, v1 = read_body(body, self.preprocessing)
+                requests[row] = read_request(fields, self.described)
             except BadInput as error:
+                if self.enveloped:
+                    raise PredictionException(f"bad input: {error}", 400) from None
                 context.set_response_status(400, "Bad Request", row)
                 answers[row] = {"error": f"bad input: {error}"}
-                continue
-            spans[row] = (len(pixels), len(pixels) + len(inputs), v1)
-            pixels += inputs
-        predictions = self._classify(pixels)
-        for row, (first, last, v1) in spans.items():
-            answers[row] = {"predictions": predictions[first:last]} if v1 else predictions[first]
+            if not self.enveloped:
+                context.set_response_content_type(row, "application/json")
+        wanted = [min(request.top_k or self.top_k, len(self.labels)) for request in requests.values()]
+        pixels = [one for request in requests.values() for one in request.inputs]
+        predictions = self._classify(pixels, max(wanted, default=1))
+        first = 0
+        for (row, request), top_k in zip(requests.items(), wanted, strict=True):
+            last = first + len(request.inputs)
+            answers[row] = request.answer([labels[:top_k] for labels in predictions[first:last]])
+            first = last
+        self._count(predictions, time.perf_counter() - started, context)
         return answers
 
-    def _classify(self, pixels: list[npt.NDArray[np.float32]]) -> list[list[dict[str, Any]]]:
+    def _classify(self, pixels: list[npt.NDArray[np.float32]], top_k: int) -> list[list[dict[str, Any]]]:
         """The best labels of each input [3, height, width]. One forward pass for each size there is: with a
         processor that resizes, as nearly all do, that is one."""
         answers: list[Any] = [None] * len(pixels)
@@ -116,7 +134,7 @@ class ImageClassifier:
         for shape in sizes:
             rows = [row for row, array in enumerate(pixels) if array.shape == shape]
             logits = self._logits(np.stack([pixels[row] for row in rows]))
-            scores, classes = (logits.sigmoid() if self.sigmoid else logits.softmax(-1)).topk(self.top_k)
+            scores, classes = (logits.sigmoid() if self.sigmoid else logits.softmax(-1)).topk(top_k)
             for row, best, which in zip(rows, scores.tolist(), classes.tolist(), strict=True):
                 answers[row] = [
                     {"label": self.labels[label], "score": round(score, 6)}
@@ -146,15 +164,9 @@ class ImageClassifier:
         return logits
 
     @staticmethod
-    def _count(answers: list[Any], seconds: float, context: Any) -> None:
+    def _count(predictions: list[list[dict[str, Any]]], seconds: float, context: Any) -> None:
         """Emits what `config/metrics.yaml` declares. TorchServe appends ModelName and Level to the dimensions."""
-        tops: list[list[dict[str, Any]]] = []
-        for answer in answers:
-            if isinstance(answer, list):
-                tops.append(answer)
-            elif "predictions" in answer:
-                tops += answer["predictions"]
-        if not tops or context.metrics is None:
+        if not predictions or context.metrics is None:
             return
         context.metrics.add_metric(
             "image_classifier_request_seconds",
@@ -163,7 +175,7 @@ class ImageClassifier:
             dimensions=[],
             metric_type=MetricTypes.HISTOGRAM,
         )
-        for label, count in Counter(top[0]["label"] for top in tops).items():
+        for label, count in Counter(top[0]["label"] for top in predictions).items():
             context.metrics.add_metric(
                 "image_classifier_predictions_total",
                 count,
@@ -173,17 +185,27 @@ class ImageClassifier:
             )
 
 
-def _blame_unreadable_bodies_on_the_client() -> None:
-    """TorchServe's envelope reads the body before a handler can, and answers 503 where it is no V1 JSON. This
-    makes it a 400."""
-    from ts.torch_handler.request_envelope.kserve import KServeEnvelope
-
-    original = KServeEnvelope.parse_input
-
-    def parse_input(self: Any, data: Any) -> Any:
+def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many CPUs this container may use, rounded up: what its cgroup (version 2 or 1) says, and no more than there
+    are. torch takes all of the node's, and the limit of a pod then stops them most of the time."""
+    there = len(os.sched_getaffinity(0))
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
         try:
-            return original(self, data)
-        except (AttributeError, TypeError, ValueError, RecursionError):
-            raise PredictionException('bad input: the body is not {"instances": […]} in JSON', 400) from None
+            quota, period = (int(word) for file in files for word in (cgroup / file).read_text().split())
+        except (OSError, ValueError):  # no such version, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return max(1, min(there, math.ceil(quota / period)))
+    return there
 
-    KServeEnvelope.parse_input = parse_input
+
+def _open_envelopes() -> None:
+    """TorchServe's envelopes read the body before a handler can: they answer 503 where it is not quite theirs, drop
+    settings in silence, and flatten a V2 answer. This lets them pass on what comes and what goes."""
+    for module, name in (("kserve", "KServeEnvelope"), ("kservev2", "KServev2Envelope")):
+        try:
+            envelope = getattr(importlib.import_module(f"ts.torch_handler.request_envelope.{module}"), name)
+        except ImportError:
+            continue
+        envelope.parse_input = lambda _, data: data
+        envelope.format_output = lambda _, data: data

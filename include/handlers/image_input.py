@@ -9,10 +9,13 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-import json
 import re
-from collections.abc import Mapping
+import struct
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from image_pixels import (  # type: ignore[import-not-found]
@@ -24,7 +27,16 @@ from image_pixels import (  # type: ignore[import-not-found]
     keeps_shape,
     preprocess,
 )
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
+
+# Not in every serving image.
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener(thumbnails=False)
+    READS_HEIC = True
+except ImportError:
+    READS_HEIC = False
 
 #: Pillow reads WebP through libwebp's decoder of animations, which holds five copies of the picture.
 MAX_WEBP_PIXELS = 25_000_000
@@ -36,13 +48,46 @@ MAX_REQUEST_PIXELS = 200_000_000
 #: How often a JPEG may go over its picture. Encoders write some ten scans; each costs as much as a whole decoding,
 #: and a few bytes of a file.
 MAX_SCANS = 64
+#: Pieces of a TIFF, and tiles of a JPEG 2000: each takes memory of its own before anything is decoded.
+MAX_PIECES = 65_535
+MAX_TILES = 4_096
 #: What is decoded at all. Pillow knows many more, some of which start other programs (EPS) or are seldom fuzzed.
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+#: TGA has no signature, so it comes last.
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "WEBP",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "PPM",
+    "AVIF",
+    "JPEG2000",
+    "ICO",
+    *(("HEIF",) if READS_HEIC else ()),
+)
+FORMATS += ("TGA",)
 #: Where an instance keeps its picture.
-KEYS = ("data", "b64", "image", "body")
+KEYS = ("data", "b64", "image", "image_bytes", "bytes", "body")
 
 # The next marker of a JPEG that is no part of compressed data (ISO/IEC 10918-1, B.1.1).
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
+# How a JPEG 2000 begins (ISO/IEC 15444-1, A.4): start of codestream, then its size.
+_CODESTREAM = b"\xff\x4f\xff\x51"
+# Shorter than any picture is: words look alike.
+_BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}=*\s*")
+_ORDINARY = str.maketrans("-_", "+/")
+_PLAIN_PPM = re.compile(rb"P[1-7]\s")
+# What brings a picture upright, by EXIF's orientation.
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class Allowance:
@@ -58,10 +103,11 @@ class Allowance:
             raise BadInput(f"the pictures up to here have together more than {limit} megapixels; send fewer at a time")
 
 
-def read_instances(instances: object, options: Mapping[str, Any]) -> list[Pixels]:
+def read_instances(instances: object, options: Mapping[str, Any], where: str = "instances") -> list[Pixels]:
     """The model's inputs for a V1 request's `instances`, in order; each float32 [3, height, width].
 
-    One picture after the other is decoded and made small, so that only one is ever large.
+    One picture after the other is decoded and made small, so that only one is ever large. `where` is what the list
+    is called in the request; a single picture outside of any list has none.
     Raises `BadInput` naming every bad row (`instances[3]: not base64`), or saying that the list itself is wrong.
     """
     if not isinstance(instances, list) or not instances:
@@ -73,9 +119,9 @@ def read_instances(instances: object, options: Mapping[str, Any]) -> list[Pixels
     total, allowance = 0, Allowance()
     for row, instance in enumerate(instances):
         try:
-            inputs.append(_input(instance, options, allowance))
+            inputs.append(pixels_of(read_image(instance, allowance), options))
         except BadInput as error:
-            faults.append(f"instances[{row}]: {error}")
+            faults.append(f"{where}[{row}]: {error}" if where else str(error))
             continue
         # Only a processor that does not resize lets it come to this.
         total += inputs[-1][0].size
@@ -87,85 +133,195 @@ def read_instances(instances: object, options: Mapping[str, Any]) -> list[Pixels
     return inputs
 
 
-def read_body(body: object, options: Mapping[str, Any]) -> tuple[list[Pixels], bool]:
-    """The model's inputs for a body that came without envelope, and whether it was a V1 request.
-
-    A body is the image's own bytes, base64 text, one instance as JSON, or `{"instances": […]}`.
-    """
-    if isinstance(body, (bytes, bytearray)) and bytes(body[:64]).lstrip()[:1] == b"{":
-        try:
-            body = json.loads(body)
-        except (ValueError, RecursionError) as error:
-            raise BadInput(f"the body begins like JSON and is none: {error}") from None
-    if isinstance(body, dict) and "instances" in body:
-        return read_instances(body["instances"], options), True
-    return [_input(body, options, Allowance())], False
-
-
-def read_image(value: object, allowance: Allowance | None = None) -> Image.Image:
-    """The upright 8-bit RGB picture in bytes, base64 text, or an object with one of `KEYS`.
-
-    EXIF rotation is applied, as every viewer does. 16-bit grey is scaled to 8 bits (Pillow's own conversion
-    would clip it at 255, which turns the picture white). Of transparency is kept what `transformers.pipeline` keeps
-    (`image_utils.load_image`): an alpha channel is dropped, and so is a palette's with shades; one colour that the file
-    calls transparent stays noted in `info["transparency"]`, for `preprocess`. Of an animation it is the first picture.
-
-    What a header promises is held against the limits before anything is decoded, and counted against `allowance`.
-    """
-    raw = _bytes(value)
-    try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-            limit = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
-            if image.width * image.height > limit:
-                raise BadInput(f"image of {image.width}x{image.height} pixels, {_over_limit(limit)}")
-            # MPO is a JPEG with more pictures behind it.
-            if image.format in ("JPEG", "MPO") and _scans(raw) > MAX_SCANS:
-                raise BadInput(f"a JPEG of more than {MAX_SCANS} scans; save it anew, as baseline or progressive")
-            if allowance:
-                allowance.take(image.width, image.height)
-            image.load()
-            # A copy would be another 200 MB.
-            ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image)
-    except BadInput:
-        raise
-    except UnidentifiedImageError:
-        raise BadInput(f"{len(raw)} bytes that are no image; known are {', '.join(FORMATS)}") from None
-    except Image.DecompressionBombError:
-        raise BadInput(f"image of far more pixels, {_over_limit()}") from None
-    except MemoryError:
-        raise
-    # Pillow's decoders raise whatever they stumble over (OSError, struct.error, IndexError, zlib.error …), and
-    # all that they can stumble over here is the client's bytes.
-    except Exception as error:
-        raise BadInput(f"the image cannot be decoded: {error}") from None
-
-
-def _input(value: object, options: Mapping[str, Any], allowance: Allowance) -> Pixels:
-    picture = read_image(value, allowance)
+def pixels_of(picture: Image.Image, options: Mapping[str, Any]) -> Pixels:
+    """The model's input for one RGB picture. Raises `BadInput` for one that is too large and would stay so."""
     if keeps_shape(options) and not options["do_resize"] and picture.width * picture.height > MAX_KEPT_PIXELS:
         raise BadInput(f"image of {picture.width}x{picture.height} pixels, {_over_limit(MAX_KEPT_PIXELS)}")
     return preprocess(picture, options)
 
 
+def read_image(value: object, allowance: Allowance | None = None) -> Image.Image:
+    """The upright 8-bit RGB picture in bytes, base64 text, or an object with one of `KEYS`.
+
+    EXIF rotation is applied, as every viewer does; EXIF that cannot be read turns nothing. 16-bit grey is scaled to 8
+    bits (Pillow's own conversion would clip it at 255, which turns the picture white). Of transparency is kept what
+    `transformers.pipeline` keeps (`image_utils.load_image`): an alpha channel is dropped, and so is a palette's with
+    shades; one colour that the file calls transparent stays noted in `info["transparency"]`, for `preprocess`. Of an
+    animation it is the first picture.
+
+    What a header promises is held against the limits before anything is decoded, and counted against `allowance`.
+    """
+    raw = _bytes(value)
+    try:
+        with _pillows_own_limit():
+            _refuse_pieces(raw)
+            try:
+                image = _decoded(raw, allowance)
+            except OSError as error:
+                image = _without_its_end(raw, error)
+            # A copy would be another 200 MB.
+            image = _upright(image)
+            return _rgb(image)
+    except BadInput:
+        raise
+    except UnidentifiedImageError:
+        raise BadInput(_unknown(raw)) from None
+    except Image.DecompressionBombError as error:
+        pixels = re.search(r"[0-9]+", str(error))
+        raise BadInput(f"image of {pixels[0] if pixels else 'far more'} pixels, {_over_limit()}") from None
+    except MemoryError:
+        raise
+    # Pillow's decoders raise whatever they stumble over (OSError, struct.error, IndexError, zlib.error …), and
+    # all that they can stumble over here is the client's bytes.
+    except Exception as error:
+        raise BadInput(f"the image cannot be decoded: {' '.join(str(error).split())[:200]}") from None
+
+
 def _bytes(value: object) -> bytes:
     while isinstance(value, dict):  # no recursion: a client says how deep it goes
-        inner = next((value[key] for key in KEYS if value.get(key) is not None), None)
-        if inner is None:
-            names = ", ".join(sorted(map(str, value))[:5]) or "nothing"
+        given = {key: inner for key, inner in value.items() if inner is not None}
+        names = ", ".join(str(name)[:40] for name in list(given)[:5]) or "nothing"
+        found = [key for key in given if key in KEYS]
+        if not found:
             raise BadInput(f"no image under any of {', '.join(KEYS)} (found {names})")
-        value = inner
+        if len(given) > 1:
+            raise BadInput(f"expected one of {', '.join(KEYS)} and nothing else (found {names})")
+        value = given[found[0]]
+    if isinstance(value, (bytes, bytearray)) and value.isascii() and not _PLAIN_PPM.match(value):
+        # Of pictures only plain PPM is text; so this is base64, or the reason why not is told as that.
+        text = value.decode("ascii")
+        value = text if _BASE64.fullmatch(text) or text[:5].lower() == "data:" else value
     if isinstance(value, str):
-        text = value.split(",", 1)[1] if value.startswith("data:") and "," in value else value
-        try:
-            value = base64.b64decode("".join(text.split()), validate=True)
-        except (binascii.Error, ValueError):
-            raise BadInput("text that is not base64") from None
+        value = _from_base64(value)
     if not isinstance(value, (bytes, bytearray)):
         raise BadInput(f"{type(value).__name__} where an image (bytes or base64 text) was expected")
     if not value:
         raise BadInput("empty image")
     return bytes(value)
+
+
+def _from_base64(text: str) -> bytes:
+    """Base64 of either alphabet, with or without its padding, alone or in a data URL."""
+    text = text.lstrip("\ufeff \t\r\n")
+    if text[:5].lower() == "data:" and "," in text:
+        text = unquote(text.split(",", 1)[1])
+    text = "".join(text.split()).rstrip("=").translate(_ORDINARY)
+    try:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError):
+        raise BadInput("text that is not base64") from None
+
+
+@contextmanager
+def _pillows_own_limit() -> Iterator[None]:
+    """Pillow itself refuses what is over the limit, also inside of other pictures (ICO). It does so at twice what it
+    is told, and warns before."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _decoded(raw: bytes, allowance: Allowance | None) -> Image.Image:
+    with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+        limit = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
+        if image.width * image.height > limit:
+            raise BadInput(f"image of {image.width}x{image.height} pixels, {_over_limit(limit)}")
+        # MPO is a JPEG with more pictures behind it.
+        if image.format in ("JPEG", "MPO") and _scans(raw) > MAX_SCANS:
+            raise BadInput(f"a JPEG of more than {MAX_SCANS} scans; save it anew, as baseline or progressive")
+        if allowance:
+            allowance.take(image.width, image.height)
+        image.load()
+    return image
+
+
+def _without_its_end(raw: bytes, error: OSError) -> Image.Image:
+    """A JPEG that lacks its end marker and nothing else, which is a whole picture. Raises `error` for others.
+
+    The decoder asks for more bytes and gets some, twice and each time others: where the picture is whole they are
+    behind it and change nothing.
+    """
+    if isinstance(error, UnidentifiedImageError) or raw[:2] != b"\xff\xd8" or raw.rstrip(b"\0")[-2:] == b"\xff\xd9":
+        raise error
+    raw = raw.removesuffix(b"\xff")
+    first, second = (_decoded(raw + filler * 4096 + b"\xff\xd9", None) for filler in (b"\x55", b"\xaa"))
+    if first.tobytes() != second.tobytes():
+        raise error
+    return first
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The picture as EXIF or XMP say it is to be seen. Own reading: Pillow's refuses whole pictures for one odd number
+    in their EXIF, and writes EXIF anew, which nobody needs here."""
+    turn = _TURNS.get(_orientation(image))
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: Image.Image) -> int:
+    if image.format == "TIFF":
+        return 1  # turned by the decoder
+    exif = image.info.get("exif")
+    profile = image.info.get("Raw profile type exif")
+    if not exif and isinstance(profile, str):
+        with suppress(ValueError):
+            exif = bytes.fromhex("".join(profile.split("\n")[3:]))
+    if isinstance(exif, bytes):
+        exif = exif.removeprefix(b"Exif\0\0")
+        for tag, kind, count, value in _tags(exif):
+            if tag == 0x0112 and count == 1:
+                order = "<" if exif[:2] == b"II" else ">"
+                return int(struct.unpack(order + ("H" if kind == 3 else "I"), value[: 2 if kind == 3 else 4])[0])
+    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
+    found = re.search(rb"tiff:Orientation(?:=\"|>)([1-8])", xmp.encode() if isinstance(xmp, str) else bytes(xmp))
+    return int(found[1]) if found else 1
+
+
+def _tags(tiff: bytes) -> Iterator[tuple[int, int, int, bytes]]:
+    """The entries of a TIFF's (and so EXIF's) first directory: tag, type, count, value or where it is. Ends where the
+    bytes do."""
+    if tiff[:2] not in (b"II", b"MM") or len(tiff) < 8:
+        return
+    order = "<" if tiff[:2] == b"II" else ">"
+    big = struct.unpack(order + "H", tiff[2:4])[0] == 43
+    with suppress(struct.error):
+        at = struct.unpack_from(order + ("Q" if big else "I"), tiff, 8 if big else 4)[0]
+        entries = struct.unpack_from(order + ("Q" if big else "H"), tiff, at)[0] if at < len(tiff) else 0
+        at += 8 if big else 2
+        for _ in range(min(entries, len(tiff) // 12)):
+            yield struct.unpack_from(order + ("HHQ8s" if big else "HHI4s"), tiff, at)
+            at += 20 if big else 12
+
+
+def _refuse_pieces(raw: bytes) -> None:
+    """Refuses what is in so many pieces that their list alone fills the memory."""
+    if raw[:2] in (b"II", b"MM"):
+        pieces = max((count for tag, _, count, _ in _tags(raw) if tag in (273, 324)), default=0)
+        if pieces > MAX_PIECES:
+            raise BadInput(f"a TIFF in {pieces} strips or tiles; the limit is {MAX_PIECES}")
+    # A picture in a JP2 file has a size of its own, beside that of the file.
+    if raw[4:8] == b"jP  " or raw[:4] == _CODESTREAM:
+        for found in re.finditer(re.escape(_CODESTREAM), raw):
+            header = raw[found.end() : found.end() + 38]
+            if len(header) < 38:
+                continue
+            _, _, right, bottom, left, top, wide, high, *_, components = struct.unpack(">HHIIIIIIIIH", header)
+            width, height = max(0, right - left), max(0, bottom - top)
+            if width * height > MAX_PIXELS:
+                raise BadInput(f"image of {width}x{height} pixels, {_over_limit()}")
+            tiles = -(-width // max(wide, 1)) * -(-height // max(high, 1))
+            if tiles > MAX_TILES or components > 4:
+                raise BadInput(f"a JPEG 2000 of {tiles} tiles and {components} channels; known: {MAX_TILES} and 4")
+
+
+def _unknown(raw: bytes) -> str:
+    if not READS_HEIC and raw[4:8] == b"ftyp" and raw[8:11] in (b"hei", b"hev", b"mif", b"msf"):
+        return "HEIC, which this server does not read (it has no pillow-heif); send JPEG, PNG, WebP or AVIF"
+    return f"{len(raw)} bytes that are no image; known are {', '.join(FORMATS)}"
 
 
 def _scans(jpeg: bytes) -> int:

@@ -88,8 +88,11 @@ def stand_in_for_torchserve() -> None:
             body = json.loads(body) if isinstance(body, (bytes, bytearray)) else body
             return body.get("instances")
 
+        def format_output(self, data: Any) -> Any:
+            return [{"predictions": data}]
+
         def handle(self, data: Any, context: Any) -> Any:
-            return [{"predictions": self._handle(self.parse_input(data), context)}]
+            return self.format_output(self._handle(self.parse_input(data), context))
 
     homes: dict[str, dict[str, Any]] = {
         "ts.utils.util": {"PredictionException": PredictionException},
