@@ -224,7 +224,7 @@ def run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
         ours, theirs = os.openpty()  # else it would think that nobody looks, and show no progress
     else:
         ours, theirs = os.pipe()
-    said = b""
+    said = part = b""
     with subprocess.Popen(command, env=environment, stderr=theirs) as process:
         os.close(theirs)
         while True:
@@ -234,9 +234,14 @@ def run(command: list[str], environment: Mapping[str, str]) -> tuple[int, str]:
                 break
             if not chunk:
                 break
-            sys.stderr.buffer.write(INSTALLED.sub(b"", chunk))
-            sys.stderr.buffer.flush()
             said = (said + chunk)[-20000:]
+            shown = INSTALLED.sub(b"", part + chunk)
+            # A line that may become one of the list waits for its end.
+            begun = shown.rfind(b"\n") + 1
+            part = shown[begun:] if shown[begun : begun + 1] == b" " else b""
+            sys.stderr.buffer.write(shown[: len(shown) - len(part)])
+            sys.stderr.buffer.flush()
+        sys.stderr.buffer.write(part)
     os.close(ours)
     return process.returncode, said.decode(errors="replace")
 
