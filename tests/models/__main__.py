@@ -41,7 +41,7 @@ def page(small: list[Row], full: list[Row]) -> str:
             "",
             f"**{len(passing)} of {len(kinds())} architectures pass, {sum(each.passed for each in small)} of "
             f"{len(small)} tiny variants, {sum(each.passed for each in full)} of {len(full)} full-size configurations; "
-            f"wrong answers: {len(wrong)}.**",
+            f"wrong answers: {len(wrong)}; not run: {sum(not each.ran for each in (*small, *full))}.**",
             "",
             "Pictures are read by one rule, the pipeline's: upright by EXIF, and as RGB. An alpha channel, and a palette "
             "with shades of transparency, are dropped, whatever a processor's `do_convert_rgb` says; one colour that the "
@@ -69,16 +69,18 @@ def _table(rows: list[Row]) -> list[str]:
     for each in rows:
         difference = "" if each.difference is None else f"{each.difference:.0e}" if each.difference else "0"
         said = _said(each).replace("|", "\\|")
-        lines.append(f"| {each.case.kind} | {each.case.name} | {said} | {difference} | {each.seconds:.1f} |")
+        seconds = f"{each.seconds:.1f}" if each.ran else ""
+        lines.append(f"| {each.case.kind} | {each.case.name} | {said} | {difference} | {seconds} |")
     return lines
 
 
 def _said(each: Row) -> str:
-    if each.wrong:
-        return f"**wrong**: {each.wrong}"
+    if not each.ran:
+        return "not run"
     if not each.made:
-        return f"not tried: {each.refused}"
-    return f"refused: {each.refused}" if each.refused else "passes"
+        return f"not made: {each.refused}"
+    said = f"**wrong**: {each.wrong}" if each.wrong else f"refused: {each.refused}" if each.refused else "passes"
+    return f"{said} (its tiny training failed: {each.untrained})" if each.untrained else said
 
 
 def main() -> int:

@@ -70,8 +70,9 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
         },
     ),
     "convnextv2": ({**STAGES, "image_size": 32}, {"size": {"shortest_edge": 32}}, {}),
+    # Its third stage takes the third of as many drop rates as it is deep.
     "cvt": (
-        {"embed_dim": [8, 16, 16], "num_heads": [1, 1, 2], "depth": [1, 1, 1]},
+        {"embed_dim": [8, 16, 16], "num_heads": [1, 1, 2], "depth": [1, 2, 3]},
         {"size": {"shortest_edge": 32}},
         {},
     ),

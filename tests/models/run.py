@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib
 import io
 import json
@@ -42,7 +41,8 @@ class NotMade(Exception):
 @dataclass(frozen=True)
 class Row:
     """What became of a case. `refused` is the product's own sentence, `wrong` a fault of it: an answer that is not the
-    pipeline's, or an end without a sentence. `made` is False where transformers itself cannot make the model."""
+    pipeline's, or an end without a sentence. `made` is False where transformers itself cannot make the model, `ran`
+    where there was no time for it. `untrained` says why the statistics are not those of a trained one."""
 
     case: Case
     seconds: float
@@ -50,10 +50,12 @@ class Row:
     refused: str = ""
     wrong: str = ""
     made: bool = True
+    ran: bool = True
+    untrained: str = ""
 
     @property
     def passed(self) -> bool:
-        return not self.refused and not self.wrong and self.made
+        return not self.refused and not self.wrong and self.made and self.ran
 
 
 def row(case: Case, folder: Path, *, whole: bool = True, own_process: bool = False) -> Row:
@@ -65,7 +67,7 @@ def row(case: Case, folder: Path, *, whole: bool = True, own_process: bool = Fal
         return time.monotonic() - began
 
     try:
-        make(case, folder / "checkpoint")
+        untrained = make(case, folder / "checkpoint")
     except NotMade as reason:
         return Row(case, seconds(), refused=str(reason), made=False)
     try:
@@ -73,22 +75,28 @@ def row(case: Case, folder: Path, *, whole: bool = True, own_process: bool = Fal
         difference = _beside_the_pipeline(folder / "checkpoint", served)
     except ReleaseError as refusal:
         sentence = str(refusal).replace(str(folder), "…")
-        return Row(case, seconds(), refused=sentence, wrong="several lines" if "\n" in sentence else "")
+        several = "several lines" if "\n" in sentence else ""
+        return Row(case, seconds(), refused=sentence, wrong=several, untrained=untrained)
     except AssertionError as wrong:
-        return Row(case, seconds(), wrong=str(wrong).splitlines()[0])
+        return Row(case, seconds(), wrong=str(wrong).splitlines()[0], untrained=untrained)
     except Exception as crash:
-        return Row(case, seconds(), wrong=f"{type(crash).__name__}: {str(crash).splitlines()[0] if str(crash) else ''}")
-    return Row(case, seconds(), difference)
+        return Row(case, seconds(), wrong=_first_line(crash), untrained=untrained)
+    return Row(case, seconds(), difference, untrained=untrained)
 
 
-def make(case: Case, folder: Path) -> None:
-    """Saves the case's checkpoint into `folder`: random weights that answer as trained ones do."""
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
+def make(case: Case, folder: Path) -> str:
+    """Saves the case's checkpoint into `folder`: random weights that answer as trained ones do. Returns why they do
+    not, where that failed. Raises `NotMade`."""
     folder.mkdir(parents=True)
     if case.kind == "timm_wrapper":
         config = {"architectures": ["TimmWrapperForImageClassification"], "model_type": "timm_wrapper", **case.config}
         (folder / "config.json").write_text(json.dumps({**config, "label_names": list("abc"), "num_classes": 3}))
         (folder / "model.safetensors").write_bytes(b"")
-        return
+        return ""
     if not case.config and "no tiny configuration" in case.name:
         raise NotMade(case.name.strip("()"))
     names = {index: f"class {index}" for index in range(LABELS)}
@@ -107,9 +115,10 @@ def make(case: Case, folder: Path) -> None:
     processor = _processor(case)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     model.config.return_dict = True
-    _train(model, folder, case)
+    untrained = _train(model, folder)
     model.config.return_dict = case.config.get("return_dict", True)
     model.save_pretrained(folder)
+    return untrained
 
 
 def _processor(case: Case) -> dict[str, Any]:
@@ -118,31 +127,36 @@ def _processor(case: Case) -> dict[str, Any]:
     return {"image_processor_type": name.removesuffix("Pil"), **case.processor}
 
 
-def _train(model: Any, folder: Path, case: Case) -> None:
-    """BatchNorms get the statistics of some batches, and the head is scaled until logits lie apart as trained ones."""
+def _train(model: Any, folder: Path) -> str:
+    """BatchNorms get the statistics of some batches, and the head is scaled until logits lie apart as trained ones.
+    Returns why not, where it cannot be done; whether the model can be released all the same is for the export to say.
+    """
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
         shown = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in list(pictures().values())[:4]]
         batches = [dict(processor(images=picture, return_tensors="pt")) for picture in shown]
-    except Exception:  # a processor that cannot be had is for the export to refuse
-        return
+    except Exception as error:
+        return f"no processor: {_first_line(error)}"
     for module in model.modules():
         if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
             # Running statistics of one picture after another, which are not each picture's own.
             module.momentum = 0.3
-    # What cannot learn keeps its random statistics; whether it answers at all is for the export to say.
-    with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError), torch.no_grad():
-        # A batch of two: BatchNorm on 1x1 maps knows no statistics of one.
-        model.train()
-        for _ in range(3):
-            for batch in batches:
-                noisy = {name: torch.cat([value, _noisy(value)]) for name, value in batch.items()}
-                model(**noisy)
-        model.eval()
-        logits = torch.cat([model(**batch).logits for batch in batches])
-        head = [value for value in model.parameters() if value.ndim and value.shape[0] == LABELS]
-        for value in head:
-            value *= SPREAD / float(logits.std())
+    try:
+        with torch.no_grad():
+            # A batch of two: BatchNorm on 1x1 maps knows no statistics of one.
+            model.train()
+            for _ in range(3):
+                for batch in batches:
+                    noisy = {name: torch.cat([value, _noisy(value)]) for name, value in batch.items()}
+                    model(**noisy)
+            model.eval()
+            logits = torch.cat([model(**batch).logits for batch in batches])
+            for value in model.parameters():
+                if value.ndim and value.shape[0] == LABELS:
+                    value *= SPREAD / float(logits.std())
+    except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
+        return _first_line(error)
+    return ""
 
 
 def _noisy(value: torch.Tensor) -> torch.Tensor:
