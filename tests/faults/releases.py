@@ -101,7 +101,15 @@ class Release:
 
     def watching(self) -> str:
         """Returns when the canary is open and watched; its revision."""
-        self.until("watch_50", "deferred")
+        self.until("canary", "deferred")
+
+        def opened() -> bool:
+            claim = self.scene.claim
+            assert claim is not None, f"nobody holds the service; {self.troubles()}"
+            assert claim.closed is None, claim.closed
+            return bool(claim.watches and claim.watches[-1].opened_at)
+
+        wait_for(opened, 120, lambda: f"the canary is not open: {self.scene.claim.stage}")
         return str(self.scene.claim.canary)
 
     def ended(self, patience: float = 240) -> str:

@@ -30,14 +30,14 @@ def test_run_marked_failed_while_watched_then_prometheus_gone_under_the_next_in_
     scene.restart("triggerer")
     began = time.monotonic()
     first.mark_run("failed")
-    second.until("watch_50", "deferred")
+    second.until("canary", "deferred")
     between = time.monotonic() - began
     scene.live.sandbox("stop", "prometheus")
     try:
         assert (first.ended(), second.ended()) == ("failed", "failed")
     finally:
         scene.live.sandbox("start", "prometheus")
-    assert first.sentence().startswith("failed: task watch_50 failed")
+    assert first.sentence().startswith("failed: task canary failed")
     assert second.sentence().startswith("rolled_back: ")
     assert second.state_of("promote") == "skipped"
     end = scene.end(second, stable)
@@ -50,7 +50,7 @@ def test_run_marked_failed_while_watched_then_prometheus_gone_under_the_next_in_
 def test_tasks_killed_on_the_way_to_a_promotion(scene: Scene) -> None:
     candidate = scene.other
     one = scene.release()
-    killed = ("claim", "stage", "open_50", "decide_50", "promote")
+    killed = ("claim", "stage", "canary", "decide", "promote")
     for task in killed:
         one.kill_task(task)
     assert one.ended() == "success"
@@ -58,7 +58,7 @@ def test_tasks_killed_on_the_way_to_a_promotion(scene: Scene) -> None:
     # What the first try wrote is found by the second.
     assert [one.tries(task) > 1 for task in killed] == [True] * len(killed)
     end = scene.end(one, candidate)
-    for stage in ("claim", "stage", "open", "decide", "promote"):
+    for stage in ("claim", "stage", "watch", "decide", "promote"):
         scene.row("kill -9 of the task", stage, one, candidate, end)
 
 
@@ -71,7 +71,7 @@ def test_triggerer_killed_while_the_canary_starts_scheduler_while_watched_and_wh
     one.watching()
     scene.kill("scheduler")
     scene.restart("scheduler")
-    one.until("watch_50", "success")
+    one.until("canary", "success")
     scene.api_fault("get", "inferenceservices", delay=2.0)
     one.until("promote", "running")
     scene.kill("scheduler")

@@ -18,8 +18,8 @@ def test_smoke_prediction_marked_successful_by_hand(scene: Scene) -> None:
     one.until("stage", "deferred")
     one.mark("smoke", "success")
     assert one.ended() == "failed"
-    assert one.state_of("open_50") == one.state_of("go_live") == "failed"
-    assert one.sentence().startswith(("failed: task open_50 failed", "failed: task go_"))
+    assert one.state_of("canary") == one.state_of("go_live") == "failed"
+    assert one.sentence().startswith(("failed: task canary failed", "failed: task go_"))
     end = scene.end(one, stable)
     assert scene.met(end.answers) <= {before, end.revision}
     scene.row("task marked successful by hand", "stage", one, stable, end)
@@ -30,8 +30,8 @@ def test_decision_marked_successful_by_hand(scene: Scene) -> None:
     stable = scene.stable
     one = scene.release(dag=ASKED)
     one.watching()
-    one.mark("decide_50", "success")
-    one.mark("watch_50", "failed")
+    one.mark("decide", "success")
+    one.mark("canary", "failed")
     assert one.ended() == "failed"
     assert one.sentence().startswith("failed: task ")
     assert one.state_of("promote") in ("failed", "skipped", "upstream_failed")
@@ -55,18 +55,15 @@ def test_bake_cleared_and_then_marked_successful_by_hand(scene: Scene) -> None:
     scene.row("task marked successful by hand", "bake", one, candidate, end)
 
 
-def test_finished_tasks_cleared_and_then_the_whole_run_after_it_was_promoted(scene: Scene) -> None:
+def test_whole_run_cleared_after_it_was_promoted(scene: Scene) -> None:
     candidate = scene.other
     one = scene.release()
     canary = one.watching()
-    one.clear("open_50")
-    one.until_try("open_50", 2, "success")
     assert one.ended() == "success"
     said = one.sentence()
     assert said.startswith("promoted: ")
     end = scene.end(one, candidate)
     assert end.revision == canary
-    scene.row("task cleared", "open", one, candidate, end)
     one.clear_all()
     one.until("report", "running", "success")
     assert one.ended() == "success"
@@ -82,11 +79,11 @@ def test_whole_run_cleared_after_it_was_rolled_back(scene: Scene) -> None:
     stable, candidate = scene.stable, scene.other
     one = scene.release()
     first = one.watching()
-    one.mark("watch_50", "success")
+    one.mark("canary", "success")
     assert one.ended() == "failed"
     scene.end(one, stable)
     one.clear_all()
-    one.until_try("watch_50", 2, "deferred", 120)
+    one.until_try("canary", 2, "deferred", 120)
     assert scene.claim.canary != first
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
@@ -124,7 +121,7 @@ def test_run_marked_failed_while_its_canary_starts(scene: Scene) -> None:
 def test_run_marked_failed_while_it_promotes(scene: Scene) -> None:
     """The canary was judged and the promotion begun: either end is proven, and the run says that it was ended."""
     one = scene.release()
-    one.until("watch_50", "success")
+    one.until("canary", "success")
     scene.api_fault("get", "inferenceservices", delay=2.0)
     try:
         one.until("promote", "running")
@@ -141,7 +138,7 @@ def test_run_marked_failed_while_it_rolls_back(scene: Scene) -> None:
     stable = scene.stable
     one = scene.release(dag=ASKED)
     one.watching()
-    one.mark("watch_50", "success")
+    one.mark("canary", "success")
     scene.api_fault("get", "inferenceservices", delay=2.0)
     try:
         one.until("roll_back", "running")

@@ -15,8 +15,8 @@ def test_sensor_cleared_then_triggerer_killed_then_the_cluster_api_fails_during_
     one = scene.release()
     canary = one.watching()
     opened = scene.claim.opened_at
-    one.clear("watch_50")
-    one.until_try("watch_50", 2, "deferred")
+    one.clear("canary")
+    one.until_try("canary", 2, "deferred")
     assert scene.claim.opened_at == opened, "the windows begin anew"
     scene.kill("triggerer")
     scene.restart("triggerer")
@@ -37,11 +37,11 @@ def test_task_that_rolls_back_and_the_one_that_settles_killed(scene: Scene) -> N
     stable = scene.stable
     one = scene.release(dag=ASKED)
     one.watching()
-    one.mark("watch_50", "success")
+    one.mark("canary", "success")
     one.kill_task("roll_back")
     one.kill_task("settle")
     assert one.ended() == "failed"
-    assert one.sentence().startswith("rolled_back: task watch_50 left no verdict")
+    assert one.sentence().startswith("rolled_back: task canary left no verdict")
     assert one.state_of("promote") == "skipped"
     assert (one.tries("roll_back") > 1, one.tries("settle") > 1) == (True, True)
     end = scene.end(one, stable)
