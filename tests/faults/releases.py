@@ -71,6 +71,10 @@ class Release:
         """As a person does with a task in the UI."""
         self.scene.airflow.call("PATCH", f"{self.path}/taskInstances/{task}", json={"new_state": state})
 
+    def delete(self, task: str) -> None:
+        """As a person does, or a script that cleans up: the task instance is gone from the run."""
+        self.scene.airflow.call("DELETE", f"{self.path}/taskInstances/{task}")
+
     def mark_run(self, state: str) -> None:
         self.scene.airflow.call("PATCH", self.path, json={"state": state})
 

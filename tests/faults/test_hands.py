@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .models import ASKED, BAKE
+from .models import ASKED, BAKE, DAG
 from .releases import wait_for
 from .scene import Scene
 
@@ -160,3 +160,31 @@ def test_run_marked_failed_during_the_bake(scene: Scene) -> None:
     assert one.sentence().startswith("failed: task bake failed: it was ended from outside")
     end = scene.end(one, candidate)
     scene.row("run marked failed by hand", "bake", one, candidate, end)
+
+
+def test_steps_and_limits_edited_under_a_release(scene: Scene) -> None:
+    """Counts from the next release on: this one goes on by the file that it began with, also when its task runs anew
+    with the other one in its hand."""
+    candidate, file = scene.other, scene.live.project / "include" / "models" / "faults.yaml"
+    text = file.read_text()
+    one = scene.release_in_silence(candidate, DAG)
+    edited = text.replace("steps: [50]", "steps: [5, 80]").replace("min_requests: 150", "min_requests: 1000000")
+    file.write_text(edited.replace("max_rate: 0.1", "max_rate: 0.0001"))
+    try:
+        scene.parse("release_digits")
+        wait_for(
+            lambda: "5 % → 80 %" in scene.airflow.call("GET", f"/dags/{DAG}")["description"], 60,
+            lambda: "the edited file was not read",
+        )  # fmt: skip
+        one.clear("canary")
+        one.until_try("canary", 2, "deferred")
+        scene.users()
+        assert one.ended() == "success"
+    finally:
+        file.write_text(text)
+        scene.parse("release_digits")
+    assert one.sentence().startswith("promoted: ")
+    (step,) = one.record()["steps"]
+    assert (step["percent"], step["policy"]["min_requests"]) == (50, 150)
+    end = scene.end(one, candidate, failing=("-",))
+    scene.row("steps and limits edited", "watch", one, candidate, end)
