@@ -27,9 +27,7 @@ from typing import Any
 
 import requests
 
-HERE = Path(__file__).resolve().parent
-PROJECT = HERE.parent
-sys.path.append(str(PROJECT / "tests"))
+sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
 
 from conftest import Live
 from faults.models import ASKED, BAD, NAME
@@ -40,6 +38,8 @@ from sandbox.errors import SandboxError
 from sandbox.ports import Ports
 from sandbox.process import processes
 
+HERE = Path(__file__).resolve().parent
+PROJECT = HERE.parent
 INTERVAL = 0.2  # seconds between two reads of the watcher
 MARK, END_MARK = "<!-- brake -->", "<!-- /brake -->"
 BUSY = """
