@@ -272,6 +272,20 @@ def test_a_cluster_that_is_away_is_waited_for(scene: Scene) -> None:
     assert scene.serving == {STABLE: 100}
 
 
+@pytest.mark.parametrize(("word", "what"), [("promote", "promotion"), ("rollback", "roll-back")])
+def test_what_is_refused_for_long_is_told_and_not_tried_for_ever(scene: Scene, word: Any, what: str) -> None:
+    scene.rules = replace(scene.rules, steps=(25,))
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    scene.at(25).judged = word
+    scene.kube.fault("patch", "inferenceservices", status=403, times=20)
+    began = datetime.now(UTC)
+    drive.look(began)
+    drive.look(began + timedelta(minutes=1))
+    with pytest.raises(NotSettled, match=f"the {what} did not take effect: .* needs verb patch"):
+        drive.look(began + timedelta(minutes=11))
+
+
 def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive = scene.drive()
     until(drive, lambda: scene.at(25).looks)

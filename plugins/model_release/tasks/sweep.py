@@ -250,8 +250,8 @@ class Sweep(BaseOperator):
         first = claim.baseline is None or claim.baseline.revision is None
         outcome = ("first" if first else "promoted") if stands else "failed"
         why = f"its run ended without settling; {line}"
-        if order is not None and order.kind == "roll_back":
-            outcome, why = "rolled_back", f"{order} ({why})"
+        if claim.went_back is not None:
+            outcome, why = "rolled_back", f"{claim.went_back} ({why})"
 
         def finish(record: Any) -> None:
             record.record_traffic(records.now(), SWEEP, 100 if stands else 0, dict(live.serving) if live else {})
