@@ -176,8 +176,8 @@ class Drive:
                 return self._arrived(f"open_{percent}", percent, moment)
             case Promote(percent):
                 promote(self.services, self.canary, percent)
-                live = self.services.get(self.canary.namespace, self.canary.name)
-                self._check_acts(moment, assess_promoted(live, self.canary).sentence)
+                now = self.services.get(self.canary.namespace, self.canary.name)
+                self._check_acts(moment, assess_promoted(now, self.canary).sentence)
                 return self._tell("All of the traffic asked for")
             case TakeBack():
                 return self._take_back(moment)
