@@ -77,6 +77,7 @@ def test_canary_dead_in_the_middle_of_the_watch(scene: Scene) -> None:
     finally:
         scene.api_mended()
     assert one.sentence() == f"rolled_back: {why}"
+    assert [change["task"] for change in one.record()["traffic"]] == ["stage", "open_50", "roll_back", "settle"]
     end = scene.end(one, stable, failing=(canary,))
     scene.row("canary dead", "watch", one, stable, end)
 
