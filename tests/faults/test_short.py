@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .models import ASKED, NAME
+from .models import ASKED, DAG, NAME
 from .scene import Scene
 
 pytestmark = pytest.mark.e2e
@@ -12,14 +12,14 @@ pytestmark = pytest.mark.e2e
 
 def test_sensor_cleared_then_triggerer_killed_then_the_cluster_api_fails_during_the_promotion(scene: Scene) -> None:
     candidate = scene.other
-    one = scene.release()
-    canary = one.watching()
-    opened = scene.claim.opened_at
+    one = scene.release_in_silence(candidate, DAG)
+    canary, opened = scene.claim.canary, scene.claim.watches[-1].opened_at
     one.clear("canary")
     one.until_try("canary", 2, "deferred")
-    assert scene.claim.opened_at == opened, "the windows begin anew"
+    assert scene.claim.watches[-1].opened_at == opened, "the windows begin anew"
     with scene.unguarded():
         scene.kill("triggerer")
+        scene.users()
         scene.restart("triggerer")
         # The write is done and its answer is lost; and somebody else writes to the lease each time.
         scene.api_fault("patch", "inferenceservices", status=500, after_write=True, times=1)
@@ -27,7 +27,7 @@ def test_sensor_cleared_then_triggerer_killed_then_the_cluster_api_fails_during_
         assert one.ended() == "success"
     assert scene.api_faults_left() == [], "a fault was never met"
     assert one.sentence().startswith("promoted: ")
-    end = scene.end(one, candidate)
+    end = scene.end(one, candidate, failing=("-",))
     assert end.revision == canary
     scene.row("task cleared", "watch", one, candidate, end)
     scene.row("kill -9 of the triggerer, started again", "watch", one, candidate, end)
