@@ -1,29 +1,34 @@
 # make release   set up what is missing, then release the example three times in the sandbox
 # make test      set up what is missing, then pass the tests
 SHELL := /bin/bash
-# The first that runs: CPU wheels of PyTorch are most often at hand for 3.11. (A shim may be there and run nothing.)
-PYTHON ?= $(shell for one in python3.11 python3.12 python3.13 python3; do $$one -c '' 2>/dev/null && echo $$one && break; done)
 VENV := .venv
+# The environment's own, else the first that works: a name on the PATH may be a pyenv shim with nothing behind it.
+FITS := import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+ifndef PYTHON
+PYTHON := $(shell for one in $(VENV)/bin/python $$(type -ap python3.11 python3.12 python3.13 python3); do \
+	"$$one" -c '$(FITS)' 2>/dev/null && echo "$$one" && break; done)
+endif
 BIN := $(VENV)/bin
+export VENV
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit walk faults release walkthrough up down status env screens picture schema dashboards audit clean
+.PHONY: help setup lock check test unit walk models faults release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: ## the virtual environment with every package, and Prometheus
-	@$(PYTHON) include/make_venv.py
+setup: ## the virtual environment with every package of the lock, and Prometheus; PYTHON=… and TORCH=cpu or cuda choose
+	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c '$(FITS)' 2>/dev/null || { \
+	 echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(or $(PYTHON),none on the PATH) is one; name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	@"$(PYTHON)" .ci/install.py
 
-UV := $(or $(shell command -v uv),.cache/uv/bin/uv)
-# Of PyPI's build of PyTorch alone: which of them a machine needs, its torch says itself.
-CUDA = $(shell $(BIN)/python -c "import sys; sys.path.insert(0, 'include'); import make_venv; print(*make_venv._only_for_cuda())")
-
-lock: setup ## uv.lock and requirements.txt anew from pyproject.toml; NAME=… takes the newest of one package
-	@env -u UV_FIND_LINKS $(UV) lock --quiet $(if $(NAME),--upgrade-package $(NAME))
-	@{ echo "# Made by 'make lock' from pyproject.toml: uv.lock for pip, and for the images. Do not edit."; \
-	   $(UV) export --quiet --frozen --no-hashes --no-annotate --no-header $(foreach one,$(CUDA),--no-emit-package $(one)); } > requirements.txt
+lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.toml; UPGRADE=1 takes the newest versions
+	@uv=$$("$(PYTHON)" .ci/install.py uv | tail -1) && unset UV_FIND_LINKS && \
+	 $$uv lock $(if $(UPGRADE),--upgrade) && \
+	 { echo "# Made by 'make lock' from uv.lock; every package exactly as tested. Do not edit."; \
+	   $$uv export --quiet --frozen --no-hashes --no-annotate --no-header; } > requirements.txt
+	@"$(PYTHON)" .ci/install.py lists
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .
@@ -45,6 +50,9 @@ walk: setup ## the long walks as tests: the mission in five stages, Standard mod
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
+
+models: setup ## every image classifier of the installed transformers beside its pipeline; docs/models.md anew
+	@$(BIN)/python tests/models
 
 release: setup ## release the example: a first version, a better one, a bad one
 	@$(BIN)/python -m sandbox release
@@ -76,8 +84,8 @@ schema: setup ## include/models/model.schema.json anew from the code
 dashboards: setup ## include/dashboards anew from the code
 	@$(BIN)/python -m model_release.metrics.dashboards
 
-audit: setup ## known holes in the packages, as their database knows them
-	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip
+audit: setup ## known holes in the packages of the lock; nobody's word where the database cannot be reached
+	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --vulnerability-service osv
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
 	@rm -rf .sandbox candidates/digits candidates/evaluation/digits

@@ -42,11 +42,12 @@ import json, sys, time
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import numpy as np, torch
-from image_input import preprocess, read_image
+from image_input import read_image
+from image_pixels import preprocess
 folder, batch = Path(sys.argv[1]), int(sys.argv[2])
 options = json.loads((folder / "model.json").read_text())["preprocessing"]
 files = json.loads(sys.stdin.read())
-pixels = [preprocess(read_image(Path(file).read_bytes(), options["do_convert_rgb"]), options) for file in files]
+pixels = [preprocess(read_image(Path(file).read_bytes()), options) for file in files]
 batches = [torch.from_numpy(np.stack(pixels[i : i + batch])) for i in range(0, len(pixels), batch)]
 model = torch.jit.load(folder / "model.pt").eval()
 with torch.inference_mode():

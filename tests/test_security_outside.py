@@ -54,9 +54,9 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_at_once() -> None:
     progressive = encoded(photo, "JPEG", progressive=True)
     assert image_input._scans(progressive) == 10
     assert image_input._scans(encoded(photo, "JPEG")) == 1
-    assert image_input.read_image(scans(progressive, 50), composite=False).size == (300, 200)
+    assert image_input.read_image(scans(progressive, 50)).size == (300, 200)
     with pytest.raises(image_input.BadInput, match="a JPEG of more than 64 scans"):
-        image_input.read_image(scans(progressive, 1000), composite=False)
+        image_input.read_image(scans(progressive, 1000))
 
 
 def test_what_lies_behind_a_jpeg_or_in_its_notes_is_no_scan() -> None:
@@ -65,7 +65,7 @@ def test_what_lies_behind_a_jpeg_or_in_its_notes_is_no_scan() -> None:
     noted = jpeg[:2] + b"\xff\xe1" + (2 + 400).to_bytes(2, "big") + b"\xff\xda" * 200 + jpeg[2:]
     for picture in (jpeg + b"\xff\xda" * 1000, noted):
         assert image_input._scans(picture) == 1
-        assert image_input.read_image(picture, composite=False).size == (20, 10)
+        assert image_input.read_image(picture).size == (20, 10)
 
 
 def test_all_pictures_of_a_request_have_a_limit_whether_or_not_they_can_be_read(
@@ -91,7 +91,7 @@ def test_of_an_animation_the_first_picture_is_decoded() -> None:
     pictures = [Image.new("P", (400, 300), colour) for colour in range(100)]
     for encoding in ("GIF", "WEBP", "PNG"):
         animation = encoded(pictures[0], encoding, save_all=True, append_images=pictures[1:])
-        assert image_input.read_image(animation, composite=True).size == (400, 300)
+        assert image_input.read_image(animation).size == (400, 300)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "I;16"])
@@ -102,9 +102,9 @@ def test_bands_give_the_pixels_of_the_whole(mode: str, monkeypatch: pytest.Monke
     else:
         image = Image.fromarray(random.integers(0, 255, (37, 50, 4), np.uint8)).convert(mode)
     file = encoded(image, "PNG")
-    whole = image_input.read_image(file, composite=True)
+    whole = image_input.read_image(file)
     monkeypatch.setattr(image_input, "_BAND", 50 * 7)
-    assert image_input.read_image(file, composite=True).tobytes() == whole.tobytes()
+    assert image_input.read_image(file).tobytes() == whole.tobytes()
 
 
 @pytest.mark.parametrize(("encoding", "side"), [("PNG", 7000), ("WEBP", 5000)])

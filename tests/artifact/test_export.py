@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
-from model_release.artifact import files, processes
+from model_release.artifact import files, processes, torchscript
 from model_release.artifact.export import Export, export, load, toolchain
 from model_release.artifact.source import Checkpoint
 from model_release.errors import ArchiveError, CheckpointError, ParityError
@@ -30,7 +31,7 @@ def run(folder: Path, output: Path, **options: Any) -> Export:
     return export(folder, output, handler=HANDLER, fingerprint="f" * 64, **options)
 
 
-def run_here(folder: Path, output: Path, samples: tuple[str, ...] = ()) -> dict[str, Any]:
+def run_here(folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bool = False) -> dict[str, Any]:
     """The same without a process of its own, whose imports would cost each test four seconds."""
     from model_release.artifact import trace
 
@@ -38,8 +39,9 @@ def run_here(folder: Path, output: Path, samples: tuple[str, ...] = ()) -> dict[
     request = {
         "checkpoint": str(folder),
         "output": str(output),
-        "image_input": str(HANDLER.with_name("image_input.py")),
+        "handlers": str(HANDLER.parent),
         "samples": list(samples),
+        "fold": fold,
     }
     with trace._known_warnings_filtered():
         return trace.run(request, lambda _: None)
@@ -186,20 +188,11 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "an option that the handler lacks": (
         lambda f: processor(f, do_pad=True, pad_size={"height": 64, "width": 64}),
-        "cannot reproduce ViTImageProcessorPil's do_pad=True",
+        "cannot reproduce ViTImageProcessor's do_pad=True with pad_size",
     ),
     "images that keep their shape": (
         lambda f: processor(f, size={"shortest_edge": 32}),
-        r"cannot reproduce size=.*shortest_edge.* without do_center_crop",
-    ),
-    "a processor with rules of its own": (
-        lambda f: processor(
-            f,
-            image_processor_type="LevitImageProcessor",
-            size={"shortest_edge": 32},
-            crop_size={"height": 32, "width": 32},
-        ),
-        "cannot reproduce LevitImageProcessor.*differ by",
+        r"the original model cannot answer an input of 42x32",
     ),
     "unknown architecture": (
         lambda f: (f / "config.json").write_text(
@@ -228,48 +221,77 @@ def test_a_refusal_comes_out_of_its_process_as_itself_and_nothing_is_left(make_c
     assert list((tmp_path / "work").iterdir()) == []
 
 
+class Shifted(torch.nn.Module):
+    """Logits are the mean of each channel, and an offset for the first."""
+
+    def __init__(self, offset: float = 0.0, spread: float = 1.0) -> None:
+        super().__init__()
+        self.shift, self.spread = torch.tensor([offset, 0.0, 0.0]), spread
+
+    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        return pixels.mean((-1, -2)) * self.spread + self.shift
+
+
+SMALL = [(4, 4)]
+
+
 def test_parity_beyond_the_limit_is_refused_with_figures(tmp_path: Path) -> None:
     """The check itself, on a file that is not the model's."""
-    import torch
-
-    from model_release.artifact import trace
-
-    class Model(torch.nn.Module):
-        def __init__(self, offset: float) -> None:
-            super().__init__()
-            self.offset = offset
-
-        def forward(self, pixel_values: torch.Tensor) -> Any:
-            from types import SimpleNamespace
-
-            return SimpleNamespace(logits=pixel_values.mean((-1, -2)) + self.offset)
-
-    expected = trace._logits(Model(0.0), (4, 4), 3)
-    for offset, refused in ((0.0, False), (2e-5, True), (float("nan"), True)):
-        trace._trace(Model(offset), (4, 4), tmp_path / "model.pt")
-        if refused:
-            with pytest.raises(ParityError, match=r"at batch 1, .* at batch 3, .* at batch 8; the limit is 1e-05"):
-                trace._parity(expected, tmp_path / "model.pt", (4, 4))
-        else:
-            assert set(trace._parity(expected, tmp_path / "model.pt", (4, 4)).values()) == {0.0}
+    expected = torchscript.answers(Shifted(), SMALL, 3)
+    torchscript.trace(Shifted(), SMALL[0], tmp_path / "model.pt")
+    found = torchscript.parity(expected, tmp_path / "model.pt", SMALL, "softmax", torchscript.EXACT)
+    assert set(found["largest_difference"].values()) == {found["largest_probability_difference"]} == {0.0}
+    torchscript.trace(Shifted(2e-5), SMALL[0], tmp_path / "model.pt")
+    sentence = (
+        r"by 2e-05 at batch 1, .* at batch 8 of their spread \(1\), probabilities by .*; the limits are 1e-05 and"
+    )
+    with pytest.raises(ParityError, match=sentence):
+        torchscript.parity(expected, tmp_path / "model.pt", SMALL, "softmax", torchscript.EXACT)
+    torchscript.parity(expected, tmp_path / "model.pt", SMALL, "softmax", torchscript.FOLDED)
     with pytest.raises(CheckpointError, match=r"answers with shape \[1, 3\]; 7 labels need \[1, 7\]"):
-        trace._logits(Model(0.0), (4, 4), 7)
+        torchscript.answers(Shifted(), SMALL, 7)
+
+
+def test_parity_of_large_logits_is_relative_and_probabilities_have_their_own_limit(tmp_path: Path) -> None:
+    """A hundred times the spread is a hundred times the grain of float32; but no probability may move by it."""
+    expected = torchscript.answers(Shifted(spread=100), SMALL, 3)
+    torchscript.trace(Shifted(1.5e-5, spread=100), SMALL[0], tmp_path / "model.pt")
+    found = torchscript.parity(expected, tmp_path / "model.pt", SMALL, "softmax", torchscript.EXACT)
+    assert found["spread"] > 10
+    torchscript.trace(Shifted(1e-4, spread=100), SMALL[0], tmp_path / "model.pt")
+    with pytest.raises(ParityError, match="probabilities by"):
+        torchscript.parity(expected, tmp_path / "model.pt", SMALL, "sigmoid", torchscript.EXACT)
+
+
+def test_nan_has_its_own_sentence(make_checkpoint: Any, tmp_path: Path) -> None:
+    nan = float("nan")
+    with pytest.raises(CheckpointError, match=r"original model answers with NaN or infinity \(batch 1\)"):
+        torchscript.answers(Shifted(nan), SMALL, 3)
+    torchscript.trace(Shifted(nan), SMALL[0], tmp_path / "model.pt")
+    expected = torchscript.answers(Shifted(), SMALL, 3)
+    with pytest.raises(ParityError, match=r"answers batch 1 with NaN or infinity; the original's answers are numbers"):
+        torchscript.parity(expected, tmp_path / "model.pt", SMALL, "softmax", torchscript.EXACT)
+    folder = make_checkpoint()
+    weights(folder, lambda tensors: tensors["classifier.bias"].fill_(nan))
+    with pytest.raises(CheckpointError, match=r"the weights' classifier\.bias has NaN"):
+        run_here(folder, tmp_path / "x")
+
+
+def test_a_file_that_cannot_be_opened_again_is_told_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "model.pt").write_bytes(b"damaged")
+    with pytest.raises(ParityError, match=r"^the exported model cannot be opened again: [^\n]*$"):
+        torchscript.parity({}, tmp_path / "model.pt", SMALL, "softmax", torchscript.EXACT)
 
 
 def test_a_model_whose_batch_was_recorded_fails_parity(tmp_path: Path) -> None:
-    import torch
-
-    from model_release.artifact import trace
-
     class TwoOnly(torch.nn.Module):
-        def forward(self, pixel_values: torch.Tensor) -> Any:
-            from types import SimpleNamespace
+        def forward(self, pixels: torch.Tensor) -> Any:
+            return pixels.reshape(len(pixels.tolist()), -1)[:, :3]
 
-            return SimpleNamespace(logits=pixel_values.reshape(len(pixel_values.tolist()), -1)[:, :3])
-
-    trace._trace(TwoOnly(), (4, 4), tmp_path / "model.pt")
-    with pytest.raises(ParityError, match=r"fails at batch 1 \(traced at 2\)|differ"):
-        trace._parity(trace._logits(TwoOnly(), (4, 4), 3), tmp_path / "model.pt", (4, 4))
+    torchscript.trace(TwoOnly(), SMALL[0], tmp_path / "model.pt")
+    expected = torchscript.answers(TwoOnly(), SMALL, 3)
+    with pytest.raises(ParityError, match=r"fails at batch 1 of 4x4 \(traced at 2\)|answers batch 1 with shape"):
+        torchscript.parity(expected, tmp_path / "model.pt", SMALL, "softmax", torchscript.EXACT)
 
 
 def test_a_warning_that_is_not_known_is_shown(tmp_path: Path) -> None:
@@ -291,7 +313,7 @@ def test_a_warning_that_is_not_known_is_shown(tmp_path: Path) -> None:
 
 
 def test_toolchain_changes_with_the_handler(tmp_path: Path) -> None:
-    for name in ("image_classifier.py", "image_input.py"):
+    for name in ("image_classifier.py", "image_input.py", "image_pixels.py"):
         shutil.copy(HANDLER.with_name(name), tmp_path)
     copied = tmp_path / "image_classifier.py"
     assert toolchain(copied) == toolchain(HANDLER)

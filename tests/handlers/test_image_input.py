@@ -12,8 +12,12 @@ from typing import Any
 import image_input
 import numpy as np
 import pytest
-from image_input import BadInput, preprocess, read_body, read_image, read_instances
+from image_input import BadInput, read_body, read_image, read_instances
+from image_pixels import preprocess
 from PIL import Image
+
+from model_release.artifact import pixels
+from model_release.errors import CheckpointError
 
 SQUARE = {"height": 32, "width": 32}
 PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -62,9 +66,7 @@ def processor(name: str, **changes: Any) -> Any:
 
 
 def options_of(processor: Any) -> dict[str, Any]:
-    settings = processor.to_dict()
-    assert image_input.unknown_options(settings) == []
-    return {name: settings.get(name) for name in image_input.OPTIONS}
+    return pixels.options_of(processor)
 
 
 def photo(width: int, height: int, channels: int = 3) -> np.ndarray:
@@ -89,7 +91,7 @@ def expected(processor: Any, picture: Image.Image) -> np.ndarray:
 @pytest.mark.parametrize("name", PROCESSORS)
 def test_pixels_are_the_processors(name: str, size: tuple[int, int]) -> None:
     own = processor(name)
-    picture = read_image(encoded(Image.fromarray(photo(*size))), composite=True)
+    picture = read_image(encoded(Image.fromarray(photo(*size))))
     result = preprocess(picture, options_of(own))
     assert result.dtype == np.float32
     np.testing.assert_array_equal(result, expected(own, picture))
@@ -120,18 +122,11 @@ MODES: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_any_mode_as_the_processor_converts_it(mode: str) -> None:
-    own = processor("vit", do_convert_rgb=True)
-    result = preprocess(read_image(MODES[mode], composite=True), options_of(own))
-    np.testing.assert_array_equal(result, expected(own, Image.open(io.BytesIO(MODES[mode]))))
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_any_mode_as_a_pipeline_converts_it_where_the_processor_does_not(mode: str) -> None:
+def test_any_mode_as_a_pipeline_converts_it(mode: str) -> None:
     from transformers.image_utils import load_image
 
-    own = processor("vit")
-    result = preprocess(read_image(MODES[mode], composite=False), options_of(own))
+    own = processor("vit", do_convert_rgb=False)
+    result = preprocess(read_image(MODES[mode]), options_of(own))
     np.testing.assert_array_equal(result, expected(own, load_image(Image.open(io.BytesIO(MODES[mode])))))
 
 
@@ -151,7 +146,7 @@ def test_a_turned_photograph_is_seen_upright(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     own = processor("vit")
-    result = preprocess(read_image(encoded(stored, exif=exif), composite=False), options_of(own))
+    result = preprocess(read_image(encoded(stored, exif=exif)), options_of(own))
     np.testing.assert_array_equal(result, expected(own, upright))
 
 
@@ -161,7 +156,7 @@ def test_sixteen_bits_are_the_same_picture_in_eight(encoding: str) -> None:
     sixteen = Image.fromarray(eight.astype(np.uint16) * 257)
     assert sixteen.mode == "I;16"
     own = processor("vit")
-    result = preprocess(read_image(encoded(sixteen, encoding), composite=True), options_of(own))
+    result = preprocess(read_image(encoded(sixteen, encoding)), options_of(own))
     np.testing.assert_array_equal(result, expected(own, Image.fromarray(eight).convert("RGB")))
 
 
@@ -179,7 +174,7 @@ def test_an_instance_may_be_written_in_several_ways() -> None:
         {"image": text},
         {"body": raw},
     ]
-    pictures = {read_image(way, composite=False).tobytes() for way in ways}
+    pictures = {read_image(way).tobytes() for way in ways}
     assert len(pictures) == 1
 
 
@@ -279,7 +274,7 @@ def test_damaged_bytes_are_refused_or_read_and_never_anything_else(mode: str) ->
         for place in random.integers(0, len(damaged), random.integers(1, 12)):
             damaged[place] = random.integers(0, 256)
         try:
-            read = read_image(bytes(damaged[: random.integers(1, len(damaged) + 1)]), composite=True)
+            read = read_image(bytes(damaged[: random.integers(1, len(damaged) + 1)]))
         except BadInput:
             continue
         assert read.mode == "RGB"
@@ -288,19 +283,17 @@ def test_damaged_bytes_are_refused_or_read_and_never_anything_else(mode: str) ->
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"do_pad": True}, "do_pad"),
-        ({"do_reduce_labels": True}, "do_reduce_labels"),
-        ({"rescale_offset": True}, "rescale_offset"),
+        ({"do_pad": True, "pad_size": {"height": 64, "width": 64}}, "do_pad"),
         ({"size": {"shortest_edge": 32, "longest_edge": 64}}, "size"),
         ({"size": {"max_height": 32, "max_width": 64}}, "size"),
         ({"resample": 17}, "resample"),
-        ({"image_mean": 0.5}, "image_mean"),
         ({"image_std": [0.5]}, "image_std"),
         ({"do_center_crop": True, "crop_size": {"shortest_edge": 3}}, "crop_size"),
-        ({"crop_pct": 0.9}, "crop_pct"),
     ],
     ids=str,
 )
 def test_an_option_that_cannot_be_reproduced_is_named(change: dict[str, Any], named: str) -> None:
-    (fault,) = image_input.unknown_options({**processor("vit").to_dict(), **change})
+    with pytest.raises(CheckpointError) as refusal:
+        pixels.options_of(processor("vit", **change))
+    fault = str(refusal.value).partition("'s ")[2]
     assert fault.startswith(f"{named}=")

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from kubernetes.client import CoordinationV1Api
 
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import (
@@ -26,10 +27,11 @@ from model_release.metrics import Presence
 from model_release.metrics.prometheus import Answer, Series
 from model_release.serving import rollout
 from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import Leases
+from model_release.serving.lease import GUARD, Leases
 from model_release.spec import ModelSpec
 from model_release.tasks import foresight, preflight
 from model_release.tasks.preflight import Preflight
+from sandbox.kube.faults import Fault, Match
 
 from .cluster import Pods, cluster, wanted
 from .conftest import SPEC
@@ -141,6 +143,26 @@ def test_a_metric_that_is_not_there_is_found_before_any_traffic_moves(kube: Any,
     assert "a canary beside digits-predictor-00001 could not be judged" in line
     assert "Prometheus holds no series at all" in line
     assert "judge.profile" in line
+
+
+def test_a_namespace_without_a_guard_is_a_warning_with_the_way_to_one(kube: Any, world: World) -> None:
+    def told() -> tuple[Level, str]:
+        (one,) = found(world)["guard"]
+        assert (one.level is Level.WARNING) == ("include/manifests/guard.yaml" in str(one))
+        return one.level, one.sentence
+
+    warned = "a canary would stay open while Airflow is dead"
+    assert told() == (Level.WARNING, f"no guard looks at namespace models: {warned}")
+    leases = Leases(kube.client)
+    leases.beat("models")
+    assert told() == (Level.OK, "a guard looks at namespace models")
+    last = "2026-11-01T10:00:00.000000Z"
+    CoordinationV1Api(kube.client).patch_namespaced_lease(GUARD, "models", {"spec": {"renewTime": last}})
+    assert told() == (Level.WARNING, f"no guard looks at namespace models, the last one until {last}: {warned}")
+    kube.server.faults.active.append(Fault(match=Match(verb="get", resource="leases", name=GUARD), status=403))
+    level, sentence = told()
+    assert level is Level.ERROR
+    assert "needs verb get on leases.coordination.k8s.io in namespace models" in sentence
 
 
 def test_a_missing_permission_is_named_with_the_manifest_that_gives_it(

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -126,6 +127,22 @@ def test_a_live_run_is_let_alone(world: World) -> None:
     before, lease = world.live().resource_version, world.lease().raw
     assert world.sweep() == []
     assert (world.live().resource_version, world.lease().raw) == (before, lease)
+
+
+def test_a_closed_canary_whose_run_never_ends_is_settled_after_a_while(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """reports.md A3: the deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
+    owner, _ = world.abandon()
+    why = "closed: nobody looked for 63 s"
+    world.leases.update("models", "digits", owner, lambda claim: replace(claim, closed=why, promoted=False))
+    assert world.sweep() == [], "its own run has the time to settle it"
+    monkeypatch.setattr(sweep, "LEFT", timedelta(0))
+    assert len(world.sweep(run="sweep-2")) == 1
+    world.assert_settled()
+    record = world.records["digits-20260301"]
+    assert record.outcome == "rolled_back"
+    assert record.reason.startswith(f"{why} (")
 
 
 def test_a_run_that_is_over_is_settled_and_its_record_finished(world: World) -> None:

@@ -13,7 +13,17 @@ from model_release.judging import Judge, Policy, Side, Window
 from model_release.judging.record import Record
 from model_release.metrics.prometheus import Series
 from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import CLAIM, FROZEN, Claim, Lease, Owner
+from model_release.serving.lease import (
+    CLAIM,
+    FROZEN,
+    GUARD,
+    GUARD_SECONDS,
+    LEASE_SECONDS,
+    LOOKED_BY,
+    Claim,
+    Lease,
+    Owner,
+)
 from model_release.serving.rollout import Baseline
 from model_release.spec import ModelSpec
 
@@ -88,14 +98,23 @@ def lease_of(model: str, claim: Claim | None = None, frozen: str | None = None, 
     annotations = {}
     if claim is not None:
         annotations[CLAIM] = json.dumps(claim.as_dict())
+        annotations[LOOKED_BY] = "triggerer"
     if frozen is not None:
         annotations[FROZEN] = frozen
+    beat = {"renewTime": at(-0.1), "leaseDurationSeconds": LEASE_SECONDS}
     return Lease(
         {
             "metadata": {"name": f"model-release-{model}", "namespace": namespace, "annotations": annotations},
-            "spec": {"holderIdentity": claim.owner.identity, "acquireTime": at(-4)} if claim else {},
+            "spec": {"holderIdentity": claim.owner.identity, "acquireTime": at(-4), **beat} if claim else {},
         }
     )
+
+
+def guard_of(seconds_ago: float, namespace: str = "models") -> Lease:
+    """The guard's own lease, as it was renewed so many seconds ago by this machine's clock."""
+    when = (datetime.now(UTC) - timedelta(seconds=seconds_ago)).isoformat()
+    spec = {"holderIdentity": "guard", "renewTime": when, "leaseDurationSeconds": GUARD_SECONDS}
+    return Lease({"metadata": {"name": GUARD, "namespace": namespace}, "spec": spec})
 
 
 def claim_of(model: str, release: str, percent: int) -> Claim:

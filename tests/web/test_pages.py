@@ -11,12 +11,13 @@ import pytest
 
 from model_release.errors import ClusterUnavailable, MetricsUnavailable, StoreUnavailable
 from model_release.history.index import Entry
+from model_release.serving.lease import GUARD, Lease
 from model_release.web import past
 from model_release.web.evidence import evidence, progress
 from model_release.web.live import standing
 
 from .conftest import Open
-from .makers import NOW, VERSIONS, lease_of, record_of, service_of, spec
+from .makers import NOW, VERSIONS, at, claim_of, guard_of, lease_of, record_of, service_of, spec
 from .world import World
 
 
@@ -59,6 +60,55 @@ def test_a_lease_that_cannot_be_read_is_told() -> None:
     told = standing(service_of("digits", {1: 100}), broken, None, ["digits"])
     assert "cannot be read" in told["trouble"]
     assert told["state"]["name"] == "releasing"
+
+
+# Who looks
+
+LOOKED = re.compile(r'id="looked">last look .*? by (\w+)<')
+NO_GUARD = "No guard runs"
+
+
+def test_an_open_canary_says_who_looked_last_and_when(browse: Open) -> None:
+    found = row(browse, "models/digits")
+    assert found["looked"] == {"at": at(-0.1), "by": "triggerer"}
+    page = browse().get("/services/models/digits").text
+    who = LOOKED.search(page)
+    assert who is not None
+    assert who[1] == "triggerer"
+    assert f'datetime="{at(-0.1)}"' in page
+    assert row(browse, "models/faces")["looked"] is None, "nobody releases to it"
+
+
+@pytest.mark.parametrize(("seconds_ago", "runs"), [(None, False), (3, True), (3600, False)])
+def test_it_is_told_beside_an_open_canary_that_no_guard_runs(
+    world: World, browse: Open, seconds_ago: float | None, runs: bool
+) -> None:
+    if seconds_ago is not None:
+        world.held[GUARD] = guard_of(seconds_ago)
+    assert row(browse, "models/digits")["guard"] is runs
+    for path in ("/", "/services/models/digits"):
+        assert browse().get(path).text.count(NO_GUARD) == (0 if runs else 1), path
+    assert NO_GUARD not in browse().get("/services/models/faces").text, "it has no canary"
+
+
+def test_where_leases_cannot_be_read_nobody_knows_whether_a_guard_runs(world: World, browse: Open) -> None:
+    world.fault.leases = ClusterUnavailable("no answer")
+    found = row(browse, "models/digits")
+    assert (found["guard"], found["looked"]) == (None, None)
+    for path in ("/", "/services/models/digits"):
+        assert NO_GUARD not in browse().get(path).text, path
+
+
+def test_a_lease_that_was_never_renewed_names_no_moment() -> None:
+    found = standing(service_of("digits", {1: 90, 2: 10}), _unrenewed(), None, ["digits"])
+    assert found["looked"] is None
+    assert found["stage"] == "open at 10 %"
+
+
+def _unrenewed() -> Lease:
+    lease = lease_of("digits", claim_of("digits", "digits-1", 10))
+    del lease.raw["spec"]["renewTime"]
+    return lease
 
 
 # Reads

@@ -141,7 +141,7 @@ class Routes(Objects):
 class Turn:
     """When a controller that is slower than Knative's acts: so many rounds after there is something to do.
 
-    In the recordings KServe tells of what Knative did 0.1 to 0.3 s later, and the gateway acts later than that. In
+    In the recordings KServe tells of what Knative did 0.1 to 0.3 s later, and the gateway acts as late. In
     between a status says what is not true yet, which is what its readers have to know.
     """
 
@@ -180,7 +180,7 @@ class Controller:
         self._deployments = Deployments(registry, workloads, timing.progress_deadline)
         self._gateway = Gateway(registry, router, self._revisions.serves)
         self._routes = Routes(registry, domain)
-        self._kserves, self._gateways = Turn(3), Turn(4)
+        self._kserves, self._gateways = Turn(3), Turn(3)
         self._told = -1  # the version of the store after KServe's last pass
         self._rested = True  # nothing has happened for a while: whoever failed tries again
 

@@ -46,18 +46,20 @@ def export(
     handler: Path,
     fingerprint: str,
     samples: Sequence[bytes] = (),
+    fold: bool = False,
     log: Callable[[str], None] | None = None,
     timeout: float = 1800,
 ) -> Export:
     """Exports the checkpoint in folder `checkpoint` into the folder `output`.
 
-    `handler` is the archive's handler; `image_input.py` beside it must give the pixels that the checkpoint's own
+    `handler` is the archive's handler; `image_pixels.py` beside it must give the pixels that the checkpoint's own
     processor gives, which is checked here. `samples` are encoded images for the reference answers (default: two
-    drawn ones of the model's input size). `log` gets a line for each step.
+    drawn ones of the model's input size). `fold` folds BatchNorms into convolutions, within wider limits. `log` gets a
+    line for each step.
 
     Run again, the folder is replaced; equal input and toolchain give files of equal bytes.
-    Raises `CheckpointError` (cannot be loaded, traced or preprocessed here), `ParityError` (logits differ by more
-    than 1e-5, with figures), `ArchiveError` (the process died).
+    Raises `CheckpointError` (cannot be loaded, traced or preprocessed here), `ParityError` (answers differ by more
+    than `torchscript.EXACT` or `FOLDED` allow, with figures), `ArchiveError` (the process died).
     """
     log = log or logging.getLogger(__name__).info
     with TemporaryDirectory(prefix="export-") as scratch, files.replaced(output) as fresh:
@@ -68,8 +70,9 @@ def export(
         request = {
             "checkpoint": str(checkpoint.resolve()),
             "output": str(fresh.resolve()),
-            "image_input": str(handler.resolve().with_name("image_input.py")),
+            "handlers": str(handler.resolve().parent),
             "samples": pictures,
+            "fold": fold,
         }
         Path(scratch, "request.json").write_text(json.dumps(request), encoding="utf-8")
         report = processes.run(
@@ -87,7 +90,7 @@ def export(
         )
         for note in report["notes"]:
             log(f"note: {note}")
-        report = {**report, "toolchain": toolchain(handler), "fingerprint": fingerprint}
+        report = {**report, "toolchain": toolchain(handler, fold), "fingerprint": fingerprint}
         (fresh / "export.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
@@ -107,9 +110,9 @@ def load(directory: Path) -> Export:
         raise ArchiveError(f"{directory} holds no finished export: {error}") from error
 
 
-def toolchain(handler: Path) -> dict[str, str]:
-    """Versions of everything that shapes an archive's bytes, the handler's digest among them. Cheap: nothing is
-    imported. With the source's fingerprint it tells whether a version exists already (`Store.find`)."""
+def toolchain(handler: Path, fold: bool = False) -> dict[str, str]:
+    """Versions of everything that shapes an archive's bytes, the handler's digest and `build.fold` among them. Cheap:
+    nothing is imported. With the source's fingerprint it tells whether a version exists already (`Store.find`)."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -117,7 +120,7 @@ def toolchain(handler: Path) -> dict[str, str]:
         except PackageNotFoundError:
             raise ArchiveError(f"a build needs the package {name}, which is not installed on this worker") from None
     parts = {path.name: files.sha256(path) for path in handler_files(handler)}
-    return {**found, "handler": files.combined(parts)}
+    return {**found, "handler": files.combined(parts), **({"fold": "yes"} if fold else {})}
 
 
 def handler_files(handler: Path) -> list[Path]:

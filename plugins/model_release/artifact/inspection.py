@@ -9,24 +9,20 @@ from __future__ import annotations
 
 import json
 import re
-import unicodedata
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from model_release.artifact.labels import CONFIG, labels_of
 from model_release.errors import CheckpointError
 
-CONFIG = "config.json"
 PROCESSOR = "preprocessor_config.json"
+#: The newer form: settings of several processors, the image's among them. transformers prefers it.
+PROCESSORS = "processor_config.json"
 INDEX = "model.safetensors.index.json"
 
 #: Bytes of a JSON file, and of the JSON at the head of a safetensors file. ImageNet-21k's labels, twice, are 3 MB.
 MAX_TEXT = 16 * 1024**2
-#: ImageNet-21k has 21 843.
-MAX_LABELS = 100_000
-#: Characters of one label.
-MAX_LABEL = 500
 #: Pixels of a side of the model's input.
 MAX_SIDE = 4096
 
@@ -34,18 +30,41 @@ _SIZES = ("size", "crop_size", "image_size")
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
-def check(directory: Path, origin: str) -> tuple[tuple[str, ...], str]:
-    """The labels, in the order of the head's outputs, and the architecture of the checkpoint in `directory`.
+def check(directory: Path, origin: str) -> tuple[tuple[str, ...], str, list[str]]:
+    """The labels, in the order of the head's outputs, the architecture of the checkpoint in `directory`, and notes on
+    both.
 
     Raises `CheckpointError`, naming `origin`, for one that must not be loaded or is no image classifier.
     """
-    config, processor = read_json(directory / CONFIG, origin), read_json(directory / PROCESSOR, origin)
-    for name, content in ((CONFIG, config), (PROCESSOR, processor)):
+    config = read_json(directory / CONFIG, origin)
+    processors = {
+        name: read_json(directory / name, origin) for name in (PROCESSORS, PROCESSOR) if (directory / name).exists()
+    }
+    for name, content in ((CONFIG, config), *processors.items()):
         for key, value in _entries(content):
             _no_code(f"{origin}: {name}", key, value)
             _no_giant(f"{origin}: {name}", key, value)
+    if PROCESSOR not in processors and not isinstance(processors.get(PROCESSORS, {}).get("image_processor"), dict):
+        raise CheckpointError(f"{origin} lacks {PROCESSOR}: {PROCESSORS} says nothing of an image_processor")
     for weights in sorted(directory.glob("*.safetensors")):
         _small_header(weights, origin)
+    architecture = _architecture(config, origin)
+    labels, notes = labels_of(config, origin)
+    return labels, architecture, notes
+
+
+def check_kind(config: Path, origin: str) -> None:
+    """Raises `CheckpointError` for what says in its `config.json` that it is a checkpoint of another kind."""
+    content = read_json(config, origin)
+    architecture = content.get("architecture")
+    if content.get("model_type") == "timm_wrapper" or (isinstance(architecture, str) and "pretrained_cfg" in content):
+        raise CheckpointError(
+            f"{origin} is a timm checkpoint ({architecture}), and a build has no timm, which needs torchvision; what "
+            "can be exported are transformers' own image classifiers, such as microsoft/resnet-50"
+        )
+
+
+def _architecture(config: dict[str, Any], origin: str) -> str:
     named = config.get("architectures")
     architectures = [str(name) for name in named] if isinstance(named, list) else []
     classifiers = [name for name in architectures if "ForImageClassification" in name]
@@ -54,7 +73,9 @@ def check(directory: Path, origin: str) -> tuple[tuple[str, ...], str]:
             f"its architecture is {', '.join(architectures)}" if architectures else "its config names no architecture"
         )
         raise CheckpointError(f"{origin} is no image classifier: {found}; expected …ForImageClassification")
-    return labels_of(config, origin), classifiers[0]
+    if config.get("problem_type") == "regression":
+        raise CheckpointError(f"{origin}: {CONFIG} has problem_type regression: the model gives values and no classes")
+    return classifiers[0]
 
 
 def shards_of(index: Path, origin: str) -> set[str]:
@@ -69,37 +90,9 @@ def shards_of(index: Path, origin: str) -> set[str]:
     return set(shards)
 
 
-def labels_of(config: Mapping[str, Any], origin: str) -> tuple[str, ...]:
-    """The labels in the order of the head's outputs, as transformers reads them."""
-    named, count = config.get("id2label"), config.get("num_labels")
-    number = len(named) if isinstance(named, dict) and named else count
-    if isinstance(number, int) and number > MAX_LABELS:
-        raise CheckpointError(f"{origin}: {CONFIG} has {number} labels; the limit is {MAX_LABELS}")
-    if not named and isinstance(count, int) and count > 0:
-        return tuple(f"LABEL_{index}" for index in range(count))
-    if not isinstance(named, dict) or not named:
-        raise CheckpointError(f"{origin}: {CONFIG} has no id2label, so nobody knows what the classes are called")
-    try:
-        labels = {int(index): str(label) for index, label in named.items()}
-    except ValueError:
-        raise CheckpointError(f"{origin}: id2label in {CONFIG} has a key that is no number") from None
-    if sorted(labels) != list(range(len(labels))):
-        raise CheckpointError(f"{origin}: id2label in {CONFIG} does not count from 0 to {len(labels) - 1} without gaps")
-    for index, label in labels.items():
-        if len(label) > MAX_LABEL:
-            raise CheckpointError(
-                f"{origin}: label {index} in {CONFIG} has {len(label)} characters; the limit is {MAX_LABEL}"
-            )
-        if any(unicodedata.category(character) in ("Cc", "Cs") for character in label):
-            raise CheckpointError(f"{origin}: label {index} in {CONFIG} has a character that is no text: {label!r}")
-    label, times = Counter(labels.values()).most_common(1)[0]
-    if times > 1:
-        raise CheckpointError(f"{origin}: id2label in {CONFIG} has the label {label!r} twice")
-    return tuple(labels[index] for index in range(len(labels)))
-
-
 def read_json(path: Path, origin: str) -> dict[str, Any]:
     """The JSON object in `path`. Raises `CheckpointError` for what is none, or too long to be read."""
+    _no_pointer(path, origin)
     if path.stat().st_size > MAX_TEXT:
         raise too_large(path.name, path.stat().st_size, origin)
     try:
@@ -145,9 +138,21 @@ def _no_giant(where: str, key: str, value: Any) -> None:
 
 def _small_header(weights: Path, origin: str) -> None:
     """safetensors takes headers up to 100 MB, which takes it minutes. One that is longer than the file it refuses."""
+    _no_pointer(weights, origin)
     with weights.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if MAX_TEXT < length <= weights.stat().st_size:
         raise CheckpointError(
             f"{origin}: {weights.name} has a header of {length / 1e6:.0f} MB; the limit is {MAX_TEXT / 1e6:.0f} MB"
         )
+
+
+def _no_pointer(path: Path, origin: str) -> None:
+    """What a clone without git-lfs has instead of a large file: three lines (git-lfs/docs/spec.md)."""
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head.startswith(b"version https://git-lfs"):
+        return
+    size = re.search(rb"^size (\d+)$", head, re.MULTILINE)
+    told = f" of {int(size[1]) / 1e6:.0f} MB" if size else ""
+    raise CheckpointError(f"{origin}: {path.name} is a Git LFS pointer to a file{told}; `git lfs pull` brings the file")

@@ -1,9 +1,9 @@
 """Where a checkpoint comes from, and whether it is one that can be released.
 
 A source is a folder, an S3 prefix or a repository of the hub, in Hugging Face format: `config.json`,
-`preprocessor_config.json` and `model.safetensors` (or its index and shards). A folder or prefix either is a checkpoint
-itself or holds candidates, each in a folder named by the time it was made (`20261122T230000`): the newest one counts.
-In a repository the newest commit does.
+`preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and shards). A folder or
+prefix either is a checkpoint itself or holds candidates, each in a folder named by the time it was made
+(`20261122T230000`): the newest one counts. In a repository the newest commit does.
 
 Only the files that matter are fetched, only safetensors are read, and a checkpoint that brings its own code is
 refused: nothing that came from outside is ever run.
@@ -18,19 +18,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from model_release.artifact import files, inspection
+from model_release.artifact import files, inspection, labels
 from model_release.artifact.bucket import MAX_FILE
 from model_release.artifact.hub import HubAccess, HubPlace
 from model_release.artifact.origins import DirectoryPlace, Log, Place, PrefixPlace
 from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 
-CONFIG = inspection.CONFIG
+CONFIG = labels.CONFIG
 PROCESSOR = inspection.PROCESSOR
+PROCESSORS = inspection.PROCESSORS
 WEIGHTS = "model.safetensors"
 INDEX = inspection.INDEX
 
 _CANDIDATE = re.compile(r"\d{8}T\d{6}Z?")
 _REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+_ADAPTER = "adapter_config.json"
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 
 
@@ -68,7 +70,7 @@ def fetch(
     `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` with `s3`, a boto3 client, or
     `{"hub": "owner/name"}` with `hub`, how it is reached (default: as the environment says). A relative path is below
     `base` (default: the working directory), and is recorded as it was given: the worker's own paths are nobody's
-    business. `log` hears how downloads get on.
+    business. `log` hears how downloads get on, and what is to be known of the labels.
 
     `not_later_than` picks the newest candidate, or the newest commit of the branch, made by then (a backfill of an
     earlier date); a source without candidates does not heed it. `"revision"` beside the place names the one to take:
@@ -81,18 +83,21 @@ def fetch(
     revision = source.get("revision")
     place = _place(source, s3, base or Path(), hub or HubAccess(), not_later_than, log or (lambda _: None))
     candidate = None
+    _no_adapter(place)
     if place.commit is None and (revision or CONFIG not in place.names()):
         candidate = _candidate(place, revision, not_later_than)
         place = place.inside(candidate)
     with files.replaced(destination) as fresh:
         _bring(place, fresh)
-        labels, architecture = inspection.check(fresh, place.origin)
+        named, architecture, notes = inspection.check(fresh, place.origin)
+    for note in notes:
+        (log or (lambda _: None))(f"note: {note}")
     return Checkpoint(
         directory=destination,
         origin=place.origin,
         fingerprint=files.combined(files.digests(destination)),
         architecture=architecture,
-        labels=labels,
+        labels=named,
         candidate=candidate,
         commit=place.commit,
         time=candidate_time(candidate) if candidate else place.time,
@@ -157,10 +162,35 @@ def newest_candidate(names: Iterable[str], not_later_than: datetime | None = Non
     return max(times, key=lambda name: (times[name], name), default=None)
 
 
+def _no_adapter(place: Place) -> None:
+    """transformers applies an adapter that lies beside the weights, and only the weights would be fetched."""
+    if _ADAPTER in place.names():
+        raise CheckpointError(
+            f"{place.looked_at} holds a LoRA adapter ({_ADAPTER}), which changes a model's weights; merge it into them "
+            "(merge_and_unload of peft does) and save the model without it"
+        )
+
+
 def _bring(place: Place, target: Path) -> None:
+    _no_adapter(place)
     there = set(place.names())
-    missing = [name for name in (CONFIG, PROCESSOR) if name not in there]
+    marks: dict[str, object] = {}
+
+    def bring(name: str) -> None:
+        marks[name] = place.mark(name)
+        place.bring(name, target / name)
+
+    def bring_text(name: str) -> None:
+        if place.size(name) > inspection.MAX_TEXT:
+            raise inspection.too_large(name, place.size(name), place.origin)
+        bring(name)
+
+    if CONFIG in there:
+        bring_text(CONFIG)
+        inspection.check_kind(target / CONFIG, place.origin)
+    processors = [name for name in (PROCESSOR, PROCESSORS) if name in there]
     weights = [WEIGHTS] if WEIGHTS in there else [INDEX] if INDEX in there else []
+    missing = [CONFIG] * (CONFIG not in there) + [PROCESSOR] * (not processors)
     if not weights:
         pickled = sorted(name for name in there if name.endswith(_PICKLED))
         if pickled:
@@ -171,16 +201,8 @@ def _bring(place: Place, target: Path) -> None:
         missing.append(WEIGHTS)
     if missing:
         raise CheckpointError(f"{place.looked_at} lacks {', '.join(missing)}")
-    marks: dict[str, object] = {}
-
-    def bring(name: str) -> None:
-        marks[name] = place.mark(name)
-        place.bring(name, target / name)
-
-    for name in (CONFIG, PROCESSOR, *(name for name in weights if name == INDEX)):
-        if place.size(name) > inspection.MAX_TEXT:
-            raise inspection.too_large(name, place.size(name), place.origin)
-        bring(name)
+    for name in (*processors, *(name for name in weights if name == INDEX)):
+        bring_text(name)
     if weights == [INDEX]:
         weights = sorted(inspection.shards_of(target / INDEX, place.origin))
         absent = [name for name in weights if name not in there]

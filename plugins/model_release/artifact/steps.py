@@ -37,6 +37,7 @@ class Request:
         no_stable: of `evaluate`: why there is no stable version to compare with; None where there is one.
         picture: of `evaluate`: where the confusion matrix goes.
         release: whose request it is: runs that build the same, as dates of one backfill, ask each for itself.
+        fold: of `export`: the model file's `build.fold`.
     """
 
     step: Name
@@ -50,6 +51,7 @@ class Request:
     no_stable: str | None = None
     picture: str = ""
     release: str = ""
+    fold: bool = False
 
     @property
     def key(self) -> str:
@@ -117,7 +119,12 @@ def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Pa
 
     store.unstash(f"{request.build}/checkpoint", scratch / "checkpoint")
     made = export.export(
-        scratch / "checkpoint", scratch / "export", handler=handler, fingerprint=request.fingerprint, log=log
+        scratch / "checkpoint",
+        scratch / "export",
+        handler=handler,
+        fingerprint=request.fingerprint,
+        fold=request.fold,
+        log=log,
     )
     store.stash(f"{request.build}/export", made.directory)
     return {"parity": made.report["parity"]}
@@ -175,7 +182,7 @@ def _check_toolchain(asked: dict[str, str], handler: Path) -> None:
     release of the package, and what differs by it the parity check measures."""
     from model_release.artifact.export import toolchain
 
-    here = toolchain(handler)
+    here = toolchain(handler, fold="fold" in asked)
     other = {
         name: (version, here.get(name, "nothing"))
         for name, version in asked.items()

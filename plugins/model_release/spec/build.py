@@ -112,7 +112,7 @@ class Training(Part):
 
 
 class Build(Part):
-    """Where the heavy tasks run: on the worker, or in a pod of their own."""
+    """Where the heavy tasks run, on the worker or in a pod of their own, and how a model is exported."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
 
@@ -123,6 +123,11 @@ class Build(Part):
     service_account: str | None = Field(None, pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=63)
     resources: dict[str, str] = Field(
         default_factory=dict, description="cpu, memory, nvidia.com/gpu: request and limit."
+    )
+    fold: bool = Field(
+        False,
+        description="Fold each BatchNorm into the convolution before it: somewhat faster, and probabilities that may "
+        "differ from the original's by 1e-4 instead of 1e-5.",
     )
 
     @model_validator(mode="after")

@@ -8,6 +8,7 @@ Imports the Kubernetes client: `dag.py` imports this module only for models whos
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
@@ -132,7 +133,7 @@ class StepInPod(KubernetesPodOperator):
     def toolchain(self) -> dict[str, str]:
         from model_release.artifact.export import toolchain
 
-        return toolchain(self.root / "include" / "handlers" / "image_classifier.py")
+        return toolchain(self.root / "include" / "handlers" / "image_classifier.py", self.spec.build.fold)
 
 
 class ExportInPod(StepInPod):
@@ -142,7 +143,8 @@ class ExportInPod(StepInPod):
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
-        return steps.Request("export", build, service, resolved["fingerprint"], self.toolchain, release=release)
+        asked = steps.Request("export", build, service, resolved["fingerprint"], self.toolchain, release=release)
+        return replace(asked, fold=self.spec.build.fold)
 
 
 class ArchiveInPod(StepInPod):

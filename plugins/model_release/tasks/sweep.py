@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from model_release.serving.settle import Prove, Release
 
 SWEEP = "sweep"
+# How long a canary that was closed may wait for its own run to settle it. A run whose task instance was deleted looks
+# alive for ever, and would keep the service from every later release.
+LEFT = timedelta(minutes=30)
 Service = tuple[str, str]  # namespace and name of an InferenceService
 
 
@@ -94,8 +97,8 @@ class _Abandoned:
 
 class Sweep(BaseOperator):
     """Reads each service's lease and live state: the services of the model files, and those that the cluster's leases
-    name, whose files are gone. Nothing is touched where the holder's run is alive, or is a run of
-    another Airflow.
+    name, whose files are gone. Nothing is touched where the holder's run is alive (but for a canary that was closed
+    half an hour ago, and that nobody settles), or is a run of another Airflow.
 
     What was left is taken over first, so that no release begins on it meanwhile, then settled, its decision record
     finished, and the lease given free. All canaries go to 0 % before the first is cleaned up. Run again, killed or
@@ -183,7 +186,7 @@ class Sweep(BaseOperator):
                 f"{_key(service)}: is being released by another Airflow, {claim.owner.dag_id} {claim.owner.run_id} "
                 f"({claim.stage}, since {lease.since}): {claim.owner.url}"
             )
-        if claim.owner.identity != me.identity and not run_is_over(claim.owner):
+        if claim.owner.identity != me.identity and not run_is_over(claim.owner) and not _is_left(lease, claim):
             return None
         return self._take_over(specs, lease, claim, me)
 
@@ -270,6 +273,13 @@ class Sweep(BaseOperator):
             notify.tell(spec, run, notify.SWEPT, why)
         elif (found := version_in(one.storage_uri)) is not None:
             _amend(found[0], claim.release, finish)
+
+
+def _is_left(lease: Lease, claim: Claim) -> bool:
+    """Whether a canary was closed, and nobody came to settle it since."""
+    if claim.closed is None or not lease.renewed:
+        return False
+    return datetime.now(UTC) - datetime.fromisoformat(lease.renewed) >= LEFT
 
 
 def _amend(store: str, release: str, edit: Callable[[Any], None]) -> None:

@@ -81,7 +81,7 @@ def _row(key: str, members: list[ModelSpec], parts: Mapping[tuple[str, str], Par
         (leases.value or {}).get(GUARD),
     )
     if services.trouble is None and leases.trouble is not None:
-        row["trouble"] = leases.trouble
+        row |= {"trouble": leases.trouble, "guard": None}
     stores = dict.fromkeys(spec.store for spec in members)
     entries = [entry for store in stores if (entry := (parts["newest", store].value or {}).get(key)) is not None]
     trouble = next((parts["newest", store].trouble for store in stores if parts["newest", store].trouble), None)

@@ -28,7 +28,7 @@ def standing(
     """The service as it stands. `trouble` is why the cluster told nothing; all is unknown then, and nothing is zero.
 
     A release is named, and its run, where it is of one of `models`: others may release to the service, too. `guard` is
-    the guard's own lease in the namespace.
+    the guard's own lease in the namespace; who could not read the leases does not know of it, and says None instead.
     """
     claim, unread = _claim(lease)
     if trouble is not None:
@@ -126,7 +126,7 @@ def _stage(lease: Lease | None, claim: Claim | None, models: Collection[str]) ->
             "since": claim.opened_at or lease.since,
             "release": claim.release if claim.release and shown else None,
             "holder": claim.owner.url if shown else None,
-            "looked": {"at": lease.renewed, "by": lease.looked_by or "a task"},
+            "looked": {"at": lease.renewed, "by": lease.looked_by or "a task"} if lease.renewed else None,
         }
     return found
 

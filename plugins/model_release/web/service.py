@@ -119,7 +119,7 @@ def _standing(parts: Mapping[str, Part[Any]], name: str, specs: Mapping[str, Mod
     held = leases.value or {}
     row = live.standing((services.value or {}).get(name), held.get(name), services.trouble, specs, held.get(GUARD))
     if services.trouble is None and leases.trouble is not None:
-        row["trouble"] = leases.trouble
+        row |= {"trouble": leases.trouble, "guard": None}
     return row
 
 

@@ -100,7 +100,7 @@ async def test_next_release_after_a_rollback_leaks_unless_it_is_staged(stack: An
 async def test_between_a_write_and_its_effect_the_status_is_first_behind_and_then_ahead(
     stack: Any, manifest: Any
 ) -> None:
-    """Behind: Ready, of a generation that was. Ahead: the new share, and the gateway has the old one."""
+    """Behind: Ready, of a generation that was. Ahead: the new share, of which the gateway has not said that it acts."""
     await canary_open(stack, manifest)
     observed = stack.isvc()["status"]["observedGeneration"]
     closed = merge(stack.isvc(), {"spec": {"predictor": {"canaryTrafficPercent": 0}}})
@@ -112,7 +112,7 @@ async def test_between_a_write_and_its_effect_the_status_is_first_behind_and_the
         seen.append((status["observedGeneration"], ready.get("reason", ready["status"]), stack.effective(), users))
     old, new = {R1: 70, R2: 30}, {R1: 100, R2: 0}
     assert seen[0] == (observed, "True", old, old)
-    assert (observed + 1, "IngressNotConfigured", new, old) in seen
+    assert (observed + 1, "IngressNotConfigured", new) in [one[:3] for one in seen]
     assert seen[-1] == (observed + 1, "True", new, {R1: 100})
 
 

@@ -21,6 +21,7 @@ from typing import Any
 
 from model_release.artifact import files
 from model_release.artifact.evaluation.gates import some
+from model_release.artifact.labels import one_of_several
 from model_release.artifact.s3 import split_uri, talking_about
 from model_release.errors import SpecError
 
@@ -62,6 +63,12 @@ class LabelledImages:
     def check_labels(self, known: Collection[str]) -> None:
         """Raises `SpecError` for a folder that is named like no label of the model: its images could only be wrong."""
         strange = [label for label in self.support if label not in known]
+        for label in strange:
+            if several := one_of_several(label, known):
+                raise SpecError(
+                    f"{self.uri} has a folder {label}, and {len(several)} classes of the model have that name; name it "
+                    f"after the one that is meant: {some(several)}"
+                )
         if strange:
             raise SpecError(
                 f"{self.uri} has images of {some(strange)}, which the model does not know; it knows "

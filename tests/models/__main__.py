@@ -1,0 +1,98 @@
+"""docs/models.md anew: `python tests/models` (make models). With names, only those cases, and no file is written."""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+import transformers
+from cases import FULL, Case, kinds, tiny
+from run import LIMIT, Row, row
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+
+
+def tried(cases: Iterable[Case], own_process: bool) -> list[Row]:
+    rows = []
+    for case in cases:
+        with tempfile.TemporaryDirectory(prefix="model-") as folder:
+            rows.append(row(case, Path(folder), own_process=own_process))
+        print(f"{case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
+    return rows
+
+
+def page(small: list[Row], full: list[Row]) -> str:
+    passing = {each.case.kind for each in small if each.passed}
+    wrong = [each for each in (*small, *full) if each.wrong]
+    return "\n".join(
+        [
+            "# Which models can be released",
+            "",
+            "Made by `make models`; do not edit. Every architecture that transformers "
+            f"{transformers.__version__} maps to image classification goes through export → archive → bare check → "
+            f"handler (torch {torch.__version__.split('+')[0]}), and answers ten pictures (photo, grey, palette, RGBA, "
+            "CMYK, EXIF-turned, 1x1, very wide, 16-bit, tall) beside the transformers pipeline with the checkpoint's own "
+            f"processor (its PIL form). *Passes*: the same label first, and every probability within {LIMIT:g}. Weights "
+            "are random, with the statistics of trained ones. Where a model is refused, the sentence is the one that a "
+            "release shows, before anything is uploaded.",
+            "",
+            f"**{len(passing)} of {len(kinds())} architectures pass, {sum(each.passed for each in small)} of "
+            f"{len(small)} tiny variants, {sum(each.passed for each in full)} of {len(full)} full-size configurations; "
+            f"wrong answers: {len(wrong)}.**",
+            "",
+            "Pictures are read by one rule, the pipeline's: upright by EXIF, and as RGB; transparency is dropped, whatever "
+            "a processor's `do_convert_rgb` says. One picture is read better: 16-bit samples are scaled to 8 bits, as "
+            "every viewer does, where the pipeline clips them to white. Labels are those of `id2label`, as text: classes "
+            "without a name are called LABEL_3, and a name that several classes have is told apart by their numbers, "
+            "`crane (134)` and `crane (517)`. Both are noted in the release's log.",
+            "",
+            "## Tiny configurations of every architecture",
+            "",
+            *_table(small),
+            "",
+            "## Full-size configurations of what is downloaded most",
+            "",
+            *_table(full),
+            "",
+        ]
+    )
+
+
+def _table(rows: list[Row]) -> list[str]:
+    lines = ["| architecture | configuration | result | largest probability difference | seconds |"]
+    lines += ["|---|---|---|---:|---:|"]
+    for each in rows:
+        difference = "" if each.difference is None else f"{each.difference:.0e}" if each.difference else "0"
+        said = _said(each).replace("|", "\\|")
+        lines.append(f"| {each.case.kind} | {each.case.name} | {said} | {difference} | {each.seconds:.1f} |")
+    return lines
+
+
+def _said(each: Row) -> str:
+    if each.wrong:
+        return f"**wrong**: {each.wrong}"
+    if not each.made:
+        return f"not tried: {each.refused}"
+    return f"refused: {each.refused}" if each.refused else "passes"
+
+
+def main() -> int:
+    torch.set_num_threads(2)
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    asked = sys.argv[1:]
+
+    def chosen(cases: Iterable[Case]) -> list[Case]:
+        return [case for case in cases if not asked or any(str(case).startswith(name) for name in asked)]
+
+    small, full = tried(chosen(tiny()), own_process=False), tried(chosen(FULL), own_process=True)
+    if not asked:
+        PAGE.write_text(page(small, full), encoding="utf-8")
+    return 1 if any(each.wrong for each in (*small, *full)) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,432 @@
+"""Which models are tried: tiny ones of every architecture that the installed transformers maps to image
+classification, and full-size ones of the architectures that people download most.
+
+A case is a configuration and a processor; weights are random, with trained-like statistics (`models.make`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+SMALL = {
+    "image_size": 32,
+    "patch_size": 8,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+}
+STAGES = {"hidden_sizes": [8, 8, 16, 16], "depths": [1, 1, 1, 1]}
+SQUARE = {"height": 32, "width": 32}
+CUT = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
+
+
+@dataclass(frozen=True)
+class Case:
+    """`kind` is the configuration's model_type; `processor` the settings beside the class of `image_processor`
+    (default: the one that transformers maps to the kind)."""
+
+    kind: str
+    name: str
+    config: dict[str, Any] = field(default_factory=dict)
+    processor: dict[str, Any] = field(default_factory=dict)
+    image_processor: str | None = None
+    architecture: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}".strip()
+
+
+#: By model_type: the tiny configuration, the processor's settings, and what varies.
+TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, Any], dict[str, Any]]]]] = {
+    "beit": (
+        SMALL,
+        {"size": SQUARE, "crop_size": SQUARE},
+        {
+            "relative position bias": ({"use_relative_position_bias": True}, {}),
+            "cut": ({}, {"size": {"height": 36, "width": 36}, "do_center_crop": True}),
+        },
+    ),
+    "bit": (
+        {"embedding_size": 16, **STAGES, "num_groups": 4},
+        CUT,
+        {"bottleneck": ({"layer_type": "bottleneck"}, {}), "same padding": ({"global_padding": "SAME"}, {})},
+    ),
+    "clip": (
+        {"vision_config": {**SMALL, "projection_dim": 16}, "text_config": {"hidden_size": 32}, "projection_dim": 16},
+        CUT,
+        {},
+    ),
+    "convnext": (
+        {**STAGES, "image_size": 32},
+        {"size": {"shortest_edge": 32}},
+        {
+            "at 384": ({}, {"size": {"shortest_edge": 384}}),
+            "at 384, crop_pct null": ({}, {"size": {"shortest_edge": 384}, "crop_pct": None}),
+        },
+    ),
+    "convnextv2": ({**STAGES, "image_size": 32}, {"size": {"shortest_edge": 32}}, {}),
+    "cvt": (
+        {"embed_dim": [8, 16, 16], "num_heads": [1, 1, 2], "depth": [1, 1, 1]},
+        {"size": {"shortest_edge": 32}},
+        {},
+    ),
+    "data2vec-vision": (SMALL, {"size": SQUARE, "crop_size": SQUARE}, {}),
+    "deit": (
+        SMALL,
+        {"size": {"height": 38, "width": 38}, "crop_size": SQUARE},
+        {"with teacher": ({}, {}), "whole picture": ({}, {"size": SQUARE, "do_center_crop": False})},
+    ),
+    "dinat": ({"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "kernel_size": 3}, {"size": SQUARE}, {}),
+    "dinov2": (
+        SMALL,
+        CUT,
+        {
+            "SwiGLU": ({"use_swiglu_ffn": True}, {}),
+            "at another size": ({"image_size": 64}, {}),
+        },
+    ),
+    "dinov2_with_registers": (SMALL, CUT, {}),
+    "donut-swin": (
+        {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
+        {"size": SQUARE},
+        {
+            "oblong": ({"image_size": [40, 24]}, {"size": {"height": 40, "width": 24}}),
+            "long axis": ({"image_size": [40, 24]}, {"size": {"height": 40, "width": 24}, "do_align_long_axis": True}),
+        },
+    ),
+    "efficientnet": (
+        {
+            "image_size": 32,
+            "width_coefficient": 0.25,
+            "depth_coefficient": 0.25,
+            "hidden_dim": 320,
+        },
+        {"size": SQUARE},
+        {
+            "without include_top": ({}, {"include_top": False}),
+            "rescale_offset": ({}, {"rescale_offset": True, "rescale_factor": 1 / 127.5}),
+        },
+    ),
+    "focalnet": (
+        {
+            "image_size": 32,
+            "patch_size": 4,
+            "embed_dim": 16,
+            "depths": [1, 1],
+            "hidden_sizes": [16, 32],
+            "focal_levels": [2, 2],
+            "focal_windows": [3, 3],
+        },
+        CUT,
+        {"layerscale": ({"use_layerscale": True}, {}), "post layernorm": ({"use_post_layernorm": True}, {})},
+    ),
+    "hgnet_v2": (
+        {
+            "embedding_size": 8,
+            "stem_channels": [3, 4, 8],
+            "depths": [1, 1],
+            "hidden_sizes": [16, 32],
+            "stage_in_channels": [8, 16],
+            "stage_mid_channels": [8, 8],
+            "stage_out_channels": [16, 32],
+            "stage_num_blocks": [1, 1],
+            "stage_downsample": [False, True],
+            "stage_light_block": [False, False],
+            "stage_kernel_size": [3, 3],
+            "stage_numb_of_layers": [2, 2],
+        },
+        CUT,
+        {},
+    ),
+    "hiera": (
+        {
+            "image_size": [32, 32],
+            "patch_size": [3, 3],
+            "patch_stride": [4, 4],
+            "patch_padding": [1, 1],
+            "embed_dim": 16,
+            "depths": [1, 1],
+            "num_heads": [1, 2],
+            "masked_unit_size": [4, 4],
+            "num_query_pool": 1,
+            "query_stride": [2, 2],
+        },
+        CUT,
+        {},
+    ),
+    "ijepa": (SMALL, {"size": SQUARE}, {}),
+    "imagegpt": (
+        {"vocab_size": 9, "n_positions": 64, "n_embd": 32, "n_layer": 2, "n_head": 2},
+        {
+            "size": {"height": 8, "width": 8},
+            "clusters": [[a, b, -a] for a in (-0.8, 0.7) for b in (-0.6, 0.1, 0.9, 0.3)],
+        },
+        {},
+    ),
+    "levit": (
+        {
+            "image_size": 64,
+            "hidden_sizes": [16, 24, 32],
+            "num_attention_heads": [1, 2, 2],
+            "depths": [1, 1, 1],
+            "key_dim": [8, 8, 8],
+            "attention_ratio": [2, 2, 2],
+            "mlp_ratio": [2, 2, 2],
+        },
+        {"size": {"shortest_edge": 64}, "crop_size": {"height": 64, "width": 64}},
+        {"with teacher": ({}, {})},
+    ),
+    "metaclip_2": (
+        {"vision_config": {**SMALL, "projection_dim": 16}, "text_config": {"hidden_size": 32}, "projection_dim": 16},
+        CUT,
+        {},
+    ),
+    "mobilenet_v1": (
+        {"image_size": 32, "depth_multiplier": 0.25},
+        CUT,
+        {"TensorFlow's padding off": ({"tf_padding": False}, {})},
+    ),
+    "mobilenet_v2": (
+        {"image_size": 32, "depth_multiplier": 0.25},
+        CUT,
+        {"TensorFlow's padding off": ({"tf_padding": False}, {})},
+    ),
+    "mobilevit": (
+        {
+            "image_size": 32,
+            "hidden_sizes": [16, 16, 24],
+            "neck_hidden_sizes": [8, 8, 16, 16, 16, 24, 32],
+            "num_attention_heads": 2,
+        },
+        CUT,
+        {"RGB": ({}, {"do_flip_channel_order": False})},
+    ),
+    "mobilevitv2": ({"image_size": 32, "width_multiplier": 0.25}, CUT, {}),
+    "perceiver": (
+        {
+            "num_latents": 8,
+            "d_latents": 16,
+            "num_blocks": 1,
+            "num_self_attends_per_block": 1,
+            "num_self_attention_heads": 2,
+            "num_cross_attention_heads": 1,
+            "image_size": 32,
+        },
+        {"size": SQUARE, "crop_size": {"height": 36, "width": 36}},
+        {"Fourier": ({}, {}), "ConvProcessing": ({}, {})},
+    ),
+    "poolformer": (
+        {"image_size": 32, **STAGES},
+        {"size": {"shortest_edge": 32}, "crop_size": SQUARE},
+        {
+            "square": ({}, {"size": SQUARE}),
+            "crop_pct null": ({}, {"crop_pct": None}),
+        },
+    ),
+    "pp_lcnet": (
+        {"scale": 0.25},
+        {"image_processor_type": "PPLCNetImageProcessor"},
+        {"another processor": ({}, {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 32}})},
+    ),
+    "pvt": (
+        {
+            "image_size": 32,
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 16, 16, 16],
+            "num_attention_heads": [1, 2, 2, 2],
+        },
+        {"size": SQUARE},
+        {},
+    ),
+    "pvt_v2": (
+        {
+            "image_size": 32,
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 16, 16, 16],
+            "num_attention_heads": [1, 2, 2, 2],
+            "sr_ratios": [4, 2, 2, 1],
+        },
+        {"size": SQUARE},
+        {"linear attention": ({"linear_attention": True}, {})},
+    ),
+    "regnet": (
+        {"embedding_size": 8, **STAGES, "groups_width": 4},
+        {"size": {"shortest_edge": 32}},
+        {"X layers": ({"layer_type": "x"}, {})},
+    ),
+    "resnet": (
+        {"embedding_size": 8, **STAGES},
+        {"size": {"shortest_edge": 32}},
+        {
+            "basic": ({"layer_type": "basic"}, {}),
+            "50 layers": ({"embedding_size": 16, "hidden_sizes": [16, 32, 64, 128], "depths": [3, 4, 6, 3]}, {}),
+            "each image its own shape": (
+                {},
+                {"image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 40}, "do_center_crop": False},
+            ),
+        },
+    ),
+    "segformer": (
+        {
+            "image_size": 32,
+            "depths": [1, 1, 1, 1],
+            "hidden_sizes": [8, 16, 16, 16],
+            "num_attention_heads": [1, 2, 2, 2],
+        },
+        {"size": SQUARE},
+        {"do_reduce_labels": ({}, {"do_reduce_labels": True})},
+    ),
+    "shieldgemma2": ({}, {}, {}),
+    "siglip": ({"vision_config": SMALL, "text_config": {"hidden_size": 32}}, {"size": SQUARE}, {}),
+    "siglip2": (
+        {"vision_config": {**SMALL, "num_patches": 16}, "text_config": {"hidden_size": 32}},
+        {"patch_size": 8, "max_num_patches": 16},
+        {},
+    ),
+    "swiftformer": (
+        {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [16, 16, 32, 32], "mlp_ratio": 2},
+        {"size": {"height": 64, "width": 64}},
+        {},
+    ),
+    "swin": (
+        {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+        {"size": SQUARE},
+        {
+            "absolute positions": ({"use_absolute_embeddings": True}, {}),
+            "at another size": ({}, {"size": {"height": 40, "width": 56}}),
+        },
+    ),
+    "swinv2": (
+        {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 2], "num_heads": [1, 2], "window_size": 4},
+        {"size": SQUARE},
+        {"pretrained windows": ({"pretrained_window_sizes": [2, 2]}, {})},
+    ),
+    "textnet": (
+        {
+            "image_size": [64, 64],
+            "stem_num_channels": 3,
+            "stem_out_channels": 8,
+            "hidden_sizes": [8, 8, 16, 16, 16],
+            "conv_layer_kernel_sizes": [[[3, 3]], [[3, 3]], [[3, 3]], [[3, 1]]],
+            "conv_layer_strides": [[2], [2], [2], [2]],
+        },
+        {"size": {"shortest_edge": 64}},
+        {"cut": ({}, {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}})},
+    ),
+    "timm_wrapper": ({"architecture": "resnet18"}, {}, {}),
+    "vit": (
+        SMALL,
+        {"size": SQUARE},
+        {
+            "tanh-GELU": ({"hidden_act": "gelu_pytorch_tanh"}, {}),
+            "quick GELU": ({"hidden_act": "quick_gelu"}, {}),
+            "several labels at once": ({"problem_type": "multi_label_classification"}, {}),
+            "tuples": ({"return_dict": False}, {}),
+            "eager attention": ({"attn_implementation": "eager"}, {}),
+            "hidden states": ({"output_hidden_states": True}, {}),
+            "oblong": ({"image_size": [24, 40]}, {"size": {"height": 24, "width": 40}}),
+            "RGB by the processor": ({}, {"do_convert_rgb": True}),
+            "size as one number": ({}, {"size": 32}),
+            "size as text": ({}, {"size": "32"}),
+            "scalar mean": ({}, {"image_mean": 0.5, "image_std": 0.25}),
+            "rescale_factor null": ({}, {"rescale_factor": None}),
+            "not rescaled": ({}, {"do_rescale": False, "image_mean": [127.0] * 3, "image_std": [60.0] * 3}),
+            "nearest": ({}, {"resample": 0}),
+            "Lanczos": ({}, {"resample": 1}),
+        },
+    ),
+    "vit_msn": (SMALL, {"size": SQUARE}, {}),
+}
+
+# Kinds without a processor of their own in transformers' mapping, and what their checkpoints are saved with.
+PROCESSORS = {"hgnet_v2": "BitImageProcessorPil", "dinov2_with_registers": "BitImageProcessorPil"}
+
+_OTHER_CLASSES = {
+    "deit with teacher": "DeiTForImageClassificationWithTeacher",
+    "levit with teacher": "LevitForImageClassificationWithTeacher",
+    "perceiver Fourier": "PerceiverForImageClassificationFourier",
+    "perceiver ConvProcessing": "PerceiverForImageClassificationConvProcessing",
+}
+
+
+def kinds() -> list[str]:
+    """What the installed transformers maps to image classification."""
+    return sorted(MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES)
+
+
+def tiny() -> Iterator[Case]:
+    """One case or more of every kind; a kind that nobody has described here yet comes without configuration."""
+    for kind in kinds():
+        if kind not in TINY:
+            yield Case(kind, "(no tiny configuration in tests/models/cases.py yet)")
+            continue
+        config, processor, variants = TINY[kind]
+        yield Case(kind, "", config, processor, PROCESSORS.get(kind))
+        for name, (changes, settings) in variants.items():
+            yield Case(
+                *(kind, name, {**config, **changes}, {**processor, **settings}, PROCESSORS.get(kind)),
+                architecture=_OTHER_CLASSES.get(f"{kind} {name}"),
+            )
+
+
+_224 = {"height": 224, "width": 224}
+_CONVNEXT = {"size": {"shortest_edge": 224}, "crop_pct": 0.875}
+
+#: Named after the checkpoint whose configuration it is.
+FULL: tuple[Case, ...] = (
+    Case("vit", "vit-base-patch16-224", {}, {}),
+    Case("vit", "vit-tiny-patch16-224", {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768}),
+    Case("vit", "vit-base-patch32-384", {"image_size": 384, "patch_size": 32}, {"size": {"height": 384, "width": 384}}),
+    Case(
+        "resnet",
+        "resnet-18",
+        {"layer_type": "basic", "hidden_sizes": [64, 128, 256, 512], "depths": [2, 2, 2, 2]},
+        _CONVNEXT,
+    ),
+    Case("resnet", "resnet-50", {}, _CONVNEXT),
+    Case("resnet", "resnet-101", {"depths": [3, 4, 23, 3]}, _CONVNEXT),
+    Case("convnext", "convnext-tiny-224", {}, _CONVNEXT),
+    Case("convnextv2", "convnextv2-tiny-22k-384", {"image_size": 384}, {"size": {"shortest_edge": 384}}),
+    Case("swin", "swin-tiny-patch4-window7-224", {}, {}),
+    Case(
+        "swinv2",
+        "swinv2-tiny-patch4-window8-256",
+        {"image_size": 256, "window_size": 8},
+        {"size": {"height": 256, "width": 256}},
+    ),
+    Case(
+        "deit",
+        "deit-tiny-patch16-224",
+        {"hidden_size": 192, "num_attention_heads": 3, "intermediate_size": 768},
+        {"size": {"height": 256, "width": 256}},
+    ),
+    Case("beit", "beit-base-patch16-224", {"use_relative_position_bias": True}, {}),
+    Case("mobilenet_v1", "mobilenet_v1_1.0_224", {}, {}),
+    Case("mobilenet_v2", "mobilenet_v2_1.0_224", {}, {}),
+    Case("mobilevit", "mobilevit-small", {}, {"size": {"shortest_edge": 288}}),
+    Case("mobilevitv2", "mobilevitv2-1.0-imagenet1k-256", {}, {"size": {"shortest_edge": 288}}),
+    Case(
+        "efficientnet",
+        "efficientnet-b0",
+        {"image_size": 224, "width_coefficient": 1.0, "depth_coefficient": 1.0, "hidden_dim": 1280},
+        {"size": _224, "resample": 0},
+    ),
+    Case("regnet", "regnet-y-040", {}, _CONVNEXT),
+    Case("siglip", "siglip-base-patch16-224", {}, {}),
+    Case(
+        "dinov2",
+        "dinov2-small-imagenet1k-1-layer",
+        {"hidden_size": 384, "num_attention_heads": 6, "image_size": 518, "patch_size": 14},
+        {"size": {"shortest_edge": 256}},
+    ),
+    Case("segformer", "mit-b0", {}, {"size": {"height": 512, "width": 512}}),
+    Case("poolformer", "poolformer_s12", {}, {}),
+    Case("levit", "levit-128S", {}, {}),
+    Case("cvt", "cvt-13", {}, _CONVNEXT),
+    Case("clip", "clip-vit-base-patch32", {}, {}),
+)

@@ -1,0 +1,211 @@
+"""One model through export → archive → bare check → handler, beside the transformers pipeline, on ten pictures."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import io
+import json
+import shutil
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+from cases import Case
+from pictures import pictures, sixteen_bits
+from PIL import Image
+from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
+
+from model_release.artifact import archive, export, source, trace
+from model_release.errors import ReleaseError
+
+ROOT = Path(__file__).resolve().parents[2]
+HANDLER = ROOT / "include" / "handlers" / "image_classifier.py"
+#: How far a probability may be from the pipeline's.
+LIMIT = 1e-4
+#: A count that no other part of a model has, so that the head is found by it.
+LABELS = 11
+#: Standard deviation of the logits, as trained classifiers have it.
+SPREAD = 2.0
+
+
+class NotMade(Exception):
+    """The installed transformers cannot make this model at all; the message says why."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """What became of a case. `refused` is the product's own sentence, `wrong` a fault of it: an answer that is not the
+    pipeline's, or an end without a sentence. `made` is False where transformers itself cannot make the model."""
+
+    case: Case
+    seconds: float
+    difference: float | None = None
+    refused: str = ""
+    wrong: str = ""
+    made: bool = True
+
+    @property
+    def passed(self) -> bool:
+        return not self.refused and not self.wrong and self.made
+
+
+def row(case: Case, folder: Path, *, whole: bool = True, own_process: bool = False) -> Row:
+    """Tries a case in the empty `folder`. With `whole` the archive is made and checked too; with `own_process` the
+    export runs in its own process, as in a build."""
+    began = time.monotonic()
+
+    def seconds() -> float:
+        return time.monotonic() - began
+
+    try:
+        make(case, folder / "checkpoint")
+    except NotMade as reason:
+        return Row(case, seconds(), refused=str(reason), made=False)
+    try:
+        served = _released(folder, whole, own_process)
+        difference = _beside_the_pipeline(folder / "checkpoint", served)
+    except ReleaseError as refusal:
+        sentence = str(refusal).replace(str(folder), "…")
+        return Row(case, seconds(), refused=sentence, wrong="several lines" if "\n" in sentence else "")
+    except AssertionError as wrong:
+        return Row(case, seconds(), wrong=str(wrong).splitlines()[0])
+    except Exception as crash:
+        return Row(case, seconds(), wrong=f"{type(crash).__name__}: {str(crash).splitlines()[0] if str(crash) else ''}")
+    return Row(case, seconds(), difference)
+
+
+def make(case: Case, folder: Path) -> None:
+    """Saves the case's checkpoint into `folder`: random weights that answer as trained ones do."""
+    folder.mkdir(parents=True)
+    if case.kind == "timm_wrapper":
+        config = {"architectures": ["TimmWrapperForImageClassification"], "model_type": "timm_wrapper", **case.config}
+        (folder / "config.json").write_text(json.dumps({**config, "label_names": list("abc"), "num_classes": 3}))
+        (folder / "model.safetensors").write_bytes(b"")
+        return
+    if not case.config and "no tiny configuration" in case.name:
+        raise NotMade(case.name.strip("()"))
+    names = {index: f"class {index}" for index in range(LABELS)}
+    torch.manual_seed(0)
+    options = dict(case.config)
+    attention = {"attn_implementation": options.pop("attn_implementation")} if "attn_implementation" in options else {}
+    try:
+        config = transformers.AutoConfig.for_model(
+            case.kind, **options, id2label=names, label2id={name: index for index, name in names.items()}
+        )
+        mapped = MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES[case.kind]
+        name = case.architecture or (mapped if isinstance(mapped, str) else mapped[0])
+        model = getattr(transformers, name)._from_config(config, **attention)
+    except Exception as error:
+        raise NotMade(f"transformers makes none: {str(error).strip().splitlines()[0]}") from error
+    processor = _processor(case)
+    (folder / "preprocessor_config.json").write_text(json.dumps(processor))
+    model.config.return_dict = True
+    _train(model, folder, case)
+    model.config.return_dict = case.config.get("return_dict", True)
+    model.save_pretrained(folder)
+
+
+def _processor(case: Case) -> dict[str, Any]:
+    mapped = IMAGE_PROCESSOR_MAPPING_NAMES.get(case.kind) or {}
+    name = case.image_processor or mapped.get("pil") or mapped.get("torchvision") or "ViTImageProcessor"
+    return {"image_processor_type": name.removesuffix("Pil"), **case.processor}
+
+
+def _train(model: Any, folder: Path, case: Case) -> None:
+    """BatchNorms get the statistics of some batches, and the head is scaled until logits lie apart as trained ones."""
+    try:
+        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        shown = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in list(pictures().values())[:4]]
+        batches = [dict(processor(images=picture, return_tensors="pt")) for picture in shown]
+    except Exception:  # a processor that cannot be had is for the export to refuse
+        return
+    for module in model.modules():
+        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+            # Running statistics of one picture after another, which are not each picture's own.
+            module.momentum = 0.3
+    # What cannot learn keeps its random statistics; whether it answers at all is for the export to say.
+    with contextlib.suppress(RuntimeError, ValueError, IndexError, TypeError), torch.no_grad():
+        # A batch of two: BatchNorm on 1x1 maps knows no statistics of one.
+        model.train()
+        for _ in range(3):
+            for batch in batches:
+                noisy = {name: torch.cat([value, _noisy(value)]) for name, value in batch.items()}
+                model(**noisy)
+        model.eval()
+        logits = torch.cat([model(**batch).logits for batch in batches])
+        head = [value for value in model.parameters() if value.ndim and value.shape[0] == LABELS]
+        for value in head:
+            value *= SPREAD / float(logits.std())
+
+
+def _noisy(value: torch.Tensor) -> torch.Tensor:
+    return value + torch.randn_like(value) * 0.2 if value.is_floating_point() else value
+
+
+def _released(folder: Path, whole: bool, own_process: bool) -> Any:
+    """The loaded handler of what a build makes of the checkpoint. Raises the product's own refusals."""
+    fetched = source.fetch({"directory": str(folder / "checkpoint")}, folder / "fetched")
+    output = folder / "export"
+    if own_process:
+        export.export(fetched.directory, output, handler=HANDLER, fingerprint=fetched.fingerprint)
+    else:
+        output.mkdir()
+        request = {"checkpoint": str(fetched.directory), "output": str(output), "handlers": str(HANDLER.parent)}
+        with trace._known_warnings_filtered():
+            trace.run({**request, "samples": [], "fold": False}, lambda _: None)
+    if whole:
+        made = archive.archive(output, "model", HANDLER, folder / "archive")
+        archive.check(made, output)
+    return _handler(output)
+
+
+def _handler(folder: Path) -> Any:
+    from ts.context import Context, RequestProcessor
+
+    if str(HANDLER.parent) not in sys.path:
+        sys.path.insert(0, str(HANDLER.parent))
+    handler = importlib.import_module("image_classifier").ImageClassifier()
+    manifest = {"model": {"modelName": "m", "modelVersion": "1.0", "serializedFile": "model.pt"}}
+    context = Context("m", str(folder), manifest, 1, None, "0.12.0")
+    handler.initialize(context)
+    handler.enveloped, handler.top_k = False, LABELS
+
+    def ask(picture: bytes) -> list[dict[str, Any]]:
+        context.request_processor = [RequestProcessor({})]
+        (answer,) = handler.handle([{"body": picture}], context)
+        assert isinstance(answer, list), f"the handler refuses a picture: {answer['error']}"
+        return answer
+
+    return ask
+
+
+def _beside_the_pipeline(checkpoint: Path, ask: Any) -> float:
+    """The largest difference of any probability of any picture. Raises `AssertionError` for another answer."""
+    model = transformers.AutoModelForImageClassification.from_pretrained(checkpoint)
+    model.config.return_dict = True
+    processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    pipeline = transformers.pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+    worst = 0.0
+    for name, picture in pictures().items():
+        shown = Image.open(io.BytesIO(picture))
+        if name == "16-bit":
+            # The pipeline would clip it at 255, which turns the picture white: it gets what every viewer shows.
+            shown = Image.fromarray((sixteen_bits() // 257).astype(np.uint8))
+        expected = pipeline(shown, top_k=LABELS)
+        scores = {answer["label"]: answer["score"] for answer in expected}
+        found = ask(picture)
+        worst = max(worst, *(abs(answer["score"] - scores[answer["label"]]) for answer in found))
+        assert worst <= LIMIT, f"{name}: a probability differs from the pipeline's by {worst:.2g}"
+        assert found[0]["label"] == expected[0]["label"], f"{name}: {found[0]} where the pipeline says {expected[0]}"
+    return worst
+
+
+def clean(folder: Path) -> None:
+    shutil.rmtree(folder, ignore_errors=True)
