@@ -115,7 +115,8 @@ def test_the_decision_record_has_each_change_of_traffic_with_its_revisions(story
     changes = told.record["traffic"]
     assert [(change["task"], change["revisions"].get(revision, 0)) for change in changes] == TRAFFIC[name]
     for change in changes:
-        task = told.tasks[change["task"]]
+        # What the triggerer moves, lies in the time of the task that waits for it.
+        task = told.tasks[change["task"] if change["task"] in ("stage", "go_live", "settle") else "canary"]
         assert moment(task["start_date"]) <= moment(change["time"]) <= moment(task["end_date"])
         assert sum(change["revisions"].values()) == 100
         assert change["percent"] == change["revisions"].get(revision, 0)

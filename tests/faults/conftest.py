@@ -44,6 +44,13 @@ def _left_at_rest(request: pytest.FixtureRequest, scene: Scene) -> Iterator[None
         scene.end_all()
 
 
+@pytest.fixture
+def unguarded(scene: Scene) -> Iterator[None]:
+    """Without the guard, which would be there before the fault is."""
+    with scene.unguarded():
+        yield
+
+
 def _with_other_pieces(rows: list[Row]) -> tuple[list[Row], dict[str, bool]]:
     """What was seen now, and of the tests that did not run now, what is kept of them."""
     if not (file := os.environ.get("FAULTS_KEPT")):

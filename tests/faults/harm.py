@@ -11,11 +11,12 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from threading import Event, Thread
 from typing import Any
 
 import psutil
 import requests
-from tests.patience import LIMIT
+from tests.patience import LIMIT, until
 
 from sandbox import process, programs
 from sandbox.airflow import Airflow
@@ -114,6 +115,49 @@ class Harm:
             kills += self.live.sandbox("kill", f"models/{revision}", check=False).returncode == 0
             time.sleep(1.5)
         return kills
+
+    def pods_die(self, revision: str, times: int | None = None) -> None:
+        """The pods of this revision end as soon as they are ready, until the API is mended."""
+        self.api_fault_on({}, pods={"revision": revision, "killed": True}, times=times)
+
+    @contextlib.contextmanager
+    def unguarded(self) -> Iterator[None]:
+        """Without the guard: for who needs longer than a lease lasts, as a busy machine that starts a part again."""
+        self.live.sandbox("stop", "guard")
+        try:
+            yield
+        finally:
+            self.live.sandbox("start", "guard")
+
+    def pause(self, dag: str, *, paused: bool = True) -> None:
+        """The switch beside a DAG's name."""
+        self.live.airflow.call("PATCH", f"/dags/{dag}", json={"is_paused": paused})
+
+    @contextlib.contextmanager
+    def standing_still(self, word: str) -> Iterator[None]:
+        """The processes of Airflow that have this word in their title are stopped (SIGSTOP), and those that come
+        meanwhile, too; in the end they go on."""
+        ended, still = Event(), dict[int, psutil.Process]()
+
+        def stop_all() -> None:
+            while not ended.wait(0.3):
+                for one in process.processes(self.live.state):
+                    with contextlib.suppress(psutil.Error):
+                        if one.pid not in still and word in " ".join(one.cmdline()):
+                            one.suspend()
+                            still[one.pid] = one
+
+        stopping = Thread(target=stop_all, daemon=True)
+        stopping.start()
+        try:
+            until(lambda: bool(still), lambda: f"no process of Airflow is called {word}")
+            yield
+        finally:
+            ended.set()
+            stopping.join(60)
+            for one in still.values():
+                with contextlib.suppress(psutil.Error):
+                    one.resume()
 
     def kill(self, part: str) -> None:
         """kill -9 of one of Airflow's parts (scheduler, triggerer) with all of its children."""

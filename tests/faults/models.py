@@ -18,12 +18,13 @@ judge:
   profile: istio
   min_requests: {requests}
   design_effect: 1
-  metrics: [{{name: errors, max_rate: 0.1}}]
+  metrics: [{{name: errors, max_rate: {max_rate}}}]
 {more}
 """
 # Model files of one service, by the fault that each makes room for: the plain one, one whose time is short, one that
 # only a person decides, one that bakes, one with a number that is none, one whose canary must be ready soon, one that
-# waits for data for as long as a busy machine takes to start Prometheus again.
+# waits for data for as long as a busy machine takes to start Prometheus again, one of the bad candidate with a limit
+# that it breaks within seconds, one that asks a person before it promotes.
 MODELS: dict[str, dict[str, Any]] = {
     "faults": {},
     "faults-late": {"candidates": "faults-late", "deadline": "12s"},
@@ -32,11 +33,14 @@ MODELS: dict[str, dict[str, Any]] = {
     "faults-nan": {"more": "  values: [{name: nothing, query: 'vector(0) / vector(0)', max: 1}]"},
     "faults-ready": {"ready": "20s"},
     "faults-patient": {"more": "  no_data_limit: 30"},
+    "faults-bad": {"candidates": "faults-bad", "max_rate": 0.02},
+    "faults-person": {"more": "approval: before_promote\nanswer_within: 10m"},
 }
-LATE, ASKED, BAKE, NAN, READY, PATIENT = (f"release_{model}" for model in list(MODELS)[1:])
+LATE, ASKED, BAKE, NAN, READY, PATIENT, BAD, PERSON = (f"release_{model}" for model in list(MODELS)[1:])
 
 
 def model_file(model: str) -> str:
     """The text of its model file."""
     common = {"candidates": NAME, "deadline": "3m", "bake": "0s", "ready": "3m", "requests": 150, "more": ""}
+    common["max_rate"] = 0.1
     return MODEL.format(**{**common, "model": model, **MODELS[model]})

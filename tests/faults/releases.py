@@ -71,6 +71,10 @@ class Release:
         """As a person does with a task in the UI."""
         self.scene.airflow.call("PATCH", f"{self.path}/taskInstances/{task}", json={"new_state": state})
 
+    def delete(self, task: str) -> None:
+        """As a person does, or a script that cleans up: the task instance is gone from the run."""
+        self.scene.airflow.call("DELETE", f"{self.path}/taskInstances/{task}")
+
     def mark_run(self, state: str) -> None:
         self.scene.airflow.call("PATCH", self.path, json={"state": state})
 
@@ -101,7 +105,15 @@ class Release:
 
     def watching(self) -> str:
         """Returns when the canary is open and watched; its revision."""
-        self.until("watch_50", "deferred")
+        self.until("canary", "deferred")
+
+        def opened() -> bool:
+            claim = self.scene.claim
+            assert claim is not None, f"nobody holds the service; {self.troubles()}"
+            assert claim.closed is None, claim.closed
+            return bool(claim.watches and claim.watches[-1].opened_at)
+
+        until(opened, lambda: f"the canary is not open: {self.scene.claim.stage}")
         return str(self.scene.claim.canary)
 
     def ended(self) -> str:

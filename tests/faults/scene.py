@@ -23,7 +23,7 @@ from tests.patience import LIMIT, until
 from sandbox import process
 
 from .harm import Harm
-from .models import DAG, LATE, MODELS, NAME, RATE, SERVICE, model_file
+from .models import BAD, DAG, LATE, MODELS, NAME, RATE, SERVICE, model_file
 from .releases import Release, failures
 
 
@@ -59,6 +59,19 @@ class Scene(Harm):
         """The version that is not live."""
         return next(name for name in self.versions if name != self.stable)
 
+    @cached_property
+    def bad(self) -> str:
+        """A version that fails one request in seven; published when a fault first asks for it."""
+        from sandbox.digits import make_candidate
+
+        trained, before = self.live.state / "trained" / "bad", set(self.stored())
+        make_candidate("bad", trained, lambda _: None)
+        shutil.copytree(trained, self.live.project / "candidates" / "faults-bad" / "20260101T000000")
+        run = self.live.finished(BAD, self.airflow.trigger(BAD, {"rollout": "none"}), 300)
+        assert run["state"] == "success"
+        (made,) = set(self.stored()) - before
+        return made
+
     def answers(self) -> dict[str, Counter[str]]:
         load = self.live.status["load"] or {"answers": {}}  # nothing, until the first users were answered
         return {name: Counter(counts) for name, counts in load["answers"].items()}
@@ -77,6 +90,14 @@ class Scene(Harm):
         conf |= {"version": version or self.other} if version != "" else {}
         before = self.answers()
         return Release(self, dag, self.airflow.trigger(dag, conf), str(conf.get("version")), before)
+
+    def release_in_silence(self, version: str, dag: str) -> Release:
+        """Starts a release of it while nobody asks this service anything. Returns when its canary is open and watched;
+        with `users` the evidence comes."""
+        self.live.sandbox("load", "--service", "models/elsewhere")
+        one = self.release(version, dag=dag)
+        one.watching()
+        return one
 
     def build(self, **conf: Any) -> Release:
         """Starts a release of a candidate that was never built: the first one, with one number of its processor
@@ -124,12 +145,21 @@ class Scene(Harm):
         state = self.live.finished("sweep", run_id)["state"]
         return state, list(self.airflow.xcom("sweep", run_id, "sweep") or [])
 
+    def taken_back(self, revision: str) -> str:
+        """Returns when this revision has all of the traffic, though a canary was open; why, as the lease has it."""
+        until(
+            lambda: bool(self.service.serving == {revision: 100}),
+            lambda: f"{self.service.serving}, and not all on {revision}; {self.claim}",
+        )
+        return str(self.claim.closed)
+
     def end_all(self) -> None:
         """Ends every release as a person would, after mending what was broken, and waits until the last has settled."""
         self.api_mended()
-        for part in ("prometheus", "s3"):
+        for part in ("prometheus", "s3", "guard"):
             self.live.sandbox("start", part)
         for model in MODELS:
+            self.pause(f"release_{model}", paused=False)
             for run in self.airflow.call("GET", f"/dags/release_{model}/dagRuns", params={"limit": 500})["dag_runs"]:
                 if run["state"] in ("queued", "running"):
                     body = {"state": "failed"}

@@ -39,13 +39,13 @@ def test_clock_set_back_and_then_an_hour_ahead(scene: Scene, library: Path) -> N
     try:
         one = scene.release(dag=ASKED)
         canary = one.watching()
-        until(lambda: "window 1: " in one.log("watch_50"), lambda: "nobody looks")
+        until(lambda: "window 1: " in one.log("canary"), lambda: "nobody looks")
         offset.write_text("-3600")
         time.sleep(10)
-        seen = one.log("watch_50").count("% window ")
+        seen = one.log("canary").count("% window ")
         time.sleep(6)
-        assert one.state_of("watch_50") == "deferred"
-        assert one.log("watch_50").count("% window ") == seen, "a window was counted that is not over by this clock"
+        assert one.state_of("canary") == "deferred"
+        assert one.log("canary").count("% window ") == seen, "a window was counted that is not over by this clock"
         offset.write_text("3600")
         assert one.ended() == "failed"
     finally:

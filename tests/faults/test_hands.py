@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.patience import until
 
-from .models import ASKED, BAKE
+from .models import ASKED, BAKE, DAG
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
@@ -18,8 +18,8 @@ def test_smoke_prediction_marked_successful_by_hand(scene: Scene) -> None:
     one.until("stage", "deferred")
     one.mark("smoke", "success")
     assert one.ended() == "failed"
-    assert one.state_of("open_50") == one.state_of("go_live") == "failed"
-    assert one.sentence().startswith(("failed: task open_50 failed", "failed: task go_"))
+    assert one.state_of("canary") == one.state_of("go_live") == "failed"
+    assert one.sentence().startswith(("failed: task canary failed", "failed: task go_"))
     end = scene.end(one, stable)
     assert scene.met(end.answers) <= {before, end.revision}
     scene.row("task marked successful by hand", "stage", one, stable, end)
@@ -30,8 +30,8 @@ def test_decision_marked_successful_by_hand(scene: Scene) -> None:
     stable = scene.stable
     one = scene.release(dag=ASKED)
     one.watching()
-    one.mark("decide_50", "success")
-    one.mark("watch_50", "failed")
+    one.mark("decide", "success")
+    one.mark("canary", "failed")
     assert one.ended() == "failed"
     assert one.sentence().startswith("failed: task ")
     assert one.state_of("promote") in ("failed", "skipped", "upstream_failed")
@@ -55,18 +55,15 @@ def test_bake_cleared_and_then_marked_successful_by_hand(scene: Scene) -> None:
     scene.row("task marked successful by hand", "bake", one, candidate, end)
 
 
-def test_finished_tasks_cleared_and_then_the_whole_run_after_it_was_promoted(scene: Scene) -> None:
+def test_whole_run_cleared_after_it_was_promoted(scene: Scene) -> None:
     candidate = scene.other
     one = scene.release()
     canary = one.watching()
-    one.clear("open_50")
-    one.until_try("open_50", 2, "success")
     assert one.ended() == "success"
     said = one.sentence()
     assert said.startswith("promoted: ")
     end = scene.end(one, candidate)
     assert end.revision == canary
-    scene.row("task cleared", "open", one, candidate, end)
     one.clear_all()
     one.until("report", "running", "success")
     assert one.ended() == "success"
@@ -82,11 +79,11 @@ def test_whole_run_cleared_after_it_was_rolled_back(scene: Scene) -> None:
     stable, candidate = scene.stable, scene.other
     one = scene.release()
     first = one.watching()
-    one.mark("watch_50", "success")
+    one.mark("canary", "success")
     assert one.ended() == "failed"
     scene.end(one, stable)
     one.clear_all()
-    one.until_try("watch_50", 2, "deferred", 120)
+    one.until_try("canary", 2, "deferred", 120)
     assert scene.claim.canary != first
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
@@ -124,7 +121,7 @@ def test_run_marked_failed_while_its_canary_starts(scene: Scene) -> None:
 def test_run_marked_failed_while_it_promotes(scene: Scene) -> None:
     """The canary was judged and the promotion begun: either end is proven, and the run says that it was ended."""
     one = scene.release()
-    one.until("watch_50", "success")
+    one.until("canary", "success")
     scene.api_fault("get", "inferenceservices", delay=2.0)
     try:
         one.until("promote", "running")
@@ -141,7 +138,7 @@ def test_run_marked_failed_while_it_rolls_back(scene: Scene) -> None:
     stable = scene.stable
     one = scene.release(dag=ASKED)
     one.watching()
-    one.mark("watch_50", "success")
+    one.mark("canary", "success")
     scene.api_fault("get", "inferenceservices", delay=2.0)
     try:
         one.until("roll_back", "running")
@@ -163,3 +160,31 @@ def test_run_marked_failed_during_the_bake(scene: Scene) -> None:
     assert one.sentence().startswith("failed: task bake failed: it was ended from outside")
     end = scene.end(one, candidate)
     scene.row("run marked failed by hand", "bake", one, candidate, end)
+
+
+def test_steps_and_limits_edited_under_a_release(scene: Scene) -> None:
+    """Counts from the next release on: this one goes on by the file that it began with, also when its task runs anew
+    with the other one in its hand."""
+    candidate, file = scene.other, scene.live.project / "include" / "models" / "faults.yaml"
+    text = file.read_text()
+    one = scene.release_in_silence(candidate, DAG)
+    edited = text.replace("steps: [50]", "steps: [5, 80]").replace("min_requests: 150", "min_requests: 1000000")
+    file.write_text(edited.replace("max_rate: 0.1", "max_rate: 0.0001"))
+    try:
+        scene.parse("release_digits")
+        until(
+            lambda: "5 % → 80 %" in scene.airflow.call("GET", f"/dags/{DAG}")["description"],
+            lambda: "the edited file was not read",
+        )  # fmt: skip
+        one.clear("canary")
+        one.until_try("canary", 2, "deferred")
+        scene.users()
+        assert one.ended() == "success"
+    finally:
+        file.write_text(text)
+        scene.parse("release_digits")
+    assert one.sentence().startswith("promoted: ")
+    (step,) = one.record()["steps"]
+    assert (step["percent"], step["policy"]["min_requests"]) == (50, 150)
+    end = scene.end(one, candidate, failing=("-",))
+    scene.row("steps and limits edited", "watch", one, candidate, end)

@@ -16,8 +16,8 @@ def test_promoted_in_spite_of_the_judge_while_the_stable_revision_crashes(scene:
     candidate, stable = scene.other, str(scene.service.rolled_out)
     one = scene.release(dag=ASKED)
     canary = one.watching()
-    scene.crash_until(stable, lambda: "Stable fails, too" in one.log("watch_50"), most=15)
-    assert "docs/runbook.md" in one.log("watch_50")
+    scene.crash_until(stable, lambda: "Stable fails, too" in one.log("canary"), most=15)
+    assert "docs/runbook.md" in one.log("canary")
     said = scene.command("promote", SERVICE, "--reason", "stable fails, canary answers")
     assert f"{canary} has all of the traffic" in said
     assert one.ended() == "success"

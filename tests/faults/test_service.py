@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+from tests.patience import until
+
+from model_release.serving.inference_service import STOP
 
 from .models import ASKED, NAME, READY, SERVICE
 from .releases import Release
@@ -69,6 +74,29 @@ def test_service_deleted_while_its_canary_starts(scene: Scene) -> None:
     scene.delete_service()
     _told(scene, one)
     scene.row("InferenceService deleted", "stage", one, stable, _released_anew(scene, one, stable), "told")
+
+
+def test_service_stopped_while_its_canary_is_watched(scene: Scene) -> None:
+    """Nobody is served until somebody starts it, and what starts then is the stable version, under names of its own."""
+    stable = scene.stable
+    one = scene.release(dag=ASKED)
+    canary = one.watching()
+    scene.kubectl("annotate", "inferenceservice", NAME, f"{STOP}=true")
+    assert one.ended() == "failed"
+    assert one.sentence().startswith(f"rolled_back: InferenceService {SERVICE} is stopped")
+    assert (scene.stable, scene.service.is_split, scene.live.lease(NAME).holder) == (stable, False, None)
+    scene.since = time.time()
+    scene.kubectl("annotate", "inferenceservice", NAME, f"{STOP}-")
+    until(
+        lambda: scene.service.rolled_out is not None and sum(scene.service.serving.values()) == 100,
+        lambda: f"it does not start: {scene.service.raw['status']}",
+    )  # fmt: skip
+    started, candidate = str(scene.service.rolled_out), scene.other
+    again = scene.release(candidate)
+    assert again.ended() == "success"
+    # Nobody answers a user while it is stopped, and who has started it was no release.
+    end = scene.end(again, candidate, failing=("-", canary), by_hand=(started,))
+    scene.row("InferenceService stopped", "watch", one, candidate, End(end.revision, one.answers()), "rolled_back")
 
 
 def _told(scene: Scene, one: Release) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from .models import ASKED, NAME
+from .models import ASKED, DAG, NAME
 from .scene import Scene
 
 pytestmark = pytest.mark.e2e
@@ -12,21 +12,22 @@ pytestmark = pytest.mark.e2e
 
 def test_sensor_cleared_then_triggerer_killed_then_the_cluster_api_fails_during_the_promotion(scene: Scene) -> None:
     candidate = scene.other
-    one = scene.release()
-    canary = one.watching()
-    opened = scene.claim.opened_at
-    one.clear("watch_50")
-    one.until_try("watch_50", 2, "deferred")
-    assert scene.claim.opened_at == opened, "the windows begin anew"
-    scene.kill("triggerer")
-    scene.restart("triggerer")
-    # The write is done and its answer is lost; and somebody else writes to the lease each time.
-    scene.api_fault("patch", "inferenceservices", status=500, after_write=True, times=1)
-    scene.api_fault("patch", "leases", status=409, times=2)
-    assert one.ended() == "success"
+    one = scene.release_in_silence(candidate, DAG)
+    canary, opened = scene.claim.canary, scene.claim.watches[-1].opened_at
+    one.clear("canary")
+    one.until_try("canary", 2, "deferred")
+    assert scene.claim.watches[-1].opened_at == opened, "the windows begin anew"
+    with scene.unguarded():
+        scene.kill("triggerer")
+        scene.users()
+        scene.restart("triggerer")
+        # The write is done and its answer is lost; and somebody else writes to the lease each time.
+        scene.api_fault("patch", "inferenceservices", status=500, after_write=True, times=1)
+        scene.api_fault("patch", "leases", status=409, times=2)
+        assert one.ended() == "success"
     assert scene.api_faults_left() == [], "a fault was never met"
     assert one.sentence().startswith("promoted: ")
-    end = scene.end(one, candidate)
+    end = scene.end(one, candidate, failing=("-",))
     assert end.revision == canary
     scene.row("task cleared", "watch", one, candidate, end)
     scene.row("kill -9 of the triggerer, started again", "watch", one, candidate, end)
@@ -37,11 +38,11 @@ def test_task_that_rolls_back_and_the_one_that_settles_killed(scene: Scene) -> N
     stable = scene.stable
     one = scene.release(dag=ASKED)
     one.watching()
-    one.mark("watch_50", "success")
+    one.mark("canary", "success")
     one.kill_task("roll_back")
     one.kill_task("settle")
     assert one.ended() == "failed"
-    assert one.sentence().startswith("rolled_back: task watch_50 left no verdict")
+    assert one.sentence().startswith("rolled_back: task canary left no verdict")
     assert one.state_of("promote") == "skipped"
     assert (one.tries("roll_back") > 1, one.tries("settle") > 1) == (True, True)
     end = scene.end(one, stable)

@@ -167,7 +167,7 @@ class TestTheSensor:
         assert isinstance(trigger, CanaryTrigger)
         assert {key: trigger.given[key] for key in ("spec", "canary", "run")} == {
             "spec": spec.model_dump_json(),
-            "canary": CANARY,
+            "canary": {**CANARY, "started": None},
             "run": asdict(Run.of(context, spec)),
         }
         assert waits.method_name == "ended"

@@ -273,17 +273,6 @@ def test_a_cluster_that_is_away_is_waited_for(scene: Scene) -> None:
     assert scene.serving == {STABLE: 100}
 
 
-def test_a_roll_back_that_the_cluster_refuses_for_good_ends_with_a_word(scene: Scene) -> None:
-    drive = scene.drive()
-    until(drive, lambda: scene.at(25).looks)
-    drive.close("9 of 30")
-    scene.kube.fault("patch", "inferenceservices", status=403)
-    began = datetime.now(UTC)
-    assert "forbidden" in " ".join(drive.look(began))
-    with pytest.raises(NotSettled, match=r"the roll-back did not take effect: .*forbidden"):
-        drive.look(began + timedelta(minutes=11))
-
-
 def test_another_hand_between_the_read_and_the_write_ends_in_a_roll_back(
     scene: Scene, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -304,6 +293,20 @@ def test_the_watch_of_a_stretch_is_made_once(scene: Scene) -> None:
     drive.watch = lambda stretch: made.append(stretch) or inner(stretch)  # type: ignore[func-returns-value]
     until(drive, lambda: scene.at(25).looks > 2)
     assert [stretch.percent for stretch in made] == [25]
+
+
+@pytest.mark.parametrize(("word", "what"), [("promote", "promotion"), ("rollback", "roll-back")])
+def test_what_is_refused_for_long_is_told_and_not_tried_for_ever(scene: Scene, word: Any, what: str) -> None:
+    scene.rules = replace(scene.rules, steps=(25,))
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    scene.at(25).judged = word
+    scene.kube.fault("patch", "inferenceservices", status=403, times=20)
+    began = datetime.now(UTC)
+    drive.look(began)
+    drive.look(began + timedelta(minutes=1))
+    with pytest.raises(NotSettled, match=f"the {what} did not take effect: .* needs verb patch"):
+        drive.look(began + timedelta(minutes=11))
 
 
 def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -298,6 +298,18 @@ def test_a_release_that_a_person_had_taken_back_is_recorded_as_that(world: World
     assert [(one["who"], one["decision"]) for one in record.approvals] == [("anna", "roll_back")]
 
 
+def test_a_release_whose_canary_was_closed_is_recorded_as_rolled_back(world: World) -> None:
+    owner, _ = world.abandon()
+    world.leases.update(
+        "models", "digits", owner, lambda claim: replace(claim, closed="closed: nobody looked for 61 s")
+    )
+    world.over.add(owner.run_id)
+    world.sweep()
+    record = world.records["digits-20260301"]
+    assert record.outcome == "rolled_back"
+    assert record.reason.startswith("closed: nobody looked for 61 s (its run ended without settling; ")
+
+
 def test_a_model_file_that_cannot_be_read_stops_no_other_service(tmp_path: Path) -> None:
     (tmp_path / "digits.yaml").write_text((PROJECT / "include" / "models" / "digits.yaml").read_text())
     (tmp_path / "broken.yaml").write_text("model: broken\n")

@@ -83,7 +83,7 @@ class Drive:
 
         Raises:
             ServiceBusy: this release does not hold the lease any more.
-            NotSettled: the traffic could not be taken back.
+            NotSettled: the traffic could not be taken back, or the promotion does not act.
         """
         moment = now or datetime.now(UTC)
         try:
@@ -99,7 +99,10 @@ class Drive:
             return lines + self._do(action, moment)
         except CanaryLost as lost:
             return self._tell(str(lost))  # between the read and the write; the next look sees it, and closes
-        except (ClusterUnavailable, ClusterRefused) as error:
+        except ClusterUnavailable as error:
+            return self._cannot_see(error, moment)
+        except ClusterRefused as error:
+            self._check_acts(moment, str(error))
             return self._cannot_see(error, moment)
 
     def close(self, why: str) -> None:
@@ -165,7 +168,7 @@ class Drive:
         self.leases.update(self.canary.namespace, self.canary.name, self.owner, change)
 
     def _do(self, action: Action, moment: datetime) -> list[str]:
-        from model_release.serving.rollout import assess_split, promote, shift
+        from model_release.serving.rollout import assess_promoted, assess_split, promote, shift
 
         if type(action) is not type(self._doing):
             self._since = moment
@@ -178,6 +181,8 @@ class Drive:
                 return self._arrived(f"open_{percent}", percent, moment)
             case Promote(percent):
                 promote(self.services, self.canary, percent)
+                now = self.services.get(self.canary.namespace, self.canary.name)
+                self._check_acts(moment, assess_promoted(now, self.canary).sentence)
                 return self._tell("All of the traffic asked for")
             case TakeBack():
                 return self._take_back(moment)
@@ -203,8 +208,16 @@ class Drive:
         lines = self._tell(f"Taken back: {claim.closed}")
         live = roll_back(self.services, release, self.leases.bar(*place, self.owner), self.prove)
         progress = assess_rolled_back(live, release)
-        self._check_patience(progress.sentence, moment)
+        self._check_acts(moment, progress.sentence)
         return [*lines, *self._tell(progress.sentence)]
+
+    def _check_acts(self, moment: datetime, said: str) -> None:
+        """Nothing, while what was asked for may still be on its way. A share that does not come is closed by `advance`;
+        after a promotion or a roll-back nothing comes that could."""
+        waits = {"promotion": (Promote, ROUTE), "roll-back": (TakeBack, max(ROUTE, self.patience))}
+        for what, (action, longest) in waits.items():
+            if isinstance(self._doing, action) and self._since is not None and moment - self._since >= longest:
+                raise NotSettled(f"the {what} did not take effect: {said}")
 
     def _arrived(self, change: str, percent: int, moment: datetime) -> list[str]:
         live = self.services.get(self.canary.namespace, self.canary.name)
@@ -216,16 +229,10 @@ class Drive:
     def _cannot_see(self, error: ReleaseError, moment: datetime) -> list[str]:
         """Nobody can act while the API is away. What the watch makes of it is acted on when it is back; one 401 in the
         middle of a watch is no more than that either."""
-        if isinstance(self._doing, TakeBack):
-            self._check_patience(str(error), moment)
         under_way = next(reversed(self.watches.values()), None)
         if under_way is None or under_way.over:
             return self._tell(f"The cluster cannot be asked: {error}")
         return under_way.blind(error, moment)
-
-    def _check_patience(self, said: str, moment: datetime) -> None:
-        if self._since is not None and moment - self._since >= max(ROUTE, self.patience):
-            raise NotSettled(f"the roll-back did not take effect: {said}")
 
     def _tell(self, line: str) -> list[str]:
         """The line, when it is new."""

@@ -282,8 +282,12 @@ class RollBack(ReleaseOperator):
         from model_release.serving.settle import assess_rolled_back, roll_back
 
         released = ReleasedService(self.spec, run)
-        # From here on this canary is not proven any more, whatever a crash leaves behind.
-        claim = released.note(going_back=True, stage="rolling back", promoted=False)
+        # From here on this canary is not proven any more, whatever a crash leaves behind. What the drive has taken back
+        # is recorded already.
+        claim = released.note_by(
+            lambda claim: replace(claim, promoted=False, stage=claim.stage if claim.closed else "rolling back"),
+            going_back=True,
+        )
         release = claim.as_release(released.namespace, released.name)
         if release is None:
             raise CanaryLost("no baseline was recorded: nothing was touched, and there is nothing to roll back to")

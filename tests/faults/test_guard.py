@@ -1,0 +1,95 @@
+"""Nobody looks at an open canary any more, whoever is to blame: the guard takes it back, and the run tells of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import pytest
+from tests.patience import until
+
+from model_release.serving.lease import LEASE_SECONDS
+
+from .models import ASKED, NAME
+from .scene import Scene
+
+pytestmark = pytest.mark.faults
+
+# Seconds until the guard must have closed: the lease's duration, and time for a busy machine.
+SOON = 3.0 * LEASE_SECONDS
+
+
+def test_triggerer_killed_and_kept_away(scene: Scene) -> None:
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release(dag=ASKED)
+    one.watching()
+    scene.kill("triggerer")
+    try:
+        why = scene.taken_back(before, SOON)
+    finally:
+        scene.restart("triggerer")
+    assert why.startswith("closed: nobody looked for ")
+    assert one.ended() == "failed"
+    assert one.sentence() == f"rolled_back: {why}"
+    end = scene.end(one, stable)
+    scene.row("kill -9 of the triggerer, kept away", "watch", one, stable, end)
+
+
+def test_deferred_task_deleted(scene: Scene) -> None:
+    """Airflow drops its trigger with it. What becomes of the run is Airflow's to say; the traffic waits for neither."""
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release(dag=ASKED)
+    one.watching()
+    one.delete("canary")
+    why = scene.taken_back(before, SOON)
+    assert why.startswith("closed: nobody looked for ")
+    one.mark_run("failed")
+    assert one.ended() == "failed"
+    until(lambda: scene.live.lease(NAME).holder is None or bool(scene.sweep()), lambda: "never settled")
+    assert one.sentence().startswith(f"rolled_back: {why}")
+    end = scene.end(one, stable)
+    scene.row("deferred task deleted", "watch", one, stable, end)
+
+
+def test_guard_that_starts_late_beside_a_second_one(scene: Scene) -> None:
+    """Long unrenewed when the two see the lease for the first time, it gets a whole duration from each of them."""
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    scene.live.sandbox("stop", "guard")
+    one = scene.release(dag=ASKED)
+    one.watching()
+    scene.kill("triggerer")
+    try:
+        renewed = scene.live.lease(NAME).renewed
+        scene.live.sandbox("start", "guard")
+        with _second_guard(scene):
+            assert scene.claim.closed is None
+            why = scene.taken_back(before, SOON)
+        assert scene.live.lease(NAME).renewed != renewed, "closed, and not recorded"
+    finally:
+        scene.live.sandbox("start", "guard")
+        scene.restart("triggerer")
+    assert why.startswith("closed: nobody looked for ")
+    assert one.ended() == "failed"
+    assert one.sentence() == f"rolled_back: {why}"
+    end = scene.end(one, stable)
+    scene.row("kill -9 of the triggerer, two guards that start late", "watch", one, stable, end)
+
+
+@contextlib.contextmanager
+def _second_guard(scene: Scene) -> Iterator[None]:
+    """`python -m model_release guard`, as somebody starts it beside the one that runs."""
+    state = scene.live.state
+    command = [sys.executable, "-m", "model_release", "guard", "--namespace", "models"]
+    command += ["--kubeconfig", str(state / "kubeconfig.yaml")]
+    env = {**os.environ, "PYTHONPATH": str(scene.live.project / "plugins")}
+    with (state / "logs" / "second-guard.log").open("ab") as log:
+        guard = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    try:
+        yield
+        assert guard.poll() is None, "the second guard has ended"
+    finally:
+        guard.terminate()
+        guard.wait(30)
