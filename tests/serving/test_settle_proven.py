@@ -118,7 +118,6 @@ def test_where_the_baseline_is_only_down_nobody_goes_before_it_unasked(
     live: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The route stays as it was then, too, and hides the restored revision: but the baseline may come back."""
-    monkeypatch.setattr(settling, "BASELINE_GRACE", 0.3)
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.shift(canary, 50)
@@ -130,8 +129,10 @@ def test_where_the_baseline_is_only_down_nobody_goes_before_it_unasked(
 
     live.pods.state = down
     live.until(_route_is_down)
-    with pytest.raises(NotSettled, match=f"{R3} is ready at 0 % and cannot be asked while {R1} is not ready"):
-        _settle(live, release, asked)
+    with monkeypatch.context() as soon:
+        soon.setattr(settling, "BASELINE_GRACE", 0.3)
+        with pytest.raises(NotSettled, match=f"{R3} is ready at 0 % and cannot be asked while {R1} is not ready"):
+            _settle(live, release, asked)
     assert (live.door.most(R3), asked.revisions) == (0, [])
     live.pods.state = well
     _settle(live, release, asked)

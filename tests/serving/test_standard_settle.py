@@ -10,6 +10,7 @@ from tests.patience import LIMIT
 
 from model_release.errors import NotSettled, SmokeFailed
 from model_release.serving import rollout
+from model_release.serving import settle as settling
 from model_release.serving.manifest import predictor_name
 from model_release.serving.progress import State
 from model_release.serving.rollout import Baseline
@@ -120,7 +121,8 @@ def test_late_the_old_version_comes_back_as_a_canary_and_is_asked_before(standar
     assert standard.door.history[before:] == [{V1: 100}]
 
 
-def test_late_and_not_proven_the_promoted_one_keeps_serving(standard: Any) -> None:
+def test_late_and_not_proven_the_promoted_one_keeps_serving(standard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settling, "RESTORE_GRACE", 0.2)
     standard.released("v1")
     baseline, canary = standard.stage("v2")
     standard.shift(canary, 30)
