@@ -1,11 +1,12 @@
-"""What KServe expects of a model server, in front of TorchServe: port 8080, protocol V1, a readiness to be believed.
+"""What KServe expects of a model server, before TorchServe: port 8080, protocols V1 and V2, a readiness to believe.
 
 The upstream image has KServe's Python wrapper for this, and with it transformers and an older torch. This front starts
 TorchServe, forwards predictions, and ends with it:
 
 - `GET /v1/models/NAME` is 200 only while a worker of the model is READY (TorchServe's own `/ping` is healthy with dead
   ones), else 503; 404 for another name;
-- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is;
+- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is, with what the query says;
+- `GET /v2/models/NAME/ready` and `POST /v2/models/NAME/infer` are the same in protocol V2;
 - `GET /` is 200: the container lives.
 
 TorchServe's inference and management address must be one on loopback, as in every version that this project makes:
@@ -27,6 +28,7 @@ from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 _log = logging.getLogger("front")
 _LARGEST_REQUEST = 32 * 2**20
@@ -50,7 +52,7 @@ def read_config(file: Path) -> tuple[str, frozenset[str]]:
 
 
 class Front:
-    """The three routes. `address` is TorchServe's, `models` the names it serves."""
+    """The routes. `address` is TorchServe's, `models` the names it serves."""
 
     def __init__(self, address: str, models: frozenset[str], http: aiohttp.ClientSession) -> None:
         self._address, self._models, self._http = address, models, http
@@ -62,6 +64,8 @@ class Front:
                 web.get("/", self._alive),
                 web.get("/v1/models/{name}", self._ready),
                 web.post("/v1/models/{name}:predict", self._predict),
+                web.get("/v2/models/{name}/ready", self._ready),
+                web.post("/v2/models/{name}/infer", self._predict),
             ]
         )
         return application
@@ -75,7 +79,9 @@ class Front:
         return web.json_response({"name": name, "ready": ready}, status=200 if ready else 503)
 
     async def _predict(self, request: web.Request) -> web.Response:
-        url = f"{self._address}/v1/models/{quote(self._name(request))}:predict"
+        name = quote(self._name(request))
+        path = f"/v2/models/{name}/infer" if request.path.startswith("/v2/") else f"/v1/models/{name}:predict"
+        url = URL(self._address + path).with_query(request.query)
         headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
         try:
             async with self._http.post(url, data=await request.read(), headers=headers) as answer:

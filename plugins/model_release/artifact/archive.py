@@ -189,6 +189,8 @@ def _config_properties(service: str) -> str:
         "batchSize": 1,
         "maxBatchDelay": 10,
         "responseTimeout": 120,
+        # Seconds. How long loading may take is rollout.ready_within's to say; TorchServe's own 120 would end it before.
+        "startupTimeout": 3600,
     }
     snapshot = {"name": "startup.cfg", "modelCount": 1, "models": {service: {MODEL_VERSION: model}}}
     settings = {
