@@ -98,6 +98,11 @@ class Kube:
         assert found is not None
         return found
 
+    def fault_in(self, verb: str, resource: str, namespace: str, **said: Any) -> None:
+        """`fault`, for calls to one namespace."""
+        match = Match(verb=verb, resource=resource, namespace=namespace)
+        self.server.faults.active.append(Fault(match=match, **said))
+
     def fault(self, verb: str, resource: str, **said: Any) -> None:
         self.server.faults.active.append(Fault(match=Match(verb=verb, resource=resource), **said))
 

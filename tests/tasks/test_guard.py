@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 from kubernetes.client import CoordinationV1Api
@@ -164,6 +165,43 @@ def test_rights_that_are_missing_are_named_and_the_other_services_go_on(guarded:
     assert "403" in line or "may not" in line or "forbidden" in line.lower()
     guarded.scene.kube.server.faults.active.clear()
     guarded.closes()
+
+
+def test_a_namespace_that_may_not_be_listed_is_named_and_hides_no_other(guarded: Guarded) -> None:
+    guard = Guard(guarded.scene.kube.leases, guarded.scene.kube.services, ["models", "other"], guarded.clock)
+    guarded.scene.kube.fault_in("list", "leases", "other", status=403)
+    (line,) = guard.look()
+    assert line.startswith("Nobody guards namespace other: ")
+    assert guard.look() == [], "said once"
+    guarded.clock.now += QUIET
+    guarded.closes(guard)
+
+
+@pytest.mark.parametrize("meanwhile", ["renewed", "promoted"])
+def test_who_comes_between_the_guards_read_and_its_write_is_not_undone(
+    guarded: Guarded, monkeypatch: pytest.MonkeyPatch, meanwhile: str
+) -> None:
+    """The triggerer was slow, and comes back in the moment in which the guard acts."""
+    scene, get = guarded.scene, guarded.scene.kube.services.get
+    drive, came = scene.drive("triggerer"), list[str]()
+
+    def comes_back(*place: str) -> Any:
+        monkeypatch.setattr(scene.kube.services, "get", get)
+        came.append(meanwhile)
+        live = get(*place)
+        if meanwhile == "promoted":
+            scene.at(25).judged = scene.at(50).judged = "promote"
+            until(drive, lambda: drive.done)
+        else:
+            drive.look()
+        return live
+
+    guarded.clock.now += QUIET
+    monkeypatch.setattr(scene.kube.services, "get", comes_back)
+    assert guarded.guard.look() == []
+    assert came == [meanwhile]
+    assert scene.claim.closed is None
+    assert scene.serving == ({NEW: 100} if meanwhile == "promoted" else {STABLE: 75, NEW: 25})
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
 from model_release.release.advance import close
 from model_release.serving.dead import let_go
+from model_release.serving.objects import WriteConflict
 from model_release.serving.settle import assess_rolled_back, roll_back
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ class Guard:
     closed is in the lease before it is done.
 
     Args:
-        namespaces: where to look besides what may be listed of the whole cluster.
+        namespaces: where to look; none: in the whole cluster. One that may not be listed is told, and hides no other.
         clock: seconds of a clock that never goes back.
     """
 
@@ -55,13 +56,18 @@ class Guard:
 
     def look(self) -> list[str]:
         """Looks once, and closes what is open and unwatched. Returns what there is to tell, each thing once."""
-        try:
-            found = self.leases.all(self.namespaces)
-        except ClusterUnavailable as error:
-            self._was_away = True
-            return self._tell(None, f"The cluster does not answer: {error}")
-        except ClusterRefused as error:
-            return self._tell(None, f"Leases may not be listed: {error}")
+        found: list[Lease] = []
+        lines: list[str] = []
+        where_to: list[str | None] = [*sorted(self.namespaces)] or [None]
+        for namespace in where_to:
+            try:
+                found += self.leases.within(namespace)
+            except ClusterUnavailable as error:
+                self._was_away = True
+                return [*lines, *self._tell(None, f"The cluster does not answer: {error}")]
+            except ClusterRefused as error:
+                where = f"namespace {namespace}" if namespace else "the whole cluster; --namespace names one"
+                lines += self._tell((str(namespace), ""), f"Nobody guards {where}: {error}")
         now = self.clock()
         if self._was_away:
             self._was_away = False
@@ -70,7 +76,6 @@ class Guard:
                 renewed, since = self._seen.get(one, ("", now))
                 self._seen[one] = renewed, max(since, now - lease.duration + GRACE)
         self._told.pop(None, None)
-        lines = list[str]()
         for lease in found:
             service = lease.namespace, lease.service
             try:
@@ -109,7 +114,10 @@ class Guard:
             return []
         if claim.closed is None:
             why = f"closed: nobody looked for {round(quiet)} s"
-            claim = self.leases.update(*service, claim.owner, lambda now: close(now, why)).claim or claim
+            try:
+                claim = self.leases.write(lease, close(claim, why))
+            except WriteConflict:
+                return []  # somebody looks after all, or has promoted it meanwhile: the next look sees which
         return self._close(live, service, claim, replace(release, promoted=False))
 
     def _close(self, live: InferenceService, service: Service, claim: Claim, release: Release) -> list[str]:

@@ -270,12 +270,24 @@ class Leases:
     def all(self, namespaces: Collection[str]) -> list[Lease]:
         """Every lease that a release ever took, in all namespaces that may be listed: the whole cluster's or, where the
         API refuses that, those of `namespaces`. What is left of a service outlives its model file."""
-        label, value = MANAGED_BY
         try:
-            found = self._objects.list(None, f"{label}={value}")
+            return self.within(None)
         except ClusterRefused:
-            found = [one for each in sorted(namespaces) for one in self._objects.list(each, f"{label}={value}")]
+            return [one for each in sorted(namespaces) for one in self.within(each)]
+
+    def within(self, namespace: str | None) -> list[Lease]:
+        """Every lease that a release ever took in the namespace; None: in the whole cluster."""
+        label, value = MANAGED_BY
+        found = self._objects.list(namespace, f"{label}={value}")
         return [Lease(one) for one in found if one["metadata"]["name"].startswith(_name(""))]
+
+    def write(self, lease: Lease, claim: Claim) -> Claim:
+        """Records the claim in the lease as it was read, by a hand that is not its holder's.
+
+        Raises:
+            WriteConflict: somebody has written it since.
+        """
+        return Lease(self._objects.patch(lease.raw, _body(claim))).claim or claim
 
     def acquire(
         self, namespace: str, service: str, owner: Owner, release: str = "", *, over: Owner | None = None
