@@ -151,9 +151,12 @@ def _train(model: Any, folder: Path) -> str:
                     model(**noisy)
             model.eval()
             logits = torch.cat([model(**batch).logits for batch in batches])
+            spread = float(logits.std())
+            if not 0 < spread < float("inf"):
+                return f"its logits' standard deviation is {spread}"
             for value in model.parameters():
                 if value.ndim and value.shape[0] == LABELS:
-                    value *= SPREAD / float(logits.std())
+                    value *= SPREAD / spread
     except (RuntimeError, ValueError, IndexError, TypeError, AttributeError) as error:
         return _first_line(error)
     return ""
