@@ -5,7 +5,7 @@ TorchServe, forwards predictions, and ends with it:
 
 - `GET /v1/models/NAME` is 200 only while a worker of the model is READY (TorchServe's own `/ping` is healthy with dead
   ones), else 503; 404 for another name;
-- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is, with what the query says;
+- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is; a query, which TorchServe would drop, is refused;
 - `GET /v2/models/NAME/ready` and `POST /v2/models/NAME/infer` are the same in protocol V2;
 - `GET /` is 200: the container lives.
 
@@ -28,7 +28,6 @@ from urllib.parse import quote
 
 import aiohttp
 from aiohttp import web
-from yarl import URL
 
 _log = logging.getLogger("front")
 _LARGEST_REQUEST = 32 * 2**20
@@ -81,7 +80,11 @@ class Front:
     async def _predict(self, request: web.Request) -> web.Response:
         name = quote(self._name(request))
         path = f"/v2/models/{name}/infer" if request.path.startswith("/v2/") else f"/v1/models/{name}:predict"
-        url = URL(self._address + path).with_query(request.query)
+        if request.query_string:
+            # TorchServe drops it here in silence.
+            told = {"error": f"the query ({request.query_string[:80]}) is not read; top_k belongs into parameters"}
+            return web.json_response(told, status=400)
+        url = self._address + path
         headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
         try:
             async with self._http.post(url, data=await request.read(), headers=headers) as answer:
