@@ -7,7 +7,7 @@ A request is one of these, each as it is or gzipped (docs/requests.md):
 * `{"inputs": [{"name", "shape", "datatype", "data"}]}`, KServe's protocol V2 (Open Inference Protocol);
 * `{"inputs": "<base64>"}` or a list of such, as Hugging Face's clients send it; `{"data": "<base64>"}`.
 
-`top_k` and `function_to_apply` may stand beside the pictures, in `parameters`, in the query or in a form. What is not
+`top_k` and `function_to_apply` may stand beside the pictures, in `parameters`, or in a form. What is not
 known is refused by name: a setting that is ignored gives an answer to another question.
 """
 
@@ -68,7 +68,7 @@ class Request:
 
 
 def read_request(fields: Mapping[str, Any], model: Model) -> Request:
-    """Reads one row of TorchServe's: `body`, or the fields of a form; and what the query says.
+    """Reads one row of TorchServe's: `body`, or the fields of a form.
 
     Raises `BadInput` in one line that names the field.
     """
@@ -249,7 +249,7 @@ def _parameters(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _top_k(settings: Mapping[str, Any], model: Model) -> int | None:
-    """Checks the settings. Text is what query and form can say."""
+    """Checks the settings. Text is what a form can say."""
     said = {name: bytes(value) if isinstance(value, bytearray) else value for name, value in settings.items()}
     said = {
         name: value.decode("utf-8", "replace") if isinstance(value, bytes) else value for name, value in said.items()

@@ -1,0 +1,131 @@
+"""One request through the handler against bare Pillow and torch, paired: `python benchmarks/handler.py`.
+
+ViT-tiny's shape (192 wide, 12 layers, 3 heads, patches of 16 in 224x224) with random weights: the work is the same. The
+picture is a JPEG of 640x480. Both sides run in one process on one thread, one after the other and in turns; the figure
+is the median of the pairs' ratios. With --write it goes into benchmarks/README.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import importlib
+import io
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parents[1]
+README = PROJECT / "benchmarks" / "README.md"
+MARK = "<!-- handler -->"
+PAIRS = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--write", action="store_true")
+    options = parser.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ.pop("TS_SERVICE_ENVELOPE", None)
+    sys.path.insert(0, str(PROJECT / "include" / "handlers"))
+    import numpy as np
+    import torch
+    from PIL import Image
+    from transformers import ViTConfig, ViTForImageClassification
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    config = ViTConfig(hidden_size=192, num_hidden_layers=12, num_attention_heads=3, intermediate_size=768)
+    config.num_labels = 1000
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = ViTForImageClassification(config).eval()
+
+        def forward(self, pixels: Any) -> Any:
+            return self.model(pixels).logits
+
+    preprocessing = {
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"height": 224, "width": 224},
+        "resample": 2,
+        "crop_pct": None,
+        "do_center_crop": False,
+        "crop_size": None,
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
+    labels = [f"label {number}" for number in range(1000)]
+    smooth = np.random.default_rng(0).integers(0, 256, (24, 32, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(smooth).resize((640, 480), Image.Resampling.BICUBIC).save(buffer, "JPEG", quality=90)
+    body = {"instances": [{"data": base64.b64encode(buffer.getvalue()).decode()}]}
+
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        with torch.inference_mode():
+            torch.jit.freeze(torch.jit.trace(Logits().eval(), torch.rand(1, 3, 224, 224))).save(folder / "model.pt")
+        described = {"labels": labels, "input": {"height": 224, "width": 224}, "preprocessing": preprocessing}
+        (folder / "model.json").write_text(json.dumps({**described, "activation": "softmax", "top_k": 5}))
+        handler = importlib.import_module("image_classifier").ImageClassifier()
+        context = SimpleNamespace(
+            system_properties={"model_dir": scratch, "gpu_id": None},
+            manifest={"model": {"modelName": "tiny"}},
+            metrics=None,
+            set_response_content_type=lambda *_: None,
+        )
+        handler.initialize(context)
+        bare_model = torch.jit.load(folder / "model.pt").eval()
+
+    def ours() -> Any:
+        return handler.handle([{"body": body}], context)[0]["predictions"][0]
+
+    def bare() -> Any:
+        picture = Image.open(io.BytesIO(base64.b64decode(body["instances"][0]["data"]))).convert("RGB")
+        pixels = np.asarray(picture.resize((224, 224), Image.Resampling.BILINEAR), np.float32) / 255
+        batch = torch.from_numpy(((pixels - 0.5) / 0.5).transpose(2, 0, 1)[None].copy())
+        with torch.inference_mode():
+            scores, classes = bare_model(batch).softmax(-1).topk(5)
+        return [
+            {"label": labels[which], "score": score}
+            for score, which in zip(scores[0].tolist(), classes[0].tolist(), strict=True)
+        ]
+
+    assert [one["label"] for one in ours()] == [one["label"] for one in bare()], "not the same answer"
+    for _ in range(3):
+        ours(), bare()
+    ratios, seconds = [], ([], [])  # type: tuple[list[float], tuple[list[float], list[float]]]
+    for pair in range(PAIRS):
+        for side in (0, 1) if pair % 2 else (1, 0):
+            started = time.perf_counter()
+            (ours, bare)[side]()
+            seconds[side].append(time.perf_counter() - started)
+        ratios.append(seconds[0][-1] / seconds[1][-1])
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    table = (
+        "| one JPEG of 640x480, ViT-tiny, one thread | median ms |\n|---|---:|\n"
+        f"| through the handler | {statistics.median(seconds[0]) * 1000:.1f} |\n"
+        f"| bare Pillow and torch | {statistics.median(seconds[1]) * 1000:.1f} |\n"
+        f"| **ratio, median of {PAIRS} pairs** (quartiles) | **{middle:.3f}** ({low:.3f} – {high:.3f}) |\n"
+    )
+    print(table)
+    if options.write:
+        text = README.read_text(encoding="utf-8")
+        head, _, tail = text.partition(f"{MARK}\n\n")
+        rest = tail.partition("\n\n")[2]
+        README.write_text(f"{head}{MARK}\n\n{table}\n{rest}", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
