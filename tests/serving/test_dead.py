@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ from tests.serving.recordings import moments
 from model_release.errors import CanaryLost, ClusterRefused
 from model_release.serving import rollout
 from model_release.serving.dead import death_of
+from model_release.serving.inference_service import InferenceService
 from model_release.serving.progress import State
 from model_release.serving.settle import Release, assess_rolled_back, roll_back
 
@@ -19,6 +21,19 @@ def test_a_dead_canary_is_seen_by_what_the_real_controllers_say() -> None:
     told = {round(moment.t, 2): death_of(moment.live, canary) for moment in moments("crash")}
     assert not any(said for t, said in told.items() if t < 15.87 or t > 28.8)
     assert all("is dead: Container failed with: ModuleNotFoundError" in str(told[t]) for t in (15.87, 15.93, 23.69))
+
+
+def test_last_words_that_are_a_whole_log_are_told_by_their_beginning_and_end() -> None:
+    raw = copy.deepcopy(next(one.live.raw for one in moments("crash") if death_of(one.live, "digits-predictor-00002")))
+    (condition,) = [one for one in raw["status"]["conditions"] if one["type"] == "PredictorConfigurationReady"]
+    log = "\n".join(f"line {number}" for number in range(500))
+    begun = condition["message"].partition("message:")[0]
+    condition["message"] = f"{begun}message: Container failed with: {log}."
+    said = death_of(InferenceService(raw), "digits-predictor-00002")
+    assert said is not None
+    assert "Container failed with: line 0 line 1 " in said
+    assert said.endswith("line 499.")
+    assert len(said) < 400
 
 
 @pytest.mark.parametrize(

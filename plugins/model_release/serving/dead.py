@@ -67,7 +67,13 @@ def _last_words(live: InferenceService, revision: str) -> str | None:
     if configuration is None or configuration.status != "False":
         return None
     found = _FAILED.search(configuration.message)
-    return " ".join(found[2].split()) if found and found[1] == revision else None
+    return _short(found[2]) if found and found[1] == revision else None
+
+
+def _short(words: str) -> str:
+    """One line of it. A container's last words may be its log's last 80 lines: how they begin and end is enough."""
+    line = " ".join(words.split())
+    return line if len(line) <= 300 else f"{line[:120]} … {line[-160:]}"
 
 
 def let_go(services: InferenceServices, live: InferenceService, release: Release) -> Progress | str | None:
@@ -104,5 +110,5 @@ def _failure_of(revision: dict[str, Any] | None) -> str | None:
     """Why a Revision's Ready is False; None when it is not."""
     for one in ((revision or {}).get("status") or {}).get("conditions") or []:
         if one.get("type") == "Ready" and one.get("status") == "False":
-            return " ".join(str(one.get("message") or one.get("reason") or "its Revision is not ready").split())
+            return _short(str(one.get("message") or one.get("reason") or "its Revision is not ready"))
     return None
