@@ -6,11 +6,10 @@ from functools import partial
 from typing import Any
 
 import pytest
-from tests.patience import LIMIT
+from tests.patience import LIMIT, until
 
 from model_release.errors import NotSettled, SmokeFailed
 from model_release.serving import rollout
-from model_release.serving import settle as settling
 from model_release.serving.manifest import predictor_name
 from model_release.serving.progress import State
 from model_release.serving.rollout import Baseline
@@ -121,8 +120,7 @@ def test_late_the_old_version_comes_back_as_a_canary_and_is_asked_before(standar
     assert standard.door.history[before:] == [{V1: 100}]
 
 
-def test_late_and_not_proven_the_promoted_one_keeps_serving(standard: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "RESTORE_GRACE", 0.2)
+def test_late_and_not_proven_the_promoted_one_keeps_serving(standard: Any) -> None:
     standard.released("v1")
     baseline, canary = standard.stage("v2")
     standard.shift(canary, 30)
@@ -131,8 +129,12 @@ def test_late_and_not_proven_the_promoted_one_keeps_serving(standard: Any, monke
     def refuse(_: Any) -> None:
         raise SmokeFailed("answered 503")
 
-    with pytest.raises(NotSettled, match="is not proven: answered 503"):
-        settle(standard.services, release_of(baseline), quietly, deadline=LIMIT, poll=0.01, prove=refuse)
+    def told() -> bool:
+        with pytest.raises(NotSettled) as late:
+            settle(standard.services, release_of(baseline), quietly, deadline=1, poll=0.01, prove=refuse)
+        return "is not proven: answered 503" in str(late.value)
+
+    until(told)  # a busy machine may not come as far in the first second
     assert standard.get().serving == {V2: 100}
     assert standard.get().canary_percent == 0
 

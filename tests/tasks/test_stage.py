@@ -52,6 +52,12 @@ def stage(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytes
 
 
 @pytest.fixture
+def starting(kube: Kube) -> None:
+    """Asked for before `resume`: its pod has not been ready for a moment, which the controllers could have seen."""
+    kube.pods.phases["v1"] = PodState(Phase.STARTING)
+
+
+@pytest.fixture
 def resume(stage: Callable[..., Any], spec: ModelSpec, context: Any) -> Resume:
     """Resumes the task, for which the revision was ready a moment ago, so many seconds before its deadline."""
     stage()
@@ -123,8 +129,9 @@ def test_and_a_task_that_is_tried_again(kube: Kube, stage: Callable[..., Any]) -
         stage()
 
 
-async def test_a_pod_that_misses_a_probe_between_two_looks_is_waited_for(kube: Kube, resume: Resume) -> None:
-    kube.pods.phases["v1"] = PodState(Phase.STARTING)
+async def test_a_pod_that_misses_a_probe_between_two_looks_is_waited_for(
+    kube: Kube, starting: None, resume: Resume
+) -> None:
     with pytest.raises(TaskDeferred) as waits:
         resume(LIMIT)
     assert waits.value.method_name == "is_ready"
@@ -134,8 +141,7 @@ async def test_a_pod_that_misses_a_probe_between_two_looks_is_waited_for(kube: K
     assert ready(resume)["canary"]["revision"] == "digits-predictor-00001"
 
 
-def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(kube: Kube, resume: Resume) -> None:
-    kube.pods.phases["v1"] = PodState(Phase.STARTING)
+def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(starting: None, resume: Resume) -> None:
     with pytest.raises(ClusterUnavailable, match="was ready and is not"):
         resume(-1)
 
