@@ -124,7 +124,7 @@ def test_no_process_is_started_by_a_shell() -> None:
 
 def test_a_checkpoint_is_loaded_from_safetensors_without_its_code() -> None:
     found = list(calls("from_pretrained"))
-    assert {path.name for path, _ in found} == {"trace.py"}
+    assert {path.name for path, _ in found} == {"original.py", "pixels.py"}
     for _, call in found:
         given = {keyword.arg: ast.unparse(keyword.value) for keyword in call.keywords}
         assert given["trust_remote_code"] == "False"
