@@ -118,7 +118,7 @@ TABLE = {
         opened(10, opened_at=None), World(live(10, gateway=0, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
     ),
     "a canary that dies while a person is asked": Row(
-        ask(opened(30), NOW), World(live(30, dead="m-00002"), NOW), TakeBack(), ASKS, closed(DEAD)
+        ask(opened(30), NOW, "0 of 300"), World(live(30, dead="m-00002"), NOW), TakeBack(), ASKS, closed(DEAD)
     ),
     "a canary that dies while it is being promoted": Row(
         PROMOTING, World(live(None, gateway=30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
@@ -203,17 +203,21 @@ TABLE = {
     ),
     "nobody is asked about evidence against it": Row(opened(10), world(10, judged="rollback"), TakeBack(), UNSURE),
     "evidence against it while a person is asked": Row(
-        ask(opened(30), NOW), world(judged="rollback", reason="9 of 30"), TakeBack(), ASKS, closed("9 of 30")
+        ask(opened(30), NOW, "0 of 300"),
+        world(judged="rollback", reason="9 of 30"),
+        TakeBack(),
+        ASKS,
+        closed("9 of 30"),
     ),
     "nobody answered": Row(
-        ask(opened(30), NOW),
+        ask(opened(30), NOW, "0 of 300"),
         world(judged="inconclusive"),
         TakeBack(),
         ASKS,
         closed("Nobody answered within 4h: rolled back."),
     ),
     "nothing can be seen while a person is asked": Row(
-        ask(opened(30), NOW),
+        ask(opened(30), NOW, "0 of 300"),
         world(judged="inconclusive", reason="Cannot tell (away)", blind="away"),
         TakeBack(),
         ASKS,
@@ -252,7 +256,7 @@ def test_a_stretch_at_the_same_share_has_a_smaller_part_of_the_allowance() -> No
     claim = opened(30)
     numbers = []
     for _ in range(3):
-        claim = ask(claim, NOW)
+        claim = ask(claim, NOW, "0 of 300")
         numbers.append((claim.watches[-1].beside_question, claim.watches[-1].again))
         claim = watch_longer(claim, NOW)
         numbers.append((claim.watches[-1].beside_question, claim.watches[-1].again))
@@ -261,9 +265,9 @@ def test_a_stretch_at_the_same_share_has_a_smaller_part_of_the_allowance() -> No
 
 
 def test_a_person_who_says_promote_in_the_middle_leads_to_the_next_share() -> None:
-    claim = go_on(ask(opened(10), NOW), NOW, UNSURE, "ada says promote.")
+    claim = go_on(ask(opened(10), NOW, "0 of 300"), NOW, UNSURE, "ada says promote.")
     assert (claim.percent, claim.promoted, claim.watches[-1]) == (30, False, Watched(30))
-    assert go_on(ask(opened(30, TEN), NOW), NOW, UNSURE, "ada says promote.").proven == "ada says promote."
+    assert go_on(ask(opened(30, TEN), NOW, "0 of 300"), NOW, UNSURE, "ada says promote.").proven == "ada says promote."
 
 
 def test_the_first_word_about_a_canary_that_was_closed_stands() -> None:

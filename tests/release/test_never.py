@@ -84,7 +84,7 @@ class Releases(RuleBasedStateMachine):
                 pass
             case Done(decision, _):
                 if decision == "ask":
-                    self.claim = way.ask(self.claim, NOW)
+                    self.claim = way.ask(self.claim, NOW, "0 of 300")
                 else:
                     self.ended = True
                 self.judged = "continue"

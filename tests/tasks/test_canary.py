@@ -309,6 +309,18 @@ class TestAPersonsWord:
         assert (stretch.percent, stretch.beside_question) == (50, True)
         assert world.claim.watches[-2].until is not None
 
+    def test_a_try_that_comes_after_the_one_that_had_asked_asks_again(
+        self, spec: ModelSpec, context: Any, world: World, ti: Any
+    ) -> None:
+        """A task that was killed, or that Airflow took for lost, took its question with it."""
+        self.asking(spec, context, reason="Promoted: 0 of 300.")
+        ti.id = "0190f5c1-0000-7000-8000-000000000001"
+        waits = deferred(sensor(spec, "before_promote").execute, context)
+        assert waits.method_name == "answered"
+        assert waits.trigger.given["question"] == ti.id
+        assert [one["ti_id"] for one in world.asked] == ["0190f5c1-0000-7000-8000-000000000000", ti.id]
+        assert "The judge would promote it: 0 of 300." in world.asked[-1]["body"].splitlines()
+
     def test_who_says_promote_is_in_the_record_with_the_reason(
         self, spec: ModelSpec, context: Any, world: World
     ) -> None:

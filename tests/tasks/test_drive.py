@@ -247,7 +247,7 @@ def test_a_question_is_watched_and_evidence_goes_before_its_answer(scene: Scene,
     assert drive.done.decision == "ask"
     assert scene.serving == {STABLE: 50, NEW: 50}
 
-    drive.record(lambda claim: advance.ask(claim, datetime.now(UTC).isoformat()))
+    drive.record(lambda claim: advance.ask(claim, datetime.now(UTC).isoformat(), "0 of 300"))
     beside = scene.drive()
     until(beside, lambda: scene.at(50, True).looks)
     scene.at(50, True).judged, scene.at(50, True).reason = "rollback", "9 of 30"

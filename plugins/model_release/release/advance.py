@@ -139,9 +139,10 @@ def close(claim: Claim, why: str) -> Claim:
     return claim if claim.closed is not None else replace(claim, closed=why, promoted=False, stage="rolling back")
 
 
-def ask(claim: Claim, now: str) -> Claim:
-    """A person is asked from now on; the canary is looked at meanwhile, at the share that it has."""
-    return _next(claim, claim.watches[-1].percent, now, opened_at=now, beside_question=True)
+def ask(claim: Claim, now: str, why: str) -> Claim:
+    """A person is asked from now on, and why; the canary is looked at meanwhile, at the share that it has."""
+    asked = _next(claim, claim.watches[-1].percent, now, opened_at=now, beside_question=True)
+    return replace(asked, watches=(*asked.watches[:-1], replace(asked.watches[-1], why=why)))
 
 
 def watch_longer(claim: Claim, now: str) -> Claim:

@@ -78,7 +78,7 @@ class Watched:
 
     `percent` None: promoted, in its bake. `opened_at` None: the share was asked for, and the gateway does not have it
     yet. `until` None: it goes on. `beside_question`: a person is asked meanwhile, and these windows may stop the canary
-    and never promote it. `again`: the number of this further stretch at the same share.
+    and never promote it, for `why`. `again`: the number of this further stretch at the same share.
     """
 
     percent: int | None
@@ -86,6 +86,7 @@ class Watched:
     until: str | None = None
     beside_question: bool = False
     again: int = 0
+    why: str = ""
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,9 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
     a log line. Where the model file wants a person's word, it asks, and the canary is looked at meanwhile.
 
     Returns {"decision", "reason", "revision", "traffic": when the gateway had which share}, and "by" where a person
-    decided. Run again while the canary is open, it
-    goes on by the model file that the release began with, and reads the same windows; run again when its traffic was
-    taken back, it fails with what is in the lease about that.
+    decided. Run again while the canary is open, it goes on by the model file that the release began with, and reads the
+    same windows, or asks again; run again when its traffic was taken back, it fails with what is in the lease about
+    that.
     """
 
     def release(self, context: Any, run: Run) -> Any:
@@ -43,6 +43,9 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
         service.check_answered(context, canary.revision)
         claim = released.claim()
         links.push_for(context["ti"], self.spec, [name for name in (canary.revision, canary.baseline) if name])
+        if claim.watches and claim.watches[-1].beside_question and not claim.promoted:
+            # The try that had asked is gone, and its question with it: nobody could answer that one any more.
+            self._ask(context, run, claim.watches[-1].why)
         self.log.info("Driving %s beside %s", canary.revision, canary.baseline)
         self._drive(context, run, claim)
 
@@ -113,7 +116,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
         from model_release.release import advance
 
         released, asked = ReleasedService(self.spec, run), datetime.now(UTC)
-        claim = released.note_by(lambda claim: advance.ask(claim, records.moment(asked)))
+        claim = released.note_by(lambda claim: advance.ask(claim, records.moment(asked), why))
         ask.ask(context["ti"], driving.began_with(claim, self.spec), run, claim, why, asked)
         self.log.info("Asked: %s", why)
         self._drive(context, run, claim, question=str(context["ti"].id))
