@@ -26,7 +26,7 @@ from sandbox.waiting import Waiting
 from sandbox.wishes import Load, Wishes
 
 DEFAULT_STATE = Path(".sandbox")
-_PARTS = ("envoy", "prometheus", "s3", "hub", "postgres", "airflow")
+_PARTS = ("envoy", "prometheus", "s3", "hub", "postgres", "airflow", "guard")
 
 
 def main(argv: list[str] | None = None) -> int:
