@@ -90,6 +90,9 @@ def _restore(services: InferenceServices, live: StandardService, release: Releas
     if known is None:
         said = f"{release.baseline.revision} is gone, and its template is not on record; release its version anew"
         return Progress(State.FAILED, said)
+    if live.entry is None and live.stable != release.canary and holds(_all_of(live.stable_template), _all_of(known)):
+        # It was stable by another name before; only the routes have to follow.
+        return Progress(State.WAITING, f"{live.stable} has the stable version; traffic is still {tell_traffic(live)}")
     wanted = _named(live, known)
     if live.entry is None or not holds(content(live.template), content(wanted)):
         size = {key: value for key, value in wanted.items() if key in SCALING}
