@@ -30,8 +30,8 @@ HERE = Path(__file__).parent
 PLUGINS = HERE.parent / "plugins"
 sys.path[:0] = [str(PLUGINS)]
 
-from model_release.artifact import archive, export, source  # noqa: E402
-from model_release.artifact.evaluation import answers, images  # noqa: E402
+from model_release.build import archive, export, source  # noqa: E402
+from model_release.build.evaluation import answers, images  # noqa: E402
 
 HANDLER = HERE.parent / "include" / "handlers" / "image_classifier.py"
 LABELS = ("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")

@@ -38,9 +38,9 @@ from kubernetes.client import ApiClient, Configuration, CustomObjectsApi  # noqa
 from tests.web.makers import record_of, spec, uri  # noqa: E402
 from tests.web.world import Gate, World  # noqa: E402
 
-from model_release.artifact.store import Store  # noqa: E402
-from model_release.history.index import History  # noqa: E402
-from model_release.serving.lease import Leases, Owner  # noqa: E402
+from model_release.cluster.lease import Leases, Owner  # noqa: E402
+from model_release.release.index import History  # noqa: E402
+from model_release.store.store import Store  # noqa: E402
 from model_release.web import cluster  # noqa: E402
 from model_release.web.app import create_app  # noqa: E402
 from sandbox.browser import chromium  # noqa: E402

@@ -153,9 +153,9 @@ def watch() -> str:
 def records() -> str:
     import scale_watch
 
-    from model_release.history.index import Entry
     from model_release.judging import Judge, Policy, Window
     from model_release.judging.record import Record
+    from model_release.release.index import Entry
 
     policy = Policy.from_dict(scale_watch.given(0)["said"])
     start = datetime(2026, 3, 1, tzinfo=UTC)
@@ -245,14 +245,14 @@ def _checkpoint_child(name: str, folder: str) -> int:
 def _bare_child() -> int:
     import transformers  # noqa: F401
 
-    import model_release.artifact.trace  # noqa: F401
+    import model_release.build.trace  # noqa: F401
 
     print(json.dumps({"peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
     return 0
 
 
 def _export_child(name: str) -> int:
-    from model_release.artifact.source import fetch
+    from model_release.build.source import fetch
 
     with tempfile.TemporaryDirectory(prefix="scale-") as scratch:
         bare = _child("bare")
@@ -266,7 +266,7 @@ def _export_child(name: str) -> int:
 
 
 def _exported_child(checkpoint: str, output: str, fingerprint: str) -> int:
-    from model_release.artifact.export import export
+    from model_release.build.export import export
 
     started = time.monotonic()
     export(Path(checkpoint), Path(output), handler=PROJECT / "include/handlers/image_classifier.py",

@@ -161,9 +161,9 @@ def _service(number: str | int) -> dict[str, Any]:
 
 def given(number: int) -> dict[str, Any]:
     """What the task of a release hands to its trigger: one step at 10 %, with a judge that is not to decide here."""
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.rollout import Canary
     from model_release.model_file import load
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.rollout import Canary
     from model_release.spec import ModelSpec
 
     said = load(PROJECT / "include/models/digits.yaml").model_dump(mode="json", exclude_none=True)
@@ -189,8 +189,8 @@ def _connect(place: dict[str, str]) -> None:
     import boto3
     from kubernetes.client import ApiClient, Configuration
 
-    from model_release.artifact.store import Store
     from model_release.metrics.prometheus import Prometheus
+    from model_release.store.store import Store
     from model_release.tasks import connections
 
     def cluster() -> ApiClient:

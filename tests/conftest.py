@@ -21,10 +21,11 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Fixtures that start programs, servers or other Python processes, by the folder in which they have that meaning.
 # A test that asks for one is no unit test: it is marked `stack` here, so that none can be forgotten.
 STARTING = {
-    "artifact": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve", "team"},
-    "history": {"s3", "live"},
+    "build": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve", "team"},
+    "release": {"s3", "live"},
     "metrics": {"serve"},
-    "serving": {"live"},
+    "cluster": {"live"},
+    "store": {"s3"},
     "sandbox": {"live"},
     "tasks": {"kube", "world"},
     "web": {"api_server", "kube"},
@@ -78,12 +79,12 @@ class Live:
 
     def service(self, name: str = "digits", namespace: str = "models") -> Any:
         """The live InferenceService, or None."""
-        from model_release.serving.inference_service import InferenceServices
+        from model_release.cluster.inference_service import InferenceServices
 
         return InferenceServices(self.cluster).get(namespace, name)
 
     def lease(self, name: str = "digits", namespace: str = "models") -> Any:
-        from model_release.serving.lease import Leases
+        from model_release.cluster.lease import Leases
 
         return Leases(self.cluster).read(namespace, name)
 
@@ -91,7 +92,7 @@ class Live:
         """The model store."""
         import boto3
 
-        from model_release.artifact.store import Store
+        from model_release.store.store import Store
 
         connection = json.loads(json.loads((self.state / "connections.json").read_text())["AIRFLOW_CONN_MODEL_STORE"])
         client = boto3.client(
@@ -106,7 +107,7 @@ class Live:
     def records(self) -> list[dict[str, Any]]:
         """Every decision record, oldest first."""
         store = self.store()
-        from model_release.artifact.s3 import keys, split_uri
+        from model_release.store.s3 import keys, split_uri
 
         bucket, prefix = split_uri(store.uri)
         found = (key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/", "/"))

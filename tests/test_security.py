@@ -21,9 +21,9 @@ from typing import Any
 
 import pytest
 
-from model_release.artifact.bare_check import Refusal, unpack
-from model_release.artifact.inspection import MAX_TEXT
-from model_release.artifact.source import fetch
+from model_release.build.bare_check import Refusal, unpack
+from model_release.build.inspection import MAX_TEXT
+from model_release.build.source import fetch
 from model_release.errors import CheckpointError, SpecError
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -279,7 +279,7 @@ def test_a_revision_is_a_name_and_no_path(revision: str, tmp_path: Path) -> None
 
 
 def test_a_build_may_take_so_much_memory_and_no_more(tmp_path: Path) -> None:
-    from model_release.artifact import processes
+    from model_release.build import processes
 
     program = (
         "import json\n"

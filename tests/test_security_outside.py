@@ -180,7 +180,7 @@ def test_no_key_of_s3_is_in_an_error_or_a_log(gone: bool, echo: str, caplog: pyt
     import boto3
     from botocore.config import Config
 
-    from model_release.artifact.store import Store
+    from model_release.store.store import Store
 
     caplog.set_level(logging.INFO)
     client = boto3.client(
@@ -201,7 +201,7 @@ def test_no_token_of_the_cluster_is_in_an_error_or_a_log(
 ) -> None:
     from kubernetes.client import ApiClient, Configuration
 
-    from model_release.serving.inference_service import InferenceServices
+    from model_release.cluster.inference_service import InferenceServices
 
     caplog.set_level(logging.INFO)
     configuration = Configuration(host="http://127.0.0.1:9" if gone else echo)
@@ -215,7 +215,7 @@ def test_no_token_of_the_cluster_is_in_an_error_or_a_log(
 
 
 def test_no_token_of_the_hub_is_in_what_describes_its_access() -> None:
-    from model_release.artifact.hub import HubAccess
+    from model_release.build.hub import HubAccess
 
     assert SECRET not in repr(HubAccess("https://hub.example", SECRET))
 

@@ -2,7 +2,7 @@
 
 `preprocess` does to an upright 8-bit RGB picture what the checkpoint's own processor does. Its options are those of
 a Hugging Face `preprocessor_config.json`, by their own names; where a processor has rules of its own, export has
-written them down as plain sizes (`model_release.artifact.pixels`), and has compared the pixels. So a model that was
+written them down as plain sizes (`model_release.build.pixels`), and has compared the pixels. So a model that was
 exported is a model whose input is reproduced here; whatever goes wrong here is ours (5xx), but for `BadInput`.
 """
 

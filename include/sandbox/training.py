@@ -1,6 +1,6 @@
 """The example's training, as a model file names it: `run: sandbox.training:digits`.
 
-A team's own is written like this one: see `model_release.artifact.training` for what is asked of it.
+A team's own is written like this one: see `model_release.build.training` for what is asked of it.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from model_release.artifact.s3 import keys, split_uri
+from model_release.store.s3 import keys, split_uri
 
 JUDGE = {
     "profile": "istio",

@@ -26,12 +26,12 @@ ISVC = ("models", "serving.kserve.io", "inferenceservices")
 LEASE = ("models", "coordination.k8s.io", "leases")
 
 # What three releases without an accident do not need; each is made, with its reason, by the tests named here.
-# Of a dead canary: tests/serving/test_dead.py.
+# Of a dead canary: tests/cluster/test_dead.py.
 DEAD = {Permission(*REVISION, "get"), Permission(*REVISION, "delete")}
 RARE = {
     "worker": {
         *DEAD,
-        Permission(*ISVC, "delete"),  # a first deployment undone: tests/serving/test_settle.py
+        Permission(*ISVC, "delete"),  # a first deployment undone: tests/cluster/test_settle.py
         # The sandbox runs no Deployments; where they are, the preflight reads two versions from them.
         Permission("kserve", "apps", "deployments", "get"),
         Permission("knative-serving", "apps", "deployments", "get"),
@@ -47,7 +47,7 @@ RARE = {
         Permission(*ISVC, "patch"),
         Permission(*ISVC, "delete"),
         Permission(*LEASE, "patch"),
-        Permission(*LEASE, "list"),  # where it may not list them in the whole cluster: tests/serving/test_lease.py
+        Permission(*LEASE, "list"),  # where it may not list them in the whole cluster: tests/cluster/test_lease.py
     },
 }
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from model_release.artifact.s3 import split_uri
+from model_release.store.s3 import split_uri
 
 from .conftest import Story, Told
 from .witnesses import DAG

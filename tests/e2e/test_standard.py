@@ -16,9 +16,9 @@ import requests
 import yaml
 from tests.patience import LIMIT
 
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.standard.routes import shares
 from model_release.judging.record import Record
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.standard.routes import shares
 from sandbox.kube.rbac import needed, permissions
 
 from .conftest import PROJECT, RELEASES, Story, tell, watched

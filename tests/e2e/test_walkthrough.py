@@ -202,7 +202,7 @@ def make_walkthrough(live: Any, page: Path) -> subprocess.CompletedProcess[str]:
 
 def records(live: Any, since: str) -> list[dict[str, Any]]:
     """The decision records of the releases that began after `since`."""
-    from model_release.artifact.s3 import keys, split_uri
+    from model_release.store.s3 import keys, split_uri
 
     store = live.store(STORE)
     bucket, prefix = split_uri(STORE)

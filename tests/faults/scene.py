@@ -77,7 +77,7 @@ class Scene(Harm):
         return {name: Counter(counts) for name, counts in load["answers"].items()}
 
     def record_names(self) -> list[str]:
-        from model_release.artifact.s3 import keys
+        from model_release.store.s3 import keys
 
         store = self.live.store(f"s3://models/{NAME}/")
         found = keys(store._client, "models", f"{NAME}/releases/")
@@ -207,7 +207,7 @@ class Scene(Harm):
 
     def half_versions(self) -> list[str]:
         """Prefixes in the store that some version could be mistaken for."""
-        from model_release.artifact.s3 import folders
+        from model_release.store.s3 import folders
 
         store = self.live.store(f"s3://models/{NAME}/")
         whole = {version.name for version in store.versions()}
@@ -218,7 +218,7 @@ class Scene(Harm):
         found = []
         for one in process.processes(self.live.state):
             with contextlib.suppress(psutil.Error):
-                if "model_release.artifact" in (line := " ".join(one.cmdline())):
+                if "model_release.build" in (line := " ".join(one.cmdline())):
                     found.append(line)
         return found
 

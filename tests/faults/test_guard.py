@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import pytest
 from tests.patience import until
 
-from model_release.serving.lease import LEASE_SECONDS
+from model_release.cluster.lease import LEASE_SECONDS
 
 from .models import ASKED, NAME
 from .scene import Scene

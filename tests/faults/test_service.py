@@ -7,7 +7,7 @@ import time
 import pytest
 from tests.patience import until
 
-from model_release.serving.inference_service import STOP
+from model_release.cluster.inference_service import STOP
 
 from .models import ASKED, NAME, READY, SERVICE
 from .releases import Release

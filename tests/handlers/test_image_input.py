@@ -15,7 +15,7 @@ from image_input import BadInput, read_image, read_instances
 from image_pixels import preprocess
 from PIL import Image
 
-from model_release.artifact import pixels
+from model_release.build import pixels
 from model_release.errors import CheckpointError
 
 SQUARE = {"height": 32, "width": 32}

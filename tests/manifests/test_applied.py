@@ -103,8 +103,8 @@ def _holds(live: Any, wanted: Any) -> bool:
 
 
 async def test_the_base_of_a_service_is_taken_with_a_models_file_over_it(cluster: Cluster) -> None:
+    from model_release.cluster.manifest import load_base, manifest, without_none
     from model_release.model_file import load
-    from model_release.serving.manifest import load_base, manifest, without_none
 
     spec = load(PROJECT / "include" / "models" / "digits.yaml")
     wanted = manifest(

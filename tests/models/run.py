@@ -21,7 +21,7 @@ from PIL import Image
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from model_release.artifact import archive, export, source, trace
+from model_release.build import archive, export, source, trace
 from model_release.errors import ReleaseError
 
 ROOT = Path(__file__).resolve().parents[2]

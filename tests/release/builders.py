@@ -6,10 +6,10 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.lease import Claim, Order, Owner, Watched
+from model_release.cluster.rollout import Baseline, Canary
 from model_release.judging import Window
-from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import Claim, Order, Owner, Watched
-from model_release.serving.rollout import Baseline, Canary
 
 OPENED = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
 SECONDS = 10

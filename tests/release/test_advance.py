@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from model_release.cluster.lease import Claim, Watched
 from model_release.release.advance import (
     Action,
     Done,
@@ -23,7 +24,6 @@ from model_release.release.advance import (
     go_on,
     watch_longer,
 )
-from model_release.serving.lease import Claim, Watched
 
 from .builders import CANARY, NOW, SINCE, STAGED, live, opened, order
 

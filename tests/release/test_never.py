@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
+from model_release.cluster.lease import Claim
 from model_release.release import advance as way
 from model_release.release.advance import Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
-from model_release.serving.lease import Claim
 
 from .builders import CANARY, NOW, STAGED, live, order
 

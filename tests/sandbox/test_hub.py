@@ -130,8 +130,8 @@ def test_a_process_serves_what_another_one_writes(tmp_path: Path) -> None:
 
 
 def test_the_model_files_of_the_walk_through_find_their_models(tmp_path: Path) -> None:
-    from model_release.artifact.hub import HubAccess
-    from model_release.artifact.source import fetch
+    from model_release.build.hub import HubAccess
+    from model_release.build.source import fetch
 
     lines: list[str] = []
     commits = walkthrough_models.publish(tmp_path / "hub", lines.append)

@@ -15,12 +15,12 @@ from aiohttp import web
 from kubernetes.client import ApiClient, Configuration
 from tests.patience import LIMIT, come
 
-from model_release.serving import rollout
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.manifest import load_base, manifest, predictor_name
-from model_release.serving.progress import Progress, State, wait
-from model_release.serving.settle import Release, settle
-from model_release.serving.smoke import smoke, smoke_url
+from model_release.cluster import rollout
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.manifest import load_base, manifest, predictor_name
+from model_release.cluster.progress import Progress, State, wait
+from model_release.cluster.settle import Release, settle
+from model_release.cluster.smoke import smoke, smoke_url
 from model_release.spec import ModelSpec
 from sandbox.envoy import Backend, Envoy
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate

@@ -15,9 +15,9 @@ from typing import Any
 from kubernetes.client import ApiClient, Configuration
 from tests.patience import LIMIT
 
-from model_release.serving import manifest as manifests
-from model_release.serving.inference_service import InferenceService, InferenceServices
-from model_release.serving.lease import Leases
+from model_release.cluster import manifest as manifests
+from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.lease import Leases
 from model_release.spec import ModelSpec
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
 from sandbox.kube.controller import Timing

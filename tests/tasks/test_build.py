@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from model_release import history
 from model_release.errors import SpecError
 from model_release.judging.record import Record
+from model_release.release import index as history
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.build import Resolve, check_was_live

@@ -11,11 +11,11 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.execution_time import hitl
 
 from model_release import errors
+from model_release.cluster.lease import Claim, Order, Owner, Watched
 from model_release.errors import CanaryLost, MetricsRefused, RolledBack
 from model_release.judging import Policy, Window, judge
 from model_release.judging.record import Record
 from model_release.release.advance import Done
-from model_release.serving.lease import Claim, Order, Owner, Watched
 from model_release.spec import ModelSpec
 from model_release.tasks import canary, driving, links, records
 from model_release.tasks.ask import BACK, LONGER, PROMOTE
@@ -103,7 +103,7 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
             seen.claim = replace(seen.claim, closed=seen.claim.closed or why)
 
     def canary_of() -> Any:
-        from model_release.serving.rollout import Canary
+        from model_release.cluster.rollout import Canary
 
         return Canary.from_dict(CANARY)
 

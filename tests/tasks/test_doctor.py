@@ -12,6 +12,9 @@ from typing import Any
 import pytest
 from kubernetes.client import CoordinationV1Api
 
+from model_release.cluster import rollout
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.lease import GUARD, Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import (
     ClusterUnavailable,
@@ -25,9 +28,6 @@ from model_release.errors import (
 )
 from model_release.metrics import Presence
 from model_release.metrics.prometheus import Answer, Series
-from model_release.serving import rollout
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import GUARD, Leases
 from model_release.spec import ModelSpec
 from model_release.tasks import foresight, preflight
 from model_release.tasks.preflight import Preflight

@@ -10,15 +10,15 @@ from typing import Any
 
 import pytest
 
+from model_release.cluster import rollout
+from model_release.cluster.emergency import Person, roll_back_now
+from model_release.cluster.lease import Claim, Lease, Owner
+from model_release.cluster.progress import State, wait
+from model_release.cluster.rollout import Canary
 from model_release.errors import CanaryLost, NotSettled, ServiceBusy
 from model_release.release import advance
 from model_release.release.advance import Done, Rules
 from model_release.release.drive import Drive
-from model_release.serving import rollout
-from model_release.serving.emergency import Person, roll_back_now
-from model_release.serving.lease import Claim, Lease, Owner
-from model_release.serving.progress import State, wait
-from model_release.serving.rollout import Canary
 from model_release.spec import ModelSpec
 from model_release.tasks import driving
 from sandbox.interfaces import Phase, PodState
@@ -313,7 +313,7 @@ def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, mo
     drive = scene.drive()
     until(drive, lambda: scene.at(25).looks)
     drive.close("9 of 30")
-    monkeypatch.setattr("model_release.serving.settle.roll_back", lambda *_: scene.kube.live())
+    monkeypatch.setattr("model_release.cluster.settle.roll_back", lambda *_: scene.kube.live())
     began = datetime.now(UTC)
     drive.look(began)
     with pytest.raises(NotSettled, match="the roll-back did not take effect: traffic is still"):

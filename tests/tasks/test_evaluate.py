@@ -17,15 +17,15 @@ import pytest
 from kubernetes.client import ApiClient, Configuration
 from tests.patience import LIMIT
 
-from model_release.artifact.evaluation import answers
-from model_release.artifact.store import Store, Version
+from model_release.build.evaluation import answers
+from model_release.cluster import manifest as manifests
+from model_release.cluster import rollout
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.lease import Leases, Owner
+from model_release.cluster.progress import State, wait
 from model_release.errors import ClusterUnavailable, EvaluationFailed, SpecError
-from model_release.serving import manifest as manifests
-from model_release.serving import rollout
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import Leases, Owner
-from model_release.serving.progress import State, wait
 from model_release.spec import Evaluation, ModelSpec
+from model_release.store.store import Store, Version
 from model_release.tasks import connections, records
 from model_release.tasks.evaluate import PICTURE, Evaluate
 from model_release.tasks.run import Run

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from kubernetes.client import CoordinationV1Api
 
+from model_release.cluster.lease import LEASE_SECONDS
 from model_release.release.guard import GRACE, Guard, alive
-from model_release.serving.lease import LEASE_SECONDS
 from sandbox.interfaces import Phase, PodState
 
 from .test_drive import NEW, OWNER, STABLE, Scene, scene, until
@@ -226,7 +226,7 @@ def test_it_says_that_it_runs(guarded: Guarded) -> None:
 
 def test_it_needs_neither_airflow_nor_a_store_nor_prometheus() -> None:
     code = (
-        "import sys, model_release.commands.guard, model_release.release.guard, model_release.serving.lease;"
+        "import sys, model_release.commands.guard, model_release.release.guard, model_release.cluster.lease;"
         "unwanted = {'airflow', 'boto3', 'torch', 'model_release.metrics', 'model_release.tasks'};"
         "print(sorted(unwanted & set(sys.modules)))"
     )

@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from kubernetes.client import ApiClient
 
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.lease import LEASE_SECONDS, Leases
 from model_release.release.guard import Guard
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import LEASE_SECONDS, Leases
 from sandbox.interfaces import Phase, PodState
 from sandbox.kube.rbac import allowed, needed
 

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 from tests.patience import LIMIT
 
+from model_release.cluster import rollout
+from model_release.cluster.emergency import Person, promote_anyway
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.lease import Lease, Owner
+from model_release.cluster.progress import Progress, State, wait
 from model_release.errors import CanaryLost
-from model_release.serving import rollout
-from model_release.serving.emergency import Person, promote_anyway
-from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import Lease, Owner
-from model_release.serving.progress import Progress, State, wait
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.build import Resolve

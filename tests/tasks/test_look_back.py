@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException
 
-from model_release import history, metrics
+from model_release import metrics
 from model_release.errors import MetricsUnavailable
 from model_release.judging import Policy, Window, judge
 from model_release.judging.record import Record
+from model_release.release import index as history
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.look_back import LookBack

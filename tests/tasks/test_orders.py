@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
+from model_release.cluster import emergency as orders
+from model_release.cluster.emergency import Done
+from model_release.cluster.lease import Claim, Order, Owner
 from model_release.errors import ReleaseFailed, RolledBack, StoreUnavailable
 from model_release.judging.record import Record
-from model_release.serving import emergency as orders
-from model_release.serving.emergency import Done
-from model_release.serving.lease import Claim, Order, Owner
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, emergency, records
 from model_release.tasks.emergency import emergency_dags

@@ -1,6 +1,6 @@
 """`build: {in: pod}`: the pod that Kubernetes is asked for, what it is asked, and what is made of its answer.
 
-No pod runs here; what would run in it does in tests/artifact/test_steps.py, as a process of its own.
+No pod runs here; what would run in it does in tests/build/test_steps.py, as a process of its own.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import pytest
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from kubernetes.client import ApiClient
 
-from model_release.artifact import steps
-from model_release.artifact.steps import Request
+from model_release.build import steps
+from model_release.build.steps import Request
 from model_release.errors import ArchiveError, ClusterUnavailable, EvaluationFailed, ParityError, SpecError
 from model_release.model_file import load
 from model_release.spec import ModelSpec
@@ -259,7 +259,7 @@ def test_a_pod_that_ends_well_and_leaves_nothing_is_a_fault(
 def test_a_gate_that_failed_in_the_pod_fails_the_task_after_it_is_recorded(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model_release.artifact import evaluate
+    from model_release.build import evaluate
 
     stable_is(monkeypatch, None)
     kept: list[Any] = []

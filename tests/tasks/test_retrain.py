@@ -24,8 +24,8 @@ from airflow.serialization.serialized_objects import DagSerialization
 from airflow.timetables.interval import CronDataIntervalTimetable
 from pydantic import ValidationError
 
-from model_release.artifact import training
-from model_release.artifact.training import Trained
+from model_release.build import training
+from model_release.build.training import Trained
 from model_release.errors import TrainingFailed
 from model_release.model_file import load
 from model_release.spec import ModelSpec

@@ -11,11 +11,11 @@ from airflow.sdk.exceptions import TaskDeferred
 from kubernetes.client import CustomObjectsApi
 from tests.patience import LIMIT, until
 
+from model_release.cluster import rollout
+from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.lease import Claim, Lease
+from model_release.cluster.progress import State, wait
 from model_release.errors import CanaryLost, ClusterUnavailable
-from model_release.serving import rollout
-from model_release.serving.inference_service import InferenceService, InferenceServices
-from model_release.serving.lease import Claim, Lease
-from model_release.serving.progress import State, wait
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.claim import ClaimService

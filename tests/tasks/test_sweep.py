@@ -15,13 +15,13 @@ from typing import Any
 
 import pytest
 
+from model_release.cluster import rollout
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.lease import Claim, Leases, Order, Owner
+from model_release.cluster.progress import State, wait
+from model_release.cluster.rollout import Baseline, Canary
 from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
 from model_release.judging.record import Record
-from model_release.serving import rollout
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import Claim, Leases, Order, Owner
-from model_release.serving.progress import State, wait
-from model_release.serving.rollout import Baseline, Canary
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, proof, records, sweep
 from model_release.tasks.sweep import Sweep, sweep_dag

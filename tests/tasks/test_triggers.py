@@ -14,12 +14,12 @@ import pytest
 from kubernetes.client import CustomObjectsApi
 from tests.patience import LIMIT
 
+from model_release.cluster import progress, rollout
+from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.lease import Lease, Leases, Owner
+from model_release.cluster.progress import State
+from model_release.cluster.rollout import Baseline
 from model_release.errors import ClusterUnavailable
-from model_release.serving import progress, rollout
-from model_release.serving.inference_service import InferenceServices
-from model_release.serving.lease import Lease, Leases, Owner
-from model_release.serving.progress import State
-from model_release.serving.rollout import Baseline
 from model_release.spec import ModelSpec
 from model_release.tasks import triggers
 from model_release.tasks.triggers import CanaryTrigger, LeaseTrigger, RevisionTrigger

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from model_release.cluster.progress import Progress, State
 from model_release.errors import CanaryLost, ClusterUnavailable
-from model_release.serving.progress import Progress, State
 from model_release.tasks import service
 from model_release.tasks.service import ReleasedService
 

@@ -9,11 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from model_release.judging import Judge, Policy, Side, Window
-from model_release.judging.record import Record
-from model_release.metrics.prometheus import Series
-from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import (
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.lease import (
     CLAIM,
     FROZEN,
     GUARD,
@@ -24,7 +21,10 @@ from model_release.serving.lease import (
     Lease,
     Owner,
 )
-from model_release.serving.rollout import Baseline
+from model_release.cluster.rollout import Baseline
+from model_release.judging import Judge, Policy, Side, Window
+from model_release.judging.record import Record
+from model_release.metrics.prometheus import Series
 from model_release.spec import ModelSpec
 
 NOW = datetime(2026, 11, 23, 2, 0, tzinfo=UTC)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from model_release.cluster.lease import GUARD, Lease
 from model_release.errors import ClusterUnavailable, MetricsUnavailable, StoreUnavailable
-from model_release.history.index import Entry
-from model_release.serving.lease import GUARD, Lease
+from model_release.release.index import Entry
 from model_release.web import past
 from model_release.web.evidence import evidence, progress
 from model_release.web.live import standing

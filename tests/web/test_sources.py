@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from tests.patience import LIMIT
 
+from model_release.cluster.lease import Leases, Owner
 from model_release.errors import ClusterRefused, ClusterUnavailable, StoreUnavailable
-from model_release.serving.lease import Leases, Owner
 from model_release.tasks import connections
 from model_release.web import cluster
 from model_release.web.airflow import AirflowSources

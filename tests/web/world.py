@@ -13,11 +13,11 @@ from typing import Any
 
 from fastapi import HTTPException, Request
 
-from model_release.history.index import Entry, Page
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.lease import Lease
 from model_release.judging.record import Record
 from model_release.metrics.prometheus import Answer, Series
-from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import Lease
+from model_release.release.index import Entry, Page
 from model_release.spec import ModelSpec
 from model_release.web.sources import Models
 

@@ -17,7 +17,7 @@ from model_release.errors import ReleaseError
 
 def main(argv: Sequence[str] | None = None) -> int:
     """0 when the step is done; 1 with one line when it failed, which then stands in the request, too."""
-    from model_release.artifact import steps
+    from model_release.build import steps
 
     parser = argparse.ArgumentParser(prog="build_step", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--store", required=True, metavar="S3://…/", help="the model's store")

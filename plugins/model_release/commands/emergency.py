@@ -27,9 +27,9 @@ from model_release.commands import surroundings
 from model_release.errors import SpecError
 
 if TYPE_CHECKING:
-    from model_release.serving.emergency import Person
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
+    from model_release.cluster.emergency import Person
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
 
 # As for a roll-back by a run: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 _SECONDS = 900.0
@@ -63,7 +63,7 @@ def _on_service(run: Callable[..., str], options: argparse.Namespace) -> str:
 
 def _freeze(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """No release may begin until it is lifted. Run again, the last reason stands."""
-    from model_release.serving.lease import Leases
+    from model_release.cluster.lease import Leases
 
     when = datetime.now(UTC).isoformat(timespec="seconds")
     lease = Leases(client).freeze(namespace, name, f"{options.reason} ({surroundings.user()}, {when})")
@@ -73,7 +73,7 @@ def _freeze(client: Any, namespace: str, name: str, options: argparse.Namespace)
 
 def _thaw(client: Any, namespace: str, name: str, _: argparse.Namespace) -> str:
     """Releases may begin again. Run again: nothing."""
-    from model_release.serving.lease import Leases
+    from model_release.cluster.lease import Leases
 
     Leases(client).freeze(namespace, name, None)
     return f"{namespace}/{name} may be released again"
@@ -81,7 +81,7 @@ def _thaw(client: Any, namespace: str, name: str, _: argparse.Namespace) -> str:
 
 def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """The traffic goes to the baseline now. Run again: finds it there."""
-    from model_release.serving.emergency import roll_back_now
+    from model_release.cluster.emergency import roll_back_now
 
     person = _person("roll-back", options.reason)
     return roll_back_now(*_hands(client), namespace, name, person, seconds=options.seconds, tell=_tell).sentence
@@ -89,23 +89,23 @@ def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespa
 
 def _promote(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """The canary that is open is promoted in spite of the judge. Run again: finds it ordered, or promoted."""
-    from model_release.serving.emergency import promote_anyway
+    from model_release.cluster.emergency import promote_anyway
 
     person = _person("promote", options.reason)
     return promote_anyway(*_hands(client), namespace, name, person, seconds=options.seconds, tell=_tell)
 
 
 def _hands(client: Any) -> tuple[InferenceServices, Leases]:
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
 
     return InferenceServices(client), Leases(client)
 
 
 def _person(command: str, reason: str) -> Person:
     """The same owner for the same person, who can therefore run the command again after it was killed."""
-    from model_release.serving.emergency import Person
-    from model_release.serving.lease import Owner
+    from model_release.cluster.emergency import Person
+    from model_release.cluster.lease import Owner
 
     who = surroundings.user()
     return Person(who, reason, Owner(f"python -m model_release {command}", who, "", "by hand"))

@@ -32,9 +32,9 @@ def register(commands: Any) -> None:
 
 
 def _guard(options: argparse.Namespace) -> str:
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
     from model_release.release.guard import INTERVAL, Guard
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
 
     client = surroundings.cluster(options.kubeconfig)
     client.user_agent = "model-release-guard/1"

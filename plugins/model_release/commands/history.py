@@ -20,9 +20,9 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.model_file import load_all
 
 if TYPE_CHECKING:
-    from model_release.history import History
-    from model_release.history.retention import Plan, Service
-    from model_release.serving.lease import Owner
+    from model_release.cluster.lease import Owner
+    from model_release.release.index import History
+    from model_release.release.retention import Plan, Service
     from model_release.spec import ModelSpec
 
 # Rich cuts a table to 80 columns where nobody looks; a file or a pipe has room.
@@ -60,8 +60,8 @@ def register(commands: Any) -> None:
 
 def _versions(options: argparse.Namespace) -> str:
     """The versions of a model, newest first: source, evaluation, fate, and their traffic now."""
-    from model_release.history import History
-    from model_release.history.versions import lines
+    from model_release.release.index import History
+    from model_release.release.versions import lines
 
     spec = surroundings.spec(options)
     store = surroundings.store(options, spec.store)
@@ -85,8 +85,8 @@ def _versions(options: argparse.Namespace) -> str:
 
 def _releases(options: argparse.Namespace) -> str:
     """The releases of a model, newest first: version, source, evaluation, outcome, and the version's traffic now."""
-    from model_release.history import History
-    from model_release.history.versions import FATES, lines
+    from model_release.release.index import History
+    from model_release.release.versions import FATES, lines
 
     spec = surroundings.spec(options)
     store = surroundings.store(options, spec.store)
@@ -118,7 +118,7 @@ def _releases(options: argparse.Namespace) -> str:
 
 def _reindex(options: argparse.Namespace) -> str:
     """Makes the index of releases anew from their decision records. Run again: writes nothing."""
-    from model_release.history import History
+    from model_release.release.index import History
 
     store = surroundings.store(options, surroundings.spec(options).store)
     return f"{store.uri} has {History(store).reindex()} releases in its index"
@@ -129,9 +129,9 @@ def _prune(options: argparse.Namespace) -> str:
 
     What a live service, a lease or a young record names always stays. Run again: does what is left.
     """
-    from model_release.history import retention
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
+    from model_release.release import retention
 
     spec = surroundings.spec(options)
     store = surroundings.store(options, spec.store)
@@ -160,7 +160,7 @@ def _prune(options: argparse.Namespace) -> str:
 
 def _sign(options: argparse.Namespace) -> str:
     """Signs a version by the private key of the model file, as one vouches for it. Run again: writes nothing."""
-    from model_release.artifact import signing
+    from model_release.store import signing
 
     spec = surroundings.spec(options)
     if spec.signing is None or spec.signing.private_key is None:
@@ -176,9 +176,9 @@ def _sign(options: argparse.Namespace) -> str:
 
 def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> dict[str, int] | str:
     """Each version's percent now; a cluster that does not answer is told, and the list goes on."""
-    from model_release.history import live
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
+    from model_release.release import live
 
     namespace, name = spec.service.namespace, spec.service.name
     try:
@@ -241,7 +241,7 @@ def _bytes(size: int) -> str:
 
 def _by_hand() -> Owner:
     """The same for the same person, who can therefore run the command again after it was killed."""
-    from model_release.serving.lease import Owner
+    from model_release.cluster.lease import Owner
 
     return Owner("python -m model_release prune", surroundings.user(), "", "by hand")
 

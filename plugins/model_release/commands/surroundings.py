@@ -19,8 +19,8 @@ from model_release.errors import SpecError
 from model_release.model_file import read_all
 
 if TYPE_CHECKING:
-    from model_release.artifact.store import Store
     from model_release.spec import ModelSpec
+    from model_release.store.store import Store
 
 PROJECT = Path(__file__).resolve().parents[3]
 
@@ -101,7 +101,7 @@ def model(folder: Path, name: str, hint: str = "") -> ModelSpec:
 
 def store(options: argparse.Namespace, uri: str) -> Store:
     """The store at `uri`."""
-    from model_release.artifact.store import Store
+    from model_release.store.store import Store
 
     return Store(s3(options), uri)
 

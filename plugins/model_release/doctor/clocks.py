@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from .finding import Finding, error, ok, warning
 
 if TYPE_CHECKING:
-    from model_release.artifact.store import Store
     from model_release.metrics.prometheus import Prometheus
+    from model_release.store.store import Store
 
 # An HTTP date has whole seconds, and the way takes some of them.
 _FINE, _BAD = 3.0, 30.0

@@ -15,7 +15,7 @@ from model_release.spec import ModelSpec
 from .finding import Finding, error, ok, warning
 
 if TYPE_CHECKING:
-    from model_release.serving.inference_service import InferenceService
+    from model_release.cluster.inference_service import InferenceService
 
 _TIMEOUTS = (3.0, 10.0)
 # Whose behaviour this project was built on and is tested against (facts/kserve.md).
@@ -139,8 +139,8 @@ def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> b
 
 def guard(client: Any, spec: ModelSpec) -> Iterator[Finding]:
     """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies."""
+    from model_release.cluster.lease import Leases
     from model_release.release.guard import alive
-    from model_release.serving.lease import Leases
 
     namespace = spec.service.namespace
     lease = Leases(client).guard(namespace)
@@ -181,9 +181,9 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
 
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:
     """The live InferenceService, and whether a release of ours could be staged on it."""
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
-    from model_release.serving.rollout import check_ours
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
+    from model_release.cluster.rollout import check_ours
 
     key = spec.service.key
     findings: list[Finding] = []

@@ -14,9 +14,9 @@ from . import airflow, clocks, cluster, metrics, store
 from .finding import Finding, Level
 
 if TYPE_CHECKING:
-    from model_release.artifact.store import Store
+    from model_release.cluster.inference_service import InferenceService
     from model_release.metrics.prometheus import Prometheus
-    from model_release.serving.inference_service import InferenceService
+    from model_release.store.store import Store
 
 
 T = TypeVar("T")

@@ -12,8 +12,8 @@ from model_release.spec import ModelSpec
 from .finding import Finding, Level, error, ok, warning
 
 if TYPE_CHECKING:
+    from model_release.cluster.inference_service import InferenceService
     from model_release.metrics.prometheus import Prometheus
-    from model_release.serving.inference_service import InferenceService
 
 
 def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None, seen: bool) -> Iterator[Finding]:

@@ -11,7 +11,7 @@ from model_release.errors import StoreContested
 from .finding import Finding, error, ok
 
 if TYPE_CHECKING:
-    from model_release.artifact.store import Store
+    from model_release.store.store import Store
 
 
 def check(store: Store) -> Iterator[Finding]:

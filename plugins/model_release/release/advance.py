@@ -12,13 +12,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from model_release.cluster.dead import death_of
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.lease import Claim, Watched
+from model_release.cluster.progress import State
+from model_release.cluster.rollout import Canary, assess_promoted, assess_split, check_untouched
+from model_release.cluster.settle import assess_rolled_back
 from model_release.errors import CanaryLost
-from model_release.serving.dead import death_of
-from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import Claim, Watched
-from model_release.serving.progress import State
-from model_release.serving.rollout import Canary, assess_promoted, assess_split, check_untouched
-from model_release.serving.settle import assess_rolled_back
 
 Judged = Literal["promote", "rollback", "continue", "inconclusive"]
 Asks = Literal["never", "before_promote", "on_inconclusive"]

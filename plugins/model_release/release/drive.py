@@ -17,11 +17,11 @@ from model_release.release import advance as way
 from model_release.release.advance import Action, Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
 
 if TYPE_CHECKING:
+    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.lease import Claim, Leases, Owner, Watched
+    from model_release.cluster.rollout import Canary
+    from model_release.cluster.settle import Prove
     from model_release.release.look import Watch
-    from model_release.serving.inference_service import InferenceService, InferenceServices
-    from model_release.serving.lease import Claim, Leases, Owner, Watched
-    from model_release.serving.rollout import Canary
-    from model_release.serving.settle import Prove
 
 # A change of the split reaches the gateway in seconds; minutes mean that something is wrong.
 ROUTE = timedelta(minutes=2)
@@ -168,7 +168,7 @@ class Drive:
         self.leases.update(self.canary.namespace, self.canary.name, self.owner, change)
 
     def _do(self, action: Action, moment: datetime) -> list[str]:
-        from model_release.serving.rollout import assess_promoted, assess_split, promote, shift
+        from model_release.cluster.rollout import assess_promoted, assess_split, promote, shift
 
         if type(action) is not type(self._doing):
             self._since = moment
@@ -197,7 +197,7 @@ class Drive:
         return []
 
     def _take_back(self, moment: datetime) -> list[str]:
-        from model_release.serving.settle import assess_rolled_back, roll_back
+        from model_release.cluster.settle import assess_rolled_back, roll_back
 
         place = self.canary.namespace, self.canary.name
         lease = self.leases.read(*place)

@@ -16,16 +16,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from model_release.cluster.dead import let_go
+from model_release.cluster.objects import WriteConflict
+from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
 from model_release.release.advance import close
-from model_release.serving.dead import let_go
-from model_release.serving.objects import WriteConflict
-from model_release.serving.settle import assess_rolled_back, roll_back
 
 if TYPE_CHECKING:
-    from model_release.serving.inference_service import InferenceService, InferenceServices
-    from model_release.serving.lease import Claim, Lease, Leases
-    from model_release.serving.settle import Release
+    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.lease import Claim, Lease, Leases
+    from model_release.cluster.settle import Release
 
 # Seconds between two looks at all leases.
 INTERVAL = 2.0

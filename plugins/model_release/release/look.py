@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 from model_release.errors import CanaryLost, MetricsRefused, MetricsUnavailable, ReleaseError
 
 if TYPE_CHECKING:
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.rollout import Canary
     from model_release.judging import Judge, Policy, Verdict, Window
     from model_release.metrics import ValueReader, WindowReader
     from model_release.release.advance import Judged
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.rollout import Canary
 
 # How long the cluster or Prometheus may be away before the canary, which nobody watches meanwhile, is taken back.
 BLIND = timedelta(minutes=2)
@@ -56,7 +56,7 @@ class Watch:
         a window counts only when the service then still was what was opened. A refusal in the middle of a watch (a
         proxy's 404, a token that ran out) is blindness as silence is: the release was let in when Prometheus answered.
         """
-        from model_release.serving.rollout import check_untouched
+        from model_release.cluster.rollout import check_untouched
 
         if self.over:
             return []

@@ -17,7 +17,7 @@ from model_release.tasks.run import Run
 from model_release.tasks.triggers import BACK
 
 if TYPE_CHECKING:
-    from model_release.serving.lease import Claim
+    from model_release.cluster.lease import Claim
 
 PROMOTE, LONGER = "Promote", "Watch longer"
 OPTIONS = [PROMOTE, BACK, LONGER]

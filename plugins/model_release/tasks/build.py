@@ -23,8 +23,8 @@ from model_release.tasks.service import ReleasedService
 from model_release.tasks.which import Choice, choose
 
 if TYPE_CHECKING:
-    from model_release.artifact import steps
-    from model_release.artifact.store import Store
+    from model_release.build import steps
+    from model_release.store.store import Store
 
 
 class BuildOperator(ReleaseOperator):
@@ -42,7 +42,7 @@ class BuildOperator(ReleaseOperator):
 
     def step(self, context: Any, name: steps.Name) -> dict[str, Any]:
         """Does a step of the build here: the same that a pod would do."""
-        from model_release.artifact import steps
+        from model_release.build import steps
 
         resolved = self.resolved(context)
         service, fingerprint = self.spec.service.name, resolved["fingerprint"]
@@ -96,7 +96,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
 
     def find(self, choice: Choice) -> dict[str, Any]:
         """What `choice` means, with the version where it is built already, else with the build to come."""
-        from model_release.artifact import export, source
+        from model_release.build import export, source
 
         store = connections.store(self.spec.store)
         if choice.version:
@@ -164,7 +164,7 @@ def check_service(version: Any, spec: ModelSpec) -> None:
 
 def check_was_live(store: Store, version: str) -> None:
     """Raises `SpecError` for a version that no release in the store's history left live: only a canary proves that."""
-    from model_release.history import History
+    from model_release.release.index import History
 
     if not any(one.version == version and one.outcome in ("promoted", "first") for one in History(store).entries()):
         raise SpecError(
@@ -200,7 +200,8 @@ class Publish(BuildOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.artifact import export, signing
+        from model_release.build import export
+        from model_release.store import signing
 
         resolved = self.resolved(context)
         store = connections.store(self.spec.store)

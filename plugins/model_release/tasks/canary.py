@@ -18,8 +18,8 @@ from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import CanaryTrigger
 
 if TYPE_CHECKING:
+    from model_release.cluster.lease import Claim
     from model_release.release.drive import Drive
-    from model_release.serving.lease import Claim
     from model_release.spec import ModelSpec
 
 # Between the drive's own end and Airflow's: the drive must be the one that ends it, with a reason.

@@ -41,7 +41,7 @@ class ClaimService(ReleaseOperator):
             return self._claim(context, Run.of(context, self.spec), deadline=datetime.fromisoformat(event["deadline"]))
 
     def _claim(self, context: Any, run: Run, *, deadline: datetime | None = None) -> dict[str, Any]:
-        from model_release.serving.lease import Held
+        from model_release.cluster.lease import Held
 
         released = ReleasedService(self.spec, run)
         lease = released.leases.acquire(released.namespace, released.name, released.owner, run.release)
@@ -80,7 +80,7 @@ class ClaimService(ReleaseOperator):
             released.note(inherited=None, barred=())
 
     def _record_baseline(self, context: Any, released: ReleasedService) -> dict[str, Any]:
-        from model_release.serving.rollout import baseline_of, plan_change
+        from model_release.cluster.rollout import baseline_of, plan_change
 
         claim = released.claim()
         version = service.published(context)

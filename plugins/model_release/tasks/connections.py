@@ -18,10 +18,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_release.artifact.hub import HubAccess
-    from model_release.artifact.store import Store
+    from model_release.build.hub import HubAccess
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
+    from model_release.store.store import Store
 
 KUBERNETES = "kubernetes"
 STORE = "model_store"
@@ -50,7 +50,7 @@ def s3() -> Any:
 
 def store(prefix: str) -> Store:
     """The versions and records below `prefix` (s3://…/)."""
-    from model_release.artifact.store import Store
+    from model_release.store.store import Store
 
     return Store(s3(), prefix)
 
@@ -123,7 +123,7 @@ def hub() -> HubAccess:
     from airflow.sdk import BaseHook
     from airflow.sdk.exceptions import AirflowNotFoundException
 
-    from model_release.artifact.hub import HubAccess
+    from model_release.build.hub import HubAccess
 
     try:
         connection = BaseHook.get_connection(HUB)

@@ -12,10 +12,10 @@ from model_release.tasks import connections, records
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
+    from model_release.cluster.lease import Claim, Watched
+    from model_release.cluster.rollout import Canary
     from model_release.judging.record import Record
     from model_release.release.look import Watch
-    from model_release.serving.lease import Claim, Watched
-    from model_release.serving.rollout import Canary
 
 
 def began_with(claim: Claim, now: ModelSpec) -> ModelSpec:
@@ -30,8 +30,8 @@ def rules(spec: ModelSpec) -> Rules:
 
 def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str) -> Drive:
     """A drive that goes on from what the lease says. `hand` calls the cluster, and is named as who looked."""
-    from model_release.serving.inference_service import InferenceService, InferenceServices
-    from model_release.serving.lease import Leases, Owner
+    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.lease import Leases, Owner
     from model_release.tasks.proof import prover
 
     client = connections.cluster(hand)

@@ -20,11 +20,11 @@ from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.serving.emergency import Done, Person
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
-    from model_release.serving.rollout import Baseline
-    from model_release.serving.settle import Prove
+    from model_release.cluster.emergency import Done, Person
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
+    from model_release.cluster.rollout import Baseline
+    from model_release.cluster.settle import Prove
 
 # As for the commands: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 SECONDS = 900.0
@@ -76,9 +76,9 @@ class EmergencyOperator(ReleaseOperator):
     ui_color = "#fde8e8"
 
     def release(self, context: Any, run: Run) -> str:
-        from model_release.serving.emergency import Person
-        from model_release.serving.inference_service import InferenceServices
-        from model_release.serving.lease import Leases, Owner
+        from model_release.cluster.emergency import Person
+        from model_release.cluster.inference_service import InferenceServices
+        from model_release.cluster.lease import Leases, Owner
 
         client = connections.cluster()
         person = Person(run.who, str(run.params["reason"]), Owner(run.dag_id, run.run_id, run.url, run.installation))
@@ -119,7 +119,7 @@ class RollBackNow(EmergencyOperator):
     """
 
     def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
-        from model_release.serving.emergency import roll_back_now
+        from model_release.cluster.emergency import roll_back_now
 
         place = self.spec.service.namespace, self.spec.service.name
         return roll_back_now(services, leases, *place, person, seconds=SECONDS, tell=self.tell, prove=self._prove)
@@ -133,7 +133,7 @@ class PromoteAnyway(EmergencyOperator):
     verifies it by name, bakes it, and has the name and the reason in its record. Run again, it finds it so."""
 
     def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
-        from model_release.serving.emergency import Done, promote_anyway
+        from model_release.cluster.emergency import Done, promote_anyway
 
         place = self.spec.service.namespace, self.spec.service.name
         return Done(promote_anyway(services, leases, *place, person, seconds=SECONDS, tell=self.tell))

@@ -12,7 +12,7 @@ from model_release.tasks.proof import version_in
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.artifact import steps
+    from model_release.build import steps
 
 PICTURE = "releases/{release}.confusion.png"
 
@@ -29,7 +29,7 @@ class Evaluate(BuildOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.artifact import steps
+        from model_release.build import steps
 
         limits = limits_of(self.spec, run)
         asked = request(self.spec, run, self.resolved(context), limits, *stable_uri(self.spec, run, limits))
@@ -41,7 +41,7 @@ def request(
     spec: ModelSpec, run: Run, resolved: dict[str, Any], limits: Evaluation, stable: str | None, no_stable: str | None
 ) -> steps.Request:
     """What this run asks the step for, wherever it is done."""
-    from model_release.artifact import steps
+    from model_release.build import steps
 
     version = resolved.get("version")
     return steps.Request(
@@ -59,7 +59,7 @@ def request(
 
 def concluded(spec: ModelSpec, run: Run, found: dict[str, Any]) -> dict[str, Any]:
     """Records what came of the step, and fails where a gate did; returns the summary."""
-    from model_release.artifact import evaluate as evaluation
+    from model_release.build import evaluate as evaluation
 
     records.change(spec, run, lambda record: setattr(record, "evaluation", found))
     evaluation.check(found)
@@ -101,8 +101,8 @@ def serving(spec: ModelSpec) -> str | None:
     During a release the spec holds the canary's template, and after some the template of one that was rolled back; the
     lease then remembers the stable one's.
     """
-    from model_release.serving.inference_service import InferenceServices
-    from model_release.serving.lease import Leases
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.lease import Leases
 
     service, client = spec.service, connections.cluster()
     live = InferenceServices(client).get(service.namespace, service.name)

@@ -26,7 +26,7 @@ class LookBack(ReleaseOperator):
     """
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.history import History
+        from model_release.release.index import History
 
         if run.moves_traffic:
             raise AirflowSkipException("this run moves traffic and is judged by it")

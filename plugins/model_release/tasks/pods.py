@@ -1,6 +1,6 @@
 """Export, archive and evaluation in a pod of their own: `build: {in: pod, image: …}` in the model file.
 
-The same steps as on a worker (`artifact/steps.py`), the same names of tasks, the same results: a model file changes
+The same steps as on a worker (`build/steps.py`), the same names of tasks, the same results: a model file changes
 where they run, and nothing else. Each waits for its pod without a worker.
 
 Imports the Kubernetes client: `dag.py` imports this module only for models whose build is in pods.
@@ -15,7 +15,7 @@ from typing import Any, cast
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 
-from model_release.artifact import steps
+from model_release.build import steps
 from model_release.errors import ArchiveError, SpecError
 from model_release.spec import Evaluation, ModelSpec
 from model_release.tasks import connections, evaluate
@@ -131,7 +131,7 @@ class StepInPod(KubernetesPodOperator):
 
     @property
     def toolchain(self) -> dict[str, str]:
-        from model_release.artifact.export import toolchain
+        from model_release.build.export import toolchain
 
         return toolchain(self.root / "include" / "handlers" / "image_classifier.py", self.spec.build.fold)
 

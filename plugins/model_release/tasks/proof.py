@@ -10,8 +10,8 @@ from model_release.errors import SmokeFailed, StoreRefused, StoreUnavailable, Ve
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.settle import Prove
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.settle import Prove
 
 # `settle` asks again by itself; a route that is not in place yet needs no patience here.
 _SECONDS = 5.0
@@ -27,7 +27,7 @@ def prover(storage_uri: str | None, log: Callable[..., None]) -> Prove:
     found = version_in(storage_uri)
 
     def prove(live: InferenceService) -> None:
-        from model_release.serving.smoke import smoke, smoke_url
+        from model_release.cluster.smoke import smoke, smoke_url
 
         if found is None:
             log(

@@ -14,9 +14,9 @@ from model_release.tasks import connections
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.artifact.store import Store
     from model_release.judging import Policy, Verdict, Window
     from model_release.judging.record import Record
+    from model_release.store.store import Store
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,8 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Sto
 
     The index of releases is told what it shows; where it cannot be written, that is logged, and the release goes on.
     """
-    from model_release.history.index import Entry
     from model_release.judging.record import Record
+    from model_release.release.index import Entry
 
     store, key = store or connections.store(spec.store), f"releases/{run.release}.json"
     for left in reversed(range(_TRIES)):
@@ -82,7 +82,7 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Sto
 
 def _note(store: Store, record: Record) -> None:
     """Puts the release into the lists. They can be made anew from the records, so no release fails for them."""
-    from model_release.history.index import History
+    from model_release.release.index import History
 
     try:
         History(store).note(record)

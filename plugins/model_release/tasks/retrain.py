@@ -23,7 +23,7 @@ from model_release.tasks.assets import candidate_asset
 from model_release.tasks.base import RETRIES, documented, telling
 
 if TYPE_CHECKING:
-    from model_release.artifact.training import Trained
+    from model_release.build.training import Trained
 
 # All but backfills: what is trained today is no candidate of an earlier date.
 _RUN_TYPES = ("scheduled", "manual", "operator_triggered", "asset_materialization")
@@ -66,7 +66,7 @@ def trainable(spec: ModelSpec) -> Training:
 
 
 def sources(spec: ModelSpec) -> dict[str, str]:
-    """The model's source as `artifact` takes it."""
+    """The model's source as `build` takes it."""
     return dict(spec.source.model_dump(exclude_none=True))
 
 
@@ -78,7 +78,7 @@ def candidate_of(context: Any) -> str:
     """The name of the run's candidate: the end of its data interval where the schedule made it, else the moment that it
     was asked for: a run by hand may bear the interval of the schedule's last one, and would find that one's candidate.
     Not the wall clock: all tries of a run make one candidate."""
-    from model_release.artifact.training import candidate_name
+    from model_release.build.training import candidate_name
 
     dag_run = context["dag_run"]
     end = dag_run.data_interval_end if dag_run.run_type in ("scheduled", "backfill") else None
@@ -100,7 +100,7 @@ class Train(BaseOperator):
         self.root = root
 
     def execute(self, context: Any) -> dict[str, Any]:
-        from model_release.artifact import training
+        from model_release.build import training
 
         wanted = trainable(self.spec)
         with telling(self, context):
@@ -145,7 +145,7 @@ class Offer(BaseOperator):
         return event
 
     def _candidate(self, context: Any) -> Trained:
-        from model_release.artifact import training
+        from model_release.build import training
 
         wanted, candidate, s3 = trainable(self.spec), candidate_of(context), s3_of(self.spec)
         if wanted.image:

@@ -24,9 +24,9 @@ from model_release.tasks.service import ROUTE_SECONDS, ReleasedService
 from model_release.tasks.triggers import SLACK, RevisionTrigger
 
 if TYPE_CHECKING:
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.lease import Claim
-    from model_release.serving.rollout import Baseline, Canary
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.lease import Claim
+    from model_release.cluster.rollout import Baseline, Canary
 
 
 class Stage(ReleaseOperator):
@@ -41,7 +41,7 @@ class Stage(ReleaseOperator):
         self.root = root
 
     def release(self, context: Any, run: Run) -> Any:
-        from model_release.serving.rollout import Kind, plan_change, stage
+        from model_release.cluster.rollout import Kind, plan_change, stage
 
         self.verify(service.published(context)["version"])
         released = ReleasedService(self.spec, run)
@@ -68,7 +68,7 @@ class Stage(ReleaseOperator):
     ) -> Baseline:
         """The baseline, noted, of a template that is about to be written after another one of this run: what that had
         promoted is what this one stands beside, and the revision that it had staged is not the one to be waited for."""
-        from model_release.serving.rollout import baseline_of
+        from model_release.cluster.rollout import baseline_of
 
         baseline = replace(released.baseline(), created=live.latest_created)
         if not claim.promoted or live.rolled_out != claim.canary:
@@ -92,7 +92,7 @@ class Stage(ReleaseOperator):
 
     def verify(self, version: str) -> None:
         """The version is, byte by byte, what was published, and signed where the model file wants it signed."""
-        from model_release.artifact import signing
+        from model_release.store import signing
 
         store, wanted = connections.store(self.spec.store), self.spec.signing
         if wanted is None:
@@ -106,8 +106,8 @@ class Stage(ReleaseOperator):
             return self._is_ready(context, event, Run.of(context, self.spec))
 
     def _is_ready(self, context: Any, event: dict[str, Any], run: Run) -> dict[str, Any]:
-        from model_release.serving.progress import State
-        from model_release.serving.rollout import assess_staged, canary_of
+        from model_release.cluster.progress import State
+        from model_release.cluster.rollout import assess_staged, canary_of
 
         gone = (State.LOST, State.WRONG_BASELINE)
         if event["state"] in gone:
@@ -173,8 +173,8 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
 
     def ask(self, context: Any, released: ReleasedService) -> None:
         """Raises `SmokeFailed` unless the staged revision itself answers as it should."""
-        from model_release.serving.rollout import check_untouched
-        from model_release.serving.smoke import smoke, smoke_url
+        from model_release.cluster.rollout import check_untouched
+        from model_release.cluster.smoke import smoke, smoke_url
 
         canary, live = service.canary(context), released.live()
         check_untouched(live, canary)
@@ -199,7 +199,7 @@ class GoLive(ReleaseOperator):
     outcome = "first"
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.serving.rollout import assess_promoted
+        from model_release.cluster.rollout import assess_promoted
 
         released, canary = ReleasedService(self.spec, run), service.canary(context)
         claim = released.claim()
@@ -246,7 +246,7 @@ class GoDirect(GoLive):
         )
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
-        from model_release.serving.rollout import promote
+        from model_release.cluster.rollout import promote
 
         promote(released.services, canary, 0)
 
@@ -267,7 +267,7 @@ class Promote(GoLive):
             raise CanaryLost(f"no verdict of {self.judged_by} says to promote {revision}; nothing is promoted unproven")
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
-        from model_release.serving.rollout import promote
+        from model_release.cluster.rollout import promote
 
         promote(released.services, canary, self.spec.rollout.steps[-1])
 
@@ -278,8 +278,8 @@ class RollBack(ReleaseOperator):
     haste. Run again, it finds it rolled back."""
 
     def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.serving.progress import State, wait
-        from model_release.serving.settle import assess_rolled_back, roll_back
+        from model_release.cluster.progress import State, wait
+        from model_release.cluster.settle import assess_rolled_back, roll_back
 
         released = ReleasedService(self.spec, run)
         # From here on this canary is not proven any more, whatever a crash leaves behind. What the drive has taken back

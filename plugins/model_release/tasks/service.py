@@ -14,12 +14,12 @@ from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.lease import Claim, Owner
+    from model_release.cluster.progress import Progress
+    from model_release.cluster.rollout import Baseline, Canary
+    from model_release.cluster.settle import Release
     from model_release.judging.record import Record
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.lease import Claim, Owner
-    from model_release.serving.progress import Progress
-    from model_release.serving.rollout import Baseline, Canary
-    from model_release.serving.settle import Release
 
 
 ANSWERED = "answered"  # the XCom key under which task smoke names the revision that answered
@@ -33,8 +33,8 @@ class ReleasedService:
     """Clients are made when it is: once for each task."""
 
     def __init__(self, spec: ModelSpec, run: Run) -> None:
-        from model_release.serving.inference_service import InferenceServices
-        from model_release.serving.lease import Leases
+        from model_release.cluster.inference_service import InferenceServices
+        from model_release.cluster.lease import Leases
 
         client = connections.cluster()
         self.spec, self.run = spec, run
@@ -44,7 +44,7 @@ class ReleasedService:
     @property
     def owner(self) -> Owner:
         """This run, as the lease names its holder."""
-        from model_release.serving.lease import Owner
+        from model_release.cluster.lease import Owner
 
         return Owner(self.run.dag_id, self.run.run_id, self.run.url, self.run.installation)
 
@@ -100,13 +100,13 @@ class ReleasedService:
 
     def wanted(self, root: Path, version_uri: str) -> dict[str, Any]:
         """The manifest of the version that is released."""
-        from model_release.serving.manifest import load_base, manifest
+        from model_release.cluster.manifest import load_base, manifest
 
         return manifest(self.spec, version_uri, load_base(root / "include" / "manifests" / "inference_service.yaml"))
 
     def has_live(self, wanted: dict[str, Any]) -> bool:
         """Whether the manifest's revision has all of the traffic by name, and no release is changing that."""
-        from model_release.serving.rollout import Kind, plan_change
+        from model_release.cluster.rollout import Kind, plan_change
 
         lease, live = self.leases.read(self.namespace, self.name), self.live()
         if live is None or (lease is not None and lease.holder is not None):
@@ -118,9 +118,9 @@ class ReleasedService:
         """Nothing, when what is live still is what this release opened; else `CanaryLost`, with who changed what.
 
         Args:
-            percent: as in `serving.rollout.check_untouched`.
+            percent: as in `cluster.rollout.check_untouched`.
         """
-        from model_release.serving.rollout import check_untouched
+        from model_release.cluster.rollout import check_untouched
 
         check_untouched(self.live(), canary, percent)
 
@@ -131,7 +131,7 @@ class ReleasedService:
             CanaryLost: what is live is no longer what this release opened.
             ClusterUnavailable: it has not taken effect within two minutes; trying again may help.
         """
-        from model_release.serving.progress import State, wait
+        from model_release.cluster.progress import State, wait
 
         progress = wait(assess, ROUTE_SECONDS, poll=0.5, tell=lambda told: say(told.sentence))
         if progress.state is State.LOST:
@@ -147,7 +147,7 @@ class ReleasedService:
         Raises:
             ClusterUnavailable: it has not taken effect yet; trying again may help.
         """
-        from model_release.serving.settle import assess_rolled_back, roll_back
+        from model_release.cluster.settle import assess_rolled_back, roll_back
 
         lease = self.leases.read(self.namespace, self.name)
         claim = lease.claim if lease else None
@@ -167,8 +167,8 @@ class ReleasedService:
         self.record_traffic(task, 0, self.live())
 
     def settle(self, release: Release, log: Callable[..., None]) -> str:
-        """`serving.settle.settle`, under the lease that this run holds, with the smoke prediction as the proof."""
-        from model_release.serving.settle import settle
+        """`cluster.settle.settle`, under the lease that this run holds, with the smoke prediction as the proof."""
+        from model_release.cluster.settle import settle
 
         return settle(
             self.services,
@@ -212,7 +212,7 @@ def check_answered(context: Any, revision: str) -> None:
 
 def canary(context: Any) -> Canary:
     """The canary that this run staged."""
-    from model_release.serving.rollout import Canary
+    from model_release.cluster.rollout import Canary
 
     found = staged(context)["canary"]
     if not found:

@@ -25,8 +25,8 @@ from model_release.tasks.run import Run, installation
 from model_release.tasks.triggers import run_is_over
 
 if TYPE_CHECKING:
-    from model_release.serving.lease import Claim, Lease, Leases, Owner
-    from model_release.serving.settle import Prove, Release
+    from model_release.cluster.lease import Claim, Lease, Leases, Owner
+    from model_release.cluster.settle import Prove, Release
 
 SWEEP = "sweep"
 # How long a canary that was closed may wait for its own run to settle it. A run whose task instance was deleted looks
@@ -123,8 +123,8 @@ class Sweep(BaseOperator):
             return self.sweep(context["dag_run"])
 
     def sweep(self, dag_run: Any) -> list[str]:
-        from model_release.serving.inference_service import InferenceServices
-        from model_release.serving.lease import Leases, Owner
+        from model_release.cluster.inference_service import InferenceServices
+        from model_release.cluster.lease import Leases, Owner
 
         base, run_id = installation(), str(dag_run.run_id)
         me = Owner(SWEEP, run_id, f"{base}/dags/{SWEEP}/runs/{quote(run_id)}", base)
@@ -191,7 +191,7 @@ class Sweep(BaseOperator):
         return self._take_over(specs, lease, claim, me)
 
     def _take_over(self, specs: Sequence[ModelSpec], lease: Lease, claim: Claim, me: Owner) -> _Abandoned | None:
-        from model_release.serving.lease import Held
+        from model_release.cluster.lease import Held
 
         service = (lease.namespace, lease.service)
         if lease.frozen is not None:
@@ -214,7 +214,7 @@ class Sweep(BaseOperator):
 
     def _first_step(self, one: _Abandoned) -> None:
         """The canary's traffic goes at once, before any waiting begins. Trouble is `_settle`'s to tell."""
-        from model_release.serving.settle import settle_step
+        from model_release.cluster.settle import settle_step
 
         if one.release is None:
             return
@@ -224,7 +224,7 @@ class Sweep(BaseOperator):
             self.log.warning("%s: %s", one, error)
 
     def _settle(self, one: _Abandoned) -> str:
-        from model_release.serving.settle import settle
+        from model_release.cluster.settle import settle
 
         sentence = "nothing was touched"
         if one.release is not None:

@@ -67,7 +67,7 @@ class TrainInPod(KubernetesPodOperator):
         self.spec = spec
 
     def execute(self, context: Any) -> None:
-        from model_release.artifact import training
+        from model_release.build import training
 
         candidate, s3 = candidate_of(context), s3_of(self.spec)
         with telling(self, context):
@@ -79,7 +79,7 @@ class TrainInPod(KubernetesPodOperator):
             super().execute(context)
 
     def get_or_create_pod(self, pod_request_obj: Any, context: Any) -> Any:
-        from model_release.artifact import training
+        from model_release.build import training
 
         there = self.find_pod(pod_request_obj.metadata.namespace, context=context)
         if there is None or there.status.phase in ("Succeeded", "Failed"):

@@ -26,8 +26,8 @@ from model_release.tasks import connections, records, telemetry
 from model_release.tasks.run import Run, installation
 
 if TYPE_CHECKING:
-    from model_release.artifact.store import Store
-    from model_release.serving.lease import Claim, Owner
+    from model_release.cluster.lease import Claim, Owner
+    from model_release.store.store import Store
 
 
 # How much later than its trigger's own deadline Airflow ends a wait: the trigger says why it ended, Airflow does not.
@@ -78,7 +78,7 @@ class LeaseTrigger(_ReleaseTrigger):
     POLL = 5.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.serving.lease import Leases
+        from model_release.cluster.lease import Leases
 
         leases = Leases(await sync_to_async(connections.cluster)("triggerer"))
         told = ""
@@ -104,15 +104,15 @@ class RevisionTrigger(_ReleaseTrigger):
     """Waits until the staged revision is ready at 0 %, or can no longer become so.
 
     Given: wanted (the manifest), baseline, template (the digest of what was staged), deadline. Event: {"state",
-    "sentence"} of `serving.progress`, and the deadline for who waits again.
+    "sentence"} of `cluster.progress`, and the deadline for who waits again.
     """
 
     POLL = 1.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.serving.inference_service import InferenceServices
-        from model_release.serving.progress import Patience, Progress, State
-        from model_release.serving.rollout import Baseline, assess_staged
+        from model_release.cluster.inference_service import InferenceServices
+        from model_release.cluster.progress import Patience, Progress, State
+        from model_release.cluster.rollout import Baseline, assess_staged
 
         services = InferenceServices(await sync_to_async(connections.cluster)("triggerer"))
         wanted, template = self.given["wanted"], self.given["template"]
@@ -146,7 +146,7 @@ class CanaryTrigger(_ReleaseTrigger):
     """
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.serving.rollout import Canary
+        from model_release.cluster.rollout import Canary
         from model_release.tasks import driving
 
         question = Question(self.given["question"]) if "question" in self.given else None

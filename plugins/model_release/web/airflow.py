@@ -15,9 +15,9 @@ from model_release.errors import ClusterRefused, MetricsRefused, ReleaseError, S
 from model_release.web.sources import Models, Releases
 
 if TYPE_CHECKING:
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.lease import Lease
     from model_release.metrics.prometheus import Prometheus
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.lease import Lease
     from model_release.spec import ModelSpec
 
 # How long a client is used before its connection is looked up again: whoever changes a connection sees it soon.
@@ -86,8 +86,8 @@ class AirflowSources:
         return Models(specs, tuple(troubles))
 
     def releases(self, store: str) -> Releases:
-        from model_release.artifact.store import Store
-        from model_release.history.index import History
+        from model_release.release.index import History
+        from model_release.store.store import Store
 
         return _Lazily(lambda: History(Store(self._s3(), store)))
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from model_release.serving import inference_service, lease
-from model_release.serving.inference_service import InferenceService
-from model_release.serving.lease import Lease
-from model_release.serving.manifest import MANAGED_BY
-from model_release.serving.objects import Objects
+from model_release.cluster import inference_service, lease
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.lease import Lease
+from model_release.cluster.manifest import MANAGED_BY
+from model_release.cluster.objects import Objects
 
 if TYPE_CHECKING:
     from kubernetes.client import ApiClient
@@ -20,8 +20,8 @@ def services(api_client: ApiClient, namespace: str) -> dict[str, InferenceServic
     Raises:
         ClusterUnavailable, ClusterRefused: as `Objects` does.
     """
-    from model_release.serving.standard.pods import Pods
-    from model_release.serving.standard.view import in_its_mode
+    from model_release.cluster.standard.pods import Pods
+    from model_release.cluster.standard.view import in_its_mode
 
     found = Objects(api_client, inference_service.KIND).list(namespace)
     routes, pods = Objects(api_client, inference_service.ROUTES), Pods(api_client)

@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from model_release.serving.lease import GUARD
+from model_release.cluster.lease import GUARD
 from model_release.web import live, words
 from model_release.web.sources import Part, Sources, gather
 
 if TYPE_CHECKING:
-    from model_release.history.index import Entry
+    from model_release.release.index import Entry
     from model_release.spec import ModelSpec
     from model_release.web.sources import Releases
 

@@ -6,14 +6,14 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseError
-from model_release.history.index import version_of
 from model_release.release.guard import alive
+from model_release.release.index import version_of
 from model_release.web import words
 
 if TYPE_CHECKING:
-    from model_release.history.index import Entry
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.lease import Claim, Lease
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.lease import Claim, Lease
+    from model_release.release.index import Entry
 
 Json = dict[str, Any]
 

@@ -16,8 +16,8 @@ from model_release.web.evidence import seconds
 from model_release.web.sources import Part, Sources, gather
 
 if TYPE_CHECKING:
-    from model_release.history.index import Entry, Page
     from model_release.judging.record import Record
+    from model_release.release.index import Entry, Page
     from model_release.spec import ModelSpec
 
 Json = dict[str, Any]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 from model_release import addresses as to
-from model_release.history.index import version_of
+from model_release.release.index import version_of
 from model_release.web import words
 from model_release.web.evidence import evidence, is_bake, seconds
 from model_release.web.timeline import marks, timeline

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from model_release import addresses as to
-from model_release.serving.lease import GUARD
+from model_release.cluster.lease import GUARD
 from model_release.web import live, past, words
 from model_release.web.evidence import seconds
 from model_release.web.release import summary

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 from model_release.errors import ReleaseError
 
 if TYPE_CHECKING:
-    from model_release.history.index import Entry, Page
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.lease import Lease
     from model_release.judging.record import Record
     from model_release.metrics.prometheus import Prometheus
-    from model_release.serving.inference_service import InferenceService
-    from model_release.serving.lease import Lease
+    from model_release.release.index import Entry, Page
     from model_release.spec import ModelSpec
 
 T = TypeVar("T")
@@ -33,7 +33,7 @@ _pool = ThreadPoolExecutor(max_workers=24, thread_name_prefix=_POOL)
 
 
 class Releases(Protocol):
-    """What the pages ask of one store's `history.History`."""
+    """What the pages ask of one store's `release.index.History`."""
 
     def page(
         self,

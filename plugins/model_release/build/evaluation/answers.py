@@ -1,0 +1,146 @@
+"""The answers of a packaged archive to labelled images, asked once and then kept in the store.
+
+`evaluations/<archive>-<images>.json`, named by the first 16 digits of the .mar's SHA-256 (which covers model, labels,
+preprocessing and handler) and of the images' digest: a retry, a backfill, another run and the next release, for which
+this version is the stable one, find it there.
+"""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+from model_release.build import processes
+from model_release.build.evaluation.images import LabelledImages
+from model_release.build.evaluation.measures import Answer
+from model_release.build.inspection import MAX_TEXT
+from model_release.errors import ArchiveError, StoreUnavailable, VersionDamaged
+from model_release.store import files
+from model_release.store.s3 import split_uri, talking_about
+
+if TYPE_CHECKING:
+    from model_release.build.archive import Archive
+    from model_release.store.store import Store, Version
+
+FORMAT = 1
+
+_SERVED = ("config/", "model-store/")  # what `Store.publish` names a version by
+_BASE_SECONDS = 600.0
+_SECONDS_AN_IMAGE = 10.0  # some seventy times what a ViT-base takes on two cores (benchmarks/README.md)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """An archive whose answers are asked for. `bring(folder)` gives its .mar, downloaded there where it must be."""
+
+    version: str
+    sha256: str
+    labels: tuple[str, ...]
+    bring: Callable[[Path], Path] = field(repr=False)
+
+
+def built(archive: Archive) -> Subject:
+    """The archive that a build left, under the name that it will have as a version."""
+    sums = files.digests(archive.directory)
+    served = {name: digest for name, digest in sums.items() if name.startswith(_SERVED)}
+    version = files.combined(served)[:16]
+    return Subject(version, archive.sha256, labels_of(archive.mar), lambda _: archive.mar)
+
+
+def published(version: Version, s3: Any) -> Subject:
+    """A version in the store, fetched with the boto3 client `s3` and held to its SHA-256. Raises `VersionDamaged`."""
+    mars = [path for path in version.files if path.startswith("model-store/") and path.endswith(".mar")]
+    labels = version.metadata.get("labels")
+    if len(mars) != 1 or not labels:
+        raise VersionDamaged(f"{version.storage_uri} has {len(mars)} archives and {len(labels or ())} labels")
+    sha256 = str(version.files[mars[0]]["sha256"])
+
+    def bring(folder: Path) -> Path:
+        bucket, prefix = split_uri(version.storage_uri)
+        target = folder / f"{version.name}.mar"
+        with talking_about(version.storage_uri + mars[0]):
+            s3.download_file(bucket, prefix + mars[0], str(target))
+        if files.sha256(target) != sha256:
+            raise VersionDamaged(f"{version.storage_uri}{mars[0]} is not what its version.json says")
+        return target
+
+    return Subject(version.name, sha256, tuple(map(str, labels)), bring)
+
+
+def labels_of(mar: Path) -> tuple[str, ...]:
+    """The labels that the archive's model knows, in the order of its outputs."""
+    try:
+        with zipfile.ZipFile(mar) as archive, archive.open("model.json") as file:
+            return tuple(json.loads(file.read(MAX_TEXT))["labels"])
+    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        raise ArchiveError(f"{mar.name} has no model.json with labels: {error}") from error
+
+
+def answers(
+    subject: Subject,
+    images: LabelledImages,
+    store: Store,
+    *,
+    batch: int,
+    scratch: Path,
+    log: Callable[[str], None],
+) -> dict[str, Answer]:
+    """{image: answer} of all `images`, from the store, or asked now and kept there.
+
+    `batch` images at once; `scratch` is a folder for downloads. Run again, it reads what it kept. Raises
+    `ArchiveError` when the handler does not load or not one image got an answer, and the store's errors.
+    """
+    key = f"evaluations/{subject.sha256[:16]}-{images.digest[:16]}.json"
+    identity = {"format": FORMAT, "archive": subject.sha256, "images": images.digest}
+    kept, tag = store.read_json(key)
+    if kept is not None and all(kept.get(name) == value for name, value in identity.items()):
+        log(f"the answers of version {subject.version} to these {len(images.truth)} images are in the store: {key}")
+        return {name: Answer(*answer) for name, answer in kept["answers"].items()}
+    pairs = images.bring(scratch, log)
+    found = run(subject.bring(scratch), pairs, batch=batch, what=f"version {subject.version}", log=log)
+    content = {**identity, "answers": {name: astuple(answer) for name, answer in found.items()}}
+    try:
+        store.write_json(key, content, if_match=tag)
+    except StoreUnavailable as error:
+        log(f"the answers were not kept and will be asked for again: {error}")
+    return found
+
+
+def run(
+    mar: Path, images: list[tuple[str, Path]], *, batch: int, what: str, log: Callable[[str], None]
+) -> dict[str, Answer]:
+    """{image: answer}, asked of the .mar in a process of its own. Raises `ArchiveError`."""
+    log(f"asking {what} for {len(images)} images, {batch} at once")
+    with TemporaryDirectory(prefix="evaluate-") as folder:
+        request = {
+            "mar": str(mar.resolve()),
+            "images": [[name, str(file.resolve())] for name, file in images],
+            "batch": batch,
+            "output": str(Path(folder, "answers.json")),
+        }
+        Path(folder, "request.json").write_text(json.dumps(request), encoding="utf-8")
+        report = processes.run(
+            ["-m", "model_release.build.evaluation.ask", str(Path(folder, "request.json"))],
+            what=f"the evaluation of {what}",
+            log=log,
+            env=processes.environment(PYTHONPATH=str(processes.PACKAGE_ROOT), HOME=folder, TMPDIR=folder),
+            timeout=_BASE_SECONDS + _SECONDS_AN_IMAGE * len(images),
+            cwd=Path(folder),
+        )
+        rows = json.loads(Path(folder, "answers.json").read_text(encoding="utf-8"))
+    found = {name: Answer(label, score, fault) for name, label, score, fault in rows}
+    seconds = max(report["seconds"], 1e-3)
+    log(
+        f"{what} answered {len(found)} images in {seconds:.1f} s ({len(found) / seconds:.1f} images/s), "
+        f"loaded in {report['load_seconds']:.1f} s"
+    )
+    if all(answer.label is None for answer in found.values()):
+        raise ArchiveError(
+            f"{what} has no answer to any of the images ({len(found)}); the first: {next(iter(found.values())).fault}"
+        )
+    return found

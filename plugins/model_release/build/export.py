@@ -1,0 +1,132 @@
+"""Checkpoint → TorchScript with its labels and preprocessing, compared with the original.
+
+The work is done by `trace.py` in a process of its own; this is its front.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from model_release.build import processes
+from model_release.errors import ArchiveError
+from model_release.store import files
+
+# What an export may take beside its interpreter and libraries. It holds the weights two or three times; a checkpoint
+# whose configuration asks for far more than its weights explain is stopped here and not by the machine's last byte.
+_MEMORY = 6 * 1024**3
+_TIMES_THE_WEIGHTS = 8
+
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "torch-model-archiver")
+
+
+@dataclass(frozen=True)
+class Export:
+    """What an export left in its folder.
+
+    `directory` holds `model.pt` (TorchScript, frozen), `model.json` (labels, input size, preprocessing: what the
+    handler reads), `reference.json` (sample images and the original model's answers) and `export.json` (`report`:
+    the above, parity at each batch, toolchain, the source's fingerprint).
+    """
+
+    directory: Path
+    report: dict[str, Any]
+
+
+def export(
+    checkpoint: Path,
+    output: Path,
+    *,
+    handler: Path,
+    fingerprint: str,
+    samples: Sequence[bytes] = (),
+    fold: bool = False,
+    log: Callable[[str], None] | None = None,
+    timeout: float = 1800,
+) -> Export:
+    """Exports the checkpoint in folder `checkpoint` into the folder `output`.
+
+    `handler` is the archive's handler; `image_pixels.py` beside it must give the pixels that the checkpoint's own
+    processor gives, which is checked here. `samples` are encoded images for the reference answers (default: two
+    drawn ones of the model's input size). `fold` folds BatchNorms into convolutions, within wider limits. `log` gets a
+    line for each step.
+
+    Run again, the folder is replaced; equal input and toolchain give files of equal bytes.
+    Raises `CheckpointError` (cannot be loaded, traced or preprocessed here), `ParityError` (answers differ by more
+    than `torchscript.EXACT` or `FOLDED` allow, with figures), `ArchiveError` (the process died).
+    """
+    log = log or logging.getLogger(__name__).info
+    with TemporaryDirectory(prefix="export-") as scratch, files.replaced(output) as fresh:
+        pictures = []
+        for number, sample in enumerate(samples):
+            pictures.append(str(Path(scratch, f"sample-{number}")))
+            Path(pictures[-1]).write_bytes(sample)
+        request = {
+            "checkpoint": str(checkpoint.resolve()),
+            "output": str(fresh.resolve()),
+            "handlers": str(handler.resolve().parent),
+            "samples": pictures,
+            "fold": fold,
+        }
+        Path(scratch, "request.json").write_text(json.dumps(request), encoding="utf-8")
+        report = processes.run(
+            ["-m", "model_release.build.trace", str(Path(scratch, "request.json"))],
+            what="the export",
+            log=log,
+            env=processes.environment(
+                PYTHONPATH=str(processes.PACKAGE_ROOT),
+                HF_HOME=scratch,
+                HOME=scratch,
+                LEASH_MEMORY=str(memory_limit(checkpoint)),
+            ),
+            timeout=timeout,
+            cwd=Path(scratch),
+        )
+        for note in report["notes"]:
+            log(f"note: {note}")
+        report = {**report, "toolchain": toolchain(handler, fold), "fingerprint": fingerprint}
+        (fresh / "export.json").write_text(
+            json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
+        )
+    return Export(output, report)
+
+
+def memory_limit(checkpoint: Path) -> int:
+    """Bytes of memory that the export of this checkpoint may have."""
+    return _MEMORY + _TIMES_THE_WEIGHTS * sum(file.stat().st_size for file in checkpoint.glob("*.safetensors"))
+
+
+def load(directory: Path) -> Export:
+    """The export that an earlier task left in `directory`. Raises `ArchiveError` where there is none."""
+    try:
+        return Export(directory, json.loads((directory / "export.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise ArchiveError(f"{directory} holds no finished export: {error}") from error
+
+
+def toolchain(handler: Path, fold: bool = False) -> dict[str, str]:
+    """Versions of everything that shapes an archive's bytes, the handler's digest and `build.fold` among them. Cheap:
+    nothing is imported. With the source's fingerprint it tells whether a version exists already (`Store.find`)."""
+    found = {"python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            raise ArchiveError(f"a build needs the package {name}, which is not installed on this worker") from None
+    parts = {path.name: files.sha256(path) for path in handler_files(handler)}
+    return {**found, "handler": files.combined(parts), **({"fold": "yes"} if fold else {})}
+
+
+def handler_files(handler: Path) -> list[Path]:
+    """The handler and the modules beside it: they travel together."""
+    if not handler.is_file():
+        raise ArchiveError(f"{handler} is no handler; expected a Python file")
+    beside = sorted(path for path in handler.parent.glob("*.py") if path.name not in (handler.name, "__init__.py"))
+    return [handler, *beside]

@@ -1,0 +1,222 @@
+"""Where a checkpoint comes from, and whether it is one that can be released.
+
+A source is a folder, an S3 prefix or a repository of the hub, in Hugging Face format: `config.json`,
+`preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and shards). A folder or
+prefix either is a checkpoint itself or holds candidates, each in a folder named by the time it was made
+(`20261122T230000`): the newest one counts. In a repository the newest commit does.
+
+Only the files that matter are fetched, only safetensors are read, and a checkpoint that brings its own code is
+refused: nothing that came from outside is ever run.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from model_release.build import inspection, labels
+from model_release.build.hub import HubAccess, HubPlace
+from model_release.build.origins import DirectoryPlace, Log, Place, PrefixPlace
+from model_release.errors import CheckpointError, SourceUnavailable, SpecError
+from model_release.store import files
+from model_release.store.bucket import MAX_FILE
+
+CONFIG = labels.CONFIG
+PROCESSOR = inspection.PROCESSOR
+PROCESSORS = inspection.PROCESSORS
+WEIGHTS = "model.safetensors"
+INDEX = inspection.INDEX
+
+_CANDIDATE = re.compile(r"\d{8}T\d{6}Z?")
+_REVISION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,99}")
+_ADAPTER = "adapter_config.json"
+_PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A fetched and checked checkpoint.
+
+    `origin` is where it came from, for people and records. `fingerprint` is the SHA-256 over the names and
+    digests of its files: equal for equal content wherever it lay. `candidate` is the folder that was chosen,
+    `commit` the source's own name for the content, and `time` when either was made, where the source has them.
+    """
+
+    directory: Path
+    origin: str
+    fingerprint: str
+    architecture: str
+    labels: tuple[str, ...]
+    candidate: str | None = None
+    commit: str | None = None
+    time: datetime | None = None
+
+
+def fetch(
+    source: Mapping[str, str],
+    destination: Path,
+    *,
+    s3: Any | None = None,
+    base: Path | None = None,
+    hub: HubAccess | None = None,
+    not_later_than: datetime | None = None,
+    log: Log | None = None,
+) -> Checkpoint:
+    """Brings the checkpoint of `source` into `destination` and checks it.
+
+    `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` with `s3`, a boto3 client, or
+    `{"hub": "owner/name"}` with `hub`, how it is reached (default: as the environment says). A relative path is below
+    `base` (default: the working directory), and is recorded as it was given: the worker's own paths are nobody's
+    business. `log` hears how downloads get on, and what is to be known of the labels.
+
+    `not_later_than` picks the newest candidate, or the newest commit of the branch, made by then (a backfill of an
+    earlier date); a source without candidates does not heed it. `"revision"` beside the place names the one to take:
+    the folder of a candidate; of the hub a tag or commit, which is that very one, or a branch (default: main).
+
+    Run again, the destination is replaced by what the source holds now. Raises `CheckpointError` (what is
+    missing or wrong, and where), `SpecError` for an address that is none, `SourceUnavailable` while the hub does not
+    answer or where the source is changed meanwhile, and the store's errors.
+    """
+    revision = source.get("revision")
+    place = _place(source, s3, base or Path(), hub or HubAccess(), not_later_than, log or (lambda _: None))
+    candidate = None
+    _no_adapter(place)
+    if place.commit is None and (revision or CONFIG not in place.names()):
+        candidate = _candidate(place, revision, not_later_than)
+        place = place.inside(candidate)
+    with files.replaced(destination) as fresh:
+        _bring(place, fresh)
+        named, architecture, notes = inspection.check(fresh, place.origin)
+    for note in notes:
+        (log or (lambda _: None))(f"note: {note}")
+    return Checkpoint(
+        directory=destination,
+        origin=place.origin,
+        fingerprint=files.combined(files.digests(destination)),
+        architecture=architecture,
+        labels=named,
+        candidate=candidate,
+        commit=place.commit,
+        time=candidate_time(candidate) if candidate else place.time,
+    )
+
+
+def _place(
+    source: Mapping[str, str], s3: Any | None, base: Path, hub: HubAccess, not_later_than: datetime | None, log: Log
+) -> Place:
+    match sorted(key for key in source if key != "revision"):
+        case ["directory"]:
+            return DirectoryPlace(source["directory"], base)
+        case ["s3"]:
+            return PrefixPlace(source["s3"], s3, log)
+        case ["hub"]:
+            return HubPlace(source["hub"], _revision(source.get("revision")), not_later_than, hub, log)
+        case others:
+            raise CheckpointError(f"a source has one of directory, s3, hub, not {', '.join(others) or 'nothing'}")
+
+
+def _revision(named: str | None) -> str | None:
+    """A name of git's, which is also part of a path in the hub's cache."""
+    if named is not None and (not _REVISION.fullmatch(named) or ".." in named):
+        raise SpecError(f"{named!r} is no revision of the hub; a branch, a tag or a full commit is right")
+    return named
+
+
+def _candidate(place: Place, revision: str | None, not_later_than: datetime | None) -> str:
+    """The candidate that `revision` names, or the newest."""
+    there = place.folders()
+    if revision is None:
+        newest = newest_candidate(there, not_later_than)
+        if newest is None:
+            until = f" made by {not_later_than:%Y-%m-%d %H:%M:%S %Z}" if not_later_than else ""
+            raise CheckpointError(
+                f"{place.origin} holds neither {CONFIG} nor a candidate{until} in a folder named like 20261122T230000"
+            )
+        return newest
+    if revision not in there or candidate_time(revision) is None:
+        known = f"the newest is {newest_candidate(there)}" if newest_candidate(there) else "it holds none"
+        raise CheckpointError(f"{place.origin} has no candidate {revision!r}; {known}")
+    return revision
+
+
+def candidate_time(name: str) -> datetime | None:
+    """When the candidate in the folder `name` (`20261122T230000`, UTC) was made; None for other people's folders."""
+    if not _CANDIDATE.fullmatch(name):
+        return None
+    try:
+        return datetime.strptime(name.rstrip("Z"), "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def newest_candidate(names: Iterable[str], not_later_than: datetime | None = None) -> str | None:
+    """The newest of the folder names that are times (`20261122T230000`, UTC), up to `not_later_than`; None where
+    there is none. Names that are no times are other people's folders."""
+    times = {name: time for name in names if (time := candidate_time(name)) is not None}
+    if not_later_than is not None:
+        limit = not_later_than if not_later_than.tzinfo else not_later_than.replace(tzinfo=UTC)
+        times = {name: time for name, time in times.items() if time <= limit}
+    return max(times, key=lambda name: (times[name], name), default=None)
+
+
+def _no_adapter(place: Place) -> None:
+    """transformers applies an adapter that lies beside the weights, and only the weights would be fetched."""
+    if _ADAPTER in place.names():
+        raise CheckpointError(
+            f"{place.looked_at} holds a LoRA adapter ({_ADAPTER}), which changes a model's weights; merge it into them "
+            "(merge_and_unload of peft does) and save the model without it"
+        )
+
+
+def _bring(place: Place, target: Path) -> None:
+    _no_adapter(place)
+    there = set(place.names())
+    marks: dict[str, object] = {}
+
+    def bring(name: str) -> None:
+        marks[name] = place.mark(name)
+        place.bring(name, target / name)
+
+    def bring_text(name: str) -> None:
+        if place.size(name) > inspection.MAX_TEXT:
+            raise inspection.too_large(name, place.size(name), place.origin)
+        bring(name)
+
+    if CONFIG in there:
+        bring_text(CONFIG)
+        inspection.check_kind(target / CONFIG, place.origin)
+    processors = [name for name in (PROCESSOR, PROCESSORS) if name in there]
+    weights = [WEIGHTS] if WEIGHTS in there else [INDEX] if INDEX in there else []
+    missing = [CONFIG] * (CONFIG not in there) + [PROCESSOR] * (not processors)
+    if not weights:
+        pickled = sorted(name for name in there if name.endswith(_PICKLED))
+        if pickled:
+            raise CheckpointError(
+                f"{place.looked_at} has its weights only in {pickled[0]}, a format that can run code when it is "
+                "opened; save them as safetensors (model.save_pretrained does)"
+            )
+        missing.append(WEIGHTS)
+    if missing:
+        raise CheckpointError(f"{place.looked_at} lacks {', '.join(missing)}")
+    for name in (*processors, *(name for name in weights if name == INDEX)):
+        bring_text(name)
+    if weights == [INDEX]:
+        weights = sorted(inspection.shards_of(target / INDEX, place.origin))
+        absent = [name for name in weights if name not in there]
+        if absent:
+            raise CheckpointError(f"{place.looked_at} lacks {', '.join(absent)}, named in {INDEX}")
+    total = sum(place.size(name) for name in weights)
+    if total > MAX_FILE:
+        raise CheckpointError(
+            f"{place.origin} has {total / 1e9:.1f} GB of weights; an archive of more than {MAX_FILE / 1e9:.1f} GB "
+            "cannot be published"
+        )
+    for name in weights:
+        bring(name)
+    # Labels of one checkpoint and weights of another may fit each other, and answer wrong.
+    if changed := [name for name, mark in marks.items() if place.mark(name) != mark]:
+        raise SourceUnavailable(f"{place.origin}: {changed[0]} was changed while it was read; a retry reads it whole")

@@ -1,0 +1,290 @@
+"""Immutable versions in S3, and the few documents beside them.
+
+```
+s3://bucket/prefix/
+  versions/<version>/          config/, model-store/, smoke.json, and version.json, written last
+  releases/<id>.json           records of releases (`read_json`, `write_json`)
+  releases/index/              what lists of releases are made of (`history`)
+  signatures/<version>.json    over version.json (`signing`)
+  pruned/<version>.json        what retention has removed, or is removing (`discard`)
+  builds/<key>/                what one task leaves for the next (`stash`, `unstash`)
+```
+
+A version's name is the digest of what is served (`config/` and `model-store/`): equal content, equal name. A
+prefix without `version.json` is no version. Every object is sent with its SHA-256, which the server checks, and
+on the condition that there is none of its name, so nothing is ever overwritten and two writers cannot mix.
+A signature lies beside the versions, not in one: neither a version's name nor its files depend on who signed it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+from model_release.errors import ArchiveError, SpecError, StoreUnavailable, VersionDamaged
+from model_release.store import files
+from model_release.store.bucket import Bucket, encode
+from model_release.store.s3 import folders, keys, talking_about
+
+RECORD = "version.json"
+SMOKE = "smoke.json"
+STASH_RECORD = "stash.json"
+
+# For so long nobody publishes a version that is just being removed; removing takes seconds, unless it was killed.
+_REMOVING = timedelta(minutes=5)
+_PRUNED = "pruned/"
+_SERVED = ("config/", "model-store/")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
+_VERSION = re.compile(r"[0-9a-f]{16}")
+
+
+@dataclass(frozen=True)
+class Version:
+    """A version as its `version.json` tells it. `storage_uri` ends in `/`, as KServe needs it (facts/kserve.md 3.3).
+
+    `metadata` is what the build said of it: source, fingerprint, toolchain, labels, input, preprocessing, parity,
+    evaluation. `files` is {path: {"sha256": hex, "size": bytes}}.
+    """
+
+    name: str
+    storage_uri: str
+    time: datetime
+    metadata: dict[str, Any]
+    files: dict[str, dict[str, Any]] = field(repr=False)
+
+
+class Store(Bucket):
+    """The model store at `uri` (`s3://bucket/prefix/`), through a boto3 S3 client.
+
+    Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer, or somebody
+    wrote at the same moment) and `VersionDamaged`; `SpecError` for names and addresses that are none.
+    """
+
+    # Versions
+
+    def publish(self, directory: Path, metadata: Mapping[str, Any]) -> Version:
+        """Puts the archive in `directory` into the store and returns its version.
+
+        Run again with equal content, or after half of it was sent, it sends what is not there. A version that is
+        complete already is verified and returned as it is, with its first metadata: nothing is uploaded.
+        Raises `ArchiveError` for an archive that was not checked, and `VersionDamaged` where something else lies
+        under the version's name.
+        """
+        sums = files.digests(directory)
+        served = {name: digest for name, digest in sums.items() if name.startswith(_SERVED)}
+        if not any(name.startswith("model-store/") for name in served):
+            raise ArchiveError(f"{directory} is no archive: it lacks model-store/")
+        if SMOKE not in sums:
+            raise ArchiveError(f"{directory} was not checked (it lacks {SMOKE}), and nothing unchecked is published")
+        version = files.combined(served)[:16]
+        if self._exists(self._key(version, RECORD)):
+            self._log(f"version {version} is there already")
+            return self.version(version)
+        self._take_back(version)
+        for name, digest in sums.items():
+            self._put_file(directory / name, self._key(version, name), digest)
+        listed = {name: {"sha256": sums[name], "size": (directory / name).stat().st_size} for name in sums}
+        record = {"version": version, "time": _now(), "files": listed, "evaluation": None, **metadata}
+        self._create(self._key(version, RECORD), encode(record))
+        self._log(f"version {version} is published at {self._uri(version)}")
+        return self.version(version)
+
+    def version(self, name: str) -> Version:
+        """The version `name`, verified: it is named by the digest of what it serves, and its files, and no others, are
+        there with the sizes and SHA-256 that the server itself reports. Raises `VersionDamaged` otherwise, and where
+        there is no such version."""
+        version = self._record(name)
+        prefix = self._key(name, "")
+        with talking_about(version.storage_uri):
+            there = {key[len(prefix) :]: size for key, size in keys(self._client, self._bucket, prefix)}
+        there.pop(RECORD, None)
+        served = {path: about["sha256"] for path, about in version.files.items() if path.startswith(_SERVED)}
+        if files.combined(served)[:16] != name:
+            raise VersionDamaged(f"{version.storage_uri}{RECORD} lists other files than those that gave it its name")
+        problems = [f"{path} is missing" for path in version.files if path not in there]
+        problems += [f"{path} does not belong to it" for path in there if path not in version.files]
+        for path, about in version.files.items():
+            if path in there and there[path] != about["size"]:
+                problems.append(f"{path} has {there[path]} bytes instead of {about['size']}")
+            elif path in there and self._checksum(prefix + path) != about["sha256"]:
+                problems.append(f"{path} has another SHA-256")
+        if problems:
+            raise VersionDamaged(f"{version.storage_uri} is not what its {RECORD} says: {'; '.join(problems)}")
+        return version
+
+    def versions(self) -> list[Version]:
+        """All versions, newest first, as their records tell them (not verified). What is half-written or has a
+        record that is none is left out, with a line in the log."""
+        with talking_about(self.uri):
+            names = folders(self._client, self._bucket, f"{self._prefix}versions/")
+        found = []
+        places = {f"versions/{name}/{RECORD}": name for name in names if _VERSION.fullmatch(name)}
+        for place, record in self.read_all(places):
+            try:
+                found.append(self._parsed(places[place], record))
+            except VersionDamaged as error:
+                self._log(f"left out: {error}")
+        return sorted(found, key=lambda version: (version.time, version.name), reverse=True)
+
+    def find(
+        self, fingerprint: str, *, toolchain: Mapping[str, str] | None = None, service: str | None = None
+    ) -> Version | None:
+        """The newest version built from the source with this fingerprint (and by this toolchain, for this service,
+        where given), verified; None where there is none."""
+        wanted: dict[str, Any] = {"fingerprint": fingerprint}
+        if toolchain is not None:
+            wanted["toolchain"] = dict(toolchain)
+        if service is not None:
+            wanted["service"] = service
+        for version in self.versions():
+            if all(version.metadata.get(key) == value for key, value in wanted.items()):
+                return self.version(version.name)
+        return None
+
+    def smoke(self, version: Version) -> dict[str, Any]:
+        """The version's smoke test: {"instances": [{"data": base64}], "expected": [{"label", "score"}]}."""
+        content, _ = self.read_json(f"versions/{version.name}/{SMOKE}")
+        if content is None:
+            raise VersionDamaged(f"{version.storage_uri} has no {SMOKE}, so nobody knows what it should answer")
+        return dict(content)
+
+    # What retention removes
+
+    def discard(self, name: str, why: str, *, resume: bool = False) -> None:
+        """Removes the version `name`: first its record, so that nobody takes the rest for a version.
+
+        A note in `pruned/` says so before anything is touched. After a kill half-way, `resume` removes the rest of a
+        version in `half_removed`, unless it was published again meanwhile. Nobody may be choosing this version at
+        the same time: whoever calls this holds the leases (`release.retention`).
+        """
+        note = f"{_PRUNED}{self._name(name)}.json"
+        before, tag = self.read_json(note)
+        if resume and (before or {}).get("state") != "removing":
+            return
+        until = datetime.now(UTC) + _REMOVING
+        said = {"version": name, "time": _now(), "why": why, "until": until.isoformat()}
+        tag = self.write_json(note, {**said, "state": "removing"}, if_match=tag)
+        everything = [key for key, _, _ in self.listing(f"versions/{name}/")]
+        record = f"versions/{name}/{RECORD}"
+        self.remove([record])
+        if datetime.now(UTC) > until:
+            raise StoreUnavailable(f"{self._uri(name)}: removing it took too long; run this again for the rest")
+        self.remove([*(key for key in everything if key != record), f"signatures/{name}.json"])
+        self.write_json(note, {**said, "state": "removed"}, if_match=tag)
+        self._log(f"version {name} is removed: {why}")
+
+    def half_removed(self) -> list[str]:
+        """Names of versions whose removal was begun and not finished."""
+        notes = self.read_all([f"{_PRUNED}{name}" for name in self.names(_PRUNED)])
+        return [note["version"] for _, note in notes if isinstance(note, dict) and note.get("state") == "removing"]
+
+    def _take_back(self, version: str) -> None:
+        """Before a removed version is published again: from here on nobody removes its rest."""
+        key = f"{_PRUNED}{version}.json"
+        note, tag = self.read_json(key)
+        if note is None or note["state"] == "back":
+            return
+        if note["state"] == "removing" and datetime.fromisoformat(note["until"]) > datetime.now(UTC):
+            raise StoreUnavailable(f"{self._uri(version)} is just being removed ({note['why']}); try again")
+        self.write_json(key, {**note, "state": "back"}, if_match=tag)
+
+    def _pruned(self, version: str) -> str:
+        note, _ = self.read_json(f"{_PRUNED}{version}.json")
+        return f"; retention removed it at {note['time']} ({note['why']})" if isinstance(note, dict) else ""
+
+    # What one task leaves for the next
+
+    def stash(self, key: str, directory: Path) -> None:
+        """Leaves the files of `directory` under `builds/<key>/`, for a task on another machine.
+
+        Run again, it sends what differs; what is there alike stays, what is no longer in `directory` goes. Another run
+        that makes the same may read it meanwhile.
+        """
+        folder = f"builds/{_name(key)}/"
+        prefix = self._prefix + folder
+        sums = files.digests(directory)
+        record = encode({"files": sums})
+        same = self.read_bytes(folder + STASH_RECORD) == record
+        with talking_about(f"s3://{self._bucket}/{prefix}"):
+            # Without its record a stash is none: nobody reads one that is being changed.
+            if not same:
+                self._client.delete_object(Bucket=self._bucket, Key=prefix + STASH_RECORD)
+            there = dict(keys(self._client, self._bucket, prefix))
+            there.pop(prefix + STASH_RECORD, None)
+            for stale in (there_key for there_key in there if there_key[len(prefix) :] not in sums):
+                self._client.delete_object(Bucket=self._bucket, Key=stale)
+        for name, digest in sums.items():
+            if prefix + name not in there or self._checksum(prefix + name) != digest:
+                self._put_file(directory / name, prefix + name, digest, replace=True)
+        # Written though it is the same: retention goes by the time of the last write.
+        self.write_bytes(folder + STASH_RECORD, record, "application/json")
+
+    def unstash(self, key: str, directory: Path) -> None:
+        """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256.
+        Raises `VersionDamaged` where there is no finished stash or one that was changed."""
+        prefix = f"builds/{_name(key)}/"
+        record, _ = self.read_json(prefix + STASH_RECORD)
+        if record is None:
+            raise VersionDamaged(f"{self.uri}{prefix} holds no finished build; run the task before this one again")
+        with files.replaced(directory) as fresh:
+            for name, digest in record["files"].items():
+                target = (fresh / name).resolve()
+                if not target.is_relative_to(fresh.resolve()):
+                    raise VersionDamaged(f"{self.uri}{prefix} names a file outside of it: {name!r}")
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with talking_about(self.uri + prefix + name):
+                    self._client.download_file(self._bucket, self._prefix + prefix + name, str(target))
+                if files.sha256(target) != digest:
+                    raise VersionDamaged(f"{self.uri}{prefix}{name} was changed after it was stashed")
+
+    # Objects
+
+    def _key(self, version: str, path: str) -> str:
+        return f"{self._prefix}versions/{version}/{path}"
+
+    def _uri(self, version: str) -> str:
+        return f"s3://{self._bucket}/{self._key(version, '')}"
+
+    @staticmethod
+    def _name(name: str) -> str:
+        if not _VERSION.fullmatch(name):
+            raise SpecError(f"{name!r} is no version's name; right would be 16 hex digits, like 3f2a9c0d11e4b587")
+        return name
+
+    def _record(self, name: str) -> Version:
+        return self._parsed(self._name(name), self.read_json(f"versions/{name}/{RECORD}")[0])
+
+    def _parsed(self, name: str, record: Any) -> Version:
+        if isinstance(record, VersionDamaged):
+            raise record
+        if record is None:
+            with talking_about(self._uri(name)):
+                half = any(True for _ in keys(self._client, self._bucket, self._key(name, "")))
+            state = f"is half-written: it lacks {RECORD}" if half else "does not exist"
+            gone = "" if half else self._pruned(name)
+            raise VersionDamaged(f"{self._uri(name)} {state}{gone}")
+        try:
+            if record["version"] != name or not record["files"]:
+                raise ValueError("it names another version, or no files")
+            listed = {
+                str(path): {"sha256": str(f["sha256"]), "size": int(f["size"])} for path, f in record["files"].items()
+            }
+            rest = {key: value for key, value in record.items() if key not in ("version", "time", "files")}
+            time = datetime.fromisoformat(record["time"])
+            return Version(name, self._uri(name), time if time.tzinfo else time.replace(tzinfo=UTC), rest, listed)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise VersionDamaged(f"{self._uri(name)}{RECORD} is no version's record: {error!r}") from error
+
+
+def _name(key: str) -> str:
+    if not all(_NAME.fullmatch(part) for part in key.split("/")):
+        raise SpecError(f"{key!r} is no name for a build; letters, digits, '.', '_' and '-' are allowed")
+    return key
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")

@@ -1,0 +1,298 @@
+"""A person's orders against the sandbox's real API server: who may promote what, and what a roll-back stops."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.patience import LIMIT, until
+
+from model_release.cluster import settle as settling
+from model_release.cluster.emergency import Done, Person, promote_anyway, roll_back_now
+from model_release.cluster.lease import Claim, Order, Owner
+from model_release.cluster.progress import Progress, State
+from model_release.cluster.rollout import Baseline
+from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, SpecError
+from sandbox.interfaces import Phase, PodState
+
+from .test_settle_proven import _route_is_down
+
+R1, R2, R3 = (f"digits-predictor-0000{n}" for n in (1, 2, 3))
+
+
+def person(reason: str = "because") -> Person:
+    return Person("anna", reason, Owner("rollback_digits", "by-hand-1", "http://airflow/1", "laptop"))
+
+
+def roll_back(live: Any, prove: Any = None, reason: str = "because", seconds: float = LIMIT) -> Done:
+    return roll_back_now(
+        live.services,
+        live.leases,
+        "models",
+        "digits",
+        person(reason),
+        seconds=seconds,
+        tell=lambda _: None,
+        prove=prove,
+    )
+
+
+def promote(live: Any, seconds: float = 2, reason: str = "because") -> str:
+    return promote_anyway(
+        live.services, live.leases, "models", "digits", person(reason),
+        seconds=seconds, tell=lambda _: None, poll=0.05,
+    )  # fmt: skip
+
+
+def opened(live: Any, percent: int = 30, facts: dict[str, Any] | None = None) -> tuple[Owner, Any]:
+    """v1 is stable, and a run that is alive has v2 open."""
+    live.released("v1")
+    baseline, canary = live.stage("v2")
+    live.shift(canary, percent)
+    owner = live.owner("run-1")
+    live.leases.acquire("models", "digits", owner)
+    said = {"baseline": baseline, "canary": canary.revision, "percent": percent, "stage": f"open at {percent} %"}
+    live.leases.update("models", "digits", owner, lambda claim: replace(claim, **{**said, **(facts or {})}))
+    return owner, canary
+
+
+def order_of(live: Any) -> Order | None:
+    claim: Claim = live.leases.read("models", "digits").claim
+    return claim.order
+
+
+def test_an_order_survives_the_lease_and_needs_a_reason(live: Any) -> None:
+    order = Order("promote", "anna", "because", "2026-03-01T02:00:00.000+00:00", R2)
+    claim = Claim(live.owner("run-1"), order=order, inherited=Claim(live.owner("run-0"), order=order))
+    assert Claim.from_dict(claim.as_dict()) == claim
+    with pytest.raises(SpecError, match="a reason is needed"):
+        person(" \n")
+
+
+def test_the_run_promotes_what_a_person_ordered(live: Any) -> None:
+    _, canary = opened(live)
+
+    def run() -> None:
+        until(lambda: order_of(live), "no order came")
+        live.promote(canary, 30)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    said = promote(live, seconds=LIMIT, reason="looked\nat it")
+    thread.join()
+    assert said.startswith(f"models/digits: {R2} has all of the traffic; http://airflow/runs/run-1")
+    order = order_of(live)
+    assert order is not None
+    assert (order.kind, order.who, order.why, order.revision) == ("promote", "anna", "looked at it", R2)
+    assert str(order) == "Promoted in spite of the judge by anna: looked at it"
+
+
+def test_an_order_that_no_run_has_seen_yet_stands_and_says_so(live: Any) -> None:
+    opened(live)
+    with pytest.raises(ClusterUnavailable, match=r"the order stands, and release_digits run-1 has not acted on it yet"):
+        promote(live, seconds=0.2)
+    first = order_of(live)
+    with pytest.raises(ClusterUnavailable):
+        promote(live, seconds=0.2, reason="once more")
+    assert order_of(live) == first
+
+
+def test_an_order_for_a_canary_that_is_no_more_gives_way_to_the_next(live: Any) -> None:
+    """The run was cleared before it saw the order for another revision, and staged this one."""
+    opened(live, facts={"order": Order("promote", "bert", "the other", "2026-03-01T02:00:00.000+00:00", R3)})
+    with pytest.raises(ClusterUnavailable):
+        promote(live, seconds=0.1)
+    order = order_of(live)
+    assert order is not None
+    assert (order.who, order.revision) == ("anna", R2)
+
+
+def test_a_promotion_that_the_judge_has_begun_is_waited_for(live: Any) -> None:
+    """No order is needed any more; the gateway only has not moved yet."""
+    _, canary = opened(live, facts={"promoted": True, "stage": "promote begun"})
+    thread = threading.Timer(0.3, live.promote, (canary, 30))
+    thread.start()
+    said = promote(live, seconds=LIMIT)
+    thread.join()
+    assert said.startswith(f"models/digits: {R2} has all of the traffic")
+    assert order_of(live) is None
+
+
+def test_a_run_that_ended_before_it_saw_the_order_is_told(live: Any) -> None:
+    owner, _ = opened(live)
+
+    def run() -> None:
+        until(lambda: order_of(live), "no order came")
+        live.leases.release("models", "digits", owner)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    with pytest.raises(CanaryLost, match=r"the release ended before it saw the order; traffic is .*00002 30 %"):
+        promote(live, seconds=LIMIT)
+    thread.join()
+
+
+@pytest.mark.parametrize(
+    ("facts", "why"),
+    [
+        ({"stage": "staged", "percent": None}, r"no canary is open \(staged\)"),
+        ({"stage": "rolling back"}, r"no canary is open \(rolling back\)"),
+        ({"canary": R3}, f"{R3} was opened at 30 %, and there is {R2} at 30 %"),
+        ({"percent": 50}, f"{R2} was opened at 50 %, and there is {R2} at 30 %"),
+    ],
+)
+def test_only_the_canary_that_the_release_opened_can_be_promoted(live: Any, facts: dict[str, Any], why: str) -> None:
+    opened(live, facts=facts)
+    with pytest.raises(CanaryLost, match=why):
+        promote(live)
+    assert order_of(live) is None
+
+
+def test_without_a_release_there_is_nothing_to_promote(live: Any) -> None:
+    live.released("v1")
+    with pytest.raises(CanaryLost, match="no release is under way"):
+        promote(live)
+
+
+def test_what_a_person_took_back_no_other_promotes(live: Any) -> None:
+    opened(live)
+    assert not roll_back(live, reason="broken").alone
+    with pytest.raises(CanaryLost, match="no canary is open"):
+        promote(live)
+    order = order_of(live)
+    assert str(order) == "Rolled back by anna: broken"
+    roll_back(live, reason="again")
+    assert order_of(live) == order, "who was first stays on record"
+    assert live.door.now == {R1: 100}
+
+
+def test_a_promotion_that_was_ordered_can_still_be_taken_back(live: Any) -> None:
+    opened(live)
+    with pytest.raises(ClusterUnavailable):
+        promote(live, seconds=0.1)
+    roll_back(live)
+    order = order_of(live)
+    assert order is not None
+    assert order.kind == "roll_back"
+
+
+def test_a_release_that_has_touched_nothing_yet_is_stopped(live: Any) -> None:
+    live.released("v1")
+    live.leases.acquire("models", "digits", live.owner("run-1"))
+    assert "has not touched anything yet, and now it ends before it does" in roll_back(live).sentence
+    order = order_of(live)
+    assert order is not None
+    assert order.revision is None
+
+
+def test_a_first_version_that_is_live_is_never_taken_away(live: Any) -> None:
+    live.released("v1")
+    owner = live.owner("run-1")
+    live.leases.acquire("models", "digits", owner)
+    facts: dict[str, Any] = {"baseline": Baseline(), "canary": R1, "promoted": True, "stage": "go_live"}
+    live.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
+    with pytest.raises(CanaryLost, match=f"{R1} is its first version; there is none to go back to"):
+        roll_back(live)
+    assert live.door.now == {R1: 100}
+    assert live.leases.read("models", "digits").claim.promoted
+
+
+def test_what_could_not_be_proven_is_brought_back_the_next_time(live: Any) -> None:
+    from model_release.cluster import settle
+    from model_release.errors import SmokeFailed
+
+    owner, canary = opened(live, 50)
+    live.promote(canary, 50)
+    live.leases.release("models", "digits", owner)
+
+    def away(_: Any) -> Any:
+        def prove(_: Any) -> None:
+            raise SmokeFailed("the store is away")
+
+        return prove
+
+    settle.RESTORE_GRACE, grace = 0.5, settle.RESTORE_GRACE
+    try:
+        done = roll_back(live, prove=away)
+    finally:
+        settle.RESTORE_GRACE = grace
+    assert done.alone
+    assert f"{R1} has all of the traffic; its template could not be brought back yet" in done.sentence
+    assert live.door.now == {R1: 100}
+    assert live.leases.read("models", "digits").holder is None
+    asked: list[Any] = []
+    done = roll_back(live, prove=lambda baseline: asked.append)
+    live.assert_clean("v1")
+    assert len(asked) == 1
+    assert roll_back(live).sentence.endswith("there is nothing to roll back")
+
+
+def test_a_command_that_was_killed_is_gone_on_with(live: Any) -> None:
+    owner, canary = opened(live, 50)
+    live.promote(canary, 50)
+    known = live.leases.read("models", "digits").known
+    live.leases.release("models", "digits", owner)
+    # As far as a roll-back comes that dies after its first write.
+    me = person().owner
+    live.leases.acquire("models", "digits", me, release="by-hand-digits")
+    live.leases.update("models", "digits", me, lambda claim: replace(claim, baseline=known, canary=canary.revision))
+    live.edit({"spec": {"predictor": {"canaryTrafficPercent": 0}}})
+    assert roll_back(live).alone
+    live.assert_clean("v1")
+    assert live.leases.read("models", "digits").holder is None
+
+
+def test_an_order_while_the_stable_revision_is_down_gives_nobody_unasked_the_traffic(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The restored template is another revision; who holds the service asks it, and until then it gets nothing."""
+    monkeypatch.setattr(settling, "BASELINE_GRACE", 1.0)
+    monkeypatch.setattr(settling, "RESTORE_GRACE", 1.0)
+    opened(live, 50)
+    well = live.pods.state
+
+    def down(key: Any) -> PodState:
+        return PodState(Phase.CRASHED, message="killed", exit_code=137) if key.name == R1 else well(key)
+
+    live.pods.state = down
+    live.until(_route_is_down)
+    with pytest.raises(NotSettled):
+        roll_back(live, None, seconds=5)  # the time passes: nobody asks it
+    assert live.door.most(R3) == 0, "it was never asked"
+
+
+@pytest.mark.parametrize("mode", ["knative", "standard"])
+def test_a_first_version_that_nobody_proved_is_taken_away_and_told_so(live: Any, mode: str) -> None:
+    live.service = {"mode": mode} if mode == "standard" else {}
+    baseline, canary = live.stage("v1")
+    owner = live.owner("run-1")
+    live.leases.acquire("models", "digits", owner)
+    facts = {"baseline": baseline, "canary": canary.revision, "stage": "staged"}
+    live.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
+    done = roll_back(live)
+    assert live.services.get("models", "digits") is None
+    assert "does not exist; no traffic to settle" in done.sentence
+    assert roll_back(live).sentence == done.sentence
+
+
+def test_a_promotion_that_somebody_else_took_back_is_not_waited_for(live: Any) -> None:
+    owner, _ = opened(live)
+    taken = Order("roll_back", "bert", "users complain", "2026-03-01T02:00:00.000+00:00", R2)
+    thread = threading.Timer(
+        0.3, live.leases.update, ("models", "digits", owner, lambda claim: replace(claim, order=taken))
+    )
+    thread.start()
+    with pytest.raises(CanaryLost, match="Rolled back by bert: users complain"):
+        promote(live, seconds=LIMIT)
+    thread.join()
+
+
+def test_what_cannot_be_brought_back_is_told_at_once(live: Any) -> None:
+    opened(live)
+    live.services.delete(live.get())
+    live.until(lambda now: Progress(State.WAITING if now else State.READY, ""))
+    live.stage("v3")
+    with pytest.raises(NotSettled, match="was deleted and made anew by another hand; left as it is"):
+        roll_back(live)

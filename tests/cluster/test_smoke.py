@@ -1,0 +1,146 @@
+"""The smoke prediction, against a gateway that answers what a test says."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.smoke import smoke, smoke_url
+from model_release.errors import SmokeFailed
+
+SAMPLE = {
+    "instances": [{"data": "aW1hZ2U="}, {"data": "b3RoZXI="}],
+    "expected": [{"label": "3", "score": 0.93}, {"label": "7", "score": 0.8}],
+}
+GOOD = {
+    "predictions": [[{"label": "3", "score": 0.931}, {"label": "5", "score": 0.05}], [{"label": "7", "score": 0.79}]]
+}
+
+
+class Gateway:
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, object]] = [(200, GOOD)]
+        self.requests: list[tuple[str, str, Any]] = []
+        gateway = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                gateway.requests.append((self.path, self.headers["Host"], body))
+                status, answer = gateway.answers.pop(0) if len(gateway.answers) > 1 else gateway.answers[0]
+                text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
+                self.send_response(status)
+                self.send_header("Location", f"http://{self.headers['Host']}/v1/models/another:predict")
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text)
+
+            def log_message(self, *args: Any) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def gateway() -> Iterator[Gateway]:
+    made = Gateway()
+    yield made
+    made.server.shutdown()
+    made.server.server_close()
+
+
+def ask(gateway: Gateway, **more: Any) -> Any:
+    url = "http://latest-digits-predictor.models.localhost:8081"
+    return smoke(url, "digits", SAMPLE, ingress=gateway.url, sleep=lambda _: None, **more)
+
+
+def test_asks_the_tag_host_through_the_gateway(gateway: Gateway) -> None:
+    told = ask(gateway)
+    assert told.answers == ({"label": "3", "score": 0.931}, {"label": "7", "score": 0.79})
+    assert (told.attempts, told.seconds < 5) == (1, True)
+    body = {"instances": SAMPLE["instances"]}
+    assert gateway.requests == [("/v1/models/digits:predict", "latest-digits-predictor.models.localhost:8081", body)]
+
+
+def test_without_a_gateway_the_address_itself(gateway: Gateway) -> None:
+    assert smoke(gateway.url, "digits", SAMPLE).attempts == 1
+    assert gateway.requests[0][1] == gateway.url.removeprefix("http://")
+
+
+def test_a_proxy_of_the_worker_is_not_asked(gateway: Gateway, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert ask(gateway).attempts == 1
+
+
+def test_an_answer_from_elsewhere_is_not_the_revisions(gateway: Gateway) -> None:
+    gateway.answers = [(307, ""), (200, GOOD)]
+    with pytest.raises(SmokeFailed, match="answered 307"):
+        smoke(gateway.url, "digits", SAMPLE, sleep=lambda _: None)
+    assert len(gateway.requests) == 1
+
+
+def test_a_route_that_is_not_in_place_yet_is_asked_again(gateway: Gateway) -> None:
+    gateway.answers = [(404, "no route"), (503, "no healthy upstream"), (200, GOOD)]
+    assert ask(gateway).attempts == 3
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "words"),
+    [
+        (503, {"error": "Model with name digits is not ready."}, r"answered 503: .*is not ready.*\(tried \d+ times"),
+        (400, {"error": "row 0: no image"}, "answered 400: .*row 0: no image"),
+        (500, "boom", "answered 500: boom"),
+        (200, "<html>", r"is not \{predictions: .*<html>"),
+        (200, {"predictions": [[]]}, "is not {predictions"),
+        (200, {"predictions": [[{"label": "3", "score": "high"}]]}, "is not {predictions"),
+        (200, {"predictions": [GOOD["predictions"][0]]}, "has 1 answers to 2 instances"),
+        (
+            200,
+            {"predictions": [[{"label": "8", "score": 0.93}], GOOD["predictions"][1]]},
+            r"image 0: 8 0\.9300, where the archive answered 3 0\.9300",
+        ),
+        (
+            200,
+            {"predictions": [GOOD["predictions"][0], [{"label": "7", "score": 0.75}]]},
+            r"image 1: 7 0\.7500, where the archive answered 7 0\.8000 \(tolerance 0\.02\)",
+        ),
+        (200, {"predictions": [GOOD["predictions"][0], [{"label": "7", "score": float("nan")}]]}, "image 1: 7 nan"),
+    ],
+)
+def test_wrong_answers(gateway: Gateway, status: int, answer: object, words: str) -> None:
+    gateway.answers = [(status, answer)]
+    with pytest.raises(SmokeFailed, match=words) as failed:
+        ask(gateway, deadline=0.05)
+    assert "latest-digits-predictor.models.localhost" in str(failed.value)
+
+
+def test_nobody_answers() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    with pytest.raises(SmokeFailed, match=r"no answer: .*\(tried \d+ times in 0.1 s\)"):
+        smoke(url, "digits", SAMPLE, deadline=0.1, sleep=lambda _: None)
+
+
+def test_the_address_comes_from_the_status(live: Any) -> None:
+    live.stage("v1")
+    assert smoke_url(live.get()) == "http://latest-digits-predictor.models.localhost"
+    live.stage("v2")
+    assert smoke_url(live.get()) == "http://latest-digits-predictor.models.localhost"
+
+
+def test_no_address_at_0_percent_is_told() -> None:
+    traffic = [{"latestRevision": True, "percent": 0, "revisionName": "r2"},
+               {"percent": 100, "revisionName": "r1", "tag": "prev", "url": "http://prev"}]  # fmt: skip
+    status = {"url": "http://digits", "components": {"predictor": {"traffic": traffic, "latestCreatedRevision": "r2"}}}
+    metadata = {"name": "digits", "namespace": "models"}
+    with pytest.raises(SmokeFailed, match="enable-tag-routing"):
+        smoke_url(InferenceService({"metadata": metadata, "status": status}))
