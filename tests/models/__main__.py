@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -12,16 +15,40 @@ import transformers
 from cases import FULL, Case, kinds, tiny
 from run import LIMIT, Row, row
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "models.md"
+CACHE = ROOT / ".cache" / "models"
 
 
-def tried(cases: Iterable[Case], own_process: bool) -> list[Row]:
+def tried(cases: Sequence[Case], own_process: bool) -> list[Row]:
+    """A row for each case. What was tried already with this very code is kept in `.cache/models`, a file a case: a run
+    that was interrupted goes on where it was."""
     rows = []
-    for case in cases:
-        with tempfile.TemporaryDirectory(prefix="model-") as folder:
-            rows.append(row(case, Path(folder), own_process=own_process))
-        print(f"{case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
+    for number, case in enumerate(cases, 1):
+        kept = CACHE / f"{_digest(case)}.json"
+        if kept.exists():
+            rows.append(Row(case=case, **json.loads(kept.read_text(encoding="utf-8"))))
+        else:
+            with tempfile.TemporaryDirectory(prefix="model-") as folder:
+                rows.append(row(case, Path(folder), own_process=own_process))
+            told = {each.name: getattr(rows[-1], each.name) for each in fields(Row) if each.name != "case"}
+            CACHE.mkdir(parents=True, exist_ok=True)
+            (CACHE / "half").write_text(json.dumps(told), encoding="utf-8")
+            (CACHE / "half").replace(kept)
+        print(f"{number}/{len(cases)} {case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
     return rows
+
+
+def _digest(case: Case) -> str:
+    """Of the case, and of all that a row depends on."""
+    code = hashlib.sha256(f"{case!r} {transformers.__version__} {torch.__version__}".encode())
+    here = Path(__file__).parent
+    for folder in (ROOT / "plugins" / "model_release" / "build", ROOT / "include" / "handlers"):
+        for file in sorted(folder.rglob("*.py")):
+            code.update(file.read_bytes())
+    for name in ("run.py", "pictures.py"):
+        code.update((here / name).read_bytes())
+    return code.hexdigest()
 
 
 def page(small: list[Row], full: list[Row]) -> str:

@@ -28,7 +28,8 @@ CUT = {"size": {"shortest_edge": 36}, "crop_size": SQUARE}
 @dataclass(frozen=True)
 class Case:
     """`kind` is the configuration's model_type; `processor` the settings beside the class of `image_processor`
-    (default: the one that transformers maps to the kind)."""
+    (default: the one that transformers maps to the kind). A `bare` one is a config.json without weights, of what must
+    be refused by its name."""
 
     kind: str
     name: str
@@ -36,6 +37,7 @@ class Case:
     processor: dict[str, Any] = field(default_factory=dict)
     image_processor: str | None = None
     architecture: str | None = None
+    bare: bool = False
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}".strip()
@@ -82,6 +84,7 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
         {"size": {"height": 38, "width": 38}, "crop_size": SQUARE},
         {"with teacher": ({}, {}), "whole picture": ({}, {"size": SQUARE, "do_center_crop": False})},
     ),
+    # natten is not to be had here.
     "dinat": ({"embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "kernel_size": 3}, {"size": SQUARE}, {}),
     "dinov2": (
         SMALL,
@@ -96,8 +99,8 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
         {"image_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [1, 1], "num_heads": [1, 2], "window_size": 4},
         {"size": SQUARE},
         {
-            "oblong": ({"image_size": [40, 24]}, {"size": {"height": 40, "width": 24}}),
-            "long axis": ({"image_size": [40, 24]}, {"size": {"height": 40, "width": 24}, "do_align_long_axis": True}),
+            "oblong": ({"image_size": [64, 32]}, {"size": {"height": 64, "width": 32}}),
+            "long axis": ({"image_size": [64, 32]}, {"size": {"height": 64, "width": 32}, "do_align_long_axis": True}),
         },
     ),
     "efficientnet": (
@@ -207,7 +210,11 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
         CUT,
         {"RGB": ({}, {"do_flip_channel_order": False})},
     ),
-    "mobilevitv2": ({"image_size": 32, "width_multiplier": 0.25}, CUT, {}),
+    "mobilevitv2": (
+        {"image_size": 64, "width_multiplier": 0.25},
+        {"size": {"shortest_edge": 72}, "crop_size": {"height": 64, "width": 64}},
+        {},
+    ),
     "perceiver": (
         {
             "num_latents": 8,
@@ -236,6 +243,8 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
     ),
     "pvt": (
         {
+            # Its configuration has a count of its own, of ImageNet's.
+            "num_labels": 11,
             "image_size": 32,
             "depths": [1, 1, 1, 1],
             "hidden_sizes": [8, 16, 16, 16],
@@ -282,7 +291,7 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
         {"size": SQUARE},
         {"do_reduce_labels": ({}, {"do_reduce_labels": True})},
     ),
-    "shieldgemma2": ({}, {}, {}),
+    "shieldgemma2": ({"text_config": {}}, {}, {}),
     "siglip": ({"vision_config": SMALL, "text_config": {"hidden_size": 32}}, {"size": SQUARE}, {}),
     "siglip2": (
         {"vision_config": {**SMALL, "num_patches": 16}, "text_config": {"hidden_size": 32}},
@@ -347,6 +356,9 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
 # Kinds without a processor of their own in transformers' mapping, and what their checkpoints are saved with.
 PROCESSORS = {"hgnet_v2": "BitImageProcessorPil", "dinov2_with_registers": "BitImageProcessorPil"}
 
+#: Those that the installed transformers cannot make here, or not as a small one.
+BARE = ("dinat", "shieldgemma2", "timm_wrapper")
+
 _OTHER_CLASSES = {
     "deit with teacher": "DeiTForImageClassificationWithTeacher",
     "levit with teacher": "LevitForImageClassificationWithTeacher",
@@ -367,7 +379,7 @@ def tiny() -> Iterator[Case]:
             yield Case(kind, "(no tiny configuration in tests/models/cases.py yet)")
             continue
         config, processor, variants = TINY[kind]
-        yield Case(kind, "", config, processor, PROCESSORS.get(kind))
+        yield Case(kind, "", config, processor, PROCESSORS.get(kind), bare=kind in BARE)
         for name, (changes, settings) in variants.items():
             yield Case(
                 *(kind, name, {**config, **changes}, {**processor, **settings}, PROCESSORS.get(kind)),
