@@ -70,6 +70,7 @@ def test_the_archive_is_stored_and_holds_what_the_handler_needs(packed: Archive)
     assert [entry.filename for entry in entries] == [
         "MAR-INF/MANIFEST.json",
         "image_classifier.py",
+        "image_headers.py",
         "image_input.py",
         "image_pixels.py",
         "image_requests.py",

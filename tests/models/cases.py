@@ -296,7 +296,7 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
     "siglip2": (
         {"vision_config": {**SMALL, "num_patches": 16}, "text_config": {"hidden_size": 32}},
         {"patch_size": 8, "max_num_patches": 16},
-        {},
+        {"more patches": ({}, {"max_num_patches": 41})},
     ),
     "swiftformer": (
         {"image_size": 64, "depths": [1, 1, 1, 1], "embed_dims": [16, 16, 32, 32], "mlp_ratio": 2},
@@ -364,6 +364,17 @@ _OTHER_CLASSES = {
     "levit with teacher": "LevitForImageClassificationWithTeacher",
     "perceiver Fourier": "PerceiverForImageClassificationFourier",
     "perceiver ConvProcessing": "PerceiverForImageClassificationConvProcessing",
+}
+
+
+#: What must be refused, with words of the one right line.
+REFUSED = {
+    "dinat": "DinatForImageClassification, which cannot be exported: its attention is natten's",
+    "pp_lcnet": "image processor exists for torchvision alone",
+    "shieldgemma2": "ShieldGemma2ForImageClassification, which cannot be exported: it is asked in words",
+    "timm_wrapper": "is a timm checkpoint (resnet18), and a build has no timm, which needs torchvision",
+    "vit size as text": "transformers cannot load preprocessor_config.json: Could not convert size input",
+    "vit rescale_factor null": "rescale_factor=None (known: a number)",
 }
 
 

@@ -141,8 +141,9 @@ def _train(model: Any, folder: Path) -> str:
         batches = [dict(processor(images=picture, return_tensors="pt")) for picture in shown]
     except Exception as error:
         return f"no processor: {_first_line(error)}"
-    for module in model.modules():
-        if isinstance(module, torch.nn.modules.batchnorm._BatchNorm):
+    norms = [module for module in model.modules() if isinstance(module, torch.nn.modules.batchnorm._BatchNorm)]
+    for module in norms:
+        if module.track_running_stats:
             # Running statistics of one picture after another, which are not each picture's own.
             module.momentum = 0.3
             if module.affine:  # EfficientNet draws them around 0, and the pictures are lost on the way
@@ -152,7 +153,7 @@ def _train(model: Any, folder: Path) -> str:
         with torch.no_grad():
             # A batch of two: BatchNorm on 1x1 maps knows no statistics of one.
             model.train()
-            for _ in range(3):
+            for _ in range(3 if norms else 0):
                 for batch in batches:
                     noisy = {name: torch.cat([value, _noisy(value)]) for name, value in batch.items()}
                     model(**noisy)
