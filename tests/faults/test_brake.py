@@ -39,7 +39,7 @@ def test_executor_wedged_under_a_bad_canary(scene: Scene) -> None:
         why = scene.taken_back(before)
         assert one.state_of("decide") not in ("success", "running")
     assert why.startswith("Rolled back: ")
-    assert one.ended(400) == "failed"
+    assert one.ended() == "failed"
     assert one.sentence() == f"rolled_back: {why}"
     end = scene.end(one, stable, failing=(canary, "-"))
     scene.row("executor wedged, bad canary", "watch", one, stable, end)
@@ -107,7 +107,7 @@ def test_stable_dead_beside_a_bad_canary(scene: Scene) -> None:
     scene.pods_die(before, times=1)
     until(lambda: scene.api_faults_left() == [], lambda: "stable was not killed")
     scene.users()
-    why = scene.taken_back(before, 120)
+    why = scene.taken_back(before)
     assert why.startswith("Rolled back: ")
     assert one.ended() == "failed"
     assert one.sentence() == f"rolled_back: {why}"

@@ -11,15 +11,10 @@ from collections.abc import Iterator
 import pytest
 from tests.patience import until
 
-from model_release.cluster.lease import LEASE_SECONDS
-
 from .models import ASKED, NAME
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
-
-# Seconds until the guard must have closed: the lease's duration, and time for a busy machine.
-SOON = 3.0 * LEASE_SECONDS
 
 
 def test_triggerer_killed_and_kept_away(scene: Scene) -> None:
@@ -28,7 +23,7 @@ def test_triggerer_killed_and_kept_away(scene: Scene) -> None:
     one.watching()
     scene.kill("triggerer")
     try:
-        why = scene.taken_back(before, SOON)
+        why = scene.taken_back(before)
     finally:
         scene.restart("triggerer")
     assert why.startswith("closed: nobody looked for ")
@@ -44,7 +39,7 @@ def test_deferred_task_deleted(scene: Scene) -> None:
     one = scene.release(dag=ASKED)
     one.watching()
     one.delete("canary")
-    why = scene.taken_back(before, SOON)
+    why = scene.taken_back(before)
     assert why.startswith("closed: nobody looked for ")
     one.mark_run("failed")
     assert one.ended() == "failed"
@@ -66,7 +61,7 @@ def test_guard_that_starts_late_beside_a_second_one(scene: Scene) -> None:
         scene.live.sandbox("start", "guard")
         with _second_guard(scene):
             assert scene.claim.closed is None
-            why = scene.taken_back(before, SOON)
+            why = scene.taken_back(before)
         assert scene.live.lease(NAME).renewed != renewed, "closed, and not recorded"
     finally:
         scene.live.sandbox("start", "guard")
