@@ -77,8 +77,8 @@ picture: setup ## docs/release.svg anew: the last release of `make release`, as 
 schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
 
-dashboards: setup ## include/dashboards anew from the code
-	@$(BIN)/python -m model_release.metrics.dashboards
+dashboards: setup ## Grafana's dashboards, a folder for each profile; DIR=… says where, ./dashboards unless said
+	@$(BIN)/python -m model_release.metrics.dashboards $(or $(DIR),dashboards)
 
 audit: setup ## known holes in the packages of the lock; nobody's word where the database cannot be reached
 	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --vulnerability-service osv 2> .cache/audit.log || { \

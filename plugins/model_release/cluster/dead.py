@@ -6,7 +6,8 @@ the revision that was ready before, the route is free within half a second, and 
 0 %. In Standard mode KServe takes a dead canary out of the routes by itself, and gives it its share back when it
 heals: there 0 % is the whole brake, and needed all the same.
 
-Seen on the real controllers: crash, crash-restored, crash-freed, stable-crashes, standard-crash in tests/data/real.
+Knative's rule is in docs/facts.md#a-route-waits-for-every-revision. Seen on the real controllers: crash,
+crash-restored, crash-freed, stable-crashes, standard-crash in tests/data/real.
 """
 
 from __future__ import annotations
