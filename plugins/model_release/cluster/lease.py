@@ -174,6 +174,11 @@ class Lease:
         return str(self.raw["metadata"]["name"]).removeprefix("model-release-")
 
     @property
+    def uid(self) -> str:
+        """Its own in the whole world: a service of the same name in another cluster has another Lease."""
+        return str(self.raw["metadata"]["uid"])
+
+    @property
     def holder(self) -> str | None:
         """`Owner.identity` of who holds it."""
         return (self.raw.get("spec") or {}).get("holderIdentity") or None
