@@ -172,8 +172,8 @@ def test_model_file_deleted_under_a_release(scene: Scene) -> None:
 
 
 def test_backfill_beside_a_scheduled_run(scene: Scene) -> None:
-    """`max_active_runs` does not count a backfill's runs (facts/airflow.md 2.8): the lease does. The backfill was told
-    to move traffic, which by itself it never does. Both wait in line for a third."""
+    """`max_active_runs` does not count a backfill's runs (docs/facts.md#backfills-are-counted-apart): the lease does.
+    The backfill was told to move traffic, which by itself it never does. Both wait in line for a third."""
     candidate, file = scene.other, scene.live.project / "include" / "models" / "faults-late.yaml"
     text = file.read_text()
     first = scene.release(dag=ASKED)

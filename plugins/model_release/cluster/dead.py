@@ -7,9 +7,9 @@ the revision that was ready before, the route is free within half a second, and 
 KServe takes a dead canary out of the routes by itself, and gives it its share back when it heals: there 0 % is the
 whole brake, and needed all the same.
 
-Seen on the real controllers: crash, crash-restored, crash-freed, stable-crashes, standard-crash in tests/data/real. How
-one is let go after its promotion follows from crash-freed and from KServe's source
-(pkg/apis/serving/v1beta1/inference_service_status.go, PropagateStatus), which the sandbox repeats.
+Knative's rule is in docs/facts.md#a-route-waits-for-every-revision. Seen on the real controllers: crash,
+crash-restored, crash-freed, stable-crashes, standard-crash in tests/data/real. How one is let go after its promotion
+follows from crash-freed and from docs/facts.md#who-is-rolled-out, which the sandbox repeats.
 """
 
 from __future__ import annotations

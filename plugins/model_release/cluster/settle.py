@@ -4,10 +4,10 @@
 It is built of steps that read the live state and make at most one write; a task may loop over them, a trigger may
 poll them, and whoever is killed in between leaves a state that the next call goes on from.
 
-Three of KServe's rules shape it (facts/kserve.md 3.1). 0 % is the only roll-back that takes effect at once and makes
-no revision. Bringing the stable template back in the same write as removing the split would give the *canary* all
-of the traffic until the new revision is ready. And 0 % on a service whose latest revision is already rolled out
-means "one version further back" to KServe, which is right after a promotion and wrong in any other case.
+Three of KServe's rules shape it (docs/facts.md#promoting-and-rolling-back). 0 % is the only roll-back that takes effect
+at once and makes no revision. Bringing the stable template back in the same write as removing the split would give the
+*canary* all of the traffic until the new revision is ready. And 0 % on a service whose latest revision is already
+rolled out means "one version further back" to KServe, which is right after a promotion and wrong in any other case.
 
 A service in Standard mode has none of these rules: its steps are in `standard.settle`.
 """
@@ -390,7 +390,7 @@ def _is_frozen_by_canary(live: InferenceService, release: Release) -> bool:
 
 
 def _route_names_what_is_gone(live: InferenceService) -> bool:
-    """Gone for good, and not only down: both have the reason `RevisionMissing` (facts/kserve.md 1.3)."""
+    """Gone for good, and not only down: both have the same reason (docs/facts.md#a-route-waits-for-every-revision)."""
     route = live.conditions.get("PredictorRouteReady")
     return route is not None and "not found" in route.message
 

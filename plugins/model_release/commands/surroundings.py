@@ -50,15 +50,15 @@ def settle_sandbox(options: argparse.Namespace) -> None:
         options.kubeconfig = state / "kubeconfig.yaml"
 
 
-def cluster(kubeconfig: Path | None) -> Any:
-    """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own."""
+def cluster(kubeconfig: Path | None, context: str | None = None) -> Any:
+    """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own; of its current context unless said."""
     import yaml
     from kubernetes import config
     from kubernetes.client import ApiClient
 
     try:
         if kubeconfig is not None:
-            return config.new_client_from_config(str(kubeconfig))
+            return config.new_client_from_config(str(kubeconfig), context)
         try:
             config.load_kube_config()
         except config.ConfigException:

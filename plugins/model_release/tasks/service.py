@@ -40,6 +40,7 @@ class ReleasedService:
         self.spec, self.run = spec, run
         self.namespace, self.name = spec.service.namespace, spec.service.name
         self.services, self.leases = InferenceServices(client), Leases(client)
+        self.server = str(client.configuration.host)
 
     @property
     def owner(self) -> Owner:
