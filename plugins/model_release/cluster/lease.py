@@ -190,7 +190,12 @@ class Lease:
         Raises:
             ClusterRefused: the record cannot be read.
         """
-        return self._read(CLAIM, Claim.from_dict) if self.holder else None
+        return self.last if self.holder else None
+
+    @property
+    def last(self) -> Claim | None:
+        """What the last holder recorded, whether it still holds it or not. Raises as `claim`."""
+        return self._read(CLAIM, Claim.from_dict)
 
     @property
     def known(self) -> Baseline | None:

@@ -20,6 +20,7 @@ from dataclasses import replace
 from typing import Any
 
 from model_release.cluster.change import (
+    DIRECT,
     RESTORE_GRACE,
     Prove,
     Release,
@@ -342,6 +343,9 @@ def _bring_back(
             return Progress(State.FAILING, said, latest, BASELINE_GRACE)
         # The baseline is gone, and with it the route that could reach this one at 0 %. What serves instead is what
         # is being rolled back; the proven content goes before it, unasked.
+        elif release.insist:
+            said = f"{baseline.revision} is gone, so {latest}, which has its template, cannot be asked and gets nothing"
+            return Progress(State.FAILED, f"{said}; {DIRECT}")
     services.patch(live, _split(None))
     return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
 
