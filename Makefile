@@ -11,6 +11,8 @@ endif
 BIN := $(VENV)/bin
 export VENV
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
+# A container's image may forbid it, and then each of some hundred processes compiles torch or Airflow anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help setup lock check test unit walk models faults release walkthrough up down status env screens picture schema dashboards audit clean

@@ -120,6 +120,15 @@ def s3(options: argparse.Namespace) -> Any:
         raise SpecError(f"no S3 to talk to: {error}") from error
 
 
+def ingress(options: argparse.Namespace) -> str | None:
+    """The gateway's address in the sandbox; None elsewhere, where the services' names resolve or somebody says it."""
+    if options.sandbox is None:
+        return None
+    known = json.loads((options.sandbox / "connections.json").read_text(encoding="utf-8"))
+    found = json.loads(known.get("AIRFLOW_CONN_INGRESS", "{}"))
+    return f"{found.get('schema') or 'http'}://{found['host']}:{found['port']}" if found else None
+
+
 def _connection(sandbox: Path | None) -> dict[str, Any]:
     """What an Airflow connection of type aws says, as boto3 takes it; nothing where there is none."""
     if sandbox is not None:
