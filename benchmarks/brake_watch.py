@@ -23,7 +23,8 @@ from conftest import Live
 from faults.models import ASKED, BAD, NAME, PERSON
 from faults.scene import built
 
-from model_release.cluster.lease import Leases
+from model_release.cluster.lease import Lease, Leases
+from model_release.errors import ReleaseError
 from sandbox.errors import SandboxError
 from sandbox.ports import Ports
 from sandbox.process import processes
@@ -53,8 +54,10 @@ class Watcher(threading.Thread):
         self._live, self._service = live, service
         self._url = f"http://127.0.0.1:{Ports(live.state / 'ports.json').of('envoy-admin')}/config_dump"
         self._ended = threading.Event()
+        self._canary: str | None = None  # of the release under way, as the lease has it
         self.shares: list[tuple[float, dict[str, int]]] = []  # at each change
         self.looked = 0.0  # when a look was recorded last, by the clock
+        self.longest = 0.0  # seconds for which a canary had users while nobody looked; may be set back
 
     def run(self) -> None:
         leases, turn = Leases(self._live.cluster), 0
@@ -65,9 +68,29 @@ class Watcher(threading.Thread):
                     self.shares.append((time.time(), found))
             turn += 1
             if turn % 3 == 0:
-                lease = leases.read("models", self._service)
-                if lease is not None and lease.looked_by and lease.claim and lease.claim.closed is None:
-                    self.looked = datetime.fromisoformat(lease.renewed).timestamp()
+                with contextlib.suppress(ReleaseError):
+                    self._look_at(leases.read("models", self._service))
+            if self._open_since is not None:
+                self.longest = max(self.longest, time.time() - max(self._open_since, self.looked))
+
+    def _look_at(self, lease: Lease | None) -> None:
+        claim = lease.claim if lease is not None else None
+        if lease is None or claim is None:
+            self._canary = None
+            return
+        self._canary = claim.canary if claim.baseline and claim.baseline.revision else None
+        if lease.looked_by and claim.closed is None:
+            self.looked = datetime.fromisoformat(lease.renewed).timestamp()
+
+    @property
+    def _open_since(self) -> float | None:
+        """Since when the canary of the release under way has a share, and not all; None while it has none."""
+        since = None
+        for when, shares in reversed(self.shares):
+            if not self._canary or not 0 < shares.get(self._canary, 0) < 100:
+                break
+            since = when
+        return since
 
     def _read(self) -> dict[str, int]:
         dump = requests.get(self._url, params={"resource": "dynamic_route_configs"}, timeout=5).json()
@@ -131,13 +154,16 @@ class Place:
         harm: contextlib.AbstractContextManager[None] = self.scene.standing_still(word)
         return harm
 
+    def paused(self) -> contextlib.AbstractContextManager[None]:
+        return self.pause_of(BAD)
+
     @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self.scene.pause(BAD)
+    def pause_of(self, dag: str) -> Iterator[None]:
+        self.scene.pause(dag)
         try:
             yield
         finally:
-            self.scene.pause(BAD, paused=False)
+            self.scene.pause(dag, paused=False)
 
     @contextlib.contextmanager
     def no_model_file(self) -> Iterator[None]:
