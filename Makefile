@@ -22,7 +22,7 @@ help: ## what can be made
 
 setup: ## the virtual environment with every package of the lock, and Prometheus; PYTHON=… and TORCH=cpu or cuda choose
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c '$(FITS)' 2>/dev/null || { \
-	 echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(or $(PYTHON),none on the PATH) is one; name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	 echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(if $(PYTHON),$(PYTHON) says '$$("$(PYTHON)" -V 2>&1 | head -1)',none is on the PATH); name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 	@"$(PYTHON)" .ci/install.py
 
 lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.toml; UPGRADE=1 takes the newest versions

@@ -80,7 +80,7 @@ def test_triggerer_killed_while_the_canary_starts_scheduler_while_watched_and_wh
     scene.kill("scheduler")
     scene.api_mended()
     scene.restart("scheduler")
-    assert one.ended(400) == "success"
+    assert one.ended() == "success"
     assert one.tries("promote") > 1
     assert one.sentence().startswith("promoted: ")
     end = scene.end(one, candidate)

@@ -12,7 +12,7 @@ from airflow.sdk.execution_time import hitl
 
 from model_release import errors
 from model_release.cluster.lease import Claim, Order, Owner, Watched
-from model_release.errors import CanaryLost, MetricsRefused, RolledBack
+from model_release.errors import CanaryLost, MetricsRefused, RolledBack, StoreUnavailable
 from model_release.judging import Policy, Window, judge
 from model_release.judging.record import Record
 from model_release.release.advance import Done
@@ -355,6 +355,20 @@ class TestAPersonsWord:
         said = sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
         assert (said["decision"], said["by"]) == ("rollback", "ada")
         assert world.claim.closed == "ada says rollback: wrong day."
+
+    def test_17_7_a_store_that_is_away_keeps_no_canary_open_that_somebody_wants_closed(
+        self, spec: ModelSpec, context: Any, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Number 7: the traffic is taken back before the answer is recorded."""
+
+        def away(*_: Any) -> None:
+            assert world.claim.closed, "the record was written first"
+            raise StoreUnavailable("away")
+
+        self.asking(spec, context)
+        monkeypatch.setattr(records, "change", away)
+        with pytest.raises(StoreUnavailable):
+            sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
 
     @pytest.mark.parametrize(
         ("decision", "who"), [("rollback", "the judge, while a person was asked"), ("inconclusive", "nobody")]

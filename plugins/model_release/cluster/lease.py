@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from model_release.cluster.manifest import MANAGED_BY
-from model_release.cluster.objects import Kind, Objects, retrying
+from model_release.cluster.objects import Kind, Objects, WriteConflict, retrying
 from model_release.cluster.rollout import Baseline
 from model_release.cluster.settle import Release
 from model_release.errors import ClusterRefused, RolledBack, ServiceBusy
@@ -174,6 +174,11 @@ class Lease:
         return str(self.raw["metadata"]["name"]).removeprefix("model-release-")
 
     @property
+    def uid(self) -> str:
+        """Its own in the whole world: a service of the same name in another cluster has another Lease."""
+        return str(self.raw["metadata"]["uid"])
+
+    @property
     def holder(self) -> str | None:
         """`Owner.identity` of who holds it."""
         return (self.raw.get("spec") or {}).get("holderIdentity") or None
@@ -185,7 +190,12 @@ class Lease:
         Raises:
             ClusterRefused: the record cannot be read.
         """
-        return self._read(CLAIM, Claim.from_dict) if self.holder else None
+        return self.last if self.holder else None
+
+    @property
+    def last(self) -> Claim | None:
+        """What the last holder recorded, whether it still holds it or not. Raises as `claim`."""
+        return self._read(CLAIM, Claim.from_dict)
 
     @property
     def known(self) -> Baseline | None:
@@ -362,7 +372,7 @@ class Leases:
             beat = {"renewTime": _now(), "leaseDurationSeconds": LEASE_SECONDS}
             return Lease(self._objects.patch(live.raw, {"metadata": {"annotations": {LOOKED_BY: by}}, "spec": beat}))
 
-        return retrying(attempt)
+        return retrying(attempt, WriteConflict)
 
     def guard(self, namespace: str) -> Lease | None:
         """The guard's own lease in the namespace; None when none ever ran."""
