@@ -134,7 +134,12 @@ def _check_open(services: InferenceServices, lease: Lease, claim: Claim) -> None
             f"{key}: no canary is open ({claim.stage}); only one that answered its smoke prediction and has traffic "
             "can be promoted"
         )
-    live = services.get(lease.namespace, lease.service)
+    live, baseline = services.get(lease.namespace, lease.service), claim.baseline
+    if live is not None and baseline is not None:
+        if baseline.uid not in (None, live.uid):
+            raise CanaryLost(f"{key} was deleted and made anew: it has no canary of this release")
+        if told := tell_stopped(live, baseline.started):
+            raise CanaryLost(f"{told}; there is no canary to promote")
     if live is None or live.latest_created != claim.canary or live.canary_percent != claim.percent:
         found = f"{live.latest_created} at {live.canary_percent} %" if live else "no InferenceService"
         raise CanaryLost(f"{key}: {claim.canary} was opened at {claim.percent} %, and there is {found}")
@@ -299,7 +304,11 @@ def _to_baseline(
         barred.append(revision)
 
     def step() -> Progress:
-        return assess_rolled_back(roll_back(services, replace(release, barred=tuple(barred)), note, prove), release)
+        live = roll_back(services, replace(release, barred=tuple(barred)), note, prove)
+        progress = assess_rolled_back(live, release)
+        if live is not None and live.is_stopped and progress.state is State.LOST:
+            return Progress(State.READY, f"{progress.sentence}; nobody is served, and it starts without the canary")
+        return progress
 
     progress = wait(step, seconds, poll=0.5, tell=tell)
     if progress.state is not State.READY:

@@ -1,7 +1,7 @@
 """A typed view of one InferenceService as the API gives it, and the calls that read and write it.
 
 The view interprets nothing that KServe leaves open: an absent field is None, an empty dict or an empty tuple, never
-a guess. What the fields mean, and which of them must not be trusted, is in facts/kserve.md, sections 1 and 2.
+a guess. What the fields mean, and which of them must not be trusted: docs/facts.md#status-fields.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 `max_active_runs` does not hold across backfills, DAGs and installations; the cluster itself does. The Lease also
 carries what whoever comes after a crash must know: the baseline, the canary, the stage. It is not an annotation on
-the InferenceService because each of those makes a new revision (facts/kserve.md 3.2).
+the InferenceService because each of those makes a new revision (docs/facts.md#what-makes-a-new-revision).
 
 A lease never expires by the clock: its holder may be a run that waits for a person. It is taken over only from a
 run that the caller has looked up and found over, and what that run left behind goes along (`Claim.inherited`)

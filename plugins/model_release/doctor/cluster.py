@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService
 
 _TIMEOUTS = (3.0, 10.0)
-# Whose behaviour this project was built on and is tested against (facts/kserve.md).
+# Whose behaviour this project was built on and is tested against (docs/facts.md#versions).
 _PARTS = {
     "KServe": ("serving.kserve.io/v1beta1", ((0, 17), (0, 20)), "install KServe"),
     "Knative": (

@@ -158,7 +158,7 @@ class Prometheus:
             raise MetricsUnavailable(f"{self._at} answers only in part: {answer.warnings[0]}; query: {series_selector}")
         found = []
         for series in answer.series:
-            # Prometheus 2 counts the range's left end in, Prometheus 3 does not.
+            # Prometheus 2 counts it in, 3 does not (docs/facts.md#the-left-end-of-a-range).
             samples = [sample for sample in series.samples if sample[0] > after]
             if samples:
                 found.append(Series(series.labels, samples))

@@ -3,8 +3,9 @@
 They run in the triggerer. The first two only read; the third also moves the canary's traffic (`release.drive`). Each
 may be started twice, moved to another triggerer or stopped at any moment, because all that it knows comes with it or
 from the cluster and Prometheus. None has an `on_kill`: Airflow
-3.3 calls that for triggers that merely moved (facts/airflow.md 2.3). The clients are synchronous and short; each call
-has a thread of its own, so that one triggerer waits for a thousand releases, and what hangs for one blinds no other.
+3.3 calls that for triggers that merely moved (docs/facts.md#a-trigger-that-moved-is-killed). The clients are
+synchronous and short; each call has a thread of its own, so that one triggerer waits for a thousand releases, and what
+hangs for one blinds no other.
 """
 
 from __future__ import annotations
