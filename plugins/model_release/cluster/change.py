@@ -24,6 +24,9 @@ RESTORE_GRACE = 60.0
 
 ANY = -1  # any share will do
 
+# The way to any revision that a roll-back does not go to.
+DIRECT = "to another version goes DAG release_MODEL with Version, Roll-out `direct` and a note"
+
 
 class Kind(StrEnum):
     """What a release would change."""
@@ -101,6 +104,8 @@ class Release:
         created: the uid of the InferenceService that it made, when it was its first deployment and that is on record.
         barred: revisions that must never get traffic from a settle: those that were the latest when the stable
             template was written back. Until status shows a newer one, "latest" still means one of them.
+        insist: a person takes it back, who is there to hear that it cannot be done: nothing gets traffic unasked, not
+            even the proven template in place of a baseline that is gone.
     """
 
     namespace: str
@@ -110,6 +115,7 @@ class Release:
     promoted: bool = False
     barred: tuple[str, ...] = ()
     created: str | None = None
+    insist: bool = False
 
     def bars(self, revision: str | None) -> bool:
         return revision is None or revision == self.canary or revision in self.barred

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from model_release.cluster.change import tell_stopped
+from model_release.cluster.change import DIRECT, tell_stopped
 from model_release.cluster.inference_service import InferenceService, InferenceServices
 from model_release.cluster.lease import Claim, Held, Lease, Leases, Order, Owner
 from model_release.cluster.progress import Progress, State, wait
@@ -59,19 +59,23 @@ def roll_back_now(
     seconds: float,
     tell: Tell,
     prove: Callable[[Baseline], Prove] | None = None,
+    to: str | None = None,
 ) -> Done:
     """The traffic goes to the baseline: the revision before the canary or, when no release is under way, the one before
-    the last promotion. Again: finds it there, and brings what could not be brought back the first time.
+    the last promotion. To no other one, and to none that did not answer. Again: finds it there, and brings what could
+    not be brought back the first time.
 
     A release under way sees the order, settles and ends as rolled back. Otherwise the stable template is brought back
     into the spec here, too.
 
     Args:
         seconds: how long it may take. A split takes seconds; a baseline that is gone has to start anew.
-        prove: gives what asks the restored revision before it gets traffic (see `settle`); None: nobody asks.
+        prove: gives what asks the restored revision before it gets traffic (see `settle`); None: nobody can ask here,
+            and it gets none.
+        to: the revision that is meant; None: the one that there is.
 
     Raises:
-        CanaryLost: there is nothing on record to go back to.
+        CanaryLost: there is nothing on record to go back to, or not to what was asked for.
         NotSettled: it did not take effect.
         ServiceBusy: somebody else's hand is on the service at this moment.
     """
@@ -79,8 +83,14 @@ def roll_back_now(
     if lease is None:
         raise CanaryLost(f"{namespace}/{name} was never released by this project: there is no baseline on record")
     if lease.holder in (None, person.owner.identity):
-        return _afterwards(services, leases, lease, person, seconds=seconds, tell=tell, prove=prove)
-    return Done(_under_way(services, leases, lease, person, seconds=seconds, tell=tell))
+        return _afterwards(services, leases, lease, person, seconds=seconds, tell=tell, prove=prove, to=to)
+    return Done(_under_way(services, leases, lease, person, seconds=seconds, tell=tell, to=to))
+
+
+def _check_meant(key: str, baseline: Baseline | None, to: str | None) -> None:
+    there = baseline.revision if baseline else None
+    if to is not None and to != there:
+        raise CanaryLost(f"{key}: {to} was asked for, and a roll-back goes to {there or 'nothing'} alone; {DIRECT}")
 
 
 def promote_anyway(
@@ -124,7 +134,12 @@ def _check_open(services: InferenceServices, lease: Lease, claim: Claim) -> None
             f"{key}: no canary is open ({claim.stage}); only one that answered its smoke prediction and has traffic "
             "can be promoted"
         )
-    live = services.get(lease.namespace, lease.service)
+    live, baseline = services.get(lease.namespace, lease.service), claim.baseline
+    if live is not None and baseline is not None:
+        if baseline.uid not in (None, live.uid):
+            raise CanaryLost(f"{key} was deleted and made anew: it has no canary of this release")
+        if told := tell_stopped(live, baseline.started):
+            raise CanaryLost(f"{told}; there is no canary to promote")
     if live is None or live.latest_created != claim.canary or live.canary_percent != claim.percent:
         found = f"{live.latest_created} at {live.canary_percent} %" if live else "no InferenceService"
         raise CanaryLost(f"{key}: {claim.canary} was opened at {claim.percent} %, and there is {found}")
@@ -171,7 +186,14 @@ def _until_promoted(
 
 
 def _under_way(
-    services: InferenceServices, leases: Leases, lease: Lease, person: Person, *, seconds: float, tell: Tell
+    services: InferenceServices,
+    leases: Leases,
+    lease: Lease,
+    person: Person,
+    *,
+    seconds: float,
+    tell: Tell,
+    to: str | None,
 ) -> str:
     """A release holds the service: its canary loses the traffic, and the run, which sees the order, does the rest."""
     namespace, name, claim = lease.namespace, lease.service, lease.claim
@@ -180,6 +202,7 @@ def _under_way(
     if claim.promoted and (claim.baseline is None or claim.baseline.revision is None):
         raise CanaryLost(f"{namespace}/{name}: {claim.canary} is its first version; there is none to go back to")
     owner = claim.owner
+    _check_meant(f"{namespace}/{name}", claim.left.baseline, to)
     # Whatever was proven of this canary, a person has said otherwise; `settle` must not take it for promoted.
     order = person.order("roll_back", claim.canary)
     lease = leases.update(namespace, name, owner, lambda now: _refuted(now, order))
@@ -188,7 +211,7 @@ def _under_way(
     who = f"{owner.dag_id} {owner.run_id}"
     if release is None:
         return f"{namespace}/{name}: {who} has not touched anything yet, and now it ends before it does"
-    release = replace(release, promoted=False)
+    release = replace(release, promoted=False, insist=True)
     said = _to_baseline(services, release, leases.bar(namespace, name, owner), seconds, tell, _left_to_the_run)
     return f"{namespace}/{name}: {said}; {who} holds the service and will settle, or the sweep does: {owner.url}"
 
@@ -197,6 +220,10 @@ def _left_to_the_run(live: InferenceService) -> None:
     """Where the baseline itself is down, its restored template needs another revision, and that has to be asked before
     users meet it: by the run that holds the service, or by the sweep after it."""
     raise SmokeFailed(f"asking {live.latest_created} is left to the release that holds the service, and to the sweep")
+
+
+def _nobody_asks(live: InferenceService) -> None:
+    raise SmokeFailed(f"nobody can ask {live.latest_created} from here; DAG rollback_MODEL can")
 
 
 def _refuted(claim: Claim, order: Order) -> Claim:
@@ -213,12 +240,14 @@ def _afterwards(
     seconds: float,
     tell: Tell,
     prove: Callable[[Baseline], Prove] | None,
+    to: str | None,
 ) -> Done:
     """No release is under way: back to what the last one found, and its template into the spec."""
     namespace, name, me, known = lease.namespace, lease.service, person.owner, lease.known
     live = services.get(namespace, name)
     if known is None or live is None or known.uid != live.uid or tell_stopped(live, known.started):
         raise CanaryLost(f"{namespace}/{name}: no earlier revision's template is on record; release its version anew")
+    _check_meant(f"{namespace}/{name}", known, to)
     mine = lease.claim if lease.holder == me.identity else None
     if mine is None and is_clean(live, Release(namespace, name, known)):
         said = f"{live.rolled_out} is what the last release found; there is nothing to roll back"
@@ -226,7 +255,13 @@ def _afterwards(
     # A person whose command was killed goes on with what it had barred. What has the stable template already is what an
     # earlier roll-back could not prove.
     canary = mine.canary if mine is not None else None if live.template == known.template else live.latest_created
-    release = Release(namespace, name, known, canary, barred=mine.barred if mine else ())
+    last = lease.last.canary if lease.last is not None else None
+    if mine is None and to is None and None not in (canary, last) and canary != last:
+        raise CanaryLost(
+            f"{namespace}/{name}: {canary} came after {last} of the last release{live.other_writer()}, and what that "
+            f"one found is {known.revision}: `roll-back --to {known.revision}` goes there, past {last}; {DIRECT}"
+        )
+    release = Release(namespace, name, known, canary, barred=mine.barred if mine else (), insist=True)
     remember: Remember = _nobody
     if lease.frozen is None or mine is not None:
         taken = leases.acquire(namespace, name, me, release=f"by-hand-{name}")
@@ -236,7 +271,7 @@ def _afterwards(
         leases.update(namespace, name, me, lambda claim: _begun(claim, known, canary, order))
         remember = leases.bar(namespace, name, me)
     # Where the baseline runs no more (always so in Standard mode), what takes the traffic back is new, and asked first.
-    proof = prove(known) if prove is not None else None
+    proof = prove(known) if prove is not None else _nobody_asks
     _to_baseline(services, release, remember, seconds, tell, proof)
     barred = _barred(leases, lease, me) or release.barred
     said = settle(services, replace(release, barred=barred), remember, deadline=seconds, prove=proof, tell=tell)
@@ -269,7 +304,11 @@ def _to_baseline(
         barred.append(revision)
 
     def step() -> Progress:
-        return assess_rolled_back(roll_back(services, replace(release, barred=tuple(barred)), note, prove), release)
+        live = roll_back(services, replace(release, barred=tuple(barred)), note, prove)
+        progress = assess_rolled_back(live, release)
+        if live is not None and live.is_stopped and progress.state is State.LOST:
+            return Progress(State.READY, f"{progress.sentence}; nobody is served, and it starts without the canary")
+        return progress
 
     progress = wait(step, seconds, poll=0.5, tell=tell)
     if progress.state is not State.READY:

@@ -2,7 +2,7 @@
 
 `max_active_runs` does not hold across backfills, DAGs and installations; the cluster itself does. The Lease also
 carries what whoever comes after a crash must know: the baseline, the canary, the stage. It is not an annotation on
-the InferenceService because each of those makes a new revision (facts/kserve.md 3.2).
+the InferenceService because each of those makes a new revision (docs/facts.md#what-makes-a-new-revision).
 
 A lease never expires by the clock: its holder may be a run that waits for a person. It is taken over only from a
 run that the caller has looked up and found over, and what that run left behind goes along (`Claim.inherited`)
@@ -18,7 +18,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from model_release.cluster.manifest import MANAGED_BY
-from model_release.cluster.objects import Kind, Objects, retrying
+from model_release.cluster.objects import Kind, Objects, WriteConflict, retrying
 from model_release.cluster.rollout import Baseline
 from model_release.cluster.settle import Release
 from model_release.errors import ClusterRefused, RolledBack, ServiceBusy
@@ -35,8 +35,9 @@ FROZEN = "model-release/frozen"
 LOOKED_BY = "model-release/looked-by"
 # Seconds after which a lease that nobody renews says that nobody looks: the guard then closes an open canary.
 LEASE_SECONDS = 60
-# The guard's own lease in a namespace that it looks at; not named as a service's is. Its beat is some seconds long.
-GUARD = "release-guard"
+# The guard's own lease in a namespace that it looks at: no service can have a name with a dot. Its beat is some seconds
+# long.
+GUARD = "model-release.guard"
 GUARD_SECONDS = 30
 
 
@@ -174,6 +175,11 @@ class Lease:
         return str(self.raw["metadata"]["name"]).removeprefix("model-release-")
 
     @property
+    def uid(self) -> str:
+        """Its own in the whole world: a service of the same name in another cluster has another Lease."""
+        return str(self.raw["metadata"]["uid"])
+
+    @property
     def holder(self) -> str | None:
         """`Owner.identity` of who holds it."""
         return (self.raw.get("spec") or {}).get("holderIdentity") or None
@@ -185,7 +191,12 @@ class Lease:
         Raises:
             ClusterRefused: the record cannot be read.
         """
-        return self._read(CLAIM, Claim.from_dict) if self.holder else None
+        return self.last if self.holder else None
+
+    @property
+    def last(self) -> Claim | None:
+        """What the last holder recorded, whether it still holds it or not. Raises as `claim`."""
+        return self._read(CLAIM, Claim.from_dict)
 
     @property
     def known(self) -> Baseline | None:
@@ -362,7 +373,7 @@ class Leases:
             beat = {"renewTime": _now(), "leaseDurationSeconds": LEASE_SECONDS}
             return Lease(self._objects.patch(live.raw, {"metadata": {"annotations": {LOOKED_BY: by}}, "spec": beat}))
 
-        return retrying(attempt)
+        return retrying(attempt, WriteConflict)
 
     def guard(self, namespace: str) -> Lease | None:
         """The guard's own lease in the namespace; None when none ever ran."""
@@ -376,6 +387,11 @@ class Leases:
             spec = {"renewTime": _now(), "leaseDurationSeconds": GUARD_SECONDS, "holderIdentity": "guard"}
             live = self._objects.get(namespace, GUARD)
             if live is not None:
+                label, value = MANAGED_BY
+                if (live["metadata"].get("labels") or {}).get(label) != value:
+                    raise ClusterRefused(
+                        f"Lease {namespace}/{GUARD} is somebody else's: it has no label {label}={value}"
+                    )
                 self._objects.patch(live, {"spec": spec})
                 return
             api = {"apiVersion": f"{KIND.group}/{KIND.version}", "kind": "Lease"}

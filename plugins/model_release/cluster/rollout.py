@@ -3,7 +3,7 @@
 Each verb reads the live state, does what is left to do in at most one write, and may be called again at any time.
 Each write has a pure `assess_…` that tells from a later read whether it took effect, by the **names** of revisions:
 KServe updates status some time after the write, says Ready for the old state meanwhile, and calls the revision that
-was ready last "latest" (facts/kserve.md 2.4, 3.1).
+was ready last "latest" (docs/facts.md#status-lags-behind-spec).
 
 This is Knative mode. A service in Standard mode is read as a `StandardService`, and goes to `standard.rollout`, where
 the same verbs hold.
@@ -241,7 +241,7 @@ def _stage_patch(live: InferenceService, wanted: Manifest, *, first: bool) -> di
 def assess_staged(
     live: InferenceService | None, wanted: Manifest, baseline: Baseline, template: str | None = None
 ) -> Progress:
-    """Whether the staged revision is ready at 0 %, with the baseline at 100 (facts/kserve.md 2.4).
+    """Whether the staged revision is ready at 0 %, with the baseline at 100 (docs/facts.md#status-lags-behind-spec).
 
     READY names the revision. FAILING and FAILED carry KServe's own message. LOST where another hand was there; with
     `template`, the `template_digest` of what `stage` left, also where it only added something.

@@ -1,7 +1,8 @@
 """The emergency ways, without Airflow's UI: `python -m model_release freeze | thaw | roll-back | promote SERVICE`.
 
 They need a kubeconfig that may get and patch InferenceServices and Leases, and nothing else: they work while Airflow,
-Prometheus and S3 are down. SERVICE is `namespace/name`, or the name of a model in include/models/.
+Prometheus and S3 are down; only what a roll-back has to start anew is asked first, by the store's smoke prediction, and
+gets no traffic while that cannot be read. SERVICE is `namespace/name`, or the name of a model in include/models/.
 
 - `freeze SERVICE REASON`: no release may begin until `thaw`; one that is under way goes on.
 - `thaw SERVICE`: releases may begin again.
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
     from model_release.cluster.emergency import Person
     from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.lease import Leases
+    from model_release.cluster.rollout import Baseline
+    from model_release.cluster.settle import Prove
 
 # As for a roll-back by a run: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 _SECONDS = 900.0
@@ -40,21 +43,28 @@ _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 def register(commands: Any) -> None:
     """Adds the emergency commands to those of `python -m model_release`."""
 
-    def command(name: str, run: Callable[..., str]) -> argparse.ArgumentParser:
+    def command(name: str, run: Callable[..., str], *, store: bool = False) -> argparse.ArgumentParser:
         added: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
         added.add_argument("service", metavar="SERVICE", help="namespace/name, or a model's name")
-        surroundings.add_options(added, cluster=True)
+        surroundings.add_options(added, cluster=True, store=store)
         added.set_defaults(run=partial(_on_service, run))
         return added
 
     command("freeze", _freeze).add_argument("reason", metavar="REASON", help="why; shown to whoever has to wait")
     command("thaw", _thaw)
     for name, run, reason in (("roll-back", _roll_back, {"default": "no reason given"}), ("promote", _promote, {})):
-        added = command(name, run)
+        added = command(name, run, store=name == "roll-back")
         added.add_argument("--reason", required=not reason, help="why; kept in the decision record", **reason)
         added.add_argument(
             "--seconds", type=float, default=_SECONDS, help="how long to wait until it has taken effect (900)"
         )
+        if name == "roll-back":
+            added.add_argument(
+                "--to", metavar="REVISION", help="the revision that is meant; refused when it is another"
+            )
+            added.add_argument(
+                "--ingress", metavar="URL", help="of the gateway, where its services' names do not resolve"
+            )
 
 
 def _on_service(run: Callable[..., str], options: argparse.Namespace) -> str:
@@ -80,11 +90,23 @@ def _thaw(client: Any, namespace: str, name: str, _: argparse.Namespace) -> str:
 
 
 def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
-    """The traffic goes to the baseline now. Run again: finds it there."""
+    """The traffic goes to the baseline now, and to nothing that did not answer. Run again: finds it there."""
     from model_release.cluster.emergency import roll_back_now
+    from model_release.tasks.proof import prover
+
+    def prove(baseline: Baseline) -> Prove:
+        return prover(
+            baseline.storage_uri,
+            lambda line, *given: print(f"  {line % given}", flush=True),
+            store_at=lambda prefix: surroundings.store(options, prefix),
+            ingress=lambda: options.ingress or surroundings.ingress(options),
+        )
 
     person = _person("roll-back", options.reason)
-    return roll_back_now(*_hands(client), namespace, name, person, seconds=options.seconds, tell=_tell).sentence
+    hands = _hands(client)
+    return roll_back_now(
+        *hands, namespace, name, person, seconds=options.seconds, tell=_tell, prove=prove, to=options.to
+    ).sentence
 
 
 def _promote(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:

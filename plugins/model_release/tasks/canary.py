@@ -69,7 +69,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 return verdict
             who = "nobody" if verdict["decision"] == "inconclusive" else "the judge, while a person was asked"
             if who == "nobody":
-                self._approved(run, who, "rollback", str(verdict["reason"]))
+                self._approved(run, records.now(), who, "rollback", str(verdict["reason"]))
             return {**verdict, "by": who}
 
     def _drive(self, context: Any, run: Run, claim: Claim, *, question: str | None = None) -> NoReturn:
@@ -124,12 +124,12 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
     def _person(self, context: Any, run: Run, event: dict[str, Any]) -> Any:
         from model_release.release import advance
 
-        answer = ask.read(event)
-        self._approved(run, answer.who, answer.decision, answer.reason)
+        answer, heard = ask.read(event), records.now()
         self.log.info("%s", answer.sentence)
         released, canary = ReleasedService(self.spec, run), service.canary(context)
         if answer.chosen == ask.LONGER:
             claim = released.note_by(lambda claim: advance.watch_longer(claim, records.now()))
+            self._approved(run, heard, answer.who, answer.decision, answer.reason)
             self._drive(context, run, claim)
         claim = released.claim()
         spec = driving.began_with(claim, self.spec)
@@ -142,10 +142,13 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 rules = driving.rules(spec)
                 claim = released.note_by(lambda claim: advance.go_on(claim, records.now(), rules, answer.sentence))
                 if not claim.promoted:
+                    self._approved(run, heard, answer.who, answer.decision, answer.reason)
                     self._drive(context, run, claim)
         else:
             drive.close(answer.sentence)
         self._finish(drive, spec)
+        # Traffic before words: a store that hangs must not keep a canary open that somebody wants closed.
+        self._approved(run, heard, answer.who, answer.decision, answer.reason)
         verdict = self._verdict(context, run, driving.outcome(drive))
         crossed = answer.chosen == ask.PROMOTE and verdict["decision"] != "promote"
         reason = f"{verdict['reason']} (the answer crossed the evidence)" if crossed else answer.sentence
@@ -163,8 +166,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 raise ClusterUnavailable("what was answered has not taken effect yet")
             time.sleep(drive.pause if drive.done is None else 0)
 
-    def _approved(self, run: Run, who: str, decision: str, reason: str) -> None:
-        when = records.now()
+    def _approved(self, run: Run, when: str, who: str, decision: str, reason: str) -> None:
         records.change(self.spec, run, lambda record: record.record_approval(when, who, decision, reason))
 
 

@@ -238,12 +238,16 @@ class GoDirect(GoLive):
                 f"nobody asked for {revision} to go live without a canary; the run's form says {run.rollout}"
             )
         service.check_answered(context, revision)
+
+    def release(self, context: Any, run: Run) -> dict[str, Any]:
+        done = super().release(context, run)
         opened = str(context["dag_run"].run_after.isoformat(timespec="milliseconds"))
         records.change(
             self.spec,
             run,
             lambda record: record.record_approval(opened, run.who, "direct", str(run.params.get("note"))),
         )
+        return done
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         from model_release.cluster.rollout import promote

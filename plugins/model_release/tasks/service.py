@@ -40,6 +40,7 @@ class ReleasedService:
         self.spec, self.run = spec, run
         self.namespace, self.name = spec.service.namespace, spec.service.name
         self.services, self.leases = InferenceServices(client), Leases(client)
+        self.server = str(client.configuration.host)
 
     @property
     def owner(self) -> Owner:
@@ -112,7 +113,7 @@ class ReleasedService:
         if live is None or (lease is not None and lease.holder is not None):
             return False
         change = plan_change(live, wanted)
-        return change.kind is Kind.NOTHING and not live.is_split and live.serving == {change.revision: 100}
+        return change.kind is Kind.NOTHING and not live.is_split and live.gateway == {change.revision: 100}
 
     def check_untouched(self, canary: Canary, percent: int | None) -> None:
         """Nothing, when what is live still is what this release opened; else `CanaryLost`, with who changed what.
