@@ -8,7 +8,7 @@ import numpy.typing as npt
 from model_release.judging.evidence import Counts
 from model_release.judging.simulate import bad_requests
 
-RELEASES = 2000
+RELEASES = 800
 Floats = npt.NDArray[np.float64]
 
 
