@@ -24,8 +24,8 @@ import peers  # noqa: E402
 import promises  # noqa: E402
 
 from model_release.judging import Judge, Policy, Window, judge  # noqa: E402
-from model_release.judging.evidence import Counts, Floats  # noqa: E402
 from model_release.judging.simulate import bad_requests, interval, outcomes  # noqa: E402
+from model_release.judging.state import Counts, Floats  # noqa: E402
 from model_release.judging.verdict import PROMOTE, ROLL_BACK  # noqa: E402
 
 RELEASES = 4000

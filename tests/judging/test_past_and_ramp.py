@@ -10,6 +10,7 @@ import pytest
 
 from model_release.judging import EvidenceError, Judge, Past, Policy, PolicyError, Window, judge, ramp
 from model_release.judging.clusters import lower, tail, tilt, upper
+from model_release.judging.policy import Ramp
 
 from .builders import policy, window
 
@@ -105,7 +106,7 @@ def test_evidence_is_carried_over_the_steps_and_the_last_one_promotes() -> None:
 
 def test_a_ramp_opens_by_what_a_bad_canary_could_still_hurt() -> None:
     p = policy(**LIMITS, ramp={"budget": 20, "most": 0.35}, indifference=2, traffic=0.05)
-    assert ramp.begin(p.ramp or ramp.Ramp(), 200) == 0.05  # 200 a window, found in two: 20 of them at 5 %
+    assert ramp.begin(Ramp(budget=20, most=0.35), 200) == 0.05  # 200 a window, found in two: 20 of them at 5 %
     one, share, shares = Judge(p), 0.05, [0.05]
     for i in range(200):
         n = round(200 * share)

@@ -9,25 +9,43 @@ Axes: `...` (releases), T windows, C columns: the policy's metrics, then one for
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
 
-from . import bets, clusters, split
+from . import bets, clusters, split, terms
 from .past import Usual, dispersion, last_six, lasting, usual
 from .policy import Policy
-
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
+from .state import (
+    ASIDE,
+    BAD,
+    CALM_CANARY,
+    CALM_STABLE,
+    COLUMNS,
+    FLOOR_BAD,
+    FLOOR_REQUESTS,
+    RATE_BAD,
+    RATE_REQUESTS,
+    RELATIVE,
+    REQUESTS,
+    STABLE_BAD,
+    STABLE_REQUESTS,
+    STABLE_SQUARES,
+    STABLE_WINDOWS,
+    WINDOWS,
+    Bools,
+    Counts,
+    Floats,
+    Readings,
+    State,
+)
 
 # How much the assumed design effect weighs, in windows fully worth of measuring it; and a canary's, assumed to be 1.
 ASSUMED_WEIGHT = 0.15
 CANARY_WEIGHT = 4.0
 # A past of stable's is worth so many windows at most: bursts change.
 PAST_WEIGHT = 100.0
-# Of a dispersion that is not known well, so many of its own deviations are added.
-UNSURE = 1.0
 # One or two windows cannot show bursts: counts weigh 21 times less in the first, twice less after the second.
 FEW_WINDOWS = 20.0
 
@@ -40,109 +58,6 @@ LEAST_FLOOR = 1e-4  # where a policy has none
 
 DEAD_REQUESTS = 5  # in a window, all of them bad
 DEAD_PART = 0.25  # of α, for canaries of which nothing works
-
-LARGEST_LOG = 230.0  # evidence is reported up to 1e100: enough for anyone, far from overflow
-
-# Columns of `State.sums`. Totals of both sides; stable and canary over calm windows (requests, bad, windows, Σ bad²/n);
-# the canary where the two limits on it alone were judged; windows set aside; then the relative alternatives.
-REQUESTS, BAD, WINDOWS, STABLE_REQUESTS, STABLE_BAD, STABLE_WINDOWS, STABLE_SQUARES = range(7)
-CALM_STABLE, CALM_CANARY = slice(7, 11), slice(11, 15)
-RATE_REQUESTS, RATE_BAD, FLOOR_REQUESTS, FLOOR_BAD, ASIDE = range(15, 20)
-RELATIVE = slice(20, 20 + len(clusters.FRACTIONS) + 1)
-COLUMNS = RELATIVE.stop
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What was counted; NaN is no data. Requests are (..., T), bad requests (..., T, M), those slower than each edge
-    (..., T, E). `share` (T): the canary's part that was asked for, NaN where the policy's `traffic` is."""
-
-    canary_requests: Floats
-    canary_bad: Floats
-    stable_requests: Floats
-    stable_bad: Floats
-    canary_edges: Floats | None = None
-    stable_edges: Floats | None = None
-    share: Floats | None = None
-
-
-@dataclass(frozen=True)
-class State:
-    """All that is remembered of the windows so far. With a T axis it is a path, one state a window.
-
-    `age` is the windows taken in, before the path where it is one. `recent` are stable's last five windows.
-    """
-
-    age: int
-    wealth: Floats  # (..., hypotheses, bets)
-    sums: Floats  # (..., C, COLUMNS)
-    recent: Floats  # (..., 5, C, 5): requests, bad ones, and which limits they broke; a path: (..., 5 + T, C, 5)
-    silent: Floats  # (..., M): windows without data in a row
-    dead: Floats  # (..., M, 2): windows in a row in which nothing worked, and whether anything ever did
-    usual: Floats  # (..., C): stable's usual rate as it was taken in the last window
-    split: Floats  # (..., 4)
-
-    def at(self, window: int) -> State:
-        """The state after one window of a path that has no leading axes."""
-        return State(
-            self.age + window + 1,
-            self.wealth[window],
-            self.sums[window],
-            self.recent[window + 1 : window + 6],
-            self.silent[window],
-            self.dead[window],
-            self.usual[window],
-            self.split[window],
-        )
-
-    @property
-    def ending(self) -> State:
-        """The last state of a path, as a path of one window."""
-        length = self.sums.shape[-3]
-        kept = (getattr(self, name) for name in ("wealth", "sums", "recent", "silent", "dead", "usual", "split"))
-        wealth, sums, recent, silent, dead, usual_rate, split_ = kept
-        return State(
-            self.age + length - 1,
-            wealth[..., -1:, :, :],
-            sums[..., -1:, :, :],
-            recent[..., -6:, :, :],
-            silent[..., -1:, :],
-            dead[..., -1:, :, :],
-            usual_rate[..., -1:, :],
-            split_[..., -1:, :],
-        )
-
-    @property
-    def after(self) -> State:
-        """The last state of a path, with its leading axes: what `extend` goes on from."""
-        length = self.sums.shape[-3]
-        return State(
-            self.age + length,
-            self.wealth[..., -1, :, :],
-            self.sums[..., -1, :, :],
-            self.recent[..., -5:, :, :],
-            self.silent[..., -1, :],
-            self.dead[..., -1, :, :],
-            self.usual[..., -1, :],
-            self.split[..., -1, :],
-        )
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What a state, or each state of a path, says. Evidence is in logarithms; -inf for a metric without limits."""
-
-    against: Floats  # (..., M): some limit is exceeded
-    favour: Floats  # (..., M): every limit, times the policy's indifference, is kept
-    rate_is_worse: Bools  # (..., M): the absolute limit is the more broken one
-    dead: Bools  # (..., M): nothing works any more
-    design: Floats  # (..., M): how many requests are worth one now, at least 1
-    lasting: Floats  # (..., M): and once a few windows more have been seen
-    split: Floats  # (...): the canary's share of requests is not near the wanted one
-
-    def at(self, window: int) -> Readings:
-        """The readings after one window of a path that has no leading axes."""
-        return Readings(*(getattr(self, f.name)[window] for f in fields(self)))
 
 
 class Evidence:
@@ -167,8 +82,8 @@ class Evidence:
         self._rates, self._ratios = np.flatnonzero(self._has_rate), np.flatnonzero(self._has_ratio)
         gamma = policy.indifference
         main = slice(0, self._main)
-        self._beyond_rate = beyond(self._rate[main], gamma)
-        self._beyond_floor = beyond(np.clip(self._ratio * self._floor, 1e-15, 1 - 1e-9)[main], gamma)
+        self._beyond_rate = terms.beyond(self._rate[main], gamma)
+        self._beyond_floor = terms.beyond(np.clip(self._ratio * self._floor, 1e-15, 1 - 1e-9)[main], gamma)
         self._beyond_ratio = self._ratio * gamma
         equal = 1 / np.maximum(self._beyond_ratio, 1.25)  # as good as stable, an alternative where a past says so
         self._fractions = np.concatenate(
@@ -202,7 +117,7 @@ class Evidence:
         weight = np.minimum(self.usual.worth, PAST_WEIGHT)
         self._assumed = ASSUMED_WEIGHT + weight
         self._assumed_design = (
-            weight * _surely(self.usual.dispersion, weight) + ASSUMED_WEIGHT * self.policy.design_effect
+            weight * terms.surely(self.usual.dispersion, weight) + ASSUMED_WEIGHT * self.policy.design_effect
         ) / self._assumed
         self._windows_before = np.minimum(self.usual.windows, 3)
         extra = [*self.usual.requests.shape[:-1], len(self._owner)]
@@ -239,8 +154,12 @@ class Evidence:
         canary, stable = counts.canary_requests[..., None], counts.stable_requests[..., None]
         canary_bad, stable_bad = counts.canary_bad, counts.stable_bad
         if self._owner:
-            canary_bad = np.concatenate([canary_bad, _edges(counts.canary_edges, canary_bad, self._owner)], axis=-1)
-            stable_bad = np.concatenate([stable_bad, _edges(counts.stable_edges, stable_bad, self._owner)], axis=-1)
+            canary_bad = np.concatenate(
+                [canary_bad, terms.edges(counts.canary_edges, canary_bad, self._owner)], axis=-1
+            )
+            stable_bad = np.concatenate(
+                [stable_bad, terms.edges(counts.stable_edges, stable_bad, self._owner)], axis=-1
+            )
         canary_known = ~np.isnan(canary + canary_bad)
         stable_known = ~np.isnan(stable + stable_bad)
         n, b = np.where(canary_known, canary, 0.0), np.where(canary_known, canary_bad, 0.0)
@@ -251,7 +170,13 @@ class Evidence:
         steps[..., STABLE_SQUARES] = s * s / np.maximum(m, 1.0)
         usual_rate = self._usual_rate(state.sums, steps)
         now = np.stack(
-            [m, s, _hot(s, m, self._rate), _hot(s, m, self._ratio * self._floor), _hot(s, m, self._ratio * usual_rate)],
+            [
+                m,
+                s,
+                terms.hot(s, m, self._rate),
+                terms.hot(s, m, self._ratio * self._floor),
+                terms.hot(s, m, self._ratio * usual_rate),
+            ],
             axis=-1,
         )
         recent = np.concatenate([state.recent, now], axis=-3)
@@ -264,12 +189,12 @@ class Evidence:
         # Where one side has no requests or no data, the sides are not compared: its columns do not move.
         beside = canary_known & stable_known & (n > 0) & (m > 0)
         b_beside, all_bad = b * beside, (b + s) * beside
-        steps[..., RELATIVE] = _relative(n, m, b_beside, all_bad, self._beyond_ratio, self._fractions)
+        steps[..., RELATIVE] = terms.relative(n, m, b_beside, all_bad, self._beyond_ratio, self._fractions)
         excess = np.concatenate(
             [
-                (_alone(n, b, self._rate) * bet_rate)[..., self._rates],
-                _alone(n, b, np.clip(self._ratio * usual_rate, 1e-15, 1 - 1e-9))[..., self._ratios],
-                _beside(n, m, b_beside, all_bad, self._ratio)[..., self._ratios],
+                (terms.alone(n, b, self._rate) * bet_rate)[..., self._rates],
+                terms.alone(n, b, np.clip(self._ratio * usual_rate, 1e-15, 1 - 1e-9))[..., self._ratios],
+                terms.beside(n, m, b_beside, all_bad, self._ratio)[..., self._ratios],
             ],
             axis=-1,
         )
@@ -284,9 +209,9 @@ class Evidence:
         return State(
             state.age,
             bets.wealth(state.wealth, excess, state.age, self._idle),
-            _running(state.sums, steps),
+            terms.running(state.sums, steps),
             recent,
-            _silence(state.silent, known),
+            terms.silence(state.silent, known),
             self._lifeless(state.dead, n[..., main], b[..., main], m[..., main], s[..., main]),
             usual_rate,
             split.extend(state.split, counts.canary_requests, both, wanted),
@@ -385,7 +310,7 @@ class Evidence:
         """
         m, s, windows, squares = np.moveaxis(sums[..., CALM_STABLE], -1, 0)
         seen, worth = dispersion(m, s, windows, squares)
-        stable = (worth * _surely(seen, worth) + self._assumed * self._assumed_design) / (worth + self._assumed)
+        stable = (worth * terms.surely(seen, worth) + self._assumed * self._assumed_design) / (worth + self._assumed)
         n, b, own_windows, own_squares = np.moveaxis(sums[..., CALM_CANARY], -1, 0)
         seen, worth = dispersion(n, b, own_windows, own_squares)
         canary = (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)
@@ -395,7 +320,7 @@ class Evidence:
     def _usual_rate(self, before: Floats, steps: Floats) -> Floats:
         """Stable's usual rate (..., T, C) as it is known before each window: over its past and this release, taken so
         much higher than seen that bursts make no difference, and never below the policy's floor."""
-        path = _running(before, steps[..., :RATE_REQUESTS])[..., :-1, :, :] if steps.shape[-3] > 1 else None
+        path = terms.running(before, steps[..., :RATE_REQUESTS])[..., :-1, :, :] if steps.shape[-3] > 1 else None
         first = before[..., None, :, :RATE_REQUESTS]
         sums = first if path is None else np.concatenate([first, path], axis=-3)
         m, s = sums[..., STABLE_REQUESTS], sums[..., STABLE_BAD]
@@ -446,73 +371,3 @@ class Evidence:
         rows = np.where(state.dead[..., 1] > 0, math.log(risk / self._idle), math.log(risk)) / np.log(limit)
         out: Bools = state.dead[..., 0] >= np.maximum(np.ceil(rows), 2)
         return out & (self.has_rate | self.has_ratio)
-
-
-def beyond(limit: Floats, indifference: float) -> Floats:
-    """The rate from which on a canary is promoted in at most β: γ times the limit, and less where that nears 1."""
-    out: Floats = np.minimum(indifference * limit, np.maximum(limit, (1 + limit) / 2))
-    return np.minimum(out, 1 - 1e-9)
-
-
-def reported(log_evidence: float) -> float:
-    """Evidence as a number a person can read; four digits, so that any machine prints the same."""
-    return float(f"{math.exp(min(log_evidence, LARGEST_LOG)):.4g}")
-
-
-def _surely(seen: Floats, worth: Floats) -> Floats:
-    """A dispersion with its own deviation added, which is the larger the less it is worth."""
-    out: Floats = seen * (1 + UNSURE * np.sqrt(2 / (worth + 2)))
-    return out
-
-
-def _alone(n: Floats, b: Floats, limit: Floats) -> Floats:
-    """The canary's bad requests beyond `limit`, as a part of what it allows; 0, no bet, without requests."""
-    out: Floats = (b / limit - n) / np.maximum(n, 1.0)
-    return out
-
-
-def _fair(n: Floats, m: Floats, ratio: Floats) -> Floats:
-    """The canary's fair part of all bad requests."""
-    weighted = ratio * n
-    return np.minimum(np.maximum(weighted / np.maximum(weighted + m, 1e-300), 1e-15), 1 - 1e-15)
-
-
-def _beside(n: Floats, m: Floats, b: Floats, all_bad: Floats, ratio: Floats) -> Floats:
-    out: Floats = (b / _fair(n, m, ratio) - all_bad) / np.maximum(all_bad, 1.0)
-    return out
-
-
-def _relative(n: Floats, m: Floats, b: Floats, all_bad: Floats, ratio: Floats, fractions: Floats) -> Floats:
-    """Log likelihood ratios of the canary's part of all bad requests, for each alternative below the fair part."""
-    part = _fair(n, m, ratio)[..., None]
-    whole = 1 - part + part * fractions
-    out: Floats = b[..., None] * np.log(fractions) - all_bad[..., None] * np.log(whole)
-    return out
-
-
-def _hot(s: Floats, m: Floats, limit: Floats) -> Bools:
-    return (s >= limit * m) & (s >= 1)
-
-
-def _edges(counts: Floats | None, beside: Floats, owner: list[int]) -> Floats:
-    """The counts at the edges; no data at all where none came."""
-    return np.full((*beside.shape[:-1], len(owner)), np.nan) if counts is None else counts
-
-
-def _running(before: Floats, steps: Floats) -> Floats:
-    """Sums after each window. The sum so far is the first term, so one window at a time gives the same bits."""
-    before = before[..., None, :, : steps.shape[-1]]
-    if steps.shape[-3] == 1:
-        out: Floats = before + steps
-        return out
-    return np.concatenate([before, steps], axis=-3).cumsum(axis=-3)[..., 1:, :, :]
-
-
-def _silence(before: Floats, known: Bools) -> Floats:
-    """Windows without data in a row, up to and including each."""
-    if known.shape[-2] == 1:
-        return np.where(known, 0.0, before[..., None, :] + 1)
-    order = np.arange(1, known.shape[-2] + 1)[:, None]
-    last = np.maximum.accumulate(np.where(known, order, 0), axis=-2)
-    out: Floats = order - last + np.where(last == 0, before[..., None, :], 0.0)
-    return out

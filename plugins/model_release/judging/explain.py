@@ -8,21 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import values
-from .evidence import (
-    ASIDE,
-    BAD,
-    REQUESTS,
-    STABLE_BAD,
-    STABLE_REQUESTS,
-    Evidence,
-    Floats,
-    Readings,
-    State,
-    reported,
-)
+from .evidence import Evidence
 from .policy import Metric, Policy
 from .ramp import Place
 from .sentences import about, count, duration, evidence, fact, limit, limits, plural, rate_limit, ratio_limit, share
+from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Floats, Readings, State
+from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .verdict import State as MetricState
 from .window import Window

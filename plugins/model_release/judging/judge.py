@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from . import explain, ramp, values
-from .evidence import REQUESTS, Bools, Counts, Evidence, Floats, Readings, State
+from .evidence import Evidence
 from .past import Past
 from .policy import Policy
+from .state import REQUESTS, Bools, Counts, Floats, Readings, State
 from .verdict import BAD_VALUE, CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, Decision, Verdict
 from .window import EvidenceError, Side, Window
 

@@ -13,9 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from .evidence import Bools, Counts, Evidence, Floats, State
+from .evidence import Evidence
 from .policy import Metric, Policy, PolicyError
 from .sentences import about, bound, count, duration, number, share
+from .state import Bools, Counts, Floats, State
 
 _RELEASES = 120  # that are drawn
 _ENOUGH = 0.8  # four of five

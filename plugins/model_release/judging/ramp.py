@@ -13,8 +13,9 @@ import math
 import numpy as np
 import numpy.typing as npt
 
-from .evidence import REQUESTS, Evidence, Readings, State
+from .evidence import Evidence
 from .policy import Ramp
+from .state import REQUESTS, Readings, State
 from .window import Window
 
 Floats = npt.NDArray[np.float64]

@@ -7,9 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from .evidence import Counts, Evidence, Floats
+from .evidence import Evidence
 from .judge import Rules
 from .policy import Policy
+from .state import Counts, Floats
 from .verdict import CONTINUE, PROMOTE
 
 Ints = npt.NDArray[np.int_]

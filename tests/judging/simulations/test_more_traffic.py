@@ -8,8 +8,9 @@ import numpy.typing as npt
 import pytest
 
 from model_release.judging import Policy
-from model_release.judging.evidence import Counts, Evidence
+from model_release.judging.evidence import Evidence
 from model_release.judging.simulate import bad_requests, outcomes
+from model_release.judging.state import Counts
 from model_release.judging.verdict import PROMOTE, ROLL_BACK
 
 pytestmark = pytest.mark.simulation
