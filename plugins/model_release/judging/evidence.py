@@ -14,7 +14,7 @@ from dataclasses import fields
 import numpy as np
 import numpy.typing as npt
 
-from . import bets, clusters, split, terms
+from . import bets, clusters, lifeless, split, terms
 from .past import Usual, dispersion, last_six, lasting, usual
 from .policy import Policy
 from .state import (
@@ -56,7 +56,6 @@ ILL_REQUESTS = 3
 ABOVE_USUAL = 2.0
 LEAST_FLOOR = 1e-4  # where a policy has none
 
-DEAD_REQUESTS = 5  # in a window, all of them bad
 DEAD_PART = 0.25  # of α, for canaries of which nothing works
 
 
@@ -212,7 +211,7 @@ class Evidence:
             terms.running(state.sums, steps),
             recent,
             terms.silence(state.silent, known),
-            self._lifeless(state.dead, n[..., main], b[..., main], m[..., main], s[..., main]),
+            lifeless.rows(state.dead, n[..., main], b[..., main], m[..., main], s[..., main]),
             usual_rate,
             split.extend(state.split, counts.canary_requests, both, wanted),
         )
@@ -350,24 +349,11 @@ class Evidence:
         calm = np.where(self._has_ratio, ~high, ~(rate & self._has_rate))
         return ~ill, ~(rate & self._has_rate), ~(floor & self._has_ratio), calm
 
-    def _lifeless(self, before: Floats, n: Floats, b: Floats, m: Floats, s: Floats) -> Floats:
-        """Windows in a row (..., T, M) in which each of at least five requests was bad and stable's were not, and
-        whether any request ever was good. A window with fewer requests, all bad, changes nothing."""
-        good = (n > b) | ((m > 0) & (2 * s >= m) & (n > 0))
-        lost = ((n >= DEAD_REQUESTS) & ~good).cumsum(axis=-2) + before[..., None, :, 0]
-        ended = np.maximum.accumulate(np.where(good, lost, 0.0), axis=-2)
-        worked = np.maximum.accumulate(np.maximum(good, before[..., None, :, 1]), axis=-2)
-        return np.stack([lost - ended, worked], axis=-1)
-
     def _dead(self, state: State) -> Bools:
-        """Whether nothing works any more, (..., M). While the canary keeps its limit L, k windows in a row of bad
-        requests alone, however they burst, have a chance of L^k from the first request on, and of at most T L^k
-        ever."""
+        """Whether nothing works any more, (..., M), by the limit that a good canary keeps."""
         usual = state.usual[..., : self._main]
         limit = np.where(self.has_rate, self._rate[: self._main], 1.0)
         limit = np.where(self.has_ratio, np.minimum(limit, self._ratio[: self._main] * usual), limit)
         limit = np.clip(limit, 1e-9, 1 - 1e-9)
         risk = DEAD_PART / self.policy.needed_against
-        rows = np.where(state.dead[..., 1] > 0, math.log(risk / self._idle), math.log(risk)) / np.log(limit)
-        out: Bools = state.dead[..., 0] >= np.maximum(np.ceil(rows), 2)
-        return out & (self.has_rate | self.has_ratio)
+        return lifeless.dead(state.dead, limit, risk, self._idle) & (self.has_rate | self.has_ratio)
