@@ -46,7 +46,8 @@ class Store:
 
     def __init__(self) -> None:
         self.content: dict[str, Any] = {}
-        self.heeds, self.refused, self.off = True, False, timedelta(0)
+        self.heeds: bool | str = True
+        self.refused, self.off = False, timedelta(0)
         self.busy_after: int | None = None  # writes that are still taken; those after them are answered 503
 
     def write_json(self, key: str, content: Any, *, if_match: str | None) -> None:
@@ -56,12 +57,13 @@ class Store:
                 raise StoreUnavailable("S3 answers SlowDown")
         if self.refused:
             raise StoreRefused("403: AccessDenied")
-        if self.heeds and key in self.content:
+        there = str(self.content[key]) if key in self.content else None
+        if there != if_match and (self.heeds is True or (self.heeds == "if none" and if_match is None)):
             raise StoreContested("somebody wrote")
         self.content[key] = content
 
     def read_json(self, key: str) -> tuple[Any, str]:
-        return self.content[key], "tag"
+        return self.content[key], str(self.content[key])
 
     def remove(self, keys: list[str]) -> None:
         for key in keys:
@@ -194,6 +196,14 @@ def test_a_store_that_lets_versions_be_overwritten_is_refused(world: World) -> N
     world.store().heeds = False  # type: ignore[attr-defined]
     (line,) = errors(world)
     assert "If-None-Match is not heeded" in line
+
+
+def test_17_19_a_store_that_heeds_half_of_the_conditions_is_refused(world: World) -> None:
+    """Number 19: versions are safe by If-None-Match, records and the index by If-Match."""
+    world.store().heeds = "if none"  # type: ignore[attr-defined]
+    (line,) = errors(world)
+    assert "overwrite what somebody wrote since it read (If-Match is not heeded)" in line
+    assert world.store().content == {}  # type: ignore[attr-defined]
 
 
 def test_a_store_that_is_busy_has_not_shown_that_it_heeds_conditions(world: Any) -> None:
