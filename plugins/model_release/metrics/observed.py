@@ -53,7 +53,8 @@ def presence(
     now: datetime | None = None,
 ) -> Presence:
     """Whether the revision's request counter was scraped in the last five minutes, often enough for `window`, by one
-    target for each pod, of one cluster and by one Prometheus, in time, and with a histogram where one of the metrics `asked` is on durations.
+    target for each pod, of one cluster and by one Prometheus, in time, and with a histogram where one of the metrics
+    `asked` is on durations.
 
     If it was not, the sentence names the query and what comes near: the revision's target without requests, the
     same metric for other revisions, the metrics of another profile, or metrics of a similar name.
@@ -159,8 +160,8 @@ def _doubled(found: Iterable[Series]) -> str | None:
                 apart = sorted({name for name, _ in one.labels.items() ^ other.labels.items()})
                 values = " and ".join(one.labels.get(apart[0], "") or "none" for one in (one, other))
                 return (
-                    f"job {job}, instance {instance} is there twice, as {apart[0]} {values}; ask what takes the doubles "
-                    "out (Thanos' or Mimir's address), or one replica"
+                    f"job {job}, instance {instance} is there twice, as {apart[0]} {values}; ask what takes the "
+                    "doubles out (Thanos' or Mimir's address), or one replica"
                 )
     return None
 
