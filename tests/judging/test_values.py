@@ -42,7 +42,7 @@ def test_a_good_value_lets_the_shares_promote_and_does_not_promote_itself() -> N
 
 
 def test_p5_no_number_of_no_requests_is_no_measurement() -> None:
-    """P5: a quantile of nothing is NaN, in the first windows after an opening; beside requests it is something else."""
+    """P5: a quantile of nothing is NaN, in the first windows after an opening; NaN beside requests is another thing."""
     nan = float("nan")
     quiet = run(policy(max=500), nan, nan, requests=0)
     assert (quiet.decision, quiet.values[0].state, quiet.values[0].measurements) == ("continue", "pending", 0)

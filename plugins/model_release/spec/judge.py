@@ -40,8 +40,10 @@ _LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 
 
 class Metric(Part):
-    """A share of bad requests. Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration
-    (`above`)."""
+    """A share of bad requests.
+
+    Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration (`above`).
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
     codes: str | None = Field(None, pattern=r"^(0|[1-5](\d\d|xx))$", description=_CODES)
