@@ -35,8 +35,9 @@ FROZEN = "model-release/frozen"
 LOOKED_BY = "model-release/looked-by"
 # Seconds after which a lease that nobody renews says that nobody looks: the guard then closes an open canary.
 LEASE_SECONDS = 60
-# The guard's own lease in a namespace that it looks at; not named as a service's is. Its beat is some seconds long.
-GUARD = "release-guard"
+# The guard's own lease in a namespace that it looks at: no service can have a name with a dot. Its beat is some seconds
+# long.
+GUARD = "model-release.guard"
 GUARD_SECONDS = 30
 
 
@@ -386,6 +387,11 @@ class Leases:
             spec = {"renewTime": _now(), "leaseDurationSeconds": GUARD_SECONDS, "holderIdentity": "guard"}
             live = self._objects.get(namespace, GUARD)
             if live is not None:
+                label, value = MANAGED_BY
+                if (live["metadata"].get("labels") or {}).get(label) != value:
+                    raise ClusterRefused(
+                        f"Lease {namespace}/{GUARD} is somebody else's: it has no label {label}={value}"
+                    )
                 self._objects.patch(live, {"spec": spec})
                 return
             api = {"apiVersion": f"{KIND.group}/{KIND.version}", "kind": "Lease"}
