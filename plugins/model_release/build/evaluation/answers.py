@@ -19,6 +19,7 @@ from model_release.build import processes
 from model_release.build.evaluation.images import LabelledImages
 from model_release.build.evaluation.measures import Answer
 from model_release.build.inspection import MAX_TEXT
+from model_release.build.runtimes import torchserve
 from model_release.errors import ArchiveError, StoreUnavailable, VersionDamaged
 from model_release.store import files
 from model_release.store.folder import Prefix
@@ -52,7 +53,7 @@ def built(archive: Archive) -> Subject:
 
 def published(version: Version, s3: Any) -> Subject:
     """A version in the store, fetched with the boto3 client `s3` and held to its SHA-256. Raises `VersionDamaged`."""
-    mars = [path for path in version.files if path.startswith("model-store/") and path.endswith(".mar")]
+    mars = torchserve.model_files(version.files)
     labels = version.metadata.get("labels")
     if len(mars) != 1 or not labels:
         raise VersionDamaged(f"{version.storage_uri} has {len(mars)} archives and {len(labels or ())} labels")
