@@ -77,7 +77,7 @@ class Watcher(threading.Thread):
             turn += 1
             if turn % 3 == 0:
                 lease = leases.read("models", self._service)
-                if lease is not None and lease.looked_by and lease.claim and lease.claim.closed is None:
+                if lease is not None and lease.looked_by and lease.release and lease.release.closed is None:
                     self.looked = datetime.fromisoformat(lease.renewed).timestamp()
 
     def _read(self) -> dict[str, int]:

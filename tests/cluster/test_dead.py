@@ -7,12 +7,13 @@ from typing import Any
 
 import pytest
 from tests.cluster.recordings import moments
+from tests.releases import left
 
 from model_release.cluster import rollout
-from model_release.cluster.dead import death_of
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.progress import State
-from model_release.cluster.settle import Release, assess_rolled_back, roll_back
+from model_release.cluster.rollout import death_of
+from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import CanaryLost, ClusterRefused
 
 
@@ -44,7 +45,7 @@ def test_a_frozen_route_is_told_and_its_share_is_the_old_one(name: str, dead: in
     asked = [live for live in frozen if live.canary_percent != 30]
     assert asked
     for live in asked:
-        release = Release(live.namespace, "digits", rollout.Baseline(live.uid, "digits-predictor-00001"))
+        release = left(live.namespace, "digits", rollout.Baseline(live.uid, "digits-predictor-00001"))
         said = assess_rolled_back(live, release)
         assert (said.state, live.served_percent("digits-predictor-00002")) == (State.WAITING, 30)
         assert way in said.sentence
@@ -96,7 +97,7 @@ def test_a_dead_canary_is_let_go_where_that_may_be_done(live: Any, monkeypatch: 
     assert dead.state is State.READY
     if not allowed:
         monkeypatch.setattr(live.services, "delete_revision", _forbidden)
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
 
     def back(_: Any) -> Any:
         return assess_rolled_back(roll_back(live.services, release, live.barred.append), release)

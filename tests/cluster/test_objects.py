@@ -174,7 +174,7 @@ def test_the_role_has_what_is_called_and_no_more(live: Any) -> None:
     live.shift(canary, 10)
     live.services.delete_revision(live.services.revision("models", canary.revision))
     live.settle(baseline, canary.revision)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     assert [lease.service for lease in live.leases.all(["models"])] == ["digits"]
     seen: dict[str, set[str]] = {}
     for call in live.cluster.faults.calls():

@@ -159,7 +159,7 @@ def test_prune_refuses_what_it_cannot_know(run: Run, store: Store, live: Any, pu
     live.leases.acquire("models", "digits", live.owner("run-1"))
     kubeconfig = ("--kubeconfig", str(live.cluster.kubeconfig))
     assert "is being released by release_digits run-1" in run("prune", "digits", "--yes", *kubeconfig, code=1)
-    live.leases.release("models", "digits", live.owner("run-1"))
+    live.leases.give_free("models", "digits", live.owner("run-1"))
     live.fault("get", status=503)
     assert "answered 503" in run("prune", "digits", "--yes", *kubeconfig, code=1)
     assert len(store.versions()) == 2

@@ -28,7 +28,7 @@ class Drive:
     pause = 0.0
 
     def __init__(self, looks: list[list[str] | Exception]) -> None:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
 
         self._looks, self.done = looks, None
         self.canary = Canary.from_dict(CANARY)

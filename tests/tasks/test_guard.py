@@ -5,13 +5,14 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 from kubernetes.client import CoordinationV1Api
 
 from model_release.cluster.lease import LEASE_SECONDS
+from model_release.cluster.release import Cause
 from model_release.release.guard import GRACE, Guard, alive
 from sandbox.interfaces import Phase, PodState
 
@@ -111,7 +112,7 @@ def test_two_guards_do_no_harm(guarded: Guarded) -> None:
 def test_what_a_killed_guard_had_begun_the_next_one_ends_at_once(guarded: Guarded) -> None:
     """Killed between the word in the lease and the write of the split. Nobody has to wait for another duration."""
     guarded.scene.kube.leases.update(
-        "models", "digits", OWNER, lambda claim: replace(claim, closed="closed: nobody looked for 61 s")
+        "models", "digits", OWNER, lambda now: now.close("closed: nobody looked for 61 s", Cause.GUARD)
     )
     guarded.closes(guard_of(guarded.scene, guarded.clock))
 
@@ -137,7 +138,7 @@ def test_what_was_promoted_stays_and_is_told_once(guarded: Guarded) -> None:
 
 
 def test_a_release_that_gave_its_lease_free_is_none_of_its_business(guarded: Guarded) -> None:
-    guarded.scene.kube.leases.release("models", "digits", OWNER)
+    guarded.scene.kube.leases.give_free("models", "digits", OWNER)
     guarded.clock.now += QUIET
     assert guarded.guard.look() == []
     assert guarded.scene.serving == {STABLE: 75, NEW: 25}

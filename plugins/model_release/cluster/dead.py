@@ -14,9 +14,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from model_release.cluster.change import Release
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.standard.view import StandardService
+from model_release.cluster.release import Release
 from model_release.errors import ClusterRefused
 
 if TYPE_CHECKING:
@@ -42,18 +41,8 @@ def and_frozen(said: str, live: InferenceService) -> str:
     return f"{said}; {frozen}" if frozen else said
 
 
-def death_of(live: InferenceService | None, canary: str) -> str | None:
-    """A sentence, when the canary of that name was ready and is not any more; None while it lives, or nobody can tell.
-
-    To be asked of a canary that was staged: in Standard mode, one that was never ready looks the same.
-    """
-    if live is None or live.latest_created != canary:
-        return None
-    if isinstance(live, StandardService):
-        if live.entry is None or live.canary_is_ready is not False:
-            return None
-        said = live.failure[0] if live.failure else ""
-        return f"{canary} is dead: {said or 'no replica of it is available'}"
+def death_of(live: InferenceService, canary: str) -> str | None:
+    """See `cluster.rollout.death_of`; this is how Knative tells it of the latest revision."""
     if live.latest_ready != canary:
         return None  # never ready, or made anew
     last_words = _last_words(live, canary)
@@ -91,9 +80,9 @@ def let_go(services: InferenceServices, live: InferenceService, release: Release
         ClusterUnavailable: nobody knows whether it was deleted, or it was not read as it is now: read anew.
     """
     dead = live.frozen_by
-    if dead is None or isinstance(live, StandardService) or live.canary_percent != 0 or not live.serving.get(dead):
+    if dead is None or live.canary_percent != 0 or not live.serving.get(dead):
         return None
-    if dead in (release.baseline.revision, live.rolled_out) or not (release.bars(dead) or release.canary is None):
+    if dead in (release.stable.revision, live.rolled_out) or not (release.bars(dead) or release.canary is None):
         return None
     try:
         revision = services.revision(live.namespace, dead)

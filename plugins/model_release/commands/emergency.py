@@ -27,9 +27,9 @@ from model_release.commands import surroundings
 from model_release.errors import SpecError
 
 if TYPE_CHECKING:
-    from model_release.cluster.emergency import Person
     from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.lease import Leases
+    from model_release.release.emergency import Person
 
 # As for a roll-back by a run: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 _SECONDS = 900.0
@@ -81,7 +81,7 @@ def _thaw(client: Any, namespace: str, name: str, _: argparse.Namespace) -> str:
 
 def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """The traffic goes to the baseline now. Run again: finds it there."""
-    from model_release.cluster.emergency import roll_back_now
+    from model_release.release.emergency import roll_back_now
 
     person = _person("roll-back", options.reason)
     return roll_back_now(*_hands(client), namespace, name, person, seconds=options.seconds, tell=_tell).sentence
@@ -89,7 +89,7 @@ def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespa
 
 def _promote(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """The canary that is open is promoted in spite of the judge. Run again: finds it ordered, or promoted."""
-    from model_release.cluster.emergency import promote_anyway
+    from model_release.release.emergency import promote_anyway
 
     person = _person("promote", options.reason)
     return promote_anyway(*_hands(client), namespace, name, person, seconds=options.seconds, tell=_tell)
@@ -104,8 +104,8 @@ def _hands(client: Any) -> tuple[InferenceServices, Leases]:
 
 def _person(command: str, reason: str) -> Person:
     """The same owner for the same person, who can therefore run the command again after it was killed."""
-    from model_release.cluster.emergency import Person
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
+    from model_release.release.emergency import Person
 
     who = surroundings.user()
     return Person(who, reason, Owner(f"python -m model_release {command}", who, "", "by hand"))

@@ -20,7 +20,7 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.model_file import load_all
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
     from model_release.release.index import History
     from model_release.release.retention import Plan, Service
     from model_release.spec import ModelSpec
@@ -241,7 +241,7 @@ def _bytes(size: int) -> str:
 
 def _by_hand() -> Owner:
     """The same for the same person, who can therefore run the command again after it was killed."""
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
 
     return Owner("python -m model_release prune", surroundings.user(), "", "by hand")
 

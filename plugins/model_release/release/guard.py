@@ -12,20 +12,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from model_release.cluster.dead import let_go
 from model_release.cluster.objects import WriteConflict
+from model_release.cluster.release import Cause
 from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
-from model_release.release.advance import close
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Claim, Lease, Leases
-    from model_release.cluster.settle import Release
+    from model_release.cluster.lease import Lease, Leases
+    from model_release.cluster.release import Release
 
 # Seconds between two looks at all leases.
 INTERVAL = 2.0
@@ -94,7 +94,7 @@ class Guard:
                 self._told.setdefault((namespace, ""), str(error))
 
     def _look_at(self, lease: Lease, service: Service, now: float) -> list[str]:
-        claim = lease.claim
+        claim = lease.release
         if claim is None:
             self._seen.pop(service, None)
             return []
@@ -106,28 +106,27 @@ class Guard:
         quiet = now - since
         if claim.closed is None and quiet < lease.duration:
             return []
-        release = claim.as_release(*service)
-        live = self.services.get(*service) if release is not None else None
-        if release is None or live is None or not _is_open(live, claim, release):
+        live = self.services.get(*service) if claim.baseline is not None else None
+        if live is None or not _is_open(live, claim):
             if claim.promoted and quiet >= lease.duration:
                 return self._tell(service, f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it")
             return []
         if claim.closed is None:
             why = f"closed: nobody looked for {round(quiet)} s"
             try:
-                claim = self.leases.write(lease, close(claim, why))
+                claim = self.leases.write(lease, claim.close(why, Cause.GUARD))
             except WriteConflict:
                 return []  # somebody looks after all, or has promoted it meanwhile: the next look sees which
-        return self._close(live, service, claim, replace(release, promoted=False))
+        return self._close(live, service, claim)
 
-    def _close(self, live: InferenceService, service: Service, claim: Claim, release: Release) -> list[str]:
+    def _close(self, live: InferenceService, service: Service, claim: Release) -> list[str]:
         """One step. The next look goes on, until the gateway has it."""
         if live.canary_percent:
-            after = roll_back(self.services, release, self.leases.bar(*service, claim.owner))
-            told = assess_rolled_back(after, release).sentence
+            after = roll_back(self.services, claim, self.leases.bar(*service, claim.owner))
+            told = assess_rolled_back(after, claim).sentence
         else:
-            freed = let_go(self.services, live, release)
-            told = str(freed or assess_rolled_back(live, release))
+            freed = let_go(self.services, live, claim)
+            told = str(freed or assess_rolled_back(live, claim))
         return self._tell(service, f"{'/'.join(service)}: {claim.canary} {claim.closed}; {told}")
 
     def _tell(self, about: Service | None, line: str) -> list[str]:
@@ -137,10 +136,10 @@ class Guard:
         return [] if line == told else [line]
 
 
-def _is_open(live: InferenceService, claim: Claim, release: Release) -> bool:
-    """Whether the canary of this claim has users, by the spec or at the gateway. A first deployment has nobody to give
-    them back to, and a promotion that was done is no canary any more."""
-    if release.baseline.revision is None or not live.is_split or claim.canary is None:
+def _is_open(live: InferenceService, claim: Release) -> bool:
+    """Whether the canary of this release has users, by the spec or at the gateway. A first deployment has nobody to
+    give them back to, and a promotion that was done is no canary any more."""
+    if claim.stable.revision is None or not live.is_split or claim.canary is None:
         return False
     return bool(live.canary_percent) or bool(live.serving.get(claim.canary))
 

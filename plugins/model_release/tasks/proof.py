@@ -10,8 +10,8 @@ from model_release.errors import SmokeFailed, StoreRefused, StoreUnavailable, Ve
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Prove
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.settle import Prove
 
 # `settle` asks again by itself; a route that is not in place yet needs no patience here.
 _SECONDS = 5.0

@@ -26,7 +26,7 @@ from model_release.tasks import connections, records, telemetry
 from model_release.tasks.run import Run, installation
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Claim, Owner
+    from model_release.cluster.release import Owner, Release
     from model_release.store.store import Store
 
 
@@ -85,12 +85,12 @@ class LeaseTrigger(_ReleaseTrigger):
         while not self.late:
             try:
                 lease = await asyncio.to_thread(leases.read, self.given["namespace"], self.given["name"])
-                claim = lease.claim if lease else None
+                release = lease.release if lease else None
                 free = lease is None or lease.holder is None
-                if free or (claim is not None and await sync_to_async(run_is_over)(claim.owner)):
+                if free or (release is not None and await sync_to_async(run_is_over)(release.owner)):
                     yield TriggerEvent({"late": False, "deadline": self.given["deadline"]})
                     return
-                line = f"In line behind {_holder(claim)}"
+                line = f"In line behind {_holder(release)}"
             except ClusterUnavailable as error:
                 line = f"The cluster does not answer: {error}"
             if line != told:
@@ -110,9 +110,10 @@ class RevisionTrigger(_ReleaseTrigger):
     POLL = 1.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
+        from model_release.cluster.change import Baseline
         from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.progress import Patience, Progress, State
-        from model_release.cluster.rollout import Baseline, assess_staged
+        from model_release.cluster.rollout import assess_staged
 
         services = InferenceServices(await sync_to_async(connections.cluster)("triggerer"))
         wanted, template = self.given["wanted"], self.given["template"]
@@ -146,7 +147,7 @@ class CanaryTrigger(_ReleaseTrigger):
     """
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
         from model_release.tasks import driving
 
         question = Question(self.given["question"]) if "question" in self.given else None
@@ -223,10 +224,10 @@ class Question:
             logging.getLogger(__name__).info("The question could not be withdrawn: %s", error)
 
 
-def _holder(claim: Claim | None) -> str:
-    if claim is None:
+def _holder(release: Release | None) -> str:
+    if release is None:
         return "somebody who is no release of this project"
-    return f"{claim.owner.dag_id} {claim.owner.run_id} ({claim.stage}): {claim.owner.url}"
+    return f"{release.owner.dag_id} {release.owner.run_id} ({release.stage}): {release.owner.url}"
 
 
 def run_is_over(owner: Owner) -> bool:
