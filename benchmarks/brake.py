@@ -33,7 +33,7 @@ from conftest import Live
 from faults.models import ASKED, BAD, NAME
 from faults.scene import built
 
-from model_release.cluster.lease import Leases
+from model_release.cluster.leases import Leases
 from sandbox.errors import SandboxError
 from sandbox.ports import Ports
 from sandbox.process import processes

@@ -154,9 +154,9 @@ def summary_table(rows: list[Row]) -> str:
 
 
 def speed_table() -> str:
-    """judge.md, line 2: beside the sequential test that knows both true rates, and the plain grid of judge.md."""
+    """Beside the sequential test that knows both true rates, and a plain grid of twelve equal bets."""
     lines = [
-        "| stable/canary a window | rates | knows both rates | plain grid | this judge | bound of judge.md |",
+        "| stable/canary a window | rates | knows both rates | plain grid | this judge | bound |",
         "|---|---|---:|---:|---:|---:|",
     ]
     policy = Policy.from_dict({"metrics": [{"name": "errors", "max_ratio": 1}], "min_requests": 1})
@@ -188,8 +188,8 @@ def _mean_first(logs: Floats) -> float:
 
 
 def kayenta_check() -> str:
-    """Our Kayenta against the figures of facts/progressive-delivery.md 2.3: caught in one look after 15 windows."""
-    lines = ["| rates, stable/canary a window | facts | here |", "|---|---:|---:|"]
+    """Our Kayenta against the figures of docs/facts.md#kayenta: caught in one look after 15 windows."""
+    lines = ["| rates, stable/canary a window | expected | here |", "|---|---:|---:|"]
     known = (
         (180, 20, 0.01, 0.05, "15–17 %"),
         (180, 20, 0.001, 0.02, "0 %"),
@@ -227,7 +227,7 @@ def cost_table() -> str:
         ("a new window: evidence and decision", lambda: one.extend(windows[:1]), 1000, "0.2 ms"),
         ("a new window: verdict with every sentence", lambda: one.add(windows[0]), 1000, ""),
     )
-    lines = ["| what | median | bound of issue 3 |", "|---|---:|---:|"]
+    lines = ["| what | median | bound |", "|---|---:|---:|"]
     lines += [f"| {name} | {_median(what, times):.3g} ms | {bound} |" for name, what, times, bound in figures]
     return "\n".join(lines)
 

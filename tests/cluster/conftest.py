@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,7 +20,7 @@ from model_release.cluster import manifest as manifests
 from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceService, InferenceServices
-from model_release.cluster.lease import Leases
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import Progress, State, wait
 from model_release.cluster.release import Owner
 from model_release.cluster.settle import settle
@@ -188,12 +189,18 @@ class Live:
 @pytest.fixture
 def live(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Live]:
     """An indirect parameter is the release of KServe to act as."""
+    with running(tmp_path, getattr(request, "param", "0.21")) as one:
+        yield one
+
+
+@contextmanager
+def running(folder: Path, kserve: str = "0.21") -> Iterator[Live]:
+    """Such a cluster, with what it writes in `folder`."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, daemon=True)
     thread.start()
     pods, door = Pods(), FrontDoor()
-    kserve = getattr(request, "param", "0.21")
-    cluster = Cluster(pods, door, tmp_path, timing=Timing(lag=0.01, poll=0.01), kserve=kserve)
+    cluster = Cluster(pods, door, folder, timing=Timing(lag=0.01, poll=0.01), kserve=kserve)
     asyncio.run_coroutine_threadsafe(cluster.start(), loop).result(10)
     configuration = Configuration()
     configuration.host = cluster.url

@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.patience import LIMIT
+from tests.patience import LIMIT, until
 
 from model_release.cluster.change import Baseline
 from model_release.cluster.knative import settle as settling
@@ -17,6 +17,7 @@ from model_release.release.emergency import Done, Person, promote_anyway, roll_b
 from sandbox.interfaces import Phase as Pod
 from sandbox.interfaces import PodState
 
+from .conftest import wanted as manifest
 from .test_settle_proven import _route_is_down
 
 R1, R2, R3 = (f"digits-predictor-0000{n}" for n in (1, 2, 3))
@@ -26,7 +27,9 @@ def person(reason: str = "because") -> Person:
     return Person("anna", reason, Owner("rollback_digits", "by-hand-1", "http://airflow/1", "laptop"))
 
 
-def roll_back(live: Any, prove: Any = None, reason: str = "because", seconds: float = LIMIT) -> Done:
+def roll_back(
+    live: Any, prove: Any = None, reason: str = "because", seconds: float = LIMIT, to: str | None = None
+) -> Done:
     return roll_back_now(
         live.services,
         live.leases,
@@ -36,6 +39,7 @@ def roll_back(live: Any, prove: Any = None, reason: str = "because", seconds: fl
         seconds=seconds,
         tell=lambda _: None,
         prove=prove,
+        to=to,
     )
 
 
@@ -243,7 +247,7 @@ def test_a_command_that_was_killed_is_gone_on_with(live: Any) -> None:
     live.leases.acquire("models", "digits", me, record="by-hand-digits")
     live.leases.update("models", "digits", me, lambda claim: replace(claim, baseline=known, canary=canary.revision))
     live.edit({"spec": {"predictor": {"canaryTrafficPercent": 0}}})
-    assert roll_back(live).alone
+    assert roll_back(live, prove=lambda _: lambda _: None).alone
     live.assert_clean("v1")
     assert live.leases.read("models", "digits").holder is None
 
@@ -265,6 +269,66 @@ def test_an_order_while_the_stable_revision_is_down_gives_nobody_unasked_the_tra
     with pytest.raises(NotSettled):
         roll_back(live, None, seconds=5)  # the time passes: nobody asks it
     assert live.door.most(R3) == 0, "it was never asked"
+
+
+def promoted(live: Any) -> None:
+    owner, canary = opened(live, 50)
+    live.promote(canary, 50)
+    live.leases.give_free("models", "digits", owner)
+
+
+def test_17_8_what_a_person_takes_back_goes_to_the_revision_that_is_meant_or_nowhere(live: Any) -> None:
+    """Number 8, while a release is under way and after it."""
+    owner, canary = opened(live, 50)
+    with pytest.raises(
+        CanaryLost, match=f"models/digits: {R3} was asked for, and a roll-back goes to {R1} alone; to an"
+    ):
+        roll_back(live, to=R3)
+    assert order_of(live) is None
+    assert live.door.now == {R1: 50, R2: 50}
+    live.promote(canary, 50)
+    live.leases.give_free("models", "digits", owner)
+    with pytest.raises(CanaryLost, match=f"{R2} was asked for, and a roll-back goes to {R1} alone"):
+        roll_back(live, to=R2)
+    assert live.door.now == {R2: 100}
+    roll_back(live, to=R1)
+    assert live.door.now == {R1: 100}
+
+
+def test_17_8_what_another_hand_brought_since_is_not_skipped_unsaid(live: Any) -> None:
+    """Number 8: v3 by kubectl after v2 was promoted; a roll-back would go to v1, past v2, which nobody asked for."""
+    promoted(live)
+    third = manifest("v3")["spec"]["predictor"]["model"]["storageUri"]
+    live.edit({"spec": {"predictor": {"model": {"storageUri": third}}}})
+    until(lambda: live.door.now == {R3: 100}, "v3 does not come")
+    with pytest.raises(CanaryLost, match=rf"{R3} came after {R2} of the last release.*kubectl-edit.*--to {R1} goes"):
+        roll_back(live)
+    assert live.door.now == {R3: 100}
+    roll_back(live, prove=lambda _: lambda _: None, to=R1)
+    live.assert_clean("v1")
+    assert R2 not in live.door.history[-1]
+
+
+def test_17_8_where_nobody_can_ask_nothing_unasked_gets_traffic(live: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Number 8: KServe still knows v1's revision, which was proven; the restored template's is another one."""
+    monkeypatch.setattr(settling, "RESTORE_GRACE", 0.2)
+    promoted(live)
+    said = roll_back(live).sentence
+    assert f"{R1} has all of the traffic; its template could not be brought back yet" in said
+    assert "nobody can ask digits-predictor-00003 from here; DAG rollback_MODEL can" in said
+    assert live.door.now == {R1: 100}
+    assert live.door.most(R3) == 0
+
+
+def test_17_8_a_baseline_that_is_gone_is_not_replaced_by_what_cannot_be_asked(live: Any) -> None:
+    """Number 8: the route names a revision that does not exist any more, and reaches no other one at 0 %."""
+    promoted(live)
+    live.collect(R1)
+    with pytest.raises(
+        NotSettled, match=f"{R1} is gone, so {R3}.* cannot be asked and gets nothing; to another version"
+    ):
+        roll_back(live, prove=lambda _: lambda _: None)
+    assert live.door.most(R3) == 0
 
 
 @pytest.mark.parametrize("mode", ["knative", "standard"])

@@ -101,7 +101,7 @@ def test_settled_at_each_single_step(live: Any) -> None:
 
 def test_settled_right_after_the_stage_was_written(live: Any, asked: Asked) -> None:
     """KServe has not even seen the new template. Written back at once, its 0 % would look like a late roll-back to
-    v0 (facts/kserve.md 2.2)."""
+    v0 (docs/facts.md#who-is-rolled-out)."""
     live.released("v0", "v1")
     baseline = rollout.baseline_of(live.get(), asked("v2"))
     live.pods.phases["v2"] = STARTING

@@ -83,7 +83,7 @@ def test_whole_run_cleared_after_it_was_rolled_back(scene: Scene) -> None:
     assert one.ended() == "failed"
     scene.end(one, stable)
     one.clear_all()
-    one.until_try("canary", 2, "deferred", 120)
+    one.until_try("canary", 2, "deferred")
     assert scene.claim.canary != first
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")

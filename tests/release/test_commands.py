@@ -153,6 +153,23 @@ def test_prune_shows_first_then_removes_and_then_has_nothing_to_do(
     assert run(*words, "--yes").endswith("Nothing is to be removed.\n")
 
 
+def test_17_4_prune_asks_the_clusters_that_it_is_told_of(
+    run: Run, store: Store, live: Any, elsewhere: Any, publish: Any, release: Any, put: Any
+) -> None:
+    old, _ = publish(50), publish(1)
+    (revision,) = elsewhere.released(old)
+    elsewhere.leases.acquire("models", "digits", elsewhere.owner("run-1"))
+    elsewhere.leases.give_free("models", "digits", elsewhere.owner("run-1"))
+    cluster = {"server": elsewhere.cluster.url, "lease": elsewhere.leases.read("models", "digits").uid}
+    put(release(1, version=old, canary={"revision": revision}, started=ago(50), cluster=cluster))
+    words = ("prune", "digits", "--yes", "--kubeconfig", str(live.cluster.kubeconfig))
+    assert "another cluster may serve these versions" in run(*words, code=1)
+    assert run(*words, "--cluster", str(elsewhere.cluster.kubeconfig)).endswith("Nothing is to be removed.\n")
+    assert "no cluster to talk to" in run(*words, "--cluster", f"{elsewhere.cluster.kubeconfig}@nobody", code=1)
+    assert f"  {old} is removed\n" in run(*words, "--gone", cluster["lease"])
+    assert len(store.versions()) == 1
+
+
 def test_prune_refuses_what_it_cannot_know(run: Run, store: Store, live: Any, publish: Any) -> None:
     publish(60), publish(1)
     assert "no cluster to talk to" in run("prune", "digits", "--yes", code=1)

@@ -13,7 +13,7 @@ from airflow.sdk.execution_time import hitl
 from model_release import errors
 from model_release.cluster.change import Baseline
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
-from model_release.errors import CanaryLost, MetricsRefused, RolledBack
+from model_release.errors import CanaryLost, MetricsRefused, RolledBack, StoreUnavailable
 from model_release.judging import Policy, Window, judge
 from model_release.judging.record import Record
 from model_release.release.advance import Done
@@ -180,7 +180,7 @@ class TestTheSensor:
     def test_the_release_goes_on_by_the_model_file_that_it_began_with(
         self, spec: ModelSpec, context: Any, world: World
     ) -> None:
-        """reports.md A2, A4: the file is edited while the canary is open."""
+        """The file is edited while the canary is open."""
         world.claim = replace(world.claim, spec=spec.model_dump_json())
         edited = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"steps": (5, 90)})})
         trigger = deferred(sensor(edited).execute, context).trigger
@@ -227,7 +227,7 @@ class TestTheSensor:
         assert world.record.differences() == []
 
     def test_it_is_judged_by_the_policy_that_the_drive_had(self, spec: ModelSpec, context: Any, world: World) -> None:
-        """reports.md A4: limits edited meanwhile must not judge the same windows otherwise."""
+        """Limits edited meanwhile must not judge the same windows otherwise."""
         said = event(spec, "rollback", bad=60)
         metric = spec.judge.metrics[0].model_copy(update={"max_rate": 0.99})
         edited = spec.model_copy(update={"judge": spec.judge.model_copy(update={"metrics": (metric,)})})
@@ -351,6 +351,20 @@ class TestAPersonsWord:
         self.asking(spec, context)
         sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
         assert (world.claim.closed, world.claim.cause) == ("ada says rollback: wrong day.", Cause.PERSON)
+
+    def test_17_7_a_store_that_is_away_keeps_no_canary_open_that_somebody_wants_closed(
+        self, spec: ModelSpec, context: Any, world: World, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Number 7: the traffic is taken back before the answer is recorded."""
+
+        def away(*_: Any) -> None:
+            assert world.claim.closed, "the record was written first"
+            raise StoreUnavailable("away")
+
+        self.asking(spec, context)
+        monkeypatch.setattr(records, "change", away)
+        with pytest.raises(StoreUnavailable):
+            sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
 
     @pytest.mark.parametrize(("cause", "who"), [(Cause.EVIDENCE, []), (Cause.DEADLINE, ["nobody"])])
     def test_evidence_or_silence_ends_the_question(

@@ -14,7 +14,8 @@ from kubernetes.client import CoordinationV1Api
 
 from model_release.cluster import rollout
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import GUARD, Leases
+from model_release.cluster.lease import GUARD
+from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import (
     ClusterUnavailable,

@@ -339,6 +339,21 @@ def test_a_dead_canary_is_taken_back_and_let_go_in_the_look_that_sees_it(scene: 
     assert scene.serving == {STABLE: 100}
 
 
+def test_one_that_dies_in_its_bake_is_taken_back_though_it_has_everything(scene: Scene) -> None:
+    drive = scene.drive()
+    scene.at(25).judged = scene.at(50).judged = "promote"
+    until(drive, lambda: drive.done)
+    scene.kube.leases.update("models", "digits", OWNER, advance.bake)
+    bake = scene.drive()
+    until(bake, lambda: scene.at(None).looks)
+    dies(scene, "v2")
+    until(bake, lambda: bake.done)
+    assert bake.done is not None
+    assert bake.done.decision == "rollback"
+    assert bake.done.reason.startswith(f"{NEW} is dead: ")
+    assert scene.serving == {STABLE: 100}
+
+
 def dies(scene: Scene, version: str) -> None:
     """The container of that version ends, and the status says so."""
     scene.kube.pods.phases[version] = PodState(Pod.CRASHED, 0, "boom", 1)

@@ -16,7 +16,7 @@ from model_release.cluster.release import Cause
 from model_release.release.guard import GRACE, Guard, alive
 from sandbox.interfaces import Phase, PodState
 
-from .test_drive import NEW, OWNER, STABLE, Scene, scene, until
+from .test_drive import NEW, OWNER, STABLE, Scene, dies, scene, until
 
 __all__ = ["scene"]  # the fixture of a staged canary
 
@@ -135,6 +135,36 @@ def test_what_was_promoted_stays_and_is_told_once(guarded: Guarded) -> None:
     assert guarded.guard.look() == [f"models/digits: {NEW} is promoted, and nobody looks at it"]
     assert guarded.guard.look() == []
     assert guarded.scene.serving == {NEW: 100}
+
+
+@pytest.mark.parametrize("is_dead", [False, True])
+def test_a_promoted_one_that_was_to_be_taken_back_goes_back_when_nobody_does_it(
+    guarded: Guarded, is_dead: bool
+) -> None:
+    """Evidence in the bake, or its death, was recorded; then the triggerer was killed."""
+    scene, drive = guarded.scene, guarded.scene.drive()
+    scene.at(25).judged = scene.at(50).judged = "promote"
+    until(drive, lambda: drive.done)
+    if is_dead:
+        dies(scene, "v2")
+    scene.kube.leases.update("models", "digits", OWNER, lambda now: now.close("12 of 300 failed", Cause.EVIDENCE))
+    assert guarded.guard.look() == [], "its own hand has a whole duration"
+    assert scene.serving == {NEW: 100}
+    guarded.clock.now += QUIET
+    guarded.closes()
+    assert scene.claim.closed == "12 of 300 failed"
+
+
+def test_a_promoted_one_that_is_dead_and_watched_by_nobody_is_told_and_not_undone(guarded: Guarded) -> None:
+    scene, drive = guarded.scene, guarded.scene.drive()
+    scene.at(25).judged = scene.at(50).judged = "promote"
+    until(drive, lambda: drive.done)
+    dies(scene, "v2")
+    guarded.guard.look()
+    guarded.clock.now += QUIET
+    (line,) = guarded.guard.look()
+    assert line.startswith(f"models/digits: {NEW} is promoted, and nobody looks at it; {NEW} is dead: ")
+    assert scene.serving == {NEW: 100}
 
 
 def test_a_release_that_gave_its_lease_free_is_none_of_its_business(guarded: Guarded) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -192,6 +193,20 @@ def test_a_first_deployment_that_went_live_is_the_baseline_when_its_run_begins_a
     stage("v2")
     ready(resume)
     assert not claim_of(kube).is_first
+
+
+def test_17_4_the_record_says_in_which_cluster_the_service_is(
+    kube: Kube, spec: ModelSpec, context: Any, stage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`prune` asks every cluster that a record names."""
+    noted = SimpleNamespace()
+    monkeypatch.setattr(records, "change", lambda _spec, _run, edit: edit(noted))
+    stage()
+    ClaimService(task_id="claim", spec=spec, root=PROJECT).release(context, Run.of(context, spec))
+    lease = kube.leases.read("models", "digits")
+    assert lease is not None
+    assert lease.uid
+    assert noted.cluster == {"server": kube.server.url, "lease": lease.uid}
 
 
 def test_what_an_earlier_try_staged_is_not_taken_for_what_this_one_did(

@@ -18,14 +18,17 @@ import pytest
 from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import Leases
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
+from model_release.cluster.rollout import death_of
 from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, proof, records, sweep
 from model_release.tasks.sweep import Sweep, sweep_dag
+from sandbox.interfaces import Phase as Pod
+from sandbox.interfaces import PodState
 from sandbox.kube.faults import Fault, Match
 from sandbox.kube.server import Cluster
 
@@ -51,6 +54,7 @@ class World:
     services: InferenceServices
     leases: Leases
     server: Cluster
+    pods: Pods
     over: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
 
@@ -99,8 +103,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with cluster(tmp_path, NamedPods()) as (server, client):
-        made = World(spec, InferenceServices(client), Leases(client), server)
+    pods = NamedPods()
+    with cluster(tmp_path, pods) as (server, client):
+        made = World(spec, InferenceServices(client), Leases(client), server, pods)
 
         def change(_: ModelSpec, run: Any, edit: Any) -> Record:
             record = made.records.setdefault(
@@ -133,7 +138,7 @@ def test_a_live_run_is_let_alone(world: World) -> None:
 def test_a_closed_canary_whose_run_never_ends_is_settled_after_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """reports.md A3: the deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
+    """The deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
     owner, _ = world.abandon()
     why = "closed: nobody looked for 63 s"
     world.leases.update("models", "digits", owner, lambda now: now.close(why, Cause.EVIDENCE))
@@ -171,6 +176,30 @@ def test_what_was_promoted_stands(world: World) -> None:
     assert world.live().serving == {canary.revision: 100}
     assert world.records["digits-20260301"].outcome == "promoted"
     assert world.lease().holder is None
+
+
+@pytest.mark.parametrize("was_closed", [False, True])
+def test_what_was_promoted_and_died_is_told_and_goes_back_when_that_was_recorded(
+    world: World, was_closed: bool
+) -> None:
+    owner, canary = world.abandon()
+    world.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.PROMOTED))
+    rollout.promote(world.services, canary, 30)
+    found = wait(lambda: rollout.assess_promoted(world.live(), canary), 600, poll=0.01)
+    assert found.state is State.READY, found
+    world.pods.phases["v2"] = PodState(Pod.CRASHED, 0, "boom", 1)
+    while death_of(world.live(), canary.revision) is None:
+        pass
+    if was_closed:
+        world.leases.update("models", "digits", owner, lambda now: now.close(f"{canary.revision} is dead", Cause.DEAD))
+    world.over.add(owner.run_id)
+    (line,) = world.sweep()
+    if was_closed:
+        world.assert_settled()
+        assert world.records["digits-20260301"].outcome == "rolled_back"
+    else:
+        assert f"{canary.revision} was promoted and has all of the traffic, and is dead: " in line
+        assert world.live().serving == {canary.revision: 100}
 
 
 def test_a_lease_of_a_run_that_touched_nothing_is_given_free(world: World) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from tests.patience import LIMIT
 
-from model_release.cluster.lease import Leases
+from model_release.cluster.leases import Leases
 from model_release.cluster.release import Owner
 from model_release.errors import ClusterRefused, ClusterUnavailable, StoreUnavailable
 from model_release.tasks import connections

@@ -1,7 +1,7 @@
 """Export → what KServe downloads: a TorchServe archive and its configuration, reproducible to the byte.
 
 ```
-config/config.properties    TorchServe's settings (facts/kserve.md 4.3)
+config/config.properties    TorchServe's settings (docs/facts.md#settings-of-the-archive)
 config/metrics.yaml         the handler's metrics
 model-store/<service>.mar   TorchScript, labels, handler: made by torch-model-archiver, stored, not deflated
 smoke.json                  sample images and the answers expected of them
@@ -186,7 +186,7 @@ def _config_properties(service: str) -> str:
         "marName": f"{service}.mar",
         "minWorkers": 1,
         "maxWorkers": 1,
-        # KServe's envelope reads the first request of a batch only: anything but 1 answers 503.
+        # Anything but 1 answers 503 (docs/facts.md#one-request-a-batch).
         "batchSize": 1,
         "maxBatchDelay": 10,
         "responseTimeout": 120,

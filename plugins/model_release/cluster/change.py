@@ -24,6 +24,9 @@ RESTORE_GRACE = 60.0
 
 ANY = -1  # any share will do
 
+# The way to any revision that a roll-back does not go to.
+DIRECT = "to another version goes DAG release_MODEL with Version, Roll-out `direct` and a note"
+
 
 class Kind(StrEnum):
     """What a release would change."""

@@ -1,7 +1,7 @@
 """A typed view of one InferenceService as the API gives it, and the calls that read and write it.
 
 The view interprets nothing that KServe leaves open: an absent field is None, an empty dict or an empty tuple, never
-a guess. What the fields mean, and which of them must not be trusted, is in facts/kserve.md, sections 1 and 2.
+a guess. What the fields mean, and which of them must not be trusted: docs/facts.md#status-fields.
 """
 
 from __future__ import annotations
@@ -209,6 +209,11 @@ class InferenceService:
     def prev_revision(self) -> str | None:
         """The revision that takes the rest of the split; None when there is no split."""
         return next((str(target["revisionName"]) for target in self._targets if target.get("tag") == "prev"), None)
+
+    @property
+    def stable_revision(self) -> str | None:
+        """The revision that is no canary: the one that has the rest of a split, or was rolled out last."""
+        return (self.prev_revision if self.is_split else None) or self.rolled_out
 
     def tag_url(self, tag: str) -> str | None:
         """The address that reaches one target whatever its percent, 0 included. Needs enable-tag-routing."""

@@ -111,6 +111,8 @@ class Release:
         created: the uid of the InferenceService that it made, when it was its first deployment.
         barred: revisions that must never get traffic from a settle: those that were the latest when the stable
             template was written back. Until status shows a newer one, "latest" still means one of them.
+        insist: a person takes it back, who is there to hear that it cannot be done: nothing gets traffic unasked, not
+            even the proven template in place of a baseline that is gone.
         watches: oldest first; all but the last are over.
         word: that on which all of the traffic was asked for.
         closed: why it was turned back, whoever did it; `cause` in one word.
@@ -130,6 +132,7 @@ class Release:
     started: str | None = None
     created: str | None = None
     barred: tuple[str, ...] = ()
+    insist: bool = False
     watches: tuple[Watched, ...] = ()
     word: str | None = None
     promoted_at: str | None = None

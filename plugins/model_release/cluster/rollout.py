@@ -14,7 +14,7 @@ from typing import Any
 
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic, tell_unmoved
 from model_release.cluster.dead import and_frozen
-from model_release.cluster.inference_service import STOP, InferenceService, InferenceServices
+from model_release.cluster.inference_service import STOP, InferenceService, InferenceServices, Template
 from model_release.cluster.manifest import MANAGED_BY, Manifest, without_none
 from model_release.cluster.manifest import mode_of as mode_asked
 from model_release.cluster.modes import mode_named, mode_of
@@ -87,6 +87,13 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
     return mode_of(live).baseline_of(live, wanted, known)
 
 
+def stable_template(live: InferenceService, known: Baseline | None) -> Template | None:
+    """What the stable revision serves: the spec's own template or, where a canary's or one that was rolled back is in
+    the spec, that of `known`, the baseline that the lease last carried, if it is of this revision. None: nobody knows.
+    """
+    return None if live.rolled_out is None else mode_of(live).stable_template(live, known)
+
+
 def stage(
     services: InferenceServices, wanted: Manifest, baseline: Baseline, template: str | None = None
 ) -> InferenceService:
@@ -152,7 +159,7 @@ def _is_as_staged(live: InferenceService, wanted: Manifest, template: str | None
 def assess_staged(
     live: InferenceService | None, wanted: Manifest, baseline: Baseline, template: str | None = None
 ) -> Progress:
-    """Whether the staged revision is ready at 0 %, with the baseline at 100 (facts/kserve.md 2.4).
+    """Whether the staged revision is ready at 0 %, with the baseline at 100 (docs/facts.md#status-lags-behind-spec).
 
     READY names the revision. FAILING and FAILED carry KServe's own message. LOST where another hand was there; with
     `template`, the `template_digest` of what `stage` left, also where it only added something.

@@ -1,7 +1,7 @@
 """One real prediction on a revision that gets no traffic yet, through its tag address.
 
-Ready does not mean that the model answers (facts/kserve.md 4.5). No user's request reaches a revision that did not
-answer here as its archive answered when it was built.
+Ready does not mean that the model answers (docs/facts.md#ready-does-not-mean-loaded). No user's request reaches a
+revision that did not answer here as its archive answered when it was built.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService
 
 _TIMEOUTS = (3.0, 10.0)
-# Whose behaviour this project was built on and is tested against (facts/kserve.md).
+# Whose behaviour this project was built on and is tested against (docs/facts.md#versions).
 _PARTS = {
     "KServe": ("serving.kserve.io/v1beta1", ((0, 17), (0, 20)), "install KServe"),
     "Knative": (
@@ -139,7 +139,7 @@ def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> b
 
 def guard(client: Any, spec: ModelSpec) -> Iterator[Finding]:
     """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies."""
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release.guard import alive
 
     namespace = spec.service.namespace
@@ -182,7 +182,7 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:
     """The live InferenceService, and whether a release of ours could be staged on it."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.cluster.rollout import check_ours
 
     key = spec.service.key
@@ -196,7 +196,7 @@ def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list
         findings.append(ok("service", f"{key} does not exist yet: the next release is its first deployment"))
         return None, findings
     check_ours(live, spec.service.mode.capitalize())
-    stable = live.rolled_out or "nothing yet"
+    stable = live.stable_revision or "nothing yet"
     mode = live.deployment_mode or "a mode that KServe has not told"
     findings.append(ok("service", f"{key} runs in {mode}; {stable} is rolled out"))
     if live.rolled_out and live.tag_url("latest") is None and live.tag_url("prev") is None and live.is_split:

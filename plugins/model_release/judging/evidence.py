@@ -20,7 +20,7 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 # Bets against the canary as parts of the largest one that cannot lose everything. The weights rise with the
-# bet: measured, it finds a regression sooner than equal weights in each of judge.md's five settings.
+# bet: measured, it finds a regression sooner than equal weights in each of the five settings of benchmarks/README.md.
 BETS: Floats = (np.arange(12) + 0.5) / 12
 LOG_BET_WEIGHTS: Floats = np.log(BETS / BETS.sum())
 

@@ -69,6 +69,7 @@ class Record:
     evaluation: dict[str, Any] | None = None  # how it answered labelled images, beside the stable version
     retrospect: dict[str, Any] | None = None  # what the judge would have said of traffic that has passed
     notices: list[str] = field(default_factory=list)  # what people were told, so that nobody is told twice
+    cluster: dict[str, Any] | None = None  # whose service it was: the API's address, and the uid of the service's Lease
     format: int = FORMAT
 
     @classmethod

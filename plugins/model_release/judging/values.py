@@ -1,8 +1,7 @@
 """Value metrics: thresholds on numbers that are no shares, by Argo Rollouts' four outcomes.
 
-The counters and their order are Argo's (analysis/analysis.go, `assessMetricStatus`; facts/progressive-delivery.md
-2.1), without its two traps: a stopped measurement is never written down as successful, and a limit of 3
-allows exactly 3.
+The counters and their order are Argo's (docs/facts.md#argo-rollouts), without its two traps: a stopped measurement is
+never written down as successful, and a limit of 3 allows exactly 3.
 """
 
 from __future__ import annotations

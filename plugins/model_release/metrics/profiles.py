@@ -1,4 +1,5 @@
-"""Which metrics tell a revision's requests on which stack. Names and labels: facts/kserve.md 5.1 and 5.3.
+"""Which metrics tell a revision's requests on which stack. Names and labels: docs/facts.md#metrics-of-the-queue-proxy
+and docs/facts.md#metrics-of-the-mesh.
 
 Requests, response codes and durations always come from the outermost place that the profile names (the whole
 queue-proxy, the pod's sidecar, the gateway), so that what queues, times out or overflows there counts too.
@@ -14,11 +15,11 @@ from model_release.metrics.prometheus import Labels, selector
 from model_release.spec import Profile
 
 INFINITY = "+Inf"
-# What OpenTelemetry knows about a process and not about each sample (facts/kserve.md 5.1).
+# What OpenTelemetry knows about a process and not about each sample (docs/facts.md#metrics-of-the-queue-proxy).
 TARGET_INFO = "target_info"
 _PODS = "-deployment-"
 # In Standard mode a revision is a Deployment, and called by the Deployment's own name: `<service>-<name>-predictor`
-# (facts/kserve.md 6.1). Knative's revisions end in a number, and their Deployments in `-deployment`.
+# (docs/facts.md#standard-mode). Knative's revisions end in a number, and their Deployments in `-deployment`.
 _OWN_DEPLOYMENT = "-predictor"
 _REVISION = "{revision}"
 
@@ -118,9 +119,9 @@ class RevisionMetrics:
     def targets_of(self, namespace: str, revisions: Iterable[str]) -> list[str]:
         """Selectors of what finds the revisions' pods even before they have answered a request.
 
-        The first wants the labels that a PodMonitor gives by relabelling (facts/kserve.md 5.2), the second those
-        that the Prometheus Operator sets by itself, the third what a pod says of itself. None where a gateway
-        counts: it is no revision's own.
+        The first wants the labels that a PodMonitor gives by relabelling (docs/facts.md#labels-by-podmonitor), the
+        second those that the Prometheus Operator sets by itself, the third what a pod says of itself. None where a
+        gateway counts: it is no revision's own.
         """
         if self.shared:
             return []

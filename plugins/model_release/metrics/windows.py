@@ -83,12 +83,13 @@ class WindowReader:
     def read(self, end: datetime | None = None, *, now: datetime | None = None) -> list[Window]:
         """The windows that are complete, end no later than `end` (now unless said) and were not read before.
 
-        `now` is the clock that `lag` is measured by. When Prometheus fails half-way through a long past, what is
-        read is given and the next call goes on; when it fails at once, nothing has changed.
+        `now` is the clock that `lag` is measured by. When Prometheus fails half-way through a long past, or its time
+        for a look is over, what is read is given and the next call goes on; when it fails at once, nothing has changed.
 
         Raises:
             MetricsUnavailable, MetricsRefused: as `Prometheus` says.
         """
+        self._prometheus.begin()
         clock = milliseconds(now or datetime.now(UTC))
         until = clock if end is None else milliseconds(end)
         windows: list[Window] = []

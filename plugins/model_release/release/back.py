@@ -17,7 +17,7 @@ from model_release.errors import NotSettled
 if TYPE_CHECKING:
     from model_release.cluster.change import Prove, Remember
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.cluster.release import Owner, Release
 
 
@@ -43,7 +43,11 @@ def take_back(
 
     def step() -> Progress:
         now = replace(release, barred=tuple(barred))
-        return assess_rolled_back(roll_back(services, now, note, prove), now)
+        live = roll_back(services, now, note, prove)
+        progress = assess_rolled_back(live, now)
+        if live is not None and live.is_stopped and progress.state is State.LOST:
+            return Progress(State.READY, f"{progress.sentence}; nobody is served, and it starts without the canary")
+        return progress
 
     progress = wait(step, seconds, poll=0.5, tell=tell)
     if progress.state is not State.READY:

@@ -19,7 +19,7 @@ from model_release.release.advance import Action, Done, Look, Opened, Promote, R
 if TYPE_CHECKING:
     from model_release.cluster.change import Canary, Prove
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.cluster.release import Cause, Owner, Release, Watched
     from model_release.release.look import Watch
 

@@ -12,9 +12,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
-from model_release.cluster.change import Baseline, Prove, Remember, tell_stopped, tell_traffic
+from model_release.cluster.change import DIRECT, Baseline, Prove, Remember, tell_stopped, tell_traffic
 from model_release.cluster.inference_service import InferenceService, InferenceServices
-from model_release.cluster.lease import Held, Lease, Leases
+from model_release.cluster.lease import Held, Lease
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import Progress, State, wait
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
 from model_release.cluster.settle import is_clean, settle
@@ -64,19 +65,23 @@ def roll_back_now(
     seconds: float,
     tell: Tell,
     prove: Callable[[Baseline], Prove] | None = None,
+    to: str | None = None,
 ) -> Done:
     """The traffic goes to the baseline: the revision before the canary or, when no release is under way, the one before
-    the last promotion. Again: finds it there, and brings what could not be brought back the first time.
+    the last promotion. To no other one, and to none that did not answer. Again: finds it there, and brings what could
+    not be brought back the first time.
 
     A release under way sees the order, settles and ends as rolled back. Otherwise the stable template is brought back
     into the spec here, too.
 
     Args:
         seconds: how long it may take. A split takes seconds; a baseline that is gone has to start anew.
-        prove: gives what asks the restored revision before it gets traffic (see `settle`); None: nobody asks.
+        prove: gives what asks the restored revision before it gets traffic (see `settle`); None: nobody can ask here,
+            and it gets none.
+        to: the revision that is meant; None: the one that there is.
 
     Raises:
-        CanaryLost: there is nothing on record to go back to.
+        CanaryLost: there is nothing on record to go back to, or not to what was asked for.
         NotSettled: it did not take effect.
         ServiceBusy: somebody else's hand is on the service at this moment.
     """
@@ -84,8 +89,14 @@ def roll_back_now(
     if lease is None:
         raise CanaryLost(f"{namespace}/{name} was never released by this project: there is no baseline on record")
     if lease.holder in (None, person.owner.identity):
-        return _afterwards(services, leases, lease, person, seconds=seconds, tell=tell, prove=prove)
-    return Done(_under_way(services, leases, lease, person, seconds=seconds, tell=tell))
+        return _afterwards(services, leases, lease, person, seconds=seconds, tell=tell, prove=prove, to=to)
+    return Done(_under_way(services, leases, lease, person, seconds=seconds, tell=tell, to=to))
+
+
+def _check_meant(key: str, baseline: Baseline | None, to: str | None) -> None:
+    there = baseline.revision if baseline else None
+    if to is not None and to != there:
+        raise CanaryLost(f"{key}: {to} was asked for, and a roll-back goes to {there or 'nothing'} alone; {DIRECT}")
 
 
 def promote_anyway(
@@ -129,7 +140,12 @@ def _check_open(services: InferenceServices, release: Release) -> None:
             f"{key}: no canary is open ({release.stage}); only one that answered its smoke prediction and has traffic "
             "can be promoted"
         )
-    live = services.get(release.namespace, release.name)
+    live, baseline = services.get(release.namespace, release.name), release.baseline
+    if live is not None and baseline is not None:
+        if baseline.uid not in (None, live.uid):
+            raise CanaryLost(f"{key} was deleted and made anew: it has no canary of this release")
+        if told := tell_stopped(live, baseline.started):
+            raise CanaryLost(f"{told}; there is no canary to promote")
     if live is None or live.latest_created != release.canary or live.canary_percent != release.percent:
         found = f"{live.latest_created} at {live.canary_percent} %" if live else "no InferenceService"
         raise CanaryLost(f"{key}: {release.canary} was opened at {release.percent} %, and there is {found}")
@@ -187,7 +203,14 @@ def _nothing_to_watch(_: Watched) -> Watch:
 
 
 def _under_way(
-    services: InferenceServices, leases: Leases, lease: Lease, person: Person, *, seconds: float, tell: Tell
+    services: InferenceServices,
+    leases: Leases,
+    lease: Lease,
+    person: Person,
+    *,
+    seconds: float,
+    tell: Tell,
+    to: str | None,
 ) -> str:
     """A release holds the service: its canary loses the traffic, and the run, which sees the order, does the rest."""
     namespace, name, release = lease.namespace, lease.service, lease.release
@@ -196,6 +219,7 @@ def _under_way(
     if release.promoted and (release.baseline is None or release.is_first):
         raise CanaryLost(f"{namespace}/{name}: {release.canary} is its first version; there is none to go back to")
     owner = release.owner
+    _check_meant(f"{namespace}/{name}", release.left.baseline, to)
     # Whatever was proven of this canary, a person has said otherwise; `settle` must not take it for promoted.
     order = person.order("roll_back", release.canary)
     release = leases.update(namespace, name, owner, lambda now: _refuted(now, order)).release or release
@@ -213,6 +237,10 @@ def _left_to_the_run(live: InferenceService) -> None:
     raise SmokeFailed(f"asking {live.latest_created} is left to the release that holds the service, and to the sweep")
 
 
+def _nobody_asks(live: InferenceService) -> None:
+    raise SmokeFailed(f"nobody can ask {live.latest_created} from here; DAG rollback_MODEL can")
+
+
 def _refuted(release: Release, order: Order) -> Release:
     there = release.order if release.order is not None and release.order.kind == "roll_back" else order
     return replace(release, order=there).close(str(there), Cause.PERSON)
@@ -227,20 +255,28 @@ def _afterwards(
     seconds: float,
     tell: Tell,
     prove: Callable[[Baseline], Prove] | None,
+    to: str | None,
 ) -> Done:
     """No release is under way: back to what the last one found, and its template into the spec."""
     namespace, name, me, known = lease.namespace, lease.service, person.owner, lease.known
     live = services.get(namespace, name)
     if known is None or live is None or known.uid != live.uid or tell_stopped(live, known.started):
         raise CanaryLost(f"{namespace}/{name}: no earlier revision's template is on record; release its version anew")
+    _check_meant(f"{namespace}/{name}", known, to)
     mine = lease.release if lease.holder == me.identity else None
-    release = Release(me, namespace=namespace, name=name, baseline=known)
+    release = Release(me, namespace=namespace, name=name, baseline=known, insist=True)
     if mine is None and is_clean(live, release):
         said = f"{live.rolled_out} is what the last release found; there is nothing to roll back"
         return Done(f"{namespace}/{name}: {said}")
     # A person whose command was killed goes on with what it had barred. What has the stable template already is what an
     # earlier roll-back could not prove.
     canary = mine.canary if mine is not None else None if live.template == known.template else live.latest_created
+    last = lease.last.canary if lease.last is not None else None
+    if mine is None and to is None and None not in (canary, last) and canary != last:
+        raise CanaryLost(
+            f"{namespace}/{name}: {canary} came after {last} of the last release{live.other_writer()}, and what that "
+            f"one found is {known.revision}: `roll-back --to {known.revision}` goes there, past {last}; {DIRECT}"
+        )
     order = person.order("roll_back", canary)
     release = _begun(replace(release, barred=mine.barred if mine else ()), known, canary, order)
     remember: Remember = _nobody
@@ -251,7 +287,7 @@ def _afterwards(
         release = leases.update(namespace, name, me, lambda now: _begun(now, known, canary, order)).release or release
         remember = leases.bar(namespace, name, me)
     # Where the baseline runs no more (always so in Standard mode), what takes the traffic back is new, and asked first.
-    proof = prove(known) if prove is not None else None
+    proof = prove(known) if prove is not None else _nobody_asks
     take_back(services, release, remember, seconds=seconds, prove=proof, tell=tell)
     now = leases.read(namespace, name)
     current = now.release if now is not None and now.holder == me.identity else None
@@ -261,7 +297,7 @@ def _afterwards(
 
 
 def _begun(release: Release, baseline: Baseline, canary: str | None, order: Order) -> Release:
-    begun = replace(release, baseline=baseline, canary=canary, order=release.order or order)
+    begun = replace(release, baseline=baseline, canary=canary, order=release.order or order, insist=True)
     return begun.close(str(begun.order), Cause.PERSON)
 
 

@@ -5,7 +5,8 @@ A lease is a heartbeat: each look renews it. The guard goes by its own clock, as
 remembers when it saw a renewTime for the first time, and one that has not changed for the lease's duration is over. No
 two clocks are compared, and a guard that starts late waits for a whole duration first.
 
-It takes traffic away and never gives any. What was promoted stays, and is told; what is left besides is the sweep's.
+It takes traffic away and never gives any. What was promoted stays, and is told, unless its release has recorded that it
+goes back; what is left besides is the sweep's.
 """
 
 from __future__ import annotations
@@ -19,12 +20,14 @@ from typing import TYPE_CHECKING
 from model_release.cluster.dead import let_go
 from model_release.cluster.objects import WriteConflict
 from model_release.cluster.release import Cause
+from model_release.cluster.rollout import death_of
 from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Lease, Leases
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
     from model_release.cluster.release import Release
 
 # Seconds between two looks at all leases.
@@ -107,9 +110,12 @@ class Guard:
         if claim.closed is None and quiet < lease.duration:
             return []
         live = self.services.get(*service) if claim.baseline is not None else None
-        if live is None or not _is_open(live, claim):
+        is_left = live is not None and quiet >= lease.duration and _is_left(live, claim)
+        if live is None or not (_is_open(live, claim) or is_left):
             if claim.promoted and quiet >= lease.duration:
-                return self._tell(service, f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it")
+                dead = death_of(live, str(claim.canary))
+                told = f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it"
+                return self._tell(service, f"{told}; {dead}" if dead else told)
             return []
         if claim.closed is None:
             why = f"closed: nobody looked for {round(quiet)} s"
@@ -121,7 +127,7 @@ class Guard:
 
     def _close(self, live: InferenceService, service: Service, claim: Release) -> list[str]:
         """One step. The next look goes on, until the gateway has it."""
-        if live.canary_percent:
+        if live.canary_percent != 0:
             after = roll_back(self.services, claim, self.leases.bar(*service, claim.owner))
             told = assess_rolled_back(after, claim).sentence
         else:
@@ -142,6 +148,15 @@ def _is_open(live: InferenceService, claim: Release) -> bool:
     if claim.stable.revision is None or not live.is_split or claim.canary is None:
         return False
     return bool(live.canary_percent) or bool(live.serving.get(claim.canary))
+
+
+def _is_left(live: InferenceService, claim: Release) -> bool:
+    """Whether a promoted canary was to be taken back, by evidence or because it died, and still has users. Only while
+    KServe knows the baseline as the revision before, so that 0 % does it."""
+    before = claim.stable.revision
+    if claim.closed is None or live.is_split or before is None:
+        return False
+    return live.previous_rolled_out == before and live.serving == {claim.canary: 100}
 
 
 def alive(lease: Lease | None, now: datetime | None = None) -> bool:

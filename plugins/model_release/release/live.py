@@ -44,7 +44,8 @@ class Revisions:
 
     def put_spec(self, live: InferenceService) -> None:
         """A service at rest has one revision, and it is the spec's. The last resort, for a service that somebody
-        wrote by hand: status lags behind spec (facts/kserve.md 2.4), so what releases recorded comes before it."""
+        wrote by hand: status lags behind spec (docs/facts.md#status-lags-behind-spec), so what releases recorded comes
+        before it."""
         if live.latest_created == live.latest_ready == live.rolled_out:
             self.put(live.latest_created, version_of(live.storage_uri))
 

@@ -16,8 +16,9 @@ _OPENTELEMETRY = (5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500,
 _ISTIO = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 
 # The upper edges of the latency histogram that each stack exposes, in milliseconds. A share of slow requests can be
-# read exactly only at one of them; between two it would be a guess (facts/kserve.md 5.1, 5.3; Istio's own list is in
-# its `istio_request_duration_milliseconds` definition; Kourier keeps Envoy's, here without that of half a millisecond).
+# read exactly only at one of them; between two it would be a guess (docs/facts.md#metrics-of-the-queue-proxy; Istio's
+# own list is in its `istio_request_duration_milliseconds` definition; Kourier keeps Envoy's, here without that of half
+# a millisecond).
 BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
     "knative": (
         *(5, 10, 20, 40, 60, 80, 100, 150, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900),

@@ -44,7 +44,8 @@ _VERSION = re.compile(r"[0-9a-f]{16}")
 
 @dataclass(frozen=True)
 class Version:
-    """A version as its `version.json` tells it. `storage_uri` ends in `/`, as KServe needs it (facts/kserve.md 3.3).
+    """A version as its `version.json` tells it. `storage_uri` ends in `/`, as KServe needs it
+    (docs/facts.md#s3-prefixes).
 
     `metadata` is what the build said of it: source, fingerprint, toolchain, labels, input, preprocessing, parity,
     evaluation. `files` is {path: {"sha256": hex, "size": bytes}}.

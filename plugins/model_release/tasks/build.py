@@ -86,7 +86,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
             self.log.info("To be released: %s", choice.rule)
             found = self.find(choice)
             if run.rollout == "direct":
-                check_was_live(connections.store(self.spec.store), found["version"])
+                check_was_live(connections.store(self.spec.store), found["version"], ReleasedService(self.spec, run))
             records.change(self.spec, run, lambda record: _begin(record, found))
             found["nothing_new"] = "version" in found and self.is_live(run, found["version"])
         context["ti"].xcom_push(key="resolved", value=found)
@@ -162,15 +162,25 @@ def check_service(version: Any, spec: ModelSpec) -> None:
         )
 
 
-def check_was_live(store: Store, version: str) -> None:
-    """Raises `SpecError` for a version that no release in the store's history left live: only a canary proves that."""
+def check_was_live(store: Store, version: str, released: ReleasedService) -> None:
+    """Raises `SpecError` for a version that no release in the store's history left live on this very service: only a
+    canary proves that. Another service, and one of the same name in another cluster, has other users and other pods."""
     from model_release.release.index import History
 
-    if not any(one.version == version and one.outcome in ("promoted", "first") for one in History(store).entries()):
-        raise SpecError(
-            f"rollout: direct is for a version that was live before, and no release in {store.uri}releases/ left "
-            f"{version} live; rollout: canary proves it (if one did, `python -m model_release reindex MODEL` finds it)"
-        )
+    key, history = released.spec.service.key, History(store)
+    lease = released.leases.read(released.namespace, released.name)
+    for one in history.entries():
+        if (one.version, one.service) != (version, key) or one.outcome not in ("promoted", "first"):
+            continue
+        record = history.record(one.release)
+        where = (record.cluster or {}).get("lease") if record else None
+        if where is None or (lease is not None and lease.uid == where):  # None: an older edition did not note it
+            return
+    raise SpecError(
+        f"rollout: direct is for a version that was live before, and no release in {store.uri}releases/ left "
+        f"{version} live on {key}; rollout: canary proves it (if one did, `python -m model_release reindex MODEL` "
+        "finds it)"
+    )
 
 
 class Export(BuildOperator):

@@ -64,7 +64,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 return self._person(context, run, event)
             now = self._recorded(run, event)
             if now.closed is not None and now.cause in (Cause.DEADLINE, Cause.NO_DATA):
-                self._approved(run, "nobody", "rollback", now.closed)
+                self._approved(run, records.now(), "nobody", "rollback", now.closed)
             return self._told(now, str(event["reason"]))
 
     def _drive(self, run: Run, now: Release, *, question: str | None = None) -> NoReturn:
@@ -122,12 +122,13 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
     def _person(self, context: Any, run: Run, event: dict[str, Any]) -> str:
         from model_release.release import advance
 
-        answer = ask.read(event)
-        self._approved(run, answer.who, answer.decision, answer.reason)
+        answer, heard = ask.read(event), records.now()
         self.log.info("%s", answer.sentence)
         released = ReleasedService(self.spec, run)
         if answer.chosen == ask.LONGER:
-            self._drive(run, released.note_by(lambda now: advance.watch_longer(now, records.now())))
+            now = released.note_by(lambda now: advance.watch_longer(now, records.now()))
+            self._approved(run, heard, answer.who, answer.decision, answer.reason)
+            self._drive(run, now)
         now = released.claim()
         spec = driving.began_with(now, self.spec)
         drive = driving.drive(spec, now.as_canary, run, "worker")
@@ -138,10 +139,13 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 rules = driving.rules(spec)
                 now = released.note_by(lambda now: advance.go_on(now, records.now(), rules, answer.sentence))
                 if not now.promoted:
+                    self._approved(run, heard, answer.who, answer.decision, answer.reason)
                     self._drive(run, now)
         else:
             drive.close(answer.sentence, Cause.PERSON)
         self._finish(drive, spec)
+        # Traffic before words: a store that hangs must not keep a canary open that somebody wants closed.
+        self._approved(run, heard, answer.who, answer.decision, answer.reason)
         now = self._recorded(run, driving.outcome(drive))
         crossed = answer.chosen == ask.PROMOTE and now.closed is not None
         return self._told(now, answer.sentence) + (" (the answer crossed the evidence)" if crossed else "")
@@ -158,8 +162,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 raise ClusterUnavailable("what was answered has not taken effect yet")
             time.sleep(drive.pause if drive.done is None else 0)
 
-    def _approved(self, run: Run, who: str, decision: str, reason: str) -> None:
-        when = records.now()
+    def _approved(self, run: Run, when: str, who: str, decision: str, reason: str) -> None:
         records.change(self.spec, run, lambda record: record.record_approval(when, who, decision, reason))
 
 

@@ -84,10 +84,9 @@ class ClaimService(ReleaseOperator):
         version = service.published(context)
         wanted = released.wanted(self.root, version["uri"])
         live = released.live()
-        baseline = released.claim().baseline
+        lease, baseline = released.leases.read(released.namespace, released.name), released.claim().baseline
         if baseline is None:
             plan_change(live, wanted)  # refuses, before anything is recorded, what can never be released
-            lease = released.leases.read(released.namespace, released.name)
             baseline = baseline_of(live, wanted, lease.known if lease else None)
             released.note(baseline=baseline, spec=self.spec.model_dump_json())
         revision = baseline.revision
@@ -95,6 +94,7 @@ class ClaimService(ReleaseOperator):
         def begin(record: Any) -> None:
             record.version = version["version"]
             record.baseline = service.recorded(baseline)
+            record.cluster = {"server": released.server, "lease": lease.uid if lease else None}
 
         released.record(begin)
         told = f"to be released on {self.spec.service.key}, beside {revision or 'nothing: a first deployment'}."

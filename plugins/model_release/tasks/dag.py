@@ -13,8 +13,8 @@ settle: the teardown of claim, whatever happened ─► report
 Every model has the same tasks, whatever its steps are: a model file that is edited in the middle of a release cannot
 make a task vanish.
 
-There is no `dagrun_timeout`: it would end a run without its teardown (facts/airflow.md 2.3). Each wait has a
-deadline of its own instead.
+There is no `dagrun_timeout`: it would end a run without its teardown (docs/facts.md#teardowns-and-timeouts). Each wait
+has a deadline of its own instead.
 """
 
 from __future__ import annotations
@@ -92,7 +92,8 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
             decide_bake = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
             last >> bake >> decide_bake >> roll_back
             last = [bake]
-        # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
+        # Never from a branch: it would skip the teardown with the ways it does not take
+        # (docs/facts.md#teardowns-and-timeouts).
         [*last, roll_back, go_live] >> settle >> report
         publish >> LookBack(task_id="look_back", **common) >> report
     return documented(dag)

@@ -31,7 +31,7 @@ def rules(spec: ModelSpec) -> Rules:
 def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str) -> Drive:
     """A drive that goes on from what the lease says. `hand` calls the cluster, and is named as who looked."""
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.cluster.release import Owner
     from model_release.tasks.proof import prover
 

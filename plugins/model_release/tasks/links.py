@@ -1,7 +1,7 @@
 """Buttons on a task: its release, its service, and the numbers that are being judged.
 
 Airflow computes links when a task ends; a canary is looked at while it runs. So the operators push them first thing
-(facts/airflow.md 3.4), and what is computed at the end is what was pushed.
+(docs/facts.md#links-are-computed-at-the-end), and what is computed at the end is what was pushed.
 """
 
 from __future__ import annotations

@@ -139,7 +139,7 @@ class Stage(ReleaseOperator):
         # No share is open any more: one that was, before this task was cleared, will be opened anew, at its own moment.
         # Nor is a promotion that was begun then worth anything, unless it was done.
         if now.promoted and now.canary == canary.revision and not live.is_split:
-            released.note(**found)
+            released.note(**found, phase=Phase.PROMOTED, watches=())
         else:
             released.note(**found, phase=Phase.STAGED, watches=(), word=None, promoted_at=None)
         released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))
@@ -239,11 +239,11 @@ class GoDirect(GoLive):
     form and said why. It has answered its smoke prediction, and the bake watches it. Run again, it finds it so."""
 
     def release(self, context: Any, run: Run) -> str:
+        done = super().release(context, run)
         opened = str(context["dag_run"].run_after.isoformat(timespec="milliseconds"))
         note = str(run.params.get("note"))
-        if run.rollout == "direct":
-            records.change(self.spec, run, lambda record: record.record_approval(opened, run.who, "direct", note))
-        return super().release(context, run)
+        records.change(self.spec, run, lambda record: record.record_approval(opened, run.who, "direct", note))
+        return done
 
     def word(self, now: Release, run: Run) -> str:
         if run.rollout != "direct":
@@ -271,7 +271,8 @@ class Promote(GoLive):
     def move(self, released: ReleasedService, canary: Canary) -> None:
         from model_release.cluster.rollout import promote
 
-        promote(released.services, canary, released.claim().watches[-1].percent or 0)
+        watches = released.claim().watches
+        promote(released.services, canary, (watches[-1].percent if watches else None) or 0)
 
 
 class RollBack(ReleaseOperator):

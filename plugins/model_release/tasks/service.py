@@ -31,12 +31,13 @@ class ReleasedService:
 
     def __init__(self, spec: ModelSpec, run: Run) -> None:
         from model_release.cluster.inference_service import InferenceServices
-        from model_release.cluster.lease import Leases
+        from model_release.cluster.leases import Leases
 
         client = connections.cluster()
         self.spec, self.run = spec, run
         self.namespace, self.name = spec.service.namespace, spec.service.name
         self.services, self.leases = InferenceServices(client), Leases(client)
+        self.server = str(client.configuration.host)
 
     @property
     def owner(self) -> Owner:
@@ -111,7 +112,7 @@ class ReleasedService:
         if live is None or (lease is not None and lease.holder is not None):
             return False
         change = plan_change(live, wanted)
-        return change.kind is Kind.NOTHING and not live.is_split and live.serving == {change.revision: 100}
+        return change.kind is Kind.NOTHING and not live.is_split and live.gateway == {change.revision: 100}
 
     def verified(self, assess: Callable[[], Progress], say: Callable[[str], None]) -> Progress:
         """Waits until the change that was just written has taken effect, by the names of revisions.

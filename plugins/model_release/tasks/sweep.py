@@ -27,7 +27,8 @@ from model_release.tasks.triggers import run_is_over
 
 if TYPE_CHECKING:
     from model_release.cluster.change import Prove
-    from model_release.cluster.lease import Lease, Leases
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
     from model_release.cluster.release import Owner, Release
 
 SWEEP = "sweep"
@@ -121,7 +122,7 @@ class Sweep(BaseOperator):
 
     def sweep(self, dag_run: Any) -> list[str]:
         from model_release.cluster.inference_service import InferenceServices
-        from model_release.cluster.lease import Leases
+        from model_release.cluster.leases import Leases
         from model_release.cluster.release import Owner
 
         base, run_id = installation(), str(dag_run.run_id)

@@ -134,11 +134,10 @@ def _stage(lease: Lease | None, claim: Release | None, models: Collection[str]) 
 
 def _revisions(service: InferenceService) -> tuple[str | None, str | None]:
     """Stable and canary by name. Beside a split, stable is where the rest of the traffic goes."""
-    if service.is_split:
-        stable = service.prev_revision or service.rolled_out
-        canary = service.latest_created
-        return (stable, canary) if canary != stable else (stable, None)
-    return service.rolled_out or service.latest_ready, None
+    stable, newest = service.stable_revision, service.latest_created
+    if service.is_split and newest != stable:
+        return stable, newest
+    return stable or service.latest_ready, None
 
 
 def _split(service: InferenceService, stable: str | None, canary: str | None) -> list[Json]:

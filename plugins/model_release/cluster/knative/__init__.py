@@ -1,5 +1,5 @@
 """Knative mode (`cluster.modes`): KServe has Knative keep a revision for each template, and split the traffic by their
-percents (facts/kserve.md 2.4, 3.1)."""
+percents (docs/facts.md#status-lags-behind-spec)."""
 
 from model_release.cluster.knative.rollout import (
     assess_promoted,
@@ -12,6 +12,7 @@ from model_release.cluster.knative.rollout import (
     plan_change,
     promotion,
     split,
+    stable_template,
     stage_patch,
 )
 from model_release.cluster.knative.settle import assess_rolled_back, is_clean, step, stopped
@@ -29,6 +30,7 @@ __all__ = [
     "plan_change",
     "promotion",
     "split",
+    "stable_template",
     "stage_patch",
     "step",
     "stopped",

@@ -1,7 +1,7 @@
 """The way forward in Knative mode: the verbs of `cluster.rollout`, which come here with a service of this mode.
 
 KServe updates status some time after a write, says Ready for the old state meanwhile, and calls the revision that was
-ready last "latest" (facts/kserve.md 2.4, 3.1); so everything is told by the **names** of revisions.
+ready last "latest" (docs/facts.md#status-lags-behind-spec); so everything is told by the **names** of revisions.
 """
 
 from __future__ import annotations
@@ -44,15 +44,7 @@ def baseline_of(live: InferenceService, wanted: Manifest, known: Baseline | None
             f"InferenceService {live.key} is in the midst of a roll-out from {live.rolled_out} to {live.latest_ready}"
             f"{live.other_writer()}; which of them is stable is known when it ends"
         )
-    template: Template | None = None
-    if live.latest_created == live.rolled_out:
-        template = live.template
-    elif (
-        known is not None
-        and (known.uid, known.revision) == (live.uid, live.rolled_out)
-        and not tell_stopped(live, known.started)
-    ):
-        template = known.template
+    template = stable_template(live, known)
     return Baseline(
         uid=live.uid,
         revision=live.rolled_out,
@@ -63,6 +55,15 @@ def baseline_of(live: InferenceService, wanted: Manifest, known: Baseline | None
         found=live.template_digest,
         started=live.started,
     )
+
+
+def stable_template(live: InferenceService, known: Baseline | None) -> Template | None:
+    """See `cluster.rollout.stable_template`."""
+    if live.latest_created == live.rolled_out:
+        return live.template
+    if known is None or (known.uid, known.revision) != (live.uid, live.rolled_out):
+        return None
+    return None if tell_stopped(live, known.started) else known.template
 
 
 has_staged = matches

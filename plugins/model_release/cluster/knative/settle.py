@@ -1,9 +1,9 @@
 """The way back in Knative mode: the steps of `cluster.settle`, which come here with a service of this mode.
 
-Three of KServe's rules shape it (facts/kserve.md 3.1). 0 % is the only roll-back that takes effect at once and makes
-no revision. Bringing the stable template back in the same write as removing the split would give the *canary* all
-of the traffic until the new revision is ready. And 0 % on a service whose latest revision is already rolled out
-means "one version further back" to KServe, which is right after a promotion and wrong in any other case.
+Three of KServe's rules shape it (docs/facts.md#promoting-and-rolling-back). 0 % is the only roll-back that takes effect
+at once and makes no revision. Bringing the stable template back in the same write as removing the split would give the
+*canary* all of the traffic until the new revision is ready. And 0 % on a service whose latest revision is already
+rolled out means "one version further back" to KServe, which is right after a promotion and wrong in any other case.
 """
 
 from __future__ import annotations
@@ -11,8 +11,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from model_release.cluster.change import RESTORE_GRACE, Prove, Remember, tell_stopped, tell_traffic, tell_unmoved
-from model_release.cluster.dead import and_frozen, let_go
+from model_release.cluster.change import (
+    DIRECT,
+    RESTORE_GRACE,
+    Prove,
+    Remember,
+    tell_stopped,
+    tell_traffic,
+    tell_unmoved,
+)
+from model_release.cluster.dead import and_frozen, death_of, let_go
 from model_release.cluster.inference_service import InferenceService, InferenceServices, Template
 from model_release.cluster.knative.rollout import split
 from model_release.cluster.manifest import holds, replacement
@@ -97,7 +105,10 @@ def _promoted(services: InferenceServices, live: InferenceService, release: Rele
     if live.canary_percent == 100:
         services.patch(live, split(live, None))
     elif live.gateway == {release.canary: 100} and live.rolled_out == release.canary:
-        return Progress(State.READY, f"{release.canary} was promoted and has all of the traffic", release.canary)
+        said = f"{release.canary} was promoted and has all of the traffic"
+        if dead := death_of(live, str(release.canary)):
+            said += f", and{dead.removeprefix(str(release.canary))}"
+        return Progress(State.READY, said, release.canary)
     return Progress(State.WAITING, f"{release.canary} was promoted; traffic is still {tell_traffic(live)}")
 
 
@@ -109,6 +120,9 @@ def _close(services: InferenceServices, live: InferenceService, release: Release
         # The split was just removed from the restored template, or was never there: only the route has to follow.
         return Progress(State.WAITING, f"{live.latest_created} is taking over; traffic is still {tell_traffic(live)}")
     if live.rolled_out == baseline.revision or live.previous_rolled_out == baseline.revision:
+        freed = let_go(services, live, release)  # one that died after its promotion
+        if isinstance(freed, Progress):
+            return freed
         services.patch(live, split(live, 0))
         return Progress(State.WAITING, f"set to 0 %; {baseline.revision} gets all of the traffic")
     if baseline.template is None:
@@ -166,11 +180,14 @@ def _bring_back(
                 return Progress(State.FAILING, said, latest, RESTORE_GRACE)
         elif not _route_is_broken(live):
             return Progress(State.WAITING, f"{latest} is ready at 0 %, its route is not yet", latest)
-        elif not _route_names_what_is_gone(live):
+        elif not _route_names_what_is_gone(live) and not _is_frozen_by_canary(live, release):
             said = f"{latest} is ready at 0 % and cannot be asked while {baseline.revision} is not ready"
             return Progress(State.FAILING, said, latest, BASELINE_GRACE)
-        # The baseline is gone, and with it the route that could reach this one at 0 %. What serves instead is what
-        # is being rolled back; the proven content goes before it, unasked.
+        # The baseline is gone, or a promoted canary is dead, and with it the route that could reach this one at 0 %.
+        # What serves instead is what is being rolled back; the proven content goes before it, unasked.
+        elif release.insist and _route_names_what_is_gone(live):
+            said = f"{baseline.revision} is gone, so {latest}, which has its template, cannot be asked and gets nothing"
+            return Progress(State.FAILED, f"{said}; {DIRECT}")
     services.patch(live, split(live, None))
     return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
 
@@ -192,12 +209,14 @@ def _roll_back_pending(live: InferenceService, release: Release) -> bool:
 
     Not when it rests on a proven revision: the baseline, or the one before it after KServe's race. Not when KServe no
     longer can take it for a late roll-back, because another revision came after the one that is rolled out. And not
-    when the baseline is gone, so that the route stays as it was.
+    when the baseline is gone, or what was promoted is dead, so that the route stays as it was.
     """
+    if _route_is_broken(live):
+        return False
     stable = live.rolled_out
     if stable is not None and live.gateway == {stable: 100}:
         return release.bars(stable) and not (live.prev_revision == stable != live.latest_created)
-    return not _route_is_broken(live)
+    return True
 
 
 def _route_is_broken(live: InferenceService) -> bool:
@@ -206,8 +225,12 @@ def _route_is_broken(live: InferenceService) -> bool:
     return route is not None and route.status == "False"
 
 
+def _is_frozen_by_canary(live: InferenceService, release: Release) -> bool:
+    return live.frozen_by is not None and release.bars(live.frozen_by)
+
+
 def _route_names_what_is_gone(live: InferenceService) -> bool:
-    """Gone for good, and not only down: both have the reason `RevisionMissing` (facts/kserve.md 1.3)."""
+    """Gone for good, and not only down: both have the same reason (docs/facts.md#a-route-waits-for-every-revision)."""
     route = live.conditions.get("PredictorRouteReady")
     return route is not None and "not found" in route.message
 

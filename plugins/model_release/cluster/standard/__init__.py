@@ -1,7 +1,7 @@
 """Standard mode (`cluster.modes`): KServe from 0.21 on splits a service by `spec.canary` and the weights of HTTPRoutes.
 
 Deployments and Services stand where Knative has revisions, and their names are what the verbs go by
-(facts/kserve.md 6.1; docs/standard-mode.md).
+(docs/facts.md#standard-mode; docs/standard-mode.md).
 """
 
 from model_release.cluster.standard.rollout import (
@@ -15,6 +15,7 @@ from model_release.cluster.standard.rollout import (
     plan_change,
     promotion,
     split,
+    stable_template,
     stage_patch,
 )
 from model_release.cluster.standard.settle import assess_rolled_back, is_clean, step, stopped
@@ -32,6 +33,7 @@ __all__ = [
     "plan_change",
     "promotion",
     "split",
+    "stable_template",
     "stage_patch",
     "step",
     "stopped",

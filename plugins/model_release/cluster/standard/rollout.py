@@ -11,7 +11,7 @@ from typing import Any
 
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
 from model_release.cluster.dead import and_frozen
-from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.manifest import Manifest, holds, replacement, template_of
 from model_release.cluster.progress import FAILED_LOAD_GRACE, NOT_READY_GRACE, Progress, State, failure_of
 from model_release.cluster.standard.entry import at_percent, canary_entry, content, differences
@@ -75,9 +75,9 @@ def _holds(live: StandardService, wanted: Manifest) -> bool:
 def baseline_of(
     live: StandardService,
     wanted: Manifest,
-    known: Baseline | None,  # noqa: ARG001 -- as `Mode` has it
+    known: Baseline | None,
 ) -> Baseline:
-    """See `cluster.rollout.baseline_of`. The stable predictor's template is always in the spec: `known` is not asked.
+    """See `cluster.rollout.baseline_of`.
 
     Raises:
         ClusterUnavailable: the stable predictor is not ready now; there is nothing to compare a canary with.
@@ -88,10 +88,18 @@ def baseline_of(
             f"{live.key}: its stable predictor {live.stable} is not ready{live.other_writer()}; a canary has nothing "
             "to stand beside until it is"
         )
-    template = live.stable_template
+    template = stable_template(live, known)
     uri = template.get("model", {}).get("storageUri")
     percent, found = live.canary_percent, live.template_digest
     return Baseline(live.uid, live.stable, template, uri, created, percent, found, live.started)
+
+
+def stable_template(
+    live: StandardService,
+    known: Baseline | None,  # noqa: ARG001 -- as `Mode` has it
+) -> Template:
+    """See `cluster.rollout.stable_template`; it is always in the spec."""
+    return live.stable_template
 
 
 def stage_patch(live: StandardService, wanted: Manifest, change: Change, *, first: bool) -> dict[str, Any] | None:

@@ -2,7 +2,7 @@
 
 A revision is a predictor: its Deployment and Service `<service>-<name>-predictor`. The stable one is `spec.predictor`,
 the canary is the entry of `spec.canary`. KServe's status repeats the percent of the spec; who gets which share is read
-from the HTTPRoutes (facts/kserve.md 6.1).
+from the HTTPRoutes (docs/facts.md#standard-mode).
 """
 
 from __future__ import annotations
