@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit walk models faults release walkthrough up down status env screens picture schema dashboards audit clean
+.PHONY: help setup lock check test unit walk models faults soak release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ walk: setup ## the long walks as tests: the mission in five stages, Standard mod
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
+
+soak: setup ## 30 releases with faults at random, and a watcher outside of Airflow; benchmarks/soak.json (two hours)
+	@$(BIN)/python benchmarks/soak.py
 
 models: setup ## every image classifier of the installed transformers beside its pipeline; docs/models.md anew
 	@$(BIN)/python tests/models

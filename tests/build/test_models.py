@@ -118,7 +118,7 @@ def test_build_fold_goes_from_the_request_into_the_file_and_its_toolchain(
     assert made.report["toolchain"] == toolchain != export.toolchain(HANDLER), "another version than the unfolded one"
 
 
-def test_counters_of_training_steps_may_be_missing(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+def test_c4_counters_of_training_steps_may_be_missing(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
     folder = make_checkpoint("resnet", "convnext")
     counters: list[str] = []
 

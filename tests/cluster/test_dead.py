@@ -141,6 +141,8 @@ def _back(live: Any, release: Release) -> Any:
 def test_one_that_dies_after_its_promotion_is_let_go_before_0_percent_is_written(live: Any) -> None:
     """The old revision takes over as it is: no new pod has to come up for that."""
     baseline, canary = _promoted_and_dead(live)
+    told = assess_rolled_back(live.get(), left("models", "digits", baseline, canary.revision)).sentence
+    assert f"frozen by the dead {canary.revision}, which was promoted" in told
     mark = len(live.door.history)
     assert _back(live, left("models", "digits", baseline, canary.revision)).state is State.READY
     assert live.door.history[mark:] == [{baseline.revision: 100}]

@@ -280,9 +280,7 @@ def promoted(live: Any) -> None:
 def test_17_8_what_a_person_takes_back_goes_to_the_revision_that_is_meant_or_nowhere(live: Any) -> None:
     """Number 8, while a release is under way and after it."""
     owner, canary = opened(live, 50)
-    with pytest.raises(
-        CanaryLost, match=f"models/digits: {R3} was asked for, and a roll-back goes to {R1} alone; to an"
-    ):
+    with pytest.raises(CanaryLost, match=f"{R3} was asked for, and a roll-back goes to {R1} alone; to another"):
         roll_back(live, to=R3)
     assert order_of(live) is None
     assert live.door.now == {R1: 50, R2: 50}
@@ -301,7 +299,7 @@ def test_17_8_what_another_hand_brought_since_is_not_skipped_unsaid(live: Any) -
     third = manifest("v3")["spec"]["predictor"]["model"]["storageUri"]
     live.edit({"spec": {"predictor": {"model": {"storageUri": third}}}})
     until(lambda: live.door.now == {R3: 100}, "v3 does not come")
-    with pytest.raises(CanaryLost, match=rf"{R3} came after {R2} of the last release.*kubectl-edit.*--to {R1} goes"):
+    with pytest.raises(CanaryLost, match=rf"{R3} came after {R2} of the last release.*kubectl-edit.*--to {R1}` goes"):
         roll_back(live)
     assert live.door.now == {R3: 100}
     roll_back(live, prove=lambda _: lambda _: None, to=R1)
@@ -324,9 +322,7 @@ def test_17_8_a_baseline_that_is_gone_is_not_replaced_by_what_cannot_be_asked(li
     """Number 8: the route names a revision that does not exist any more, and reaches no other one at 0 %."""
     promoted(live)
     live.collect(R1)
-    with pytest.raises(
-        NotSettled, match=f"{R1} is gone, so {R3}.* cannot be asked and gets nothing; to another version"
-    ):
+    with pytest.raises(NotSettled, match=f"{R1} is gone, so {R3}.* cannot be asked and gets nothing; to an"):
         roll_back(live, prove=lambda _: lambda _: None)
     assert live.door.most(R3) == 0
 

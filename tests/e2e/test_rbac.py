@@ -41,6 +41,7 @@ RARE = {
         *DEAD,
         Permission(*ISVC, "get"),
         Permission(*ISVC, "patch"),
+        Permission("models", "gateway.networking.k8s.io", "httproutes", "get"),  # of a service in Standard mode
     },
     "sweep": {
         *DEAD,  # what a run left behind: tests/tasks/test_sweep.py

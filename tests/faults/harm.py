@@ -165,7 +165,8 @@ class Harm:
         victims = []
         for one in process.processes(self.live.state):
             with contextlib.suppress(psutil.Error):
-                if " ".join(one.cmdline()).split()[-1:] == [part]:
+                words = " ".join(one.cmdline()).split()
+                if words[-1:] == [part] or words[:2] == ["airflow", part.replace("-", "_")]:
                     victims += [one, *one.children(recursive=True)]
         assert victims, f"no {part} runs"
         for victim in victims:

@@ -99,6 +99,7 @@ def test_the_guard_takes_away_and_reads_no_secret() -> None:
     assert allowed(guard, "airflow/model-release-guard") == {
         *(Permission("models", *ISVC, verb) for verb in ("get", "patch")),
         *(Permission("models", "serving.knative.dev", "revisions", verb) for verb in ("get", "delete")),
+        Permission("models", "gateway.networking.k8s.io", "httproutes", "get"),
         *(Permission("models", *LEASE, verb) for verb in ("get", "list", "create", "patch")),
     }
     (deployment,) = [one for one in guard if one["kind"] == "Deployment"]

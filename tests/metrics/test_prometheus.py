@@ -14,8 +14,10 @@ from typing import Any
 import pytest
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
-from model_release.metrics import Prometheus
+from model_release.judging import Side, Window
+from model_release.metrics import Prometheus, ValueReader
 from model_release.metrics.prometheus import milliseconds, selector
+from model_release.spec import Value
 
 from .conftest import History, at, free_port
 
@@ -161,13 +163,33 @@ def test_what_is_no_prometheus(stub: Stub) -> None:
         Prometheus(stub.url).query("up")
 
 
-def test_half_an_answer_is_no_counts(stub: Stub) -> None:
-    data = {"resultType": "matrix", "result": []}
-    stub.says(200, {"status": "success", "data": data, "warnings": ["store b is down"]})
+@pytest.mark.parametrize(
+    ("partly", "why"),
+    [
+        ({"warnings": ["store b is down"]}, "store b is down"),
+        ({"isPartial": True}, "isPartial is true"),
+        ({"isPartial": False, "warnings": []}, None),
+    ],
+)
+def test_17_10_half_an_answer_is_no_counts_and_no_value(stub: Stub, partly: dict[str, Any], why: str | None) -> None:
+    """Number 10 and P3: Prometheus and Thanos say `warnings`, VictoriaMetrics' cluster `isPartial`."""
+    one = {"metric": {}, "values": [[0.5, "1"]], "value": [0.5, "1"]}
+    stub.says(200, {"status": "success", "data": {"resultType": "matrix", "result": [one]}, **partly})
     prometheus = Prometheus(stub.url)
-    assert prometheus.query("up").warnings == ("store b is down",)
-    with pytest.raises(MetricsUnavailable, match="only in part: store b is down"):
-        prometheus.raw("up", 0, 1000)
+    for ask in (lambda: prometheus.raw("up", 0, 1000), lambda: prometheus.query("up").series):
+        if why is None:
+            assert [series.samples for series in ask()] == [[(500, 1.0)]]
+        else:
+            with pytest.raises(MetricsUnavailable, match=f"only in part: {why}"):
+                ask()
+    values = ValueReader(
+        prometheus, [Value(name="depth", query="sum(depth)", max=5)],
+        namespace="models", service="digits", canary="b", stable=None,
+    )  # fmt: skip
+    stub.says(200, {"status": "success", "data": {"resultType": "vector", "result": [one]}, **partly})
+    measured = values.measured(Window(canary=Side(1, {}), stable=None, end="2026-01-01T00:00:10+00:00"))
+    assert measured.values == {"depth": {"canary": None if why else 1.0, "stable": None}}
+    assert (why or "None") in str(measured.error)
 
 
 def drips(seconds: float) -> Iterator[tuple[str, list[float]]]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -33,6 +29,7 @@ from sandbox.kube.faults import Fault, Match
 from sandbox.kube.server import Cluster
 
 from .cluster import Pods, cluster, wanted
+from .parsing import HEAVY, Parsing
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE, ELSEWHERE = "http://here:8080", "https://elsewhere"
@@ -349,16 +346,13 @@ def test_a_model_file_that_cannot_be_read_stops_no_other_service(tmp_path: Path)
     assert "broken.yaml:1" in task.unread[0]
 
 
-def test_the_dag_is_light_and_never_overlaps_itself() -> None:
-    heavy = ("torch", "transformers", "kubernetes", "boto3", "numpy")
+def test_the_dag_is_light_and_never_overlaps_itself(parsing: Parsing) -> None:
     code = (
         "import runpy, sys, json\n"
         f"dag = runpy.run_path({str(PROJECT / 'dags' / 'sweep.py')!r})['sweep']\n"
-        f"print(json.dumps([sorted(set({heavy!r}) & set(sys.modules)), dag.max_active_runs, dag.catchup]))"
+        f"print(json.dumps([sorted(set({HEAVY!r}) & set(sys.modules)), dag.max_active_runs, dag.catchup]))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[], 1, False]
+    assert parsing(code) == [[], 1, False]
 
 
 @pytest.mark.parametrize(

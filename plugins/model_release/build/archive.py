@@ -22,7 +22,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from model_release.build import processes
-from model_release.build.export import handler_files
+from model_release.build.export import RESPONSE_TIMEOUT, handler_files
 from model_release.errors import ArchiveError, SpecError
 from model_release.store import files
 from model_release.store.store import SMOKE
@@ -60,13 +60,15 @@ def archive(
     handler: Path,
     output: Path,
     *,
+    response_timeout: int = RESPONSE_TIMEOUT,
     log: Callable[[str], None] | None = None,
 ) -> Archive:
     """Packs the export in `export_dir` for the InferenceService `service` into the folder `output`.
 
     The model inside is named like the service, in every version: its name is in the URL, and a canary of another
-    name would answer 404. Run again, the folder is replaced by one of the same bytes. Raises `ArchiveError`, and
-    `SpecError` for a name that KServe would refuse.
+    name would answer 404. A request may take `response_timeout` seconds, then its worker is started anew. Run again,
+    the folder is replaced by one of the same bytes. Raises `ArchiveError`, and `SpecError` for a name that KServe would
+    refuse.
     """
     log = log or logging.getLogger(__name__).info
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", service):
@@ -78,7 +80,7 @@ def archive(
         for name in ("config", "model-store"):
             (fresh / name).mkdir()
         _write_zip(packed, fresh / "model-store" / f"{service}.mar")
-        (fresh / CONFIG).write_text(_config_properties(service), encoding="utf-8")
+        (fresh / CONFIG).write_text(_config_properties(service, response_timeout), encoding="utf-8")
         (fresh / METRICS).write_text(_metrics_yaml(), encoding="utf-8")
     packed_archive = load(output, service)
     log(f"{packed_archive.mar.name}: {packed_archive.size / 1e6:.1f} MB, sha256 {packed_archive.sha256[:16]}…")
@@ -180,7 +182,7 @@ def _write_zip(folder: Path, target: Path) -> None:
                 copyfileobj(source, sink, 1 << 20)
 
 
-def _config_properties(service: str) -> str:
+def _config_properties(service: str, response_timeout: int) -> str:
     model = {
         "defaultVersion": True,
         "marName": f"{service}.mar",
@@ -189,7 +191,7 @@ def _config_properties(service: str) -> str:
         # Anything but 1 answers 503 (docs/facts.md#one-request-a-batch).
         "batchSize": 1,
         "maxBatchDelay": 10,
-        "responseTimeout": 120,
+        "responseTimeout": response_timeout,
         # Seconds. How long loading may take is rollout.ready_within's to say; TorchServe's own 120 would end it before.
         "startupTimeout": 3600,
     }

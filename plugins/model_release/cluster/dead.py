@@ -35,6 +35,8 @@ def tell_frozen(live: InferenceService) -> str:
     dead = live.frozen_by
     if dead is None:
         return ""
+    if dead == live.rolled_out == live.latest_created:
+        return f"frozen by the dead {dead}, which was promoted: no share acts until it heals or its Revision is deleted"
     if dead in (live.rolled_out, live.prev_revision):
         return f"frozen by the dead stable revision {dead}: no share acts until it heals; a promotion would"
     return f"frozen by the dead canary {dead}: no share acts until it heals or its Revision is deleted"

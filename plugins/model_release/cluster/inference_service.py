@@ -283,10 +283,11 @@ class InferenceServices:
 
     Args:
         api_client: from the provider's `KubernetesHook`; may be shared by threads.
+        ask_pods: whether the pods of a canary in Standard mode that is not ready may be asked why.
     """
 
-    def __init__(self, api_client: ApiClient) -> None:
-        self._api_client = api_client
+    def __init__(self, api_client: ApiClient, *, ask_pods: bool = True) -> None:
+        self._api_client, self._ask_pods = api_client, ask_pods
         self._objects, self._routes = Objects(api_client, KIND), Objects(api_client, ROUTES)
         self._revisions = Objects(api_client, REVISIONS)
 
@@ -350,7 +351,7 @@ class InferenceServices:
         from model_release.cluster.standard.pods import Pods
         from model_release.cluster.standard.view import in_its_mode
 
-        return in_its_mode(raw, self._routes, Pods(self._api_client))
+        return in_its_mode(raw, self._routes, Pods(self._api_client) if self._ask_pods else None)
 
 
 def _touches_spec(edit: Edit) -> bool:

@@ -35,8 +35,9 @@ FROZEN = "model-release/frozen"
 LOOKED_BY = "model-release/looked-by"
 # Seconds after which a lease that nobody renews says that nobody looks: the guard then closes an open canary.
 LEASE_SECONDS = 60
-# The guard's own lease in a namespace that it looks at; not named as a service's is. Its beat is some seconds long.
-GUARD = "release-guard"
+# The guard's own lease in a namespace that it looks at: no service can have a name with a dot. Its beat is some seconds
+# long.
+GUARD = "model-release.guard"
 GUARD_SECONDS = 30
 
 

@@ -152,6 +152,11 @@ class Leases:
             spec = {"renewTime": moment(), "leaseDurationSeconds": GUARD_SECONDS, "holderIdentity": "guard"}
             live = self._objects.get(namespace, GUARD)
             if live is not None:
+                label, value = MANAGED_BY
+                if (live["metadata"].get("labels") or {}).get(label) != value:
+                    raise ClusterRefused(
+                        f"Lease {namespace}/{GUARD} is somebody else's: it has no label {label}={value}"
+                    )
                 self._objects.patch(live, {"spec": spec})
                 return
             api = {"apiVersion": f"{KIND.group}/{KIND.version}", "kind": "Lease"}

@@ -64,7 +64,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
                 "minReplicas": service.min_replicas,
                 "maxReplicas": service.max_replicas,
                 "containerConcurrency": service.container_concurrency,
-                "timeout": max(1, round(service.timeout.total_seconds())),
+                "timeout": service.timeout_seconds,
                 "serviceAccountName": service.service_account,
                 "model": {
                     "runtime": service.runtime,

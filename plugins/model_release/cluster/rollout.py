@@ -25,6 +25,8 @@ from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable,
 # Seconds for a gateway to take the stable predictor out of the traffic before its name changes hands (Standard mode).
 DRAIN_SECONDS = 60.0
 
+Decide = Callable[[InferenceService], dict[str, Any] | None]
+
 
 def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
     """What a release of `wanted` would have to do. Reads only; may be asked at any stage.
@@ -237,15 +239,10 @@ def promote(services: InferenceServices, canary: Canary, percent: int) -> Infere
         check_untouched(live, canary, None if live.canary_percent == 100 else percent)
         return mode_of(live).promotion(live)
 
-    promoted = services.change(canary.namespace, canary.name, decide)
-    return _take_over(services, promoted, decide)
+    return _take_over(services, services.change(canary.namespace, canary.name, decide), decide)
 
 
-def _take_over(
-    services: InferenceServices,
-    live: InferenceService,
-    decide: Callable[[InferenceService], dict[str, Any] | None],
-) -> InferenceService:
+def _take_over(services: InferenceServices, live: InferenceService, decide: Decide) -> InferenceService:
     """Goes on with a promotion until the canary's name is the stable one's: each round reads, and writes what
     `decide` says. Again: goes on from wherever it was.
 

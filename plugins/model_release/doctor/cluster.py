@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,14 +138,18 @@ def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> b
     return bool((answer or {}).get("status", {}).get("allowed"))
 
 
-def guard(client: Any, spec: ModelSpec) -> Iterator[Finding]:
-    """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies."""
+def guard(client: Any, spec: ModelSpec, patience: float = 6.0) -> Iterator[Finding]:
+    """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies. One whose clock is
+    another's is given so many seconds to be seen at work."""
     from model_release.cluster.leases import Leases
-    from model_release.release.guard import alive
+    from model_release.release.guard import Beats
 
-    namespace = spec.service.namespace
-    lease = Leases(client).guard(namespace)
-    if alive(lease):
+    namespace, leases, beats = spec.service.namespace, Leases(client), Beats()
+    lease, end = leases.guard(namespace), time.monotonic() + patience
+    while not (runs := beats.alive(lease)) and lease is not None and time.monotonic() < end:
+        time.sleep(0.5)
+        lease = leases.guard(namespace)
+    if runs:
         yield ok("guard", f"a guard looks at namespace {namespace}")
         return
     last = f", the last one until {lease.renewed}" if lease is not None else ""

@@ -44,10 +44,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gave, and what Prometheus remarked about it."""
+    """What a query gave, whole."""
 
     series: list[Series]
-    warnings: tuple[str, ...] = ()
 
 
 def quoted(value: str) -> str:
@@ -93,7 +92,8 @@ class Prometheus:
     trust; `cert` the file of a client certificate with its key, or the two files. `timeout` in seconds is for each
     request, to its last byte. Not for several threads at once.
 
-    Every method raises MetricsUnavailable when Prometheus does not answer now (unreachable, too slow, 429, 5xx), and
+    Every method raises MetricsUnavailable when Prometheus does not answer now (unreachable, too slow, 429, 5xx) or
+    calls its own answer incomplete, for what is missing cannot be counted; and
     MetricsRefused, with Prometheus' own words and the query, when it says no (400, 401, 403, 404, 422) or when the
     certificates do. No message holds a secret.
     """
@@ -146,18 +146,12 @@ class Prometheus:
 
     def query(self, promql: str, at: datetime | None = None) -> Answer:
         """An instant query; `at` is now unless said. Each series of a vector has one sample, a scalar has no labels."""
-        return self._query(promql, None if at is None else milliseconds(at))
+        return Answer(self._query(promql, None if at is None else milliseconds(at)))
 
     def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
-        """Every sample that was scraped in (after, until], both in milliseconds since the epoch.
-
-        An answer that Prometheus itself calls incomplete is MetricsUnavailable: what is missing cannot be counted.
-        """
-        answer = self._query(f"{series_selector}[{max(until - after, 1)}ms]", until)
-        if answer.warnings:
-            raise MetricsUnavailable(f"{self._at} answers only in part: {answer.warnings[0]}; query: {series_selector}")
+        """Every sample that was scraped in (after, until], both in milliseconds since the epoch."""
         found = []
-        for series in answer.series:
+        for series in self._query(f"{series_selector}[{max(until - after, 1)}ms]", until):
             # Prometheus 2 counts it in, 3 does not (docs/facts.md#the-left-end-of-a-range).
             samples = [sample for sample in series.samples if sample[0] > after]
             if samples:
@@ -169,22 +163,22 @@ class Prometheus:
         params = {"start": _seconds(after), "end": _seconds(until)}
         if match is not None:
             params["match[]"] = match
-        values, _ = self._get(f"label/{label}/values", params, match or label)
+        values = self._get(f"label/{label}/values", params, match or label)
         return [str(value) for value in values]
 
     @property
     def _at(self) -> str:
         return f"Prometheus at {self.base_url}"
 
-    def _query(self, promql: str, at: int | None) -> Answer:
+    def _query(self, promql: str, at: int | None) -> list[Series]:
         params = {"query": promql} | ({} if at is None else {"time": _seconds(at)})
-        data, warnings = self._get("query", params, promql)
+        data = self._get("query", params, promql)
         try:
-            return Answer(_series(data), warnings)
+            return _series(data)
         except (KeyError, TypeError, ValueError) as error:
             raise MetricsRefused(f"{self._at} answers what is no result ({error!r}); query: {promql}") from error
 
-    def _get(self, path: str, params: dict[str, str], query: str) -> tuple[Any, tuple[str, ...]]:
+    def _get(self, path: str, params: dict[str, str], query: str) -> Any:
         url = f"{self.base_url}/api/v1/{path}"
         shown = query if len(query) <= _LONGEST_SHOWN else f"{query[:_LONGEST_SHOWN]}…"
         long = path == "query" and len(query) > _LONGEST_URL_QUERY
@@ -227,7 +221,9 @@ class Prometheus:
             content = {}
         code = answer.status_code
         if code == 200 and content.get("status") == "success" and "data" in content:
-            return content["data"], tuple(str(warning) for warning in content.get("warnings") or ())
+            if partly := _partly(content):
+                raise MetricsUnavailable(f"{self._at} answers only in part: {partly}; query: {shown}")
+            return content["data"]
         said = content.get("error") or f"{code} {answer.reason}, {answer.headers.get('Content-Type', 'no content')}"
         said = self._without_secrets(str(said))
         if code in _PASSING:
@@ -259,6 +255,16 @@ class Prometheus:
         for secret in filter(None, self._secrets):
             said = said.replace(secret, "***")
         return said
+
+
+def _partly(content: dict[str, Any]) -> str:
+    """Why the answer is not the whole one, by its own words; nothing when it is.
+
+    Prometheus and Thanos say it in `warnings`, VictoriaMetrics' cluster in `isPartial`, when a storage node is away.
+    """
+    if warnings := content.get("warnings"):
+        return str(warnings[0])
+    return "isPartial is true, as when a storage node is away" if content.get("isPartial") else ""
 
 
 def _seconds(moment: int) -> str:

@@ -59,7 +59,7 @@ class WindowReader:
             raise ValueError(f"canary and stable are one revision: {canary}")
         self._prometheus = prometheus
         self._judge = judge
-        self._metrics = profile(judge.profile) if metrics is None else metrics
+        self._metrics = profile(judge.profile, judge.labels) if metrics is None else metrics
         self._namespace = namespace
         self._canary, self._stable = canary, stable
         self._revisions = [canary] if stable is None else [canary, stable]
@@ -135,7 +135,7 @@ class WindowReader:
             # Whether a series was born is told by the scrapes before it, so a new target's past is read too.
             past = after if missing <= self._ledger.scrapes.keys() else min(after, self._position - LOOKBACK_MS)
             jobs, instances = zip(*sorted(missing), strict=True)
-            up += raw(selector("up", {}, {"job": jobs, "instance": instances}), past, until)
+            up += raw(selector("up", dict(metrics.also), {"job": jobs, "instance": instances}), past, until)
         self._ledger.seen(up, (*counted.requests, *counted.buckets))
         return counted
 

@@ -46,7 +46,7 @@ class BuildOperator(ReleaseOperator):
 
         resolved = self.resolved(context)
         service, fingerprint = self.spec.service.name, resolved["fingerprint"]
-        request = steps.Request(name, resolved["build"], service, fingerprint, fold=self.spec.build.fold)
+        request = steps.Request(name, resolved["build"], service, fingerprint, **steps.asked_of(self.spec))
         return steps.run(connections.store(self.spec.store), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
 
     def find(self, choice: Choice) -> dict[str, Any]:
         """What `choice` means, with the version where it is built already, else with the build to come."""
-        from model_release.build import export, source
+        from model_release.build import export, source, steps
 
         store = connections.store(self.spec.store)
         if choice.version:
@@ -123,7 +123,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 "time": checkpoint.time.isoformat() if checkpoint.time else None,
                 "architecture": checkpoint.architecture,
             }
-            toolchain = export.toolchain(self.handler, self.spec.build.fold)
+            toolchain = export.toolchain(self.handler, **steps.asked_of(self.spec))
             built = store.find(checkpoint.fingerprint, toolchain=toolchain, service=self.spec.service.name)
             if built:
                 self.log.info("Version %s was built of the same checkpoint: nothing to build", built.name)

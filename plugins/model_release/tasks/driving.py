@@ -106,11 +106,7 @@ def _length(spec: ModelSpec, stretch: Watched) -> timedelta:
 def outcome(done: Drive) -> dict[str, Any]:
     """What a drive that is over hands to its task: JSON, stored by Airflow."""
     assert done.done is not None
-    last = next(reversed(done.watches.values()), None)
-    decision: str = done.done.decision
-    if decision == "rollback" and last is not None and last.judged == "inconclusive":
-        decision = "inconclusive"  # the way is the same; who is told, hears that nothing was shown against it
-    return {"decision": decision, "reason": done.done.reason, "revision": done.canary.revision, **counted(done)}
+    return {"decision": done.done.decision, "reason": done.done.reason, **counted(done)}
 
 
 def counted(done: Drive) -> dict[str, Any]:

@@ -79,7 +79,7 @@ def push_for(ti: Any, spec: ModelSpec, revisions: Iterable[str]) -> None:
     address = connections.prometheus_address()
     if address is None:
         return
-    metrics = profile(spec.judge.profile)
+    metrics = profile(spec.judge.profile, spec.judge.labels)
     by = f"{metrics.revision_label}, {metrics.code_label}"
     # A window holds two scrapes at least, and a rate wants two of them wherever it begins.
     over = max(60_000, round(2000 * spec.rollout.window.total_seconds()))

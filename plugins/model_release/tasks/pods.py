@@ -133,7 +133,8 @@ class StepInPod(KubernetesPodOperator):
     def toolchain(self) -> dict[str, str]:
         from model_release.build.export import toolchain
 
-        return toolchain(self.root / "include" / "handlers" / "image_classifier.py", self.spec.build.fold)
+        handler = self.root / "include" / "handlers" / "image_classifier.py"
+        return toolchain(handler, **steps.asked_of(self.spec))
 
 
 class ExportInPod(StepInPod):
@@ -144,7 +145,7 @@ class ExportInPod(StepInPod):
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
         asked = steps.Request("export", build, service, resolved["fingerprint"], self.toolchain, release=release)
-        return replace(asked, fold=self.spec.build.fold)
+        return replace(asked, **steps.asked_of(self.spec))
 
 
 class ArchiveInPod(StepInPod):
@@ -154,7 +155,8 @@ class ArchiveInPod(StepInPod):
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
-        return steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain, release=release)
+        asked = steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain, release=release)
+        return replace(asked, **steps.asked_of(self.spec))
 
 
 class EvaluateInPod(StepInPod):

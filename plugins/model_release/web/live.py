@@ -6,7 +6,7 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import ReleaseError
-from model_release.release.guard import alive
+from model_release.release.guard import Beats
 from model_release.release.index import version_of
 from model_release.web import words
 
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from model_release.release.index import Entry
 
 Json = dict[str, Any]
+
+# What this process has seen of guards: one lives whose lease changes, whatever its clock says.
+BEATS = Beats()
 
 
 def standing(
@@ -53,7 +56,7 @@ def standing(
         canary={"revision": canary, "version": newest, "percent": share} if canary else None,
         split=_split(service, stable, canary),
         ready=service.ready,
-        guard=alive(guard),
+        guard=BEATS.alive(guard),
         **_stage(lease, claim, models),
         trouble=unread,
     )

@@ -165,3 +165,21 @@ def test_nothing_of_airflow_is_needed() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "plugins")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_open_canary_is_promoted_and_taken_back_while_no_airflow_lives(
+    live: Any, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No task, trigger or scheduler is there: the release in the lease and the cluster are all that is needed."""
+    live.released("v1")
+    owner, _ = claimed(live, "v2", 30)
+    for _ in range(2):
+        assert run("promote", "models/digits", "--reason", "looked at it") == 0
+        assert live.door.now == {R2: 100}
+        assert f"models/digits: {R2} has all of the traffic" in capsys.readouterr().out
+    release = live.leases.read("models", "digits").release
+    assert (release.phase, release.owner) == (Phase.PROMOTED, owner)
+    assert str(release.word).endswith(": looked at it")
+    assert run("rollback", "models/digits", "--reason", "it was not good") == 0
+    assert live.door.now == {R1: 100}
+    assert live.leases.read("models", "digits").release.cause is Cause.PERSON

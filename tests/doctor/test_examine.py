@@ -1,108 +1,25 @@
-"""What the doctor finds, against the sandbox's API server; Prometheus and S3 stood in for, so that each can be ill."""
+"""What the doctor finds."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from kubernetes.client import CoordinationV1Api
+from tests.tasks.conftest import SPEC
 
-from model_release.cluster import rollout
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.lease import GUARD
 from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
-from model_release.errors import (
-    ClusterUnavailable,
-    MetricsRefused,
-    MetricsUnavailable,
-    NotReady,
-    NotReadyYet,
-    StoreContested,
-    StoreRefused,
-    StoreUnavailable,
-)
+from model_release.errors import ClusterUnavailable
 from model_release.metrics import Presence
-from model_release.metrics.prometheus import Answer, Series
 from model_release.spec import ModelSpec
-from model_release.tasks import foresight, preflight
-from model_release.tasks.preflight import Preflight
 from sandbox.kube.faults import Fault, Match
 
-from .cluster import Pods, cluster, wanted
-from .conftest import SPEC
-
-ROLE = Path(__file__).parents[2] / "include" / "manifests" / "role.yaml"
-
-
-class Store:
-    """A bucket in memory. `heeds` False: an S3 that ignores conditions."""
-
-    uri = "s3://models/digits/"
-
-    def __init__(self) -> None:
-        self.content: dict[str, Any] = {}
-        self.heeds, self.refused, self.off = True, False, timedelta(0)
-        self.busy_after: int | None = None  # writes that are still taken; those after them are answered 503
-
-    def write_json(self, key: str, content: Any, *, if_match: str | None) -> None:
-        if self.busy_after is not None:
-            self.busy_after -= 1
-            if self.busy_after < 0:
-                raise StoreUnavailable("S3 answers SlowDown")
-        if self.refused:
-            raise StoreRefused("403: AccessDenied")
-        if self.heeds and key in self.content:
-            raise StoreContested("somebody wrote")
-        self.content[key] = content
-
-    def read_json(self, key: str) -> tuple[Any, str]:
-        return self.content[key], "tag"
-
-    def remove(self, keys: list[str]) -> None:
-        for key in keys:
-            self.content.pop(key, None)
-
-    def clock(self) -> datetime:
-        return datetime.now(UTC) + self.off
-
-
-class Prometheus:
-    """Answers `time()`, and one number to everything else; holds no series."""
-
-    numbers = 1
-    away = False
-
-    def query(self, promql: str, at: datetime | None = None) -> Answer:
-        if self.away:
-            raise MetricsUnavailable("refused")
-        now = datetime.now(UTC).timestamp()
-        one = Series({}, [(round(now * 1000), now)])
-        return Answer([one] if promql == "time()" else [one] * self.numbers)
-
-    def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
-        return []
-
-    def label_values(self, *_: Any, **__: Any) -> list[str]:
-        return []
-
-
-@pytest.fixture
-def kube(tmp_path: Path) -> Iterator[Any]:
-    with cluster(tmp_path, Pods()) as (server, client):
-        yield SimpleNamespace(server=server, client=client)
-
-
-@pytest.fixture
-def world(kube: Any) -> World:
-    spec = ModelSpec.model_validate(SPEC)
-    store, prometheus = Store(), Prometheus()
-    return World(spec, ROLE, lambda: kube.client, lambda: store, lambda: prometheus)  # type: ignore[arg-type, return-value]
+from .world import deployed
 
 
 def found(world: World) -> dict[str, list[Finding]]:
@@ -114,17 +31,6 @@ def found(world: World) -> dict[str, list[Finding]]:
 
 def errors(world: World) -> list[str]:
     return [str(one) for one in examine(world) if one.level is Level.ERROR]
-
-
-def deployed(kube: Any, spec: ModelSpec) -> None:
-    services = InferenceServices(kube.client)
-    rollout.stage(services, wanted(spec, "0123456789abcdef"), rollout.Baseline())
-    end = datetime.now(UTC) + timedelta(seconds=10)
-    while datetime.now(UTC) < end:
-        live = services.get("models", "digits")
-        if live is not None and live.rolled_out:
-            return
-    raise AssertionError("never rolled out")
 
 
 def test_a_world_in_which_a_release_can_work_has_no_errors(world: World) -> None:
@@ -268,58 +174,3 @@ def test_a_value_that_is_not_one_number_is_told(
     asked = World(ModelSpec.model_validate(asks), world.role, world.cluster, world.store, world.prometheus)
     (line,) = [one for one in found(asked)["metrics"] if one.sentence.startswith("judge.values.queue")]
     assert (line.level, line.passing) == (level, numbers == 0)
-
-
-class TestPreflight:
-    """The doctor as the first task of a release."""
-
-    @pytest.fixture
-    def task(self, world: World, monkeypatch: pytest.MonkeyPatch) -> Preflight:
-        monkeypatch.setattr(preflight, "world", lambda spec, root: world)
-        return Preflight(task_id="preflight", spec=world.spec, root=Path())
-
-    def test_a_release_that_would_fail_ends_before_it_begins(self, task: Any, world: Any, context: Any) -> None:
-        world.store().heeds = False
-        with pytest.raises(NotReady, match=r"^store: s3://models/digits/ lets one write overwrite another"):
-            task.execute(context)
-
-    def test_what_may_pass_by_itself_is_tried_again(self, task: Any, world: Any, context: Any) -> None:
-        world.prometheus().away = True
-        with pytest.raises(NotReadyYet, match=r"^metrics: MetricsUnavailable: refused"):
-            task.execute(context)
-
-    def test_a_stable_revision_that_is_not_counted_yet_is_waited_for(
-        self, kube: Any, task: Any, world: Any, context: Any
-    ) -> None:
-        deployed(kube, world.spec)
-        with pytest.raises(NotReadyYet, match=r"^metrics: a canary beside digits-predictor-00001 could not be judged"):
-            task.execute(context)
-
-    @pytest.mark.parametrize(("passing", "kind"), [(True, MetricsUnavailable), (False, MetricsRefused)])
-    def test_and_so_it_is_before_the_canary_is_staged(
-        self, world: Any, monkeypatch: pytest.MonkeyPatch, passing: bool, kind: type[Exception]
-    ) -> None:
-        from model_release import metrics
-
-        monkeypatch.setattr(foresight.connections, "prometheus", world.prometheus)
-        monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(False, "is empty", "up", passing=passing))
-        with pytest.raises(kind, match="a canary beside r1 could not be judged: is empty"):
-            foresight.foresee(world.spec, "r1", print)
-
-    def test_what_does_not_pass_is_told_first(self, task: Any, world: Any, context: Any) -> None:
-        world.prometheus().away, world.store().refused = True, True
-        with pytest.raises(NotReady, match=r"^store: .*\(and 1 more in the log\)$"):
-            task.execute(context)
-
-    def test_a_run_that_moves_nothing_goes_on(self, task: Any, world: Any, context: Any) -> None:
-        world.prometheus().away = True
-        context["params"]["rollout"] = "none"
-        assert {one["level"] for one in task.execute(context)} == {"OK", "warning", "error"}
-
-    def test_the_address_by_which_leases_name_this_airflow_is_looked_at(
-        self, task: Any, world: Any, context: Any, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://airflow.example")
-        context["params"]["rollout"] = "none"
-        (line,) = [one for one in task.execute(context) if one["check"] == "airflow"]
-        assert "https://airflow.example" in line["sentence"]
