@@ -17,8 +17,8 @@ COPY requirements.txt include/images/airflow/requirements.in /tmp/build/
 RUN pip install --requirement /tmp/build/requirements.in --constraint /tmp/build/requirements.txt
 
 RUN useradd --uid 50000 --gid 0 --no-create-home --home-dir /opt/airflow airflow \
-    && mkdir -p /opt/airflow/logs /opt/project/candidates \
-    && chown -R airflow:0 /opt/airflow /opt/project/candidates
+    && mkdir -p /opt/airflow/logs /opt/project/candidates /opt/project/dashboards \
+    && chown -R airflow:0 /opt/airflow /opt/project/candidates /opt/project/dashboards
 
 # Root's, so that no task can change what the next one runs.
 COPY plugins/ /opt/project/plugins/

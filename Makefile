@@ -11,16 +11,18 @@ endif
 BIN := $(VENV)/bin
 export VENV
 export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
+# A container's image may forbid it, and then each of some hundred processes compiles torch or Airflow anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit walk models faults release walkthrough up down status env screens picture schema dashboards audit clean
+.PHONY: help setup lock check test unit walk models faults soak release walkthrough up down status env screens picture schema dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: ## the virtual environment with every package of the lock, and Prometheus; PYTHON=… and TORCH=cpu or cuda choose
 	@[ -n "$(PYTHON)" ] && "$(PYTHON)" -c '$(FITS)' 2>/dev/null || { \
-	 echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(or $(PYTHON),none on the PATH) is one; name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
+	 echo "setup: Python 3.11, 3.12 or 3.13 is needed, and $(if $(PYTHON),$(PYTHON) says '$$("$(PYTHON)" -V 2>&1 | head -1)',none is on the PATH); name one: make PYTHON=/path/to/python3.12 …" >&2; exit 1; }
 	@"$(PYTHON)" .ci/install.py
 
 lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.toml; UPGRADE=1 takes the newest versions
@@ -46,6 +48,9 @@ walk: setup ## the long walks as tests: the mission in five stages, Standard mod
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
+
+soak: setup ## 30 releases with faults at random, and a watcher outside of Airflow; benchmarks/soak.json (two hours)
+	@$(BIN)/python benchmarks/soak.py
 
 models: setup ## every image classifier of the installed transformers beside its pipeline; docs/models.md anew
 	@$(BIN)/python tests/models
@@ -77,8 +82,8 @@ picture: setup ## docs/release.svg anew: the last release of `make release`, as 
 schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
 
-dashboards: setup ## include/dashboards anew from the code
-	@$(BIN)/python -m model_release.metrics.dashboards
+dashboards: setup ## Grafana's dashboards, a folder for each profile; DIR=… says where, ./dashboards unless said
+	@$(BIN)/python -m model_release.metrics.dashboards $(or $(DIR),dashboards)
 
 audit: setup ## known holes in the packages of the lock; nobody's word where the database cannot be reached
 	@$(BIN)/pip-audit --requirement requirements.txt --no-deps --disable-pip --vulnerability-service osv 2> .cache/audit.log || { \

@@ -1,373 +1,191 @@
 """How long users stay on a canary that should have none: seconds to 0 % at the gateway, with parts of Airflow broken.
 
-    python benchmarks/brake.py                           # every case five times: some two hours
-    python benchmarks/brake.py --write                   # and the table into README.md here
-    python benchmarks/brake.py --runs 1 idle paused      # these cases, once
+    python benchmarks/brake.py                     # what is missing of every case's five runs: some two hours in all
+    python benchmarks/brake.py --runs 1 idle dead  # of these cases, as far as they have no run yet
+    python benchmarks/brake.py --fresh idle        # as if this case had never run
+    python benchmarks/brake.py --write             # and the tables of all that was kept into README.md here
 
-A whole sandbox with Airflow (scheduler, triggerer, LocalExecutor, PostgreSQL) and 40 requests of users a second is
-started for it; the harm is that of the fault matrix (tests/faults). A watcher outside of Airflow reads Envoy's own
-routes five times a second, and the lease.
+Each run is kept in brake.json as it ends, with the commit, the time and the load of the machine, so it may be done in
+pieces; the tables say how many runs stand behind each line, and which failed. The harm is that of the fault matrix
+(tests/faults).
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
+import json
+import os
 import statistics
+import subprocess
 import sys
-import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import requests
-
-sys.path.append(str(Path(__file__).resolve().parents[1] / "tests"))
-
-from conftest import Live
-from faults.models import ASKED, BAD, NAME
-from faults.scene import built
-
-from model_release.cluster.lease import Leases
-from sandbox.errors import SandboxError
-from sandbox.ports import Ports
-from sandbox.process import processes
+from brake_watch import Place, stack
 
 HERE = Path(__file__).resolve().parent
-PROJECT = HERE.parent
-INTERVAL = 0.2  # seconds between two reads of the watcher
+KEPT = HERE / "brake.json"
 MARK, END_MARK = "<!-- brake -->", "<!-- /brake -->"
-BUSY = """
-import time
-from airflow.sdk import DAG, task
-
-with DAG("busy", schedule=None, max_active_tasks=200):
-
-    @task
-    def wait(number):
-        time.sleep(20)
-
-    wait.expand(number=list(range(200)))
-"""
-
-
-class Watcher(threading.Thread):
-    """Reads at the gateway which share each revision has, and in the lease when somebody looked last."""
-
-    def __init__(self, live: Any, service: str) -> None:
-        super().__init__(daemon=True)
-        self._live, self._service = live, service
-        self._url = f"http://127.0.0.1:{Ports(live.state / 'ports.json').of('envoy-admin')}/config_dump"
-        self._ended = threading.Event()
-        self.shares: list[tuple[float, dict[str, int]]] = []  # at each change
-        self.looked = 0.0  # when a look was recorded last, by the clock
-
-    def run(self) -> None:
-        leases, turn = Leases(self._live.cluster), 0
-        while not self._ended.wait(INTERVAL):
-            with contextlib.suppress(requests.RequestException, KeyError, ValueError):
-                found = self._read()
-                if not self.shares or found != self.shares[-1][1]:
-                    self.shares.append((time.time(), found))
-            turn += 1
-            if turn % 3 == 0:
-                lease = leases.read("models", self._service)
-                if lease is not None and lease.looked_by and lease.claim and lease.claim.closed is None:
-                    self.looked = datetime.fromisoformat(lease.renewed).timestamp()
-
-    def _read(self) -> dict[str, int]:
-        dump = requests.get(self._url, params={"resource": "dynamic_route_configs"}, timeout=5).json()
-        for config in dump["configs"]:
-            for host in config["route_config"]["virtual_hosts"]:
-                if host["name"].startswith(f"{self._service}."):
-                    clusters = host["routes"][0]["route"]["weighted_clusters"]["clusters"]
-                    return {one["name"].rpartition("/")[2]: int(one["weight"]) for one in clusters}
-        return {}
-
-    def has(self, revision: str) -> bool:
-        """Whether users meet the revision at this moment."""
-        return bool(self.shares and self.shares[-1][1].get(revision))
-
-    def opened(self, revision: str) -> float:
-        """When it got its first share."""
-        return next(when for when, shares in self.shares if shares.get(revision))
-
-    def gone(self, revision: str, patience: float) -> float:
-        """Returns when the revision has no share any more; since when."""
-        end = time.monotonic() + patience
-        while self.has(revision):
-            if time.monotonic() > end:
-                raise AssertionError(f"{revision} still has users after {patience:.0f} s: {self.shares[-1]}")
-            time.sleep(INTERVAL / 2)
-        return self.shares[-1][0]
-
-    def end(self) -> None:
-        self._ended.set()
-        self.join(30)
-
-
-@dataclass
-class Place:
-    """The scene of the fault matrix, and the watcher."""
-
-    scene: Any
-    watcher: Watcher
-
-    @contextlib.contextmanager
-    def queued(self) -> Iterator[None]:
-        """200 tasks of another DAG wait for the executor."""
-        airflow, file = self.scene.airflow, self.scene.live.project / "dags" / "busy.py"
-        if not file.exists():
-            file.write_text(BUSY)
-        airflow.wait_for_dag("busy")
-        run_id = airflow.trigger("busy")
-        path = f"/dags/busy/dagRuns/{run_id}"
-        while not any(one["state"] == "queued" for one in self._tasks(path)):
-            time.sleep(1)
-        try:
-            yield
-        finally:
-            airflow.call("PATCH", path, json={"state": "failed"})
-
-    def _tasks(self, path: str) -> list[dict[str, Any]]:
-        return list(self.scene.airflow.call("GET", f"{path}/taskInstances", params={"limit": 300})["task_instances"])
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        self.scene.pause(BAD)
-        try:
-            yield
-        finally:
-            self.scene.pause(BAD, paused=False)
-
-    @contextlib.contextmanager
-    def no_model_file(self) -> Iterator[None]:
-        """Its DAG goes with it."""
-        file = self.scene.live.project / "include" / "models" / "faults-bad.yaml"
-        text = file.read_text()
-        file.unlink()
-        try:
-            self.scene.parse("release_digits")
-            yield
-        finally:
-            file.write_text(text)
-            self.scene.parse("release_digits")
-
-    @contextlib.contextmanager
-    def no_triggerer(self) -> Iterator[None]:
-        self.scene.kill("triggerer")
-        try:
-            yield
-        finally:
-            self.scene.restart("triggerer")
-
-    @contextlib.contextmanager
-    def no_triggerer_nor_api(self) -> Iterator[None]:
-        self.scene.kill("api-server")
-        self.scene.kill("triggerer")
-        try:
-            yield
-        finally:
-            self.scene.restart("api-server")
-            self._until_airflow_answers()
-            self.scene.restart("triggerer")
-
-    @contextlib.contextmanager
-    def no_database(self) -> Iterator[None]:
-        self.scene.live.sandbox("stop", "postgres")
-        try:
-            yield
-        finally:
-            self.scene.live.sandbox("start", "postgres")
-            self._until_airflow_answers()
-
-    def _until_airflow_answers(self, patience: float = 300) -> None:
-        end = time.monotonic() + patience
-        while True:
-            try:
-                self.scene.airflow.call("GET", "/dags", params={"limit": 1})
-                return
-            except SandboxError:
-                if time.monotonic() > end:
-                    raise
-                time.sleep(1)
-
-    # -- one release each: seconds to 0 % ------------------------------------------------------------------------------
-
-    def by_evidence(self, harm: contextlib.AbstractContextManager[Any]) -> float:
-        """A canary that fails one request in seven, from the end of the window that condemned it."""
-        one = self.scene.release_in_silence(self.scene.bad, BAD)
-        canary = str(self.scene.claim.canary)
-        with harm:
-            self.scene.users()
-            gone = self.watcher.gone(canary, 180)
-        self.finish(one)
-        (step,) = one.record()["steps"]
-        return gone - datetime.fromisoformat(step["windows"][-1]["end"]).timestamp()
-
-    def by_death(self, *, opening: bool) -> float:
-        """A canary whose process ends for good, from the moment it is killed."""
-        one = self.scene.release(dag=ASKED)
-        one.until("smoke", "success")
-        canary = str(self.scene.claim.canary)
-        if not opening:
-            one.watching()
-        while not self.watcher.has(canary):
-            time.sleep(INTERVAL / 4)
-        killed = time.time()
-        for victim in processes(self.scene.live.state, f"models/{canary}"):
-            with contextlib.suppress(Exception):
-                victim.kill()
-        self.scene.pods_die(canary)
-        try:
-            gone = self.watcher.gone(canary, 600)
-            self.finish(one)
-        finally:
-            self.scene.api_mended()
-        return gone - killed
-
-    def by_guard(self, harm: contextlib.AbstractContextManager[Any]) -> float:
-        """A canary that nobody can look at any more, from the last look."""
-        one = self.scene.release(dag=ASKED)
-        canary = one.watching()
-        with harm:
-            gone = self.watcher.gone(canary, 300)
-            looked = self.watcher.looked
-        self.finish(one)
-        return gone - looked
-
-    def by_guard_deleted(self) -> float:
-        """The same, when somebody deletes the deferred task."""
-        one = self.scene.release(dag=ASKED)
-        canary = one.watching()
-        one.delete("canary")
-        gone, looked = self.watcher.gone(canary, 300), self.watcher.looked
-        one.mark_run("failed")
-        self.finish(one)
-        return gone - looked
-
-    def finish(self, one: Any) -> None:
-        """Waits until the release has ended and its service is at rest."""
-        one.ended(600)
-        end = time.monotonic() + 300
-        while self.scene.live.lease(NAME).holder is not None:
-            if time.monotonic() > end:
-                raise AssertionError(f"still held: {self.scene.claim}")
-            self.scene.sweep(240)
+# What a look may cost, in seconds: windows are 2 s long. And for how long a lease stands.
+LOOK, LEASE = 1.0, 60.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One line of the table."""
+    """One line of a table; `most` seconds at the most are what it must reach."""
 
     name: str
     what: str
     since: str
+    most: float
     run: Callable[[Place], float]
 
 
-@dataclass
-class Measured:
-    case: Case
-    seconds: list[float] = field(default_factory=list)
-    troubles: list[str] = field(default_factory=list)
+Run = dict[str, Any]  # seconds or trouble; commit, time, load
+EVIDENCE, DEATH, LOOKED = "the last bad window's end", "its death", "the last look"
 
 
-EVIDENCE, DEATH, LOOK = "the last bad window's end", "its death", "the last look"
-
-CASES = (
-    Case("idle", "nothing else", EVIDENCE, lambda place: place.by_evidence(contextlib.nullcontext())),
-    Case("queued", "200 other tasks queued", EVIDENCE, lambda place: place.by_evidence(place.queued())),
-    Case(
-        "wedged", "executor wedged (its processes stopped)", EVIDENCE,
-        lambda place: place.by_evidence(place.scene.standing_still("LocalExecutor")),
-    ),
-    Case(
-        "scheduler", "scheduler stopped", EVIDENCE,
-        lambda place: place.by_evidence(place.scene.standing_still("airflow scheduler")),
-    ),
-    Case(
-        "processor", "DAG processor stopped", EVIDENCE,
-        lambda place: place.by_evidence(place.scene.standing_still("airflow dag-processor")),
-    ),
-    Case("paused", "DAG paused", EVIDENCE, lambda place: place.by_evidence(place.paused())),
-    Case("file", "model file removed", EVIDENCE, lambda place: place.by_evidence(place.no_model_file())),
-    Case("dead", "canary killed while it is watched", DEATH, lambda place: place.by_death(opening=False)),
-    Case("dead-open", "canary killed as soon as it is opened", DEATH, lambda place: place.by_death(opening=True)),
-    Case("deleted", "deferred task instance deleted", LOOK, lambda place: place.by_guard_deleted()),
-    Case("triggerer", "triggerer killed", LOOK, lambda place: place.by_guard(place.no_triggerer())),
-    Case("api", "triggerer and API server killed", LOOK, lambda place: place.by_guard(place.no_triggerer_nor_api())),
-    Case("database", "Airflow's database stopped", LOOK, lambda place: place.by_guard(place.no_database())),
-)  # fmt: skip
+def _evidence(name: str, what: str, harm: Callable[[Place], contextlib.AbstractContextManager[Any]]) -> Case:
+    return Case(name, what, EVIDENCE, LOOK + 2, lambda place: place.by_evidence(harm(place)))
 
 
-@contextlib.contextmanager
-def stack() -> Iterator[Place]:
-    """A whole sandbox on a copy of the project, with users, and its watcher; all ended afterwards."""
-    with tempfile.TemporaryDirectory(prefix="brake-") as folder:
-        live = Live(Path(folder) / "state", Path(folder) / "project")
-        for part in ("dags", "plugins", "include"):
-            shutil.copytree(PROJECT / part, live.project / part, ignore=shutil.ignore_patterns("__pycache__"))
-        live.sandbox("up", "--airflow", str(live.project), timeout=900)
-        try:
-            for scene in built(live):
-                watcher = Watcher(live, NAME)
-                watcher.start()
-                yield Place(scene, watcher)
-                watcher.end()
-        finally:
-            live.sandbox("down")
+def _guarded(name: str, what: str, harm: Callable[[Place], contextlib.AbstractContextManager[Any]]) -> Case:
+    return Case(name, what, LOOKED, LEASE + 10, lambda place: place.by_guard(harm(place)))
 
 
-def measure(cases: tuple[Case, ...], runs: int) -> list[Measured]:
-    """Each case `runs` times. One that fails is told and not counted."""
-    found = [Measured(case) for case in cases]
+def _death(moment: str, what: str, *, again: bool) -> Case:
+    name, often = f"{moment}-{'again' if again else 'once'}", "again and again" if again else "once"
+    run = lambda place: place.by_death(moment, again=again)  # noqa: E731
+    return Case(name, f"{what}, {often}", DEATH, LOOK + 3, run)
+
+
+BROKEN = (
+    _evidence("idle", "nothing", lambda _: contextlib.nullcontext()),
+    _evidence("queued", "200 other tasks queued", lambda place: place.queued()),
+    _evidence("wedged", "executor wedged (its processes stopped)", lambda place: place.still("LocalExecutor")),
+    _evidence("scheduler", "scheduler stopped", lambda place: place.still("airflow scheduler")),
+    _evidence("processor", "DAG processor stopped", lambda place: place.still("airflow dag-processor")),
+    _evidence("paused", "DAG paused", lambda place: place.paused()),
+    _evidence("file", "model file removed", lambda place: place.no_model_file()),
+    Case("deleted", "deferred task instance deleted", LOOKED, LEASE + 10, lambda place: place.by_guard_deleted()),
+    _guarded("triggerer", "triggerer killed", lambda place: place.no_triggerer()),
+    _guarded("api", "triggerer and API server killed", lambda place: place.no_triggerer_nor_api()),
+    _guarded("database", "Airflow's database stopped", lambda place: place.no_database()),
+)
+DEAD = tuple(
+    _death(moment, what, again=again)
+    for moment, what in (
+        ("opened", "as soon as it is opened"),
+        ("watch", "in the middle of its watch"),
+        ("asked", "while a person is asked"),
+    )
+    for again in (False, True)
+)
+CASES = (*BROKEN, *DEAD)
+
+
+def measure(cases: tuple[Case, ...], runs: int, minutes: float) -> None:
+    """Runs each case until it has so many good runs, one of each after the other; no new one begins after `minutes`."""
+    end, commit = time.monotonic() + 60 * minutes, _commit()
+    kept = read()
+    if all(_good(kept, case) >= runs for case in cases):
+        return
     with stack() as place:
-        for one in found:
-            for number in range(1, runs + 1):
+        for number in range(1, runs + 1):
+            for case in cases:
+                if _good(kept, case) >= number or time.monotonic() > end:
+                    continue
+                about: Run = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "commit": commit}
+                about["load"] = round(os.getloadavg()[0], 1)
                 try:
-                    one.seconds.append(one.case.run(place))
-                    print(f"{one.case.name} {number} of {runs}: {one.seconds[-1]:.1f} s", flush=True)
+                    about["seconds"] = round(case.run(place), 2)
                 except Exception as error:
-                    one.troubles.append(f"{type(error).__name__}: {error}")
-                    print(f"{one.case.name} {number} of {runs}: {one.troubles[-1]}", flush=True)
+                    about["trouble"] = f"{type(error).__name__}: {error}"[:500]
                     place.scene.end_all()
                     place.scene.users()
-    return found
+                print(f"{case.name}: {about.get('trouble') or about['seconds']}", flush=True)
+                kept.setdefault(case.name, []).append(about)
+                _keep(kept)
 
 
-def table(found: list[Measured]) -> str:
-    """Markdown: a line for each case that was asked for."""
-    lines = ["| what is wrong | seconds to 0 % from | n | median | worst |", "|---|---|---:|---:|---:|"]
-    for one in found:
-        told = ("–", "–")
-        if one.seconds:
-            told = (f"{statistics.median(one.seconds):.1f} s", f"{max(one.seconds):.1f} s")
-        lines.append(f"| {one.case.what} | {one.case.since} | {len(one.seconds)} | {told[0]} | {told[1]} |")
+def _keep(kept: dict[str, list[Run]]) -> None:
+    KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+def read() -> dict[str, list[Run]]:
+    """All runs that were kept, by case."""
+    return dict(json.loads(KEPT.read_text(encoding="utf-8"))) if KEPT.exists() else {}
+
+
+def _good(kept: dict[str, list[Run]], case: Case) -> int:
+    return sum("seconds" in run for run in kept.get(case.name, []))
+
+
+def _commit() -> str:
+    done = subprocess.run(["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True)
+    return done.stdout.strip() or "unknown"
+
+
+def table(cases: tuple[Case, ...], kept: dict[str, list[Run]], title: str) -> str:
+    """Markdown: a line for each case, also for one that was never run."""
+    lines = [f"| {title} | seconds to 0 % from | at most | runs | median | worst |", "|---|---|---:|---:|---:|---:|"]
+    for case in cases:
+        runs = kept.get(case.name, [])
+        seconds = [run["seconds"] for run in runs if "seconds" in run]
+        failed = len(runs) - len(seconds)
+        count = f"{len(seconds)}" + (f", {failed} failed" if failed else "")
+        told = (f"{statistics.median(seconds):.1f}", f"{max(seconds):.1f}") if seconds else ("–", "–")
+        lines.append(f"| {case.what} | {case.since} | {case.most:.0f} | {count} | {told[0]} | {told[1]} |")
     return "\n".join(lines)
+
+
+def page(kept: dict[str, list[Run]]) -> str:
+    """Both tables, and on what they were measured."""
+    runs = [run for case in CASES for run in kept.get(case.name, [])]
+    about = "Nothing was measured yet."
+    if runs:
+        loads, days = [run["load"] for run in runs], sorted({run["time"][:10] for run in runs})
+        commits = ", ".join(sorted({run["commit"] for run in runs}))
+        about = (
+            f"Measured on {' and '.join(days)} at {commits}; the machine's load (two cores) before a run was "
+            f"{min(loads)} to {max(loads)}. brake.json has each run."
+        )
+    broken, dead = table(BROKEN, kept, "what is broken"), table(DEAD, kept, "the canary is killed")
+    return f"{about}\n\n{broken}\n\nA new pod of the stable version takes 40 s:\n\n{dead}"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("cases", nargs="*", help=f"of {', '.join(case.name for case in CASES)}; all")
-    parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--write", action="store_true", help="the table into benchmarks/README.md")
+    parser.add_argument("cases", nargs="*", help=f"of {', '.join(case.name for case in CASES)}, broken or dead; all")
+    parser.add_argument("--runs", type=int, default=5, help="good runs that each case shall have (5)")
+    parser.add_argument("--minutes", type=float, default=600, help="begin no further run after so many (600)")
+    parser.add_argument("--fresh", action="store_true", help="forget what was kept of these cases")
+    parser.add_argument("--write", action="store_true", help="the tables into benchmarks/README.md")
     options = parser.parse_args()
-    if unknown := set(options.cases) - {case.name for case in CASES}:
+    groups = {"broken": BROKEN, "dead": DEAD, **{case.name: (case,) for case in CASES}}
+    if unknown := set(options.cases) - set(groups):
         parser.error(f"no such case: {', '.join(sorted(unknown))}")
-    found = measure(tuple(case for case in CASES if not options.cases or case.name in options.cases), options.runs)
-    print(table(found))
+    cases = tuple(dict.fromkeys(case for name in options.cases for case in groups[name])) or CASES
+    if options.fresh:
+        names = {case.name for case in cases}
+        KEPT.write_text(
+            json.dumps({k: v for k, v in read().items() if k not in names}, indent=1) + "\n", encoding="utf-8"
+        )
+    measure(cases, options.runs, options.minutes)
+    kept = read()
+    print(page(kept))
     if options.write:
-        page = (HERE / "README.md").read_text(encoding="utf-8")
-        before, _, rest = page.partition(MARK)
+        text = (HERE / "README.md").read_text(encoding="utf-8")
+        before, _, rest = text.partition(MARK)
         after = rest.partition(END_MARK)[2]
-        (HERE / "README.md").write_text(f"{before}{MARK}\n\n{table(found)}\n\n{END_MARK}{after}", encoding="utf-8")
-    return 1 if any(one.troubles for one in found) else 0
+        (HERE / "README.md").write_text(f"{before}{MARK}\n\n{page(kept)}\n\n{END_MARK}{after}", encoding="utf-8")
+    missed = [case for case in cases for run in kept.get(case.name, []) if run.get("seconds", 1e9) > case.most]
+    return 1 if missed or any(_good(kept, case) < options.runs for case in cases) else 0
 
 
 if __name__ == "__main__":

@@ -168,9 +168,9 @@ def summary_table(rows: list[Row]) -> str:
 
 
 def speed_table() -> str:
-    """judge.md, line 2: beside the sequential test that knows both true rates, and the plain grid of judge.md."""
+    """Beside the sequential test that knows both true rates, and a plain grid of twelve equal bets."""
     lines = [
-        "| stable/canary a window | rates | knows both rates | plain grid | this judge | bound of judge.md |",
+        "| stable/canary a window | rates | knows both rates | plain grid | this judge | bound |",
         "|---|---|---:|---:|---:|---:|",
     ]
     policy = Policy.from_dict(
@@ -204,8 +204,8 @@ def _mean_first(logs: Floats) -> float:
 
 
 def kayenta_check() -> str:
-    """Our Kayenta against the figures of facts/progressive-delivery.md 2.3: caught in one look after 15 windows."""
-    lines = ["| rates, stable/canary a window | facts | here |", "|---|---:|---:|"]
+    """Our Kayenta against the figures of docs/facts.md#kayenta: caught in one look after 15 windows."""
+    lines = ["| rates, stable/canary a window | expected | here |", "|---|---:|---:|"]
     known = (
         (180, 20, 0.01, 0.05, "15–17 %"),
         (180, 20, 0.001, 0.02, "0 %"),

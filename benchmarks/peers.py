@@ -1,6 +1,6 @@
 """The rules by which other systems judge a canary, from their published description, over many releases at once.
 
-Source of each: shared/facts/progressive-delivery.md section 2, which names the files read. Rates are shares of bad
+Sources: docs/facts.md#argo-rollouts, docs/facts.md#flagger, docs/facts.md#kayenta. Rates are shares of bad
 requests in a window, shape (releases, windows). Each rule answers two arrays: +1 promoted, -1 rolled back, and the
 number of windows that it took.
 """
@@ -19,7 +19,7 @@ def argo(canary: Floats, *, limit: float, failure_limit: int) -> tuple[Ints, Int
     """Argo Rollouts, one metric: `successCondition: result[0] <= limit`, `count` = the number of windows.
 
     A measurement that is not a success has failed; the run fails when failed > failureLimit (so a limit of 3
-    takes a fourth), and is successful when `count` is reached (section 2.1, rules 4 and 6).
+    takes a fourth), and is successful when `count` is reached.
     """
     failed = np.cumsum(~(canary <= limit), axis=1) > failure_limit
     return _first(failed, np.zeros_like(failed))
@@ -29,7 +29,7 @@ def flagger(canary: Floats, *, limit: float, threshold: int, steps: int) -> tupl
     """Flagger: `thresholdRange.max: limit`; FailedChecks is never reset; one step of weight for each passed check.
 
     `FailedChecks >= threshold` is tested at the start of a tick, so the roll-back comes one tick later; promoted
-    when maxWeight is reached, after `steps` passed checks (section 2.2, steps 7, 9 and 10).
+    when maxWeight is reached, after `steps` passed checks.
     """
     passed = canary <= limit
     late = np.pad(np.cumsum(~passed, axis=1) >= threshold, ((0, 0), (1, 0)))[:, :-1]
@@ -40,7 +40,7 @@ def kayenta(canary: Floats, stable: Floats, *, looks: list[int]) -> tuple[Ints, 
     """Kayenta, one metric, direction increase, growing window: stopped by the first look that is High.
 
     One metric scores 100 or 0, so any `marginal` and `pass` give the same verdicts. At the last look what is not
-    High has passed (section 2.3).
+    High has passed.
     """
     high = np.zeros(canary.shape, dtype=bool)
     for look in looks:

@@ -21,6 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 WITHOUT_UV = (
     "import sys; sys.argv = ['install.py']; import install; install.find_uv = lambda: None; sys.exit(install.main([]))"
 )
+COMMANDS = {"uv": [".ci/install.py"], "pip": ["-c", WITHOUT_UV]}
 
 
 def seconds(command: list[str]) -> float:
@@ -39,11 +40,11 @@ def seconds(command: list[str]) -> float:
 
 
 def main(rounds: int) -> None:
-    found: dict[str, list[float]] = {"uv": [], "pip": []}
+    found: dict[str, list[float]] = {name: [] for name in COMMANDS}
     for _ in range(rounds):
-        found["uv"].append(seconds([sys.executable, ".ci/install.py"]))
-        found["pip"].append(seconds([sys.executable, "-c", WITHOUT_UV]))
-        print(*(f"{name} {took[-1]:.0f} s" for name, took in found.items()), sep=", ", flush=True)
+        for name, command in COMMANDS.items():
+            found[name].append(seconds([sys.executable, *command]))
+            print(f"{name} {found[name][-1]:.0f} s", flush=True)
     ratio = statistics.median(pip / uv for uv, pip in zip(found["uv"], found["pip"], strict=True))
     print(f"pip takes {ratio:.1f} times as long as uv, of {rounds} rounds the median")
 

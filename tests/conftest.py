@@ -22,6 +22,8 @@ PROJECT = Path(__file__).resolve().parents[1]
 # A test that asks for one is no unit test: it is marked `stack` here, so that none can be forgotten.
 STARTING = {
     "build": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve", "team"},
+    "commands": {"s3", "live"},
+    "doctor": {"kube"},
     "release": {"s3", "live"},
     "metrics": {"serve"},
     "cluster": {"live"},
@@ -84,7 +86,7 @@ class Live:
         return InferenceServices(self.cluster).get(namespace, name)
 
     def lease(self, name: str = "digits", namespace: str = "models") -> Any:
-        from model_release.cluster.lease import Leases
+        from model_release.cluster.leases import Leases
 
         return Leases(self.cluster).read(namespace, name)
 

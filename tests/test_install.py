@@ -352,6 +352,7 @@ def test_what_is_locked_is_installed(installer: ModuleType, index: Path, tmp_pat
     assert has_thing(tmp_path)
 
 
+@pytest.mark.stack  # pip, twice
 def test_pip_installs_the_same_where_uv_cannot_be_had(
     installer: ModuleType, index: Path, tmp_path: Path, page: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
-from tests.run import Half, together
+from tests.run import HALVES, Half, together
 
 PASSED = "tests/test_spec.py ....  [100%]\n===== 4 passed, 7 deselected in 75.31s (0:01:15) =====\n"
 FAILED = (
@@ -43,25 +45,37 @@ def test_a_half_that_crashed_or_found_nothing_is_not_well(output: str, code: int
     assert (ended, line) == (abs(code), f"4 passed, 0 failed; the releases ended with code {code}")
 
 
-def test_the_halves_are_all_of_the_tests_but_the_long_ones() -> None:
-    from tests.run import HALVES
+def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> None:
+    """Played with a small tree of the same folders and marks: collecting the whole one takes half a minute."""
+    marks = {
+        "e2e/test_a.py": ["e2e"],
+        "e2e/test_b.py": ["e2e", "walk"],
+        "faults/test_a.py": ["faults"],
+        "faults/test_b.py": ["e2e"],
+        "release/test_a.py": [],
+        "release/test_b.py": ["simulation"],
+        "browser/test_a.py": ["e2e", "walk"],
+    }
+    for name, own in marks.items():
+        file = tmp_path / "tests" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        said = ", ".join(f"pytest.mark.{one}" for one in own)
+        file.write_text(f"import pytest\npytestmark = [{said}]\ndef test_it(): pass\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
 
-    def found(chosen: str) -> set[str]:
-        command = [
-            sys.executable,
-            "-m",
-            "pytest",
-            "-q",
-            "--collect-only",
-            "-m",
-            chosen,
-            "tests/faults",
-            "tests/release",
-        ]
-        return set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split("\n\n")[0].split())
+    def found(chosen: str, where: list[str]) -> set[str]:
+        command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "-qq", "--collect-only", "-m", chosen, *where]
+        said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
+        return set(re.findall(r"tests/(\S+\.py)", said.split("warnings summary")[0]))
 
-    first, second = (found(chosen) for chosen in HALVES.values())
-    assert first
-    assert second
-    assert not first & second
-    assert first | second == found("not faults and not walk")
+    first, second = (found(*half) for half in HALVES.values())
+    assert first == {"faults/test_b.py", "e2e/test_a.py"}
+    assert second == {"release/test_a.py", "release/test_b.py"}
+
+
+def test_every_release_is_where_the_half_looks_for_it() -> None:
+    folders = HALVES["releases"][1]
+    tests = Path(__file__).parent
+    marked = [path for path in tests.rglob("test_*.py") if re.search(r"mark\.e2e\b(?!.*walk)", path.read_text())]
+    assert marked
+    assert [str(path) for path in marked if f"tests/{path.relative_to(tests).parts[0]}" not in folders] == []

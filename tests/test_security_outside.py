@@ -53,8 +53,8 @@ def test_a_jpeg_of_a_thousand_scans_is_refused_at_once() -> None:
     """270 kB that keep a worker busy for half a minute; six times that are 120 s, which end it."""
     photo = Image.fromarray(np.random.default_rng(0).integers(0, 255, (200, 300, 3), np.uint8))
     progressive = encoded(photo, "JPEG", progressive=True)
-    assert image_input._scans(progressive) == 10
-    assert image_input._scans(encoded(photo, "JPEG")) == 1
+    assert image_input.scans(progressive) == 10
+    assert image_input.scans(encoded(photo, "JPEG")) == 1
     assert image_input.read_image(scans(progressive, 50)).size == (300, 200)
     with pytest.raises(image_input.BadInput, match="a JPEG of more than 64 scans"):
         image_input.read_image(scans(progressive, 1000))
@@ -65,7 +65,7 @@ def test_what_lies_behind_a_jpeg_or_in_its_notes_is_no_scan() -> None:
     jpeg = encoded(Image.new("RGB", (20, 10)), "JPEG")
     noted = jpeg[:2] + b"\xff\xe1" + (2 + 400).to_bytes(2, "big") + b"\xff\xda" * 200 + jpeg[2:]
     for picture in (jpeg + b"\xff\xda" * 1000, noted):
-        assert image_input._scans(picture) == 1
+        assert image_input.scans(picture) == 1
         assert image_input.read_image(picture).size == (20, 10)
 
 

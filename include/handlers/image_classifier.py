@@ -1,7 +1,7 @@
 """The TorchServe handler: one for every image classifier that this project exports.
 
 The archive holds `model.pt` (TorchScript), `model.json` (labels, input size, preprocessing) and this file with
-`image_requests.py` and `image_input.py` beside it. Needs torch, Pillow and NumPy.
+`image_*.py` beside it: requests, files, headers, pixels. Needs torch, Pillow and NumPy.
 
 Requests: what `image_requests` reads, with TorchServe's envelopes (`TS_SERVICE_ENVELOPE=kserve` or `kservev2`, as
 KServe runs it) and without, alike. All images of a request go through the model in one forward pass.

@@ -10,14 +10,21 @@ import base64
 import binascii
 import io
 import re
-import struct
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
+from image_headers import (  # type: ignore[import-not-found]
+    MAX_SCANS,
+    memory,
+    over_limit,
+    refuse_pieces,
+    scans,
+    upright,
+)
 from image_pixels import (  # type: ignore[import-not-found]
     MAX_KEPT_PIXELS,
     MAX_PIXELS,
@@ -27,7 +34,7 @@ from image_pixels import (  # type: ignore[import-not-found]
     keeps_shape,
     preprocess,
 )
-from PIL import Image, UnidentifiedImageError
+from PIL import AvifImagePlugin, Image, UnidentifiedImageError
 
 # Not in every serving image.
 try:
@@ -38,6 +45,9 @@ try:
 except ImportError:
     READS_HEIC = False
 
+# Else each picture starts as many threads as the node has CPUs.
+AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+
 #: Pillow reads WebP through libwebp's decoder of animations, which holds five copies of the picture.
 MAX_WEBP_PIXELS = 25_000_000
 #: One request is one forward pass, and its memory grows with each instance.
@@ -45,12 +55,6 @@ MAX_INSTANCES = 64
 #: All pictures of a request, before they are made small: a black picture of 50 megapixels is a file of some kilobytes,
 #: and half a second's work.
 MAX_REQUEST_PIXELS = 200_000_000
-#: How often a JPEG may go over its picture. Encoders write some ten scans; each costs as much as a whole decoding,
-#: and a few bytes of a file.
-MAX_SCANS = 64
-#: Pieces of a TIFF, and tiles of a JPEG 2000: each takes memory of its own before anything is decoded.
-MAX_PIECES = 65_535
-MAX_TILES = 4_096
 #: What is decoded at all. Pillow knows many more, some of which start other programs (EPS) or are seldom fuzzed.
 #: TGA has no signature, so it comes last.
 FORMATS = (
@@ -70,24 +74,14 @@ FORMATS += ("TGA",)
 #: Where an instance keeps its picture.
 KEYS = ("data", "b64", "image", "image_bytes", "bytes", "body")
 
-# The next marker of a JPEG that is no part of compressed data (ISO/IEC 10918-1, B.1.1).
-_MARKER = re.compile(rb"\xff([\x01-\xcf\xd8-\xfe])")
-# How a JPEG 2000 begins (ISO/IEC 15444-1, A.4): start of codestream, then its size.
-_CODESTREAM = b"\xff\x4f\xff\x51"
+# How large an AVIF is, its container says, and its decoder takes what the video inside is. It gets what an honest
+# one needs (10 bits, three planes, and twice as RGB), and some to spare.
+_BYTES_A_PIXEL = 32
+_SPARE = 96_000_000
 # Shorter than any picture is: words look alike.
 _BASE64 = re.compile(r"[A-Za-z0-9+/_\s-]{40,}=*\s*")
 _ORDINARY = str.maketrans("-_", "+/")
 _PLAIN_PPM = re.compile(rb"P[1-7]\s")
-# What brings a picture upright, by EXIF's orientation.
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 class Allowance:
@@ -127,7 +121,7 @@ def read_instances(instances: object, options: Mapping[str, Any], where: str = "
         total += inputs[-1][0].size
         limit = min(MAX_KEPT_PIXELS, MAX_PIXELS)
         if total > limit:
-            raise BadInput(f"the instances up to [{row}] are together {_over_limit(limit)}")
+            raise BadInput(f"the instances up to [{row}] are together {over_limit(limit)}")
     if faults:
         raise BadInput("; ".join(faults[:5]) + (f"; and {len(faults) - 5} more" if len(faults) > 5 else ""))
     return inputs
@@ -136,7 +130,7 @@ def read_instances(instances: object, options: Mapping[str, Any], where: str = "
 def pixels_of(picture: Image.Image, options: Mapping[str, Any]) -> Pixels:
     """The model's input for one RGB picture. Raises `BadInput` for one that is too large and would stay so."""
     if keeps_shape(options) and not options["do_resize"] and picture.width * picture.height > MAX_KEPT_PIXELS:
-        raise BadInput(f"image of {picture.width}x{picture.height} pixels, {_over_limit(MAX_KEPT_PIXELS)}")
+        raise BadInput(f"image of {picture.width}x{picture.height} pixels, {over_limit(MAX_KEPT_PIXELS)}")
     return preprocess(picture, options)
 
 
@@ -154,13 +148,13 @@ def read_image(value: object, allowance: Allowance | None = None) -> Image.Image
     raw = _bytes(value)
     try:
         with _pillows_own_limit():
-            _refuse_pieces(raw)
+            refuse_pieces(raw)
             try:
                 image = _decoded(raw, allowance)
             except OSError as error:
                 image = _without_its_end(raw, error)
             # A copy would be another 200 MB.
-            image = _upright(image)
+            image = upright(image)
             return _rgb(image)
     except BadInput:
         raise
@@ -168,7 +162,7 @@ def read_image(value: object, allowance: Allowance | None = None) -> Image.Image
         raise BadInput(_unknown(raw)) from None
     except Image.DecompressionBombError as error:
         pixels = re.search(r"[0-9]+", str(error))
-        raise BadInput(f"image of {pixels[0] if pixels else 'far more'} pixels, {_over_limit()}") from None
+        raise BadInput(f"image of {pixels[0] if pixels else 'far more'} pixels, {over_limit()}") from None
     except MemoryError:
         raise
     # Pillow's decoders raise whatever they stumble over (OSError, struct.error, IndexError, zlib.error …), and
@@ -230,13 +224,17 @@ def _decoded(raw: bytes, allowance: Allowance | None) -> Image.Image:
     with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
         limit = MAX_WEBP_PIXELS if image.format == "WEBP" else MAX_PIXELS
         if image.width * image.height > limit:
-            raise BadInput(f"image of {image.width}x{image.height} pixels, {_over_limit(limit)}")
+            raise BadInput(f"image of {image.width}x{image.height} pixels, {over_limit(limit)}")
         # MPO is a JPEG with more pictures behind it.
-        if image.format in ("JPEG", "MPO") and _scans(raw) > MAX_SCANS:
+        if image.format in ("JPEG", "MPO") and scans(raw) > MAX_SCANS:
             raise BadInput(f"a JPEG of more than {MAX_SCANS} scans; save it anew, as baseline or progressive")
         if allowance:
             allowance.take(image.width, image.height)
-        image.load()
+        if image.format != "AVIF":
+            image.load()
+            return image
+        with memory(_SPARE + _BYTES_A_PIXEL * image.width * image.height):
+            image.load()
     return image
 
 
@@ -255,83 +253,10 @@ def _without_its_end(raw: bytes, error: OSError) -> Image.Image:
     return first
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """The picture as EXIF or XMP say it is to be seen. Own reading: Pillow's refuses whole pictures for one odd number
-    in their EXIF, and writes EXIF anew, which nobody needs here."""
-    turn = _TURNS.get(_orientation(image))
-    return image if turn is None else image.transpose(turn)
-
-
-def _orientation(image: Image.Image) -> int:
-    if image.format == "TIFF":
-        return 1  # turned by the decoder
-    exif = image.info.get("exif")
-    profile = image.info.get("Raw profile type exif")
-    if not exif and isinstance(profile, str):
-        with suppress(ValueError):
-            exif = bytes.fromhex("".join(profile.split("\n")[3:]))
-    if isinstance(exif, bytes):
-        exif = exif.removeprefix(b"Exif\0\0")
-        for tag, kind, count, value in _tags(exif):
-            if tag == 0x0112 and count == 1:
-                order = "<" if exif[:2] == b"II" else ">"
-                return int(struct.unpack(order + ("H" if kind == 3 else "I"), value[: 2 if kind == 3 else 4])[0])
-    xmp = image.info.get("XML:com.adobe.xmp") or image.info.get("xmp") or b""
-    found = re.search(rb"tiff:Orientation(?:=\"|>)([1-8])", xmp.encode() if isinstance(xmp, str) else bytes(xmp))
-    return int(found[1]) if found else 1
-
-
-def _tags(tiff: bytes) -> Iterator[tuple[int, int, int, bytes]]:
-    """The entries of a TIFF's (and so EXIF's) first directory: tag, type, count, value or where it is. Ends where the
-    bytes do."""
-    if tiff[:2] not in (b"II", b"MM") or len(tiff) < 8:
-        return
-    order = "<" if tiff[:2] == b"II" else ">"
-    big = struct.unpack(order + "H", tiff[2:4])[0] == 43
-    with suppress(struct.error):
-        at = struct.unpack_from(order + ("Q" if big else "I"), tiff, 8 if big else 4)[0]
-        entries = struct.unpack_from(order + ("Q" if big else "H"), tiff, at)[0] if at < len(tiff) else 0
-        at += 8 if big else 2
-        for _ in range(min(entries, len(tiff) // 12)):
-            yield struct.unpack_from(order + ("HHQ8s" if big else "HHI4s"), tiff, at)
-            at += 20 if big else 12
-
-
-def _refuse_pieces(raw: bytes) -> None:
-    """Refuses what is in so many pieces that their list alone fills the memory."""
-    if raw[:2] in (b"II", b"MM"):
-        pieces = max((count for tag, _, count, _ in _tags(raw) if tag in (273, 324)), default=0)
-        if pieces > MAX_PIECES:
-            raise BadInput(f"a TIFF in {pieces} strips or tiles; the limit is {MAX_PIECES}")
-    # A picture in a JP2 file has a size of its own, beside that of the file.
-    if raw[4:8] == b"jP  " or raw[:4] == _CODESTREAM:
-        for found in re.finditer(re.escape(_CODESTREAM), raw):
-            header = raw[found.end() : found.end() + 38]
-            if len(header) < 38:
-                continue
-            _, _, right, bottom, left, top, wide, high, *_, components = struct.unpack(">HHIIIIIIIIH", header)
-            width, height = max(0, right - left), max(0, bottom - top)
-            if width * height > MAX_PIXELS:
-                raise BadInput(f"image of {width}x{height} pixels, {_over_limit()}")
-            tiles = -(-width // max(wide, 1)) * -(-height // max(high, 1))
-            if tiles > MAX_TILES or components > 4:
-                raise BadInput(f"a JPEG 2000 of {tiles} tiles and {components} channels; known: {MAX_TILES} and 4")
-
-
 def _unknown(raw: bytes) -> str:
     if not READS_HEIC and raw[4:8] == b"ftyp" and raw[8:11] in (b"hei", b"hev", b"mif", b"msf"):
         return "HEIC, which this server does not read (it has no pillow-heif); send JPEG, PNG, WebP or AVIF"
     return f"{len(raw)} bytes that are no image; known are {', '.join(FORMATS)}"
-
-
-def _scans(jpeg: bytes) -> int:
-    """How many scans the first picture of a JPEG has."""
-    count, at = 0, 0
-    while (marker := _MARKER.search(jpeg, at)) and marker[1] != b"\xd9":  # the end of the picture
-        count, at = count + (marker[1] == b"\xda"), marker.end()
-        if marker[1] not in (b"\x01", b"\xd8"):  # these two have no length and no content
-            at += int.from_bytes(jpeg[at : at + 2], "big")
-    return count
 
 
 def _rgb(image: Image.Image) -> Image.Image:
@@ -347,7 +272,3 @@ def _rgb(image: Image.Image) -> Image.Image:
 def _from_sixteen_bits(image: Image.Image) -> Image.Image:
     samples = np.asarray(image).astype(np.uint32)
     return Image.fromarray(((samples * 255 + 32767) // 65535).astype(np.uint8)).convert("RGB")
-
-
-def _over_limit(limit: int | None = None) -> str:
-    return f"over the limit of {(limit or MAX_PIXELS) // 1_000_000} megapixels"

@@ -8,6 +8,7 @@ exported is a model whose input is reproduced here; whatever goes wrong here is 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,6 +35,7 @@ OPTIONS = (
     "do_resize",
     "size",
     "size_divisor",
+    "patches",
     "resample",
     "do_thumbnail",
     "do_pad",
@@ -64,8 +66,8 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
 
     Same operations in the same order and precision as transformers' `PilBackend._preprocess` and the processors that
     have steps of their own: `crop_share` is Perceiver's, `do_align_long_axis`, `do_thumbnail` and `do_pad` (with `box`)
-    are Donut's, `size_divisor` is TextNet's, `rescale_offset` and `include_top` are EfficientNet's. Options that are
-    absent are off.
+    are Donut's, `size_divisor` is TextNet's, `patches` are SigLIP2's, `rescale_offset` and `include_top` are
+    EfficientNet's. Options that are absent are off.
 
     Raises `BadInput` for a strip so long that resizing it would need more than `MAX_PIXELS`.
     """
@@ -102,8 +104,8 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
 def keeps_shape(options: Mapping[str, Any]) -> bool:
     """Whether a picture's own width and height decide how large the model's input gets."""
     size = options.get("size") or {}
-    fixed = options["do_center_crop"] or options.get("do_pad") or (options["do_resize"] and "height" in size)
-    return not fixed
+    resized = options["do_resize"] and ("height" in size or options.get("patches"))
+    return not (resized or options["do_center_crop"] or options.get("do_pad"))
 
 
 def in_bands(image: Image.Image, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
@@ -140,6 +142,8 @@ def _crop_share(image: Image.Image, share: Mapping[str, float]) -> Image.Image:
 
 def _resize(image: Image.Image, options: Mapping[str, Any]) -> Image.Image:
     size, resample = options["size"], Image.Resampling(options["resample"])
+    if options.get("patches"):
+        return image.resize(_in_patches(image, options["patches"]["side"], options["patches"]["most"]), resample)
     edge, divisor = size.get("shortest_edge"), options.get("size_divisor") or 1
     if not edge:
         return image.resize((size["width"], size["height"]), resample)
@@ -153,6 +157,25 @@ def _by_shortest_edge(image: Image.Image, edge: int, limit: int) -> tuple[int, i
     if edge * length > limit:
         raise BadInput(f"a strip of {image.width}x{image.height} pixels; its sides are too far apart to be resized")
     return (edge, length) if image.width <= image.height else (length, edge)
+
+
+def _in_patches(image: Image.Image, side: int, most: int) -> tuple[int, int]:
+    """(width, height) in whole patches, in the picture's shape as nearly as `most` of them allow: the search of
+    transformers' `get_image_size_for_max_num_patches`, step for step."""
+
+    def patches(scale: float) -> tuple[int, int]:
+        width, height = (max(1, math.ceil(length * scale / side)) for length in image.size)
+        return width, height
+
+    low, high = 1e-6, 100.0
+    while high - low >= 1e-5:
+        scale = (low + high) / 2
+        if math.prod(patches(scale)) <= most:
+            low = scale
+        else:
+            high = scale
+    width, height = patches(low)
+    return width * side, height * side
 
 
 def _thumbnail(image: Image.Image, width: int, height: int, resample: int) -> Image.Image:

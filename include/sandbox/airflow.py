@@ -242,7 +242,7 @@ def _all_of_it() -> None:
                 continue
             print(f"{name} ended with code {one.exitcode}")
             del running[name]
-            if one.exitcode > 0 and not ended:
+            if one.exitcode > 0 and not ended:  # the database was away (docs/facts.md#without-its-database)
                 time.sleep(1)
                 start(name)
 

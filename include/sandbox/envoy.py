@@ -239,7 +239,7 @@ class Envoy:
             "static_resources": {
                 "listeners": [{"name": "front_door", "address": _address(self._port), "filter_chains": [chain]}]
             },
-            # Histograms reach the statistics page only when flushed; counters are there at once.
+            # Histograms reach the statistics page only then (docs/facts.md#histograms-are-flushed).
             "stats_flush_interval": "1s",
             "stats_config": {
                 "histogram_bucket_settings": [{"match": {"suffix": "upstream_rq_time"}, "buckets": BUCKETS_MS}]
@@ -247,6 +247,7 @@ class Envoy:
         }
 
     def _watched(self, name: str) -> dict[str, Any]:
+        # Read again when a file is renamed to it (docs/facts.md#configuration-from-files).
         folder = self._folder.resolve()
         source = {"path": str(folder / name), "watched_directory": {"path": str(folder)}}
         return {"resource_api_version": "V3", "path_config_source": source}

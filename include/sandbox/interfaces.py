@@ -14,7 +14,8 @@ from typing import Any, Protocol
 
 
 class Phase(StrEnum):
-    """The life of a revision's pod, as far as KServe's status tells it apart (facts/kserve.md 2.5)."""
+    """The life of a revision's pod, as far as KServe's status tells it apart
+    (docs/facts.md#how-a-failing-revision-shows)."""
 
     PENDING = "Pending"  # no process yet
     DOWNLOADING = "Downloading"  # storage-initializer runs

@@ -1,5 +1,5 @@
 """Prometheus, scraping each second. Envoy's series appear under Istio's names, with the labels that a revision
-has on a cluster with Istio (facts/kserve.md 5.3), so that one set of queries serves both."""
+has on a cluster with Istio (docs/facts.md#metrics-of-the-mesh), so that one set of queries serves both."""
 
 from __future__ import annotations
 

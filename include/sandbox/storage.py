@@ -1,4 +1,4 @@
-"""The storage initializer: what KServe runs before a model server, by the same rules (facts/kserve.md 3.3)."""
+"""The storage initializer: what KServe runs before a model server, by the same rules (docs/facts.md#s3-prefixes)."""
 
 from __future__ import annotations
 

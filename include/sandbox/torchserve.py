@@ -27,7 +27,7 @@ MODEL_MOUNT = "/mnt/models"
 # What TorchServe's worker says last when the handler does not load (ts/model_service_worker.py).
 WORKER_DIED = "Backend worker process died."
 
-# Half of the memory of Java's defaults, with no visible slowdown (facts/serving-stack.md 3).
+# Half of the memory of Java's defaults, with no visible slowdown (docs/facts.md#memory-of-java).
 _SMALL_JVM = "-Xmx128m -XX:+UseSerialGC -XX:TieredStopAtLevel=1 -Xss512k -XX:MaxDirectMemorySize=128m"
 
 # TorchServe's own default writes 2 kB for each request. What the handler logs stays: it is what `kubectl logs`
@@ -99,7 +99,7 @@ class TorchServe:
         ]
         environment = {
             "OMP_NUM_THREADS": "1",
-            # What KServe's runtime sets for protocol v1 (facts/kserve.md 4.1).
+            # What KServe's runtime sets for protocol v1 (docs/facts.md#the-torchserve-runtime).
             "TS_SERVICE_ENVELOPE": "kserve",
             **env,
             **dict.fromkeys(("TMPDIR", "TEMP"), str(sockets)),
@@ -123,7 +123,8 @@ class TorchServe:
         }
 
     async def loaded(self, http: aiohttp.ClientSession) -> bool:
-        """Whether each model has a worker that is READY. `/ping` would say Healthy with dead workers."""
+        """Whether each model has a worker that is READY. `/ping` says Healthy with dead ones
+        (docs/facts.md#ping-is-not-health)."""
         try:
             for model in self.models:
                 url = f"http://{LOOPBACK}:{self._management_port}/models/{quote(model)}"

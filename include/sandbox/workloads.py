@@ -31,7 +31,8 @@ class TorchServeWorkloads:
 
     `store` makes an S3 client. `changed` is awaited whenever `backends` or `targets` may say something new, and
     before a replica is reported ready: what is ready can be reached. A model that does not load is ready all the
-    same and answers 503, because on KServe readiness is a TCP connect to the wrapper (facts/kserve.md 4.5).
+    same and answers 503, because on KServe readiness is a TCP connect to the wrapper
+    (docs/facts.md#ready-does-not-mean-loaded).
     """
 
     def __init__(

@@ -33,7 +33,7 @@ def service_page(airflow: str, spec: ModelSpec) -> str:
 
 
 def grafana(address: str | None, spec: ModelSpec, start: float | None = None, end: float | None = None) -> str | None:
-    """The dashboard of the model's service (include/dashboards/<profile>/service.json) in Grafana, from `start` to
+    """The dashboard of the model's service (`metrics.dashboards`: service.json) in Grafana, from `start` to
     `end` (seconds since the epoch; open: the last hour)."""
     if safe(address) is None:
         return None

@@ -44,6 +44,18 @@ def test_kserves_layout(packed: Archive) -> None:
     assert (model["batchSize"], model["minWorkers"]) == (1, 1)
 
 
+def test_t3_a_request_may_take_as_long_as_the_model_file_says(exported: Any, packed: Archive, tmp_path: Path) -> None:
+    """TorchServe ended a request after two minutes, and started the worker anew, whatever `service.timeout` said."""
+
+    def seconds(made: Archive) -> Any:
+        return json.loads(properties(made)["model_snapshot"])["models"]["tiny"]["1.0"]["responseTimeout"]
+
+    assert seconds(packed) == 60, "the default of service.timeout"
+    patient = archive(exported.directory, "tiny", HANDLER, tmp_path / "patient", response_timeout=300)
+    assert seconds(patient) == 300
+    assert patient.sha256 == packed.sha256, "the model is the same"
+
+
 def test_own_dimensions_come_before_those_that_torchserve_appends(packed: Archive) -> None:
     metrics = yaml.safe_load((packed.directory / "config" / "metrics.yaml").read_text())["model_metrics"]
     declared = {metric["name"]: metric["dimensions"] for kind in metrics.values() for metric in kind}
@@ -58,6 +70,7 @@ def test_the_archive_is_stored_and_holds_what_the_handler_needs(packed: Archive)
     assert [entry.filename for entry in entries] == [
         "MAR-INF/MANIFEST.json",
         "image_classifier.py",
+        "image_headers.py",
         "image_input.py",
         "image_pixels.py",
         "image_requests.py",

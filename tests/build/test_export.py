@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "a size that the model does not take": (
         lambda f: processor(f, size={"height": 40, "width": 40}),
-        "the original model cannot answer sample image 0: .*40.*32",
+        "the original model cannot answer an input of 40x40: .*40.*32",
     ),
     "a processor of unknown kind": (
         lambda f: processor(f, image_processor_type="NoSuchProcessor"),

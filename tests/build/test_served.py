@@ -7,6 +7,7 @@ import gzip
 import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from tests.patience import until
+
+# The requests of the handler's own tests, whose modules lie beside it in an archive.
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "include" / "handlers"))
+from tests.handlers.test_bombs import BOMBS, changed_requests
+from tests.handlers.test_image_requests import WAYS
 
 from model_release.build.archive import Archive, archive, check
 from model_release.build.export import Export, export
@@ -229,3 +235,50 @@ def test_what_clients_send_through_the_real_server(server: Any) -> None:
         status, told = server.post(PREDICT.format("tiny"), body)
         assert status == 400, told
         assert reason in json.loads(told)["message"]
+
+
+def sent(fields: dict[str, Any]) -> tuple[bytes, str]:
+    """Body and content type of a row of fields, as clients write it."""
+    ((name, value),) = fields.items()
+    if name != "body":
+        head = f'--x\r\nContent-Disposition: form-data; name="{name}"; filename="a"\r\n'
+        return (
+            head.encode() + b"Content-Type: image/png\r\n\r\n" + value + b"\r\n--x--\r\n",
+            "multipart/form-data; boundary=x",
+        )
+    if isinstance(value, dict):
+        return json.dumps(value).encode(), "application/json"
+    if isinstance(value, str):
+        return value.encode(), "application/json" if "{" in value else "text/plain"
+    return value, "application/json" if b"{" in value.replace(b"\0", b"")[:5] else "application/octet-stream"
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_every_way_of_the_handler_comes_through_the_server(server: Any, way: str) -> None:
+    body, kind = sent(WAYS[way])
+    status, told = server.post("/predictions/tiny", body, kind)
+    assert status == 200, told
+    assert '"label"' in told
+
+
+def test_what_the_model_itself_takes_comes_through_the_server(server: Any, packed: Archive) -> None:
+    tensor = {"name": "x", "shape": [2, 3, 32, 32], "datatype": "FP32", "data": [0.5] * (2 * 3 * 32 * 32)}
+    status, told = server.post("/v2/models/tiny/infer", json.dumps({"inputs": [tensor]}).encode())
+    assert status == 200, told
+    assert [one["shape"] for one in json.loads(told)["outputs"]] == [[2, 3], [2, 3]]
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_a_bomb_is_a_400_of_the_server(server: Any, name: str) -> None:
+    raw, reason = BOMBS[name]
+    status, told = server.post("/predictions/tiny", raw, "application/octet-stream")
+    assert (status, reason in json.loads(told)["message"]) == (400, True), told
+
+
+def test_five_hundred_changed_requests_are_answered_and_never_the_servers_fault(server: Any) -> None:
+    statuses = []
+    for number, body in enumerate(changed_requests(500)):
+        kind = "application/json" if number % 2 else "application/octet-stream"
+        statuses.append(server.post("/predictions/tiny", body, kind)[0])
+    assert {status // 100 for status in statuses} == {2, 4}, "both kinds, and no 5xx"
+    assert server.post(PREDICT.format("tiny"), v1(picture()))[0] == 200

@@ -181,29 +181,29 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         "id2label in config.json is no object",
     ),
     "regression": (lambda f: change(f, "config.json", problem_type="regression"), "values and no classes"),
-    "a Git LFS pointer": (
+    "C6 a Git LFS pointer": (
         lambda f: pointer(f / "model.safetensors"),
         "model.safetensors is a Git LFS pointer to a file of 343 MB; `git lfs pull`",
     ),
-    "a config that is a Git LFS pointer": (lambda f: pointer(f / "config.json"), "config.json is a Git LFS pointer"),
+    "C6 a config that is a Git LFS pointer": (lambda f: pointer(f / "config.json"), "config.json is a Git LFS pointer"),
     "a LoRA adapter beside the weights": (
         lambda f: (f / "adapter_config.json").write_text("{}"),
         "holds a LoRA adapter",
     ),
-    "timm's own checkpoint": (
+    "C7 timm's own checkpoint": (
         lambda f: (f / "config.json").write_text(
             '{"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {}}'
         ),
         r"is a timm checkpoint \(resnet18\), and a build has no timm",
     ),
-    "timm's, without a processor": (
+    "C7 timm's, without a processor": (
         lambda f: (
             (f / "preprocessor_config.json").unlink(),
             change(f, "config.json", architecture="resnet18", pretrained_cfg={}),
         ),
         r"is a timm checkpoint \(resnet18\)",
     ),
-    "timm's, saved by transformers": (
+    "C7 timm's, saved by transformers": (
         lambda f: change(f, "config.json", model_type="timm_wrapper", architecture="resnet18"),
         r"is a timm checkpoint \(resnet18\)",
     ),

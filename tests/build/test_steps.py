@@ -12,11 +12,13 @@ from typing import Any
 
 import pytest
 
+from model_release import model_file
 from model_release.build import steps
 from model_release.build.export import load, toolchain
 from model_release.build.source import Checkpoint
 from model_release.build.steps import Request, answered, ask
 from model_release.errors import ArchiveError, CheckpointError, SpecError, StoreUnavailable
+from model_release.spec import ModelSpec
 from model_release.store.store import Store
 
 from .conftest import HANDLER, LABELS, ROOT, S3
@@ -128,6 +130,19 @@ def test_an_image_with_other_packages_is_refused(store: Store, s3: S3) -> None:
 
 def test_the_local_label_of_a_build_is_no_other_toolchain() -> None:
     steps._check_toolchain({**TOOLCHAIN, "torch": TOOLCHAIN["torch"].split("+")[0] + "+cu126"}, HANDLER)
+
+
+def test_what_a_model_file_asks_for_is_another_version_and_no_other_machine() -> None:
+    content = model_file.load(ROOT / "include" / "models" / "digits.yaml").model_dump(mode="json", exclude_none=True)
+    service = {**content["service"], "timeout": "5m"}
+    spec = ModelSpec.model_validate({**content, "service": service, "build": {"fold": True}})
+    assert steps.asked_of(spec) == {"fold": True, "response_timeout": 300}
+    asked = toolchain(HANDLER, **steps.asked_of(spec))
+    assert {name: value for name, value in asked.items() if TOOLCHAIN.get(name) != value} == {
+        "fold": "yes",
+        "response_timeout": "300",
+    }
+    steps._check_toolchain(asked, HANDLER)
 
 
 def test_a_request_of_another_run_is_not_answered_for(store: Store) -> None:

@@ -10,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
+
+from model_release.metrics import PROFILES
 
 from .containers import COMPOSE, PROJECT, compose
 
@@ -169,7 +172,20 @@ def test_grafana_is_told_what_its_provisioning_asks_for(resolved: dict[str, Any]
     asked = {name for line in lines if not line.strip().startswith("#") for name in re.findall(r"\$([A-Z_]+)", line)}
     assert asked
     assert asked - set(said) == set()
-    assert list((folder / said["MODEL_RELEASE_PROFILE"]).glob("*.json"))
+    assert said["MODEL_RELEASE_PROFILE"] in PROFILES
+
+
+def test_the_dashboards_are_made_where_grafana_reads_them(resolved: dict[str, Any]) -> None:
+    def places(service: str) -> list[str]:
+        volumes = resolved["services"][service]["volumes"]
+        return [volume["target"] for volume in volumes if volume.get("source") == "dashboards"]
+
+    (made,), (read,) = places("init"), places("grafana")
+    (command,) = resolved["services"]["init"]["command"]
+    assert f"python -m model_release.metrics.dashboards {made}\n" in command
+    provider = yaml.safe_load((PROJECT / "include/dashboards/provisioning/dashboards.yaml").read_text())["providers"]
+    assert [one["options"]["path"] for one in provider] == [f"{read}/$MODEL_RELEASE_PROFILE"]
+    assert "init" in resolved["services"]["grafana"]["depends_on"]
 
 
 def test_each_database_is_named_with_the_driver_that_the_image_has(resolved: dict[str, Any]) -> None:

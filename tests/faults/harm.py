@@ -129,21 +129,31 @@ class Harm:
         finally:
             self.live.sandbox("start", "guard")
 
+    @contextlib.contextmanager
+    def unswept(self) -> Iterator[None]:
+        """Without the sweep that its schedule starts: it may come before the guard, and settles all the same."""
+        self.pause("sweep")
+        try:
+            yield
+        finally:
+            self.pause("sweep", paused=False)
+
     def pause(self, dag: str, *, paused: bool = True) -> None:
         """The switch beside a DAG's name."""
         self.live.airflow.call("PATCH", f"/dags/{dag}", json={"is_paused": paused})
 
     @contextlib.contextmanager
-    def standing_still(self, word: str) -> Iterator[None]:
-        """The processes of Airflow that have this word in their title are stopped (SIGSTOP), and those that come
-        meanwhile, too; in the end they go on."""
-        ended, still = Event(), dict[int, psutil.Process]()
+    def standing_still(self, word: str, *, newcomers: bool = True) -> Iterator[None]:
+        """The processes of Airflow that have this word in their title are stopped (SIGSTOP), and with `newcomers` those
+        that come meanwhile, too; in the end they go on."""
+        ended, still, began = Event(), dict[int, psutil.Process](), time.time()
 
         def stop_all() -> None:
             while not ended.wait(0.3):
                 for one in process.processes(self.live.state):
                     with contextlib.suppress(psutil.Error):
-                        if one.pid not in still and word in " ".join(one.cmdline()):
+                        is_new = one.create_time() > began and not newcomers
+                        if one.pid not in still and not is_new and word in " ".join(one.cmdline()):
                             one.suspend()
                             still[one.pid] = one
 
@@ -164,7 +174,8 @@ class Harm:
         victims = []
         for one in process.processes(self.live.state):
             with contextlib.suppress(psutil.Error):
-                if " ".join(one.cmdline()).split()[-1:] == [part]:
+                words = " ".join(one.cmdline()).split()
+                if words[-1:] == [part] or words[:2] == ["airflow", part.replace("-", "_")]:
                     victims += [one, *one.children(recursive=True)]
         assert victims, f"no {part} runs"
         for victim in victims:

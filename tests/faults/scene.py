@@ -47,7 +47,7 @@ class Scene(Harm):
 
     @property
     def claim(self) -> Any:
-        return self.live.lease(NAME).claim
+        return self.live.lease(NAME).release
 
     @property
     def stable(self) -> str:
@@ -66,8 +66,10 @@ class Scene(Harm):
 
         trained, before = self.live.state / "trained" / "bad", set(self.stored())
         make_candidate("bad", trained, lambda _: None)
-        shutil.copytree(trained, self.live.project / "candidates" / "faults-bad" / "20260101T000000")
-        run = self.live.finished(BAD, self.airflow.trigger(BAD, {"rollout": "none"}), 300)
+        shutil.copytree(
+            trained, self.live.project / "candidates" / "faults-bad" / "20260101T000000", dirs_exist_ok=True
+        )
+        run = self.live.finished(BAD, self.airflow.trigger(BAD, {"rollout": "none"}))
         assert run["state"] == "success"
         (made,) = set(self.stored()) - before
         return made

@@ -80,7 +80,7 @@ def test_triggerer_killed_while_the_canary_starts_scheduler_while_watched_and_wh
     scene.kill("scheduler")
     scene.api_mended()
     scene.restart("scheduler")
-    assert one.ended(400) == "success"
+    assert one.ended() == "success"
     assert one.tries("promote") > 1
     assert one.sentence().startswith("promoted: ")
     end = scene.end(one, candidate)
@@ -119,7 +119,7 @@ def test_scheduler_and_triggerer_killed_and_the_run_gone_from_the_database(scene
     lease = scene.live.lease(NAME)
     claim = lease.raw["metadata"]["annotations"]["model-release/claim"]
     # Before the sweep settles it, what it must not touch: a lease of another Airflow, and a canary of nobody's.
-    elsewhere = claim.replace(lease.claim.owner.installation, "https://elsewhere")
+    elsewhere = claim.replace(lease.release.owner.installation, "https://elsewhere")
     scene.edit_lease(_held(lease.holder, elsewhere))
     scene.restart("triggerer")
     scene.restart("scheduler")
@@ -172,8 +172,8 @@ def test_model_file_deleted_under_a_release(scene: Scene) -> None:
 
 
 def test_backfill_beside_a_scheduled_run(scene: Scene) -> None:
-    """`max_active_runs` does not count a backfill's runs (facts/airflow.md 2.8): the lease does. The backfill was told
-    to move traffic, which by itself it never does. Both wait in line for a third."""
+    """`max_active_runs` does not count a backfill's runs (docs/facts.md#backfills-are-counted-apart): the lease does.
+    The backfill was told to move traffic, which by itself it never does. Both wait in line for a third."""
     candidate, file = scene.other, scene.live.project / "include" / "models" / "faults-late.yaml"
     text = file.read_text()
     first = scene.release(dag=ASKED)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 from tests.patience import until
 
-from .models import ASKED, BAD, PERSON
-from .scene import Scene
+from .models import ASKED, BAD, BAKE, PERSON
+from .scene import Scene, following
 
 pytestmark = pytest.mark.faults
 
 
 def test_dag_paused_under_a_bad_canary(scene: Scene) -> None:
+    """A1: nobody can be scheduled; the triggerer takes it back all the same."""
     stable, before = scene.stable, str(scene.service.rolled_out)
     one = scene.release_in_silence(scene.bad, BAD)
     canary = str(scene.claim.canary)
@@ -39,7 +40,7 @@ def test_executor_wedged_under_a_bad_canary(scene: Scene) -> None:
         why = scene.taken_back(before)
         assert one.state_of("decide") not in ("success", "running")
     assert why.startswith("Rolled back: ")
-    assert one.ended(400) == "failed"
+    assert one.ended() == "failed"
     assert one.sentence() == f"rolled_back: {why}"
     end = scene.end(one, stable, failing=(canary, "-"))
     scene.row("executor wedged, bad canary", "watch", one, stable, end)
@@ -99,6 +100,26 @@ def test_canary_dead_while_a_person_is_asked(scene: Scene) -> None:
     scene.row("canary dead, while a person is asked", "watch", one, stable, end)
 
 
+def test_canary_dead_after_its_promotion(scene: Scene) -> None:
+    """It has everything, and KServe takes it for the stable one: deleted first, then 0 %."""
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release(dag=BAKE)
+    one.until("bake", "deferred")
+    canary = str(scene.claim.canary)
+    scene.pods_die(canary)
+    try:
+        why = scene.taken_back(before)
+        assert why.startswith(f"{canary} is dead: ")
+        # What is promoted has users, and none of them had to wait for a pod that is new.
+        assert scene.service.latest_created in (canary, following(canary))
+    finally:
+        scene.api_mended()
+    assert one.ended() == "failed"
+    assert one.sentence() == f"rolled_back: {why}"
+    end = scene.end(one, stable, failing=(canary, "-"))
+    scene.row("canary dead", "bake", one, stable, end)
+
+
 def test_stable_dead_beside_a_bad_canary(scene: Scene) -> None:
     """Back on what is dead is back on what was proven; until it heals nothing moves, and that is told."""
     stable, before = scene.stable, str(scene.service.rolled_out)
@@ -107,7 +128,7 @@ def test_stable_dead_beside_a_bad_canary(scene: Scene) -> None:
     scene.pods_die(before, times=1)
     until(lambda: scene.api_faults_left() == [], lambda: "stable was not killed")
     scene.users()
-    why = scene.taken_back(before, 120)
+    why = scene.taken_back(before)
     assert why.startswith("Rolled back: ")
     assert one.ended() == "failed"
     assert one.sentence() == f"rolled_back: {why}"

@@ -11,15 +11,10 @@ from collections.abc import Iterator
 import pytest
 from tests.patience import until
 
-from model_release.cluster.lease import LEASE_SECONDS
-
-from .models import ASKED, NAME
+from .models import ASKED, DAG, NAME
 from .scene import Scene
 
 pytestmark = pytest.mark.faults
-
-# Seconds until the guard must have closed: the lease's duration, and time for a busy machine.
-SOON = 3.0 * LEASE_SECONDS
 
 
 def test_triggerer_killed_and_kept_away(scene: Scene) -> None:
@@ -28,7 +23,7 @@ def test_triggerer_killed_and_kept_away(scene: Scene) -> None:
     one.watching()
     scene.kill("triggerer")
     try:
-        why = scene.taken_back(before, SOON)
+        why = scene.taken_back(before)
     finally:
         scene.restart("triggerer")
     assert why.startswith("closed: nobody looked for ")
@@ -43,8 +38,9 @@ def test_deferred_task_deleted(scene: Scene) -> None:
     stable, before = scene.stable, str(scene.service.rolled_out)
     one = scene.release(dag=ASKED)
     one.watching()
-    one.delete("canary")
-    why = scene.taken_back(before, SOON)
+    with scene.unswept():
+        one.delete("canary")
+        why = scene.taken_back(before)
     assert why.startswith("closed: nobody looked for ")
     one.mark_run("failed")
     assert one.ended() == "failed"
@@ -52,6 +48,43 @@ def test_deferred_task_deleted(scene: Scene) -> None:
     assert one.sentence().startswith(f"rolled_back: {why}")
     end = scene.end(one, stable)
     scene.row("deferred task deleted", "watch", one, stable, end)
+
+
+def test_dag_deleted(scene: Scene) -> None:
+    """Its runs, tasks and triggers go with it, and who could settle; the file brings the DAG back, not the run."""
+    stable, before = scene.stable, str(scene.service.rolled_out)
+    one = scene.release(dag=ASKED)
+    one.watching()
+    said = one.record()
+    with scene.unswept():
+        scene.airflow.call("DELETE", f"/dags/{ASKED}")
+        why = scene.taken_back(before)
+    assert why.startswith("closed: nobody looked for ")
+    until(lambda: scene.live.lease(NAME).holder is None or bool(scene.sweep()), lambda: "never settled")
+    assert one.record()["release"] == said["release"]
+    assert one.sentence().startswith(f"rolled_back: {why}")
+    end = scene.end(one, stable)
+    scene.row("DAG deleted", "watch", one, stable, end)
+    scene.parse("release_digits")
+    scene.airflow.wait_for_dag(ASKED)
+
+
+def test_two_triggerers_with_one_canary(scene: Scene) -> None:
+    """One stands still until Airflow gives its triggers to the other, and then goes on with the same ones."""
+    candidate = scene.other
+    one = scene.release_in_silence(candidate, DAG)
+    with scene.unguarded():
+        with scene.standing_still("triggerer", newcomers=False):
+            renewed = scene.live.lease(NAME).renewed
+            scene.restart("triggerer")
+            until(lambda: scene.live.lease(NAME).renewed != renewed, lambda: "the other one does not look", pause=1.0)
+        scene.users()
+        assert one.ended() == "success"
+    assert one.sentence().startswith("promoted: ")
+    changes = [change["task"] for change in one.record()["traffic"]]
+    assert changes == ["stage", "open_50", "promote"]
+    end = scene.end(one, candidate, failing=("-",))
+    scene.row("two triggerers look at one canary", "watch", one, candidate, end)
 
 
 def test_guard_that_starts_late_beside_a_second_one(scene: Scene) -> None:
@@ -66,7 +99,7 @@ def test_guard_that_starts_late_beside_a_second_one(scene: Scene) -> None:
         scene.live.sandbox("start", "guard")
         with _second_guard(scene):
             assert scene.claim.closed is None
-            why = scene.taken_back(before, SOON)
+            why = scene.taken_back(before)
         assert scene.live.lease(NAME).renewed != renewed, "closed, and not recorded"
     finally:
         scene.live.sandbox("start", "guard")

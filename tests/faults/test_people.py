@@ -46,7 +46,7 @@ def test_promoted_from_the_form_and_rolled_back_from_the_form_afterwards(scene: 
         order = scene.airflow.trigger("rollback_faults", {"reason": "users complain"})
         # A revision that lost its pods meanwhile is downloaded anew, and so has to wait for the store.
         until(
-            lambda: scene.service.serving == {before: 100} or not scene.runs(before), 90,
+            lambda: scene.service.serving == {before: 100} or not scene.runs(before),
             lambda: f"{before} runs and gets no traffic: {scene.service.serving}",
         )  # fmt: skip
         at_once = scene.service.serving == {before: 100}

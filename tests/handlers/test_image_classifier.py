@@ -255,7 +255,7 @@ def test_what_does_not_run_on_the_gpu_is_served_on_the_cpu(
     ],
     ids=str,
 )
-def test_threads_are_the_cpus_of_the_pod(
+def test_t2_threads_are_the_cpus_of_the_pod(
     files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = importlib.import_module("image_classifier")

@@ -194,7 +194,7 @@ def test_a_server_without_pillow_heif_says_so(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"quality": 20}, {"subsampling": 0}], ids=str)
-def test_a_jpeg_without_its_end_marker_is_the_picture(options: dict[str, Any]) -> None:
+def test_c5_a_jpeg_without_its_end_marker_is_the_picture(options: dict[str, Any]) -> None:
     whole = encoded("JPEG", **options)
     expected = read_image(whole)
     assert read_image(whole[:-2]).tobytes() == expected.tobytes()
@@ -222,7 +222,7 @@ ODD = {
 
 @pytest.mark.parametrize("encoding", ["JPEG", "PNG", "WEBP"])
 @pytest.mark.parametrize("name", ODD)
-def test_odd_exif_does_not_take_the_picture(name: str, encoding: str) -> None:
+def test_c5_odd_exif_does_not_take_the_picture(name: str, encoding: str) -> None:
     block, turned = ODD[name]
     plain = read_image(encoded(encoding))
     seen = read_image(encoded(encoding, exif=block))

@@ -1,4 +1,4 @@
-"""The contract of shared/judge.md: what goes in, what comes out, and that it needs nothing but NumPy."""
+"""The judge's contract: what goes in, what comes out, and that it needs nothing but NumPy."""
 
 from __future__ import annotations
 

@@ -41,6 +41,16 @@ def test_a_good_value_lets_the_shares_promote_and_does_not_promote_itself() -> N
     assert run(policy(max=20), *[3] * 10, requests=0).decision == "continue"
 
 
+def test_p5_no_number_of_no_requests_is_no_measurement() -> None:
+    """P5: a quantile of nothing is NaN, in the first windows after an opening; NaN beside requests is another thing."""
+    nan = float("nan")
+    quiet = run(policy(max=500), nan, nan, requests=0)
+    assert (quiet.decision, quiet.values[0].state, quiet.values[0].measurements) == ("continue", "pending", 0)
+    assert run(policy(max_ratio=1.5), (40, nan), requests=0).values[0].measurements == 0
+    assert run(policy(max=500), nan, requests=1).decision == "inconclusive"
+    assert run(policy(max=500), *[nan] * 50, requests=0, final=True).decision != "promote"
+
+
 def test_one_failure_too_many_vetoes() -> None:
     verdict = run(policy(max=20, failures_allowed=2), 31, 3, 31, 31.5, requests=1)
     assert (verdict.decision, verdict.windows_used) == ("rollback", 4)

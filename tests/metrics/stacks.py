@@ -1,5 +1,5 @@
-"""What each stack's metrics pages look like, from single requests: the shapes of facts/kserve.md 5, and of
-data/serving/envoy_stats_two_revisions.txt for the Envoy of a gateway."""
+"""What each stack's metrics pages look like, from single requests: those of
+docs/facts.md#metrics-of-the-queue-proxy and docs/facts.md#metrics-of-the-mesh, and Envoy's own for a gateway."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ from .stacks import GATEWAYS, Page, Request
 
 pytestmark = pytest.mark.stack
 
-# What a PodMonitor makes of a pod (facts/kserve.md 5.2): what the Operator sets by itself, and what is asked for.
+# What a PodMonitor makes of a pod (docs/facts.md#labels-by-podmonitor): what the Operator sets by itself, and what is
+# asked for.
 _BY_ITSELF = [
     {"source_labels": ["__meta_kubernetes_namespace"], "target_label": "namespace"},
     {"source_labels": ["__meta_kubernetes_pod_name"], "target_label": "pod"},

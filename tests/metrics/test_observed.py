@@ -16,6 +16,7 @@ from model_release.metrics import (
     presence,
     profile,
     quantile,
+    read_windows,
     request_rate,
 )
 from model_release.spec import BUCKET_EDGES_MS, Judge, Profile
@@ -69,6 +70,78 @@ def test_requests_without_the_histogram_that_is_asked_for(name: Profile, serve: 
     assert f"is counted, but {metrics.buckets_of(NAMESPACE, [STABLE])} is empty" in found.sentence
     # Envoy merges histograms every five seconds: what was just asked for the first time has none yet.
     assert presence(prometheus, metrics, NAMESPACE, STABLE, asked=slow, now=at(-390)).ok
+
+
+def told(name: Profile, *copies: dict[str, str], up: bool = True, until: int = 1) -> History:
+    """The stable revision, scraped every 5 s; once more for each of the copies, with these labels besides."""
+    history, requests = History(), [Request(float(second), 200, 80) for second in range(-400, 1)]
+    page = Page(name, "a:9091", requests={STABLE: requests})
+    for scrape in range(-400, until, 5):
+        exposed = [*page.exposed(scrape), *([("up", page.target(STABLE), 1.0)] if up else [])]
+        for labels in copies:
+            for metric, known, value in exposed:
+                history.add(metric, known | labels, {scrape: value})
+    return history
+
+
+def of_a_window(prometheus: Prometheus, name: Profile, judge: Judge) -> list[int | None]:
+    """What the stable revision was asked in ten seconds, each of ten requests."""
+    windows = read_windows(
+        prometheus, judge, namespace=NAMESPACE, canary="digits-predictor-00009", stable=STABLE,
+        start=at(-60), end=at(-40), window=timedelta(seconds=10), now=at(1),
+    )  # fmt: skip
+    return [window.stable.requests for window in windows if window.stable]
+
+
+@pytest.mark.parametrize("name", list(PROFILES))
+def test_17_9_two_clusters_are_refused_until_the_model_file_says_which(
+    name: Profile, serve: Serve, judge_of: JudgeOf
+) -> None:
+    """Number 9: the same service in two clusters, in one Prometheus, on pods of the same addresses."""
+    prometheus = serve(told(name, {"cluster": "eu-1"}, {"cluster": "us-2"}))
+    found = presence(prometheus, profile(name), NAMESPACE, STABLE, window=timedelta(seconds=10), now=at(1))
+    assert (found.ok, found.passing) == (False, False)
+    assert "added up: cluster is eu-1 and us-2; judge.labels: {cluster: eu-1} in the model file says" in found.sentence
+    for cluster in ("eu-1", "us-2"):
+        judge = judge_of(name).model_copy(update={"labels": {"cluster": cluster}})
+        narrowed = profile(name, judge.labels)
+        seen = presence(prometheus, narrowed, NAMESPACE, STABLE, window=timedelta(seconds=10), now=at(1))
+        assert seen.ok, seen.sentence
+        assert of_a_window(prometheus, name, judge) == [10, 10]
+        assert request_rate(prometheus, narrowed, NAMESPACE, STABLE, now=at(1)) == pytest.approx(60, rel=0.01)
+        assert bucket_edges(prometheus, narrowed, NAMESPACE, STABLE, now=at(1)) == BUCKET_EDGES_MS[name]
+    nowhere = profile(name, {"cluster": "ap-3"})
+    assert not presence(prometheus, nowhere, NAMESPACE, STABLE, now=at(1)).ok
+
+
+@pytest.mark.parametrize("up", [True, False], ids=["pulled", "pushed"])
+def test_p1_two_replicas_without_deduplication_are_refused(serve: Serve, up: bool) -> None:
+    """P1: each series is there twice, apart by the replica's label alone; each request would count twice."""
+    replicas = [{"prometheus_replica": f"prometheus-k8s-{number}"} for number in (0, 1)]
+    both = serve(told("knative-otel", *replicas, up=up))
+    found = presence(both, profile("knative-otel"), NAMESPACE, STABLE, now=at(1))
+    assert not found.ok
+    assert "would count each request twice: job" in found.sentence
+    assert "is there twice, as prometheus_replica prometheus-k8s-0 and prometheus-k8s-1" in found.sentence
+    one = serve(told("knative-otel", replicas[0], up=up))
+    assert presence(one, profile("knative-otel"), NAMESPACE, STABLE, now=at(1)).ok
+
+
+@pytest.mark.parametrize(
+    ("late", "window", "would_do"), [(25, 10, "30s"), (12, 10, None), (25, 30, None), (70, 30, "75s")]
+)
+def test_p2_samples_that_come_later_than_they_are_read_are_told_with_the_window_that_would_do(
+    serve: Serve, late: int, window: int, would_do: str | None
+) -> None:
+    """P2: remote write, which brings what was scraped many seconds ago."""
+    prometheus = serve(told("knative-otel", {}, until=1 - late))
+    found = presence(
+        prometheus, profile("knative-otel"), NAMESPACE, STABLE, window=timedelta(seconds=window), now=at(0)
+    )
+    assert found.ok is (would_do is None), found.sentence
+    if would_do:
+        assert found.passing, "a Prometheus that was just started again looks the same"
+        assert f"and windows of {window}s are read before that; a window of {would_do} would do" in found.sentence
 
 
 def test_a_pod_that_is_scraped_twice_is_refused(serve: Serve) -> None:

@@ -6,14 +6,18 @@ import http.server
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
-from model_release.metrics import Prometheus
+from model_release.judging import Side, Window
+from model_release.metrics import Prometheus, ValueReader
 from model_release.metrics.prometheus import milliseconds, selector
+from model_release.spec import Value
 
 from .conftest import History, at, free_port
 
@@ -159,13 +163,74 @@ def test_what_is_no_prometheus(stub: Stub) -> None:
         Prometheus(stub.url).query("up")
 
 
-def test_half_an_answer_is_no_counts(stub: Stub) -> None:
-    data = {"resultType": "matrix", "result": []}
-    stub.says(200, {"status": "success", "data": data, "warnings": ["store b is down"]})
+@pytest.mark.parametrize(
+    ("partly", "why"),
+    [
+        ({"warnings": ["store b is down"]}, "store b is down"),
+        ({"isPartial": True}, "isPartial is true"),
+        ({"isPartial": False, "warnings": []}, None),
+    ],
+)
+def test_17_10_half_an_answer_is_no_counts_and_no_value(stub: Stub, partly: dict[str, Any], why: str | None) -> None:
+    """Number 10 and P3: Prometheus and Thanos say `warnings`, VictoriaMetrics' cluster `isPartial`."""
+    one = {"metric": {}, "values": [[0.5, "1"]], "value": [0.5, "1"]}
+    stub.says(200, {"status": "success", "data": {"resultType": "matrix", "result": [one]}, **partly})
     prometheus = Prometheus(stub.url)
-    assert prometheus.query("up").warnings == ("store b is down",)
-    with pytest.raises(MetricsUnavailable, match="only in part: store b is down"):
-        prometheus.raw("up", 0, 1000)
+    for ask in (lambda: prometheus.raw("up", 0, 1000), lambda: prometheus.query("up").series):
+        if why is None:
+            assert [series.samples for series in ask()] == [[(500, 1.0)]]
+        else:
+            with pytest.raises(MetricsUnavailable, match=f"only in part: {why}"):
+                ask()
+    values = ValueReader(
+        prometheus, [Value(name="depth", query="sum(depth)", max=5)],
+        namespace="models", service="digits", canary="b", stable=None,
+    )  # fmt: skip
+    stub.says(200, {"status": "success", "data": {"resultType": "vector", "result": [one]}, **partly})
+    measured = values.measured(Window(canary=Side(1, {}), stable=None, end="2026-01-01T00:00:10+00:00"))
+    assert measured.values == {"depth": {"canary": None if why else 1.0, "stable": None}}
+    assert (why or "None") in str(measured.error)
+
+
+def drips(seconds: float) -> Iterator[tuple[str, list[float]]]:
+    """A server whose answer begins at once and never ends: a byte every so many seconds."""
+    server, seen = socket.create_server(("127.0.0.1", 0)), list[float]()
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                one, _ = server.accept()
+                seen.append(time.monotonic())
+                threading.Thread(target=drip, args=[one], daemon=True).start()
+
+    def drip(one: socket.socket) -> None:
+        with suppress(OSError):
+            one.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 1000000\r\n\r\n")
+            while True:
+                one.sendall(b" ")
+                time.sleep(seconds)
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield f"http://127.0.0.1:{server.getsockname()[1]}", seen
+    server.close()
+
+
+def test_17_7_an_answer_that_drips_is_no_answer_and_a_look_has_so_much_time_in_all() -> None:
+    """Number 7: a socket's timeout is for each part of an answer, and each query's for that query alone."""
+    for url, seen in drips(0.02):
+        slow = Prometheus(url, timeout=0.2)
+        with pytest.raises(MetricsUnavailable, match=r"does not answer within 0\.2 s; query: up"):
+            slow.query("up")
+        slow.begin(0.3)
+        for _ in range(2):
+            with pytest.raises(MetricsUnavailable, match="does not answer within"):
+                slow.query("up")
+        with pytest.raises(MetricsUnavailable, match="the time for a look is over; query: up"):
+            slow.query("up")
+        assert len(seen) == 3
+        slow.begin()
+        with pytest.raises(MetricsUnavailable, match="does not answer within"):
+            slow.query("up")
 
 
 @pytest.mark.parametrize("address", ["prometheus:9090", "ftp://x", "http://", "http://a:b@prometheus:9090"])

@@ -294,6 +294,24 @@ def test_a_value_that_is_no_count_is_no_data(strange: float, serve: Serve, judge
     assert "no count" in (windows[1].error or "")
 
 
+@pytest.mark.parametrize(("codes", "bad"), [(None, 60), ("0", 50), ("5xx", 10)])
+def test_p4_a_request_that_got_no_answer_is_a_bad_one_and_can_be_named(
+    serve: Serve, judge_of: JudgeOf, codes: str | None, bad: int
+) -> None:
+    """P4: Envoy's code 0, with which Istio counts what the client gave up waiting for."""
+    answered = {number: 0 if number % 4 == 1 else 503 if number % 20 == 0 else 200 for number in range(200)}
+    given = [Request((number + 0.5) / 20, code, 80) for number, code in answered.items()]
+    page = Page("istio", "gateway:15090", requests={CANARY: given})
+    history = History()
+    for scrape in range(-10, 30, 2):
+        history.add("up", page.target(CANARY), {scrape: 1.0})
+        for metric, labels, value in page.exposed(scrape):
+            history.add(metric, labels, {scrape: value})
+    (window,) = read(serve(history), judge_of("istio", codes=codes), 10, stable=None)
+    assert window.canary.requests == 200
+    assert window.canary.bad["errors"] == bad
+
+
 def test_single_codes_and_istio_seen_from_the_pods(serve: Serve, judge_of: JudgeOf) -> None:
     history = History()
     seconds = [float(s) for s in range(-5, 25)]

@@ -1,10 +1,17 @@
-"""docs/models.md anew: `python tests/models` (make models). With names, only those cases, and no file is written."""
+"""docs/models.md anew: `python tests/models` (make models). With names, only those cases, and no file is written.
+
+What was tried with this very code is not tried again: a run that was interrupted goes on. With --kept, the page is
+written of what was tried so far, and nothing is. With --tiny or --full, only that half is tried, and no page written."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -12,16 +19,44 @@ import transformers
 from cases import FULL, Case, kinds, tiny
 from run import LIMIT, Row, row
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "models.md"
+ROOT = Path(__file__).resolve().parents[2]
+PAGE = ROOT / "docs" / "models.md"
+CACHE = ROOT / ".cache" / "models"
 
 
-def tried(cases: Iterable[Case], own_process: bool) -> list[Row]:
+def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> list[Row]:
+    """A row for each case. What was tried already with this very code is kept in `.cache/models`, a file a case: a run
+    that was interrupted goes on where it was. With `only_kept` nothing else is tried."""
     rows = []
-    for case in cases:
-        with tempfile.TemporaryDirectory(prefix="model-") as folder:
-            rows.append(row(case, Path(folder), own_process=own_process))
-        print(f"{case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
+    for number, case in enumerate(cases, 1):
+        kept = CACHE / f"{_digest(case)}.json"
+        if kept.exists():
+            rows.append(Row(case=case, **json.loads(kept.read_text(encoding="utf-8"))))
+        elif only_kept:
+            rows.append(Row(case, 0.0, ran=False))
+        else:
+            with tempfile.TemporaryDirectory(prefix="model-") as folder:
+                # The bare check is a process of some seconds: once for each architecture, and each full-size one.
+                whole = own_process or not case.name
+                rows.append(row(case, Path(folder), whole=whole, own_process=own_process))
+            told = {each.name: getattr(rows[-1], each.name) for each in fields(Row) if each.name != "case"}
+            CACHE.mkdir(parents=True, exist_ok=True)
+            (CACHE / "half").write_text(json.dumps(told), encoding="utf-8")
+            (CACHE / "half").replace(kept)
+        print(f"{number}/{len(cases)} {case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
     return rows
+
+
+def _digest(case: Case) -> str:
+    """Of the case, and of all that a row depends on."""
+    code = hashlib.sha256(f"{case!r} {transformers.__version__} {torch.__version__}".encode())
+    here = Path(__file__).parent
+    for folder in (ROOT / "plugins" / "model_release" / "build", ROOT / "include" / "handlers"):
+        for file in sorted(folder.rglob("*.py")):
+            code.update(file.read_bytes())
+    for name in ("run.py", "pictures.py"):
+        code.update((here / name).read_bytes())
+    return code.hexdigest()
 
 
 def page(small: list[Row], full: list[Row]) -> str:
@@ -36,8 +71,9 @@ def page(small: list[Row], full: list[Row]) -> str:
             f"handler (torch {torch.__version__.split('+')[0]}), and answers eleven pictures (photo, grey, palette, palette with a transparent colour, RGBA, "
             "CMYK, EXIF-turned, 1x1, very wide, 16-bit, tall) beside the transformers pipeline with the checkpoint's own "
             f"processor (its PIL form). *Passes*: the same label first, and every probability within {LIMIT:g}. Weights "
-            "are random, with the statistics of trained ones. Where a model is refused, the sentence is the one that a "
-            "release shows, before anything is uploaded.",
+            "are random, with the statistics of trained ones. The bare check, a process without transformers, is run once "
+            "for each architecture, and for every full-size configuration. Where a model is refused, the sentence is the "
+            "one that a release shows, before anything is uploaded.",
             "",
             f"**{len(passing)} of {len(kinds())} architectures pass, {sum(each.passed for each in small)} of "
             f"{len(small)} tiny variants, {sum(each.passed for each in full)} of {len(full)} full-size configurations; "
@@ -80,20 +116,24 @@ def _said(each: Row) -> str:
     if not each.made:
         return f"not made: {each.refused}"
     said = f"**wrong**: {each.wrong}" if each.wrong else f"refused: {each.refused}" if each.refused else "passes"
-    return f"{said} (its tiny training failed: {each.untrained})" if each.untrained else said
+    return f"{said} (its tiny training failed: {each.untrained})" if each.untrained and not each.refused else said
 
 
 def main() -> int:
-    torch.set_num_threads(2)
+    # More threads than idle cores wait for each other, and tiny ones are done before that.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    asked = sys.argv[1:]
+    asked = [word for word in sys.argv[1:] if not word.startswith("--")]
+    kept, half = "--kept" in sys.argv, {"--tiny", "--full"} & set(sys.argv)
 
     def chosen(cases: Iterable[Case]) -> list[Case]:
         return [case for case in cases if not asked or any(str(case).startswith(name) for name in asked)]
 
-    small, full = tried(chosen(tiny()), own_process=False), tried(chosen(FULL), own_process=True)
-    if not asked:
+    small = tried(chosen(tiny()), own_process=False, only_kept=kept or "--full" in half)
+    full = tried(chosen(FULL), own_process=True, only_kept=kept or "--tiny" in half)
+    if not asked and not half:
         PAGE.write_text(page(small, full), encoding="utf-8")
     return 1 if any(each.wrong for each in (*small, *full)) else 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,17 @@ def of_room(room: str) -> Any:
 
 
 s3 = of_room("build").s3
-live = of_room("cluster").live
+_cluster = of_room("cluster")
+live = _cluster.live
+
+
+@pytest.fixture
+def elsewhere(tmp_path: Path) -> Iterator[Any]:
+    """Another cluster."""
+    folder = tmp_path / "elsewhere"
+    folder.mkdir()
+    with _cluster.running(folder) as one:
+        yield one
 
 
 @pytest.fixture
@@ -59,6 +69,7 @@ def record_of(number: int, **changes: Any) -> Record:
         canary=changes.pop("canary", None),
         run={"dag_id": "release_digits", "run_id": f"run-{number}", "url": "http://airflow/x", "note": None},
     )
+    record.cluster = changes.pop("cluster", None)
     record.record_traffic(started, "open_30", 30, {"digits-predictor-00002": 30, "digits-predictor-00001": 70})
     if outcome:
         record.finish(outcome, f"release {number} ended", started)

@@ -10,12 +10,19 @@ from typing import Any
 
 import pytest
 
-from model_release.cluster.lease import Owner
-from model_release.errors import CanaryLost, ServiceBusy, StoreRefused, StoreUnavailable, VersionDamaged
+from model_release.cluster.release import Owner
+from model_release.errors import (
+    CanaryLost,
+    ClusterUnavailable,
+    ServiceBusy,
+    StoreRefused,
+    StoreUnavailable,
+    VersionDamaged,
+)
 from model_release.judging.record import Record
 from model_release.release import retention
 from model_release.release.index import History
-from model_release.release.retention import Plan, Service
+from model_release.release.retention import Cluster, LiveService, Pruning
 from model_release.spec import Keep
 from model_release.store.store import Store
 
@@ -27,7 +34,9 @@ ME = Owner("python -m model_release prune", "me", "", "by hand")
 WEEK = timedelta(days=7)
 
 
-def planned(store: Store, services: Sequence[Service] = (), *, versions: int = 1, days: int = 30, **other: Any) -> Plan:
+def planned(
+    store: Store, services: Sequence[LiveService] = (), *, versions: int = 1, days: int = 30, **other: Any
+) -> Pruning:
     keep = Keep(versions=versions, days=days)
     now = other.pop("now", datetime.now(UTC))
     return retention.plan(store, "digits", keep, services, builds_older_than=WEEK, now=now)
@@ -150,8 +159,12 @@ def test_a_version_is_not_published_while_it_is_being_removed_nor_removed_once_i
     assert store.version(old).files == record["files"]
 
 
-def live_services(store: Store, live: Any) -> list[Service]:
-    return retention.services_of(store, ["models/digits"], live.services, live.leases)
+def live_services(store: Store, live: Any) -> list[LiveService]:
+    return retention.services_of(store, ["models/digits"], [at(live)])
+
+
+def at(live: Any) -> Cluster:
+    return Cluster(live.cluster.url, live.services, live.leases)
 
 
 def test_what_a_service_has_had_or_will_have_stays(
@@ -189,7 +202,7 @@ def test_what_a_lease_remembers_stays(store: Store, publish: Publish, live: Any,
     assert "a baseline in the lease of models/digits" in plan.keeps[stable]
     with pytest.raises(ServiceBusy, match=r"is being released by release_digits run-1 .*; nothing is removed"):
         retention.holding(live.leases, ["models/digits"], ME).__enter__()
-    live.leases.release("models", "digits", live.owner("run-1"))
+    live.leases.give_free("models", "digits", live.owner("run-1"))
     with retention.holding(live.leases, ["models/digits"], ME):
         assert live.leases.read("models", "digits").holder == ME.identity
         assert "a baseline in the lease of models/digits" in planned(store, live_services(store, live)).keeps[stable]
@@ -247,8 +260,42 @@ def test_where_something_cannot_be_known_nothing_is_removed(
 
 def test_services_of_older_releases_are_looked_at_too(store: Store, live: Any, release: Make, put: Put) -> None:
     put(release(1, service="models/letters"))
-    found = live_services(store, live)
+    with pytest.raises(CanaryLost, match=r"released models/letters by an edition .* --gone models/letters says so"):
+        live_services(store, live)
+    found = retention.services_of(store, ["models/digits"], [at(live)], ["models/letters"])
     assert [(service.key, service.live) for service in found] == [("models/digits", None), ("models/letters", None)]
+
+
+def test_17_4_a_version_that_serves_in_another_cluster_stays_whoever_asks(
+    store: Store, publish: Publish, live: Any, elsewhere: Any, release: Make, put: Put
+) -> None:
+    """Number 4: pruned from one cluster, with the versions of another one in the store."""
+    there, unused, _ = publish(52), publish(51), publish(1)
+    live.released(there)
+    (revision,) = elsewhere.released(there)
+    elsewhere.leases.acquire("models", "digits", elsewhere.owner("run-1"))
+    elsewhere.leases.give_free("models", "digits", elsewhere.owner("run-1"))
+    uid = elsewhere.leases.read("models", "digits").uid
+    cluster = {"server": "https://elsewhere", "lease": uid}
+    put(release(1, version=there, canary={"revision": revision}, started=ago(52), cluster=cluster))
+    with pytest.raises(CanaryLost, match=rf"released models/digits at https://elsewhere, with Lease {uid}, and http"):
+        live_services(store, live)
+    live.leases.acquire("models", "digits", live.owner("run-1"))
+    with pytest.raises(CanaryLost, match=r"nothing is removed. --cluster KUBECONFIG asks that one"):
+        live_services(store, live)  # a Lease of the same name is another Lease
+    both = retention.services_of(store, [], [at(live), at(elsewhere)])
+    assert [(one.server, one.live is not None) for one in both] == [
+        (live.cluster.url, True),
+        (elsewhere.cluster.url, True),
+    ]
+    live.fault("get", status=503)
+    with pytest.raises(ClusterUnavailable):
+        retention.services_of(store, [], [at(elsewhere), at(live)])
+    live.cluster.faults.active.clear()
+    plan = planned(store, both)
+    assert set(plan.removes) == {unused}
+    assert f"has 100 % of models/digits ({revision})" in plan.keeps[there]
+    assert retention.services_of(store, [], [at(live)], [uid])
 
 
 def test_builds_that_nobody_touches_go(store: Store, tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from .parsing import Parsing
+
 if TYPE_CHECKING:
     from .cluster import Kube
 
@@ -34,6 +36,14 @@ def _scheduler_hears_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     from model_release.tasks.triggers import LeaseTrigger
 
     monkeypatch.setattr(LeaseTrigger.__base__, "HEARD", 0.0)
+
+
+@pytest.fixture(scope="session")
+def parsing() -> Iterator[Parsing]:
+    """Answers `parsing(code)`: what the code prints in a process that has `airflow.sdk` and nothing else."""
+    process = Parsing()
+    yield process
+    process.stop()
 
 
 @dataclass
@@ -82,7 +92,7 @@ def context(ti: TaskInstance) -> dict[str, Any]:
 @pytest.fixture
 def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.tasks import connections
     from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger
 

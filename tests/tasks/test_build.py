@@ -14,29 +14,68 @@ from model_release.release import index as history
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.build import Resolve, check_was_live
+from model_release.tasks.run import Run
+from model_release.tasks.service import ReleasedService
+
+from .cluster import Kube
 
 VERSION = "0123456789abcdef"
 STORE: Any = SimpleNamespace(uri="s3://models/digits/")
 
 
-def past(monkeypatch: pytest.MonkeyPatch, *releases: tuple[str, str | None]) -> None:
-    entries = [SimpleNamespace(version=version, outcome=outcome) for version, outcome in releases]
-    monkeypatch.setattr(history, "History", lambda store: SimpleNamespace(entries=lambda: iter(entries)))
+def past(monkeypatch: pytest.MonkeyPatch, *releases: tuple[str, str | None], lease: str | None = None) -> None:
+    """Releases of models/digits unless a version says of which other service."""
+    entries = [
+        SimpleNamespace(
+            release=str(number),
+            version=version.partition("@")[0],
+            service=version.partition("@")[2] or "models/digits",
+            outcome=outcome,
+        )
+        for number, (version, outcome) in enumerate(releases)
+    ]
+    record = SimpleNamespace(cluster=lease and {"lease": lease})
+    found = SimpleNamespace(entries=lambda: iter(entries), record=lambda _: record)
+    monkeypatch.setattr(history, "History", lambda store: found)
+
+
+@pytest.fixture
+def released(kube: Kube, spec: ModelSpec, context: dict[str, Any]) -> ReleasedService:
+    one = ReleasedService(spec, Run.of(context, spec))
+    one.leases.acquire("models", "digits", one.owner)
+    return one
 
 
 @pytest.mark.parametrize("outcome", ["promoted", "first"])
-def test_a_version_that_a_release_left_live_may_go_live_directly(monkeypatch: pytest.MonkeyPatch, outcome: str) -> None:
+def test_a_version_that_a_release_left_live_may_go_live_directly(
+    released: ReleasedService, monkeypatch: pytest.MonkeyPatch, outcome: str
+) -> None:
     past(monkeypatch, ("fedcba9876543210", "rolled_back"), (VERSION, outcome))
-    check_was_live(STORE, VERSION)
+    check_was_live(STORE, VERSION, released)
+    lease = released.leases.read("models", "digits")
+    assert lease is not None
+    past(monkeypatch, (VERSION, outcome), lease=lease.uid)
+    check_was_live(STORE, VERSION, released)
 
 
 @pytest.mark.parametrize("outcome", ["rolled_back", "published", "failed", "nothing_new", None])
 def test_a_version_that_no_release_left_live_needs_a_canary(
-    monkeypatch: pytest.MonkeyPatch, outcome: str | None
+    released: ReleasedService, monkeypatch: pytest.MonkeyPatch, outcome: str | None
 ) -> None:
     past(monkeypatch, ("fedcba9876543210", "promoted"), (VERSION, outcome))
-    with pytest.raises(SpecError, match=f"left {VERSION} live; rollout: canary proves it"):
-        check_was_live(STORE, VERSION)
+    with pytest.raises(SpecError, match=f"left {VERSION} live on models/digits; rollout: canary proves it"):
+        check_was_live(STORE, VERSION, released)
+
+
+def test_17_5_a_version_that_is_live_on_another_service_needs_a_canary_on_this_one(
+    released: ReleasedService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    past(monkeypatch, (f"{VERSION}@staging/digits", "promoted"), (f"{VERSION}@models/letters", "first"))
+    with pytest.raises(SpecError, match=f"left {VERSION} live on models/digits"):
+        check_was_live(STORE, VERSION, released)
+    past(monkeypatch, (VERSION, "promoted"), lease="the Lease of a service of that name in another cluster")
+    with pytest.raises(SpecError, match=f"left {VERSION} live on models/digits"):
+        check_was_live(STORE, VERSION, released)
 
 
 @pytest.mark.usefixtures("kube")

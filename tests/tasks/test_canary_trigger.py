@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -28,7 +29,7 @@ class Drive:
     pause = 0.0
 
     def __init__(self, looks: list[list[str] | Exception]) -> None:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
 
         self._looks, self.done = looks, None
         self.canary = Canary.from_dict(CANARY)
@@ -75,7 +76,7 @@ def drives(monkeypatch: pytest.MonkeyPatch) -> Any:
     return looks
 
 
-ENDED = {"decision": "promote", "reason": "0 of 300", "revision": "digits-00002", "steps": [], "moved": []}
+ENDED = {"decision": "promote", "reason": "0 of 300", "steps": [], "moved": []}
 
 
 async def test_it_looks_until_the_drive_is_over_and_logs_each_line(drives: Any, given: dict[str, Any]) -> None:
@@ -105,6 +106,47 @@ async def test_a_store_that_is_away_is_told_and_ends_no_drive(drives: Any, given
     assert await ending(CanaryTrigger(**given)) == ENDED
     assert told.is_set()
     assert [line for line in lines if line in ("one", "two")] == ["one", "two"]
+
+
+async def test_17_7_looks_that_hang_hold_no_other_canary_up(
+    drives: Any, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Number 7: more of them than any executor has threads, each with its Prometheus, its API and its store silent."""
+    freed, hanging = threading.Event(), threading.Semaphore(0)
+    drives(["one"], ["two"])
+
+    def hang(*_: Any) -> Any:
+        hanging.release()
+        freed.wait()
+        raise KeyError
+
+    stuck = SimpleNamespace(look=hang, done=None)
+    good = driving.drive
+    monkeypatch.setattr(driving, "drive", lambda *_: stuck)
+    others = [asyncio.create_task(ending(CanaryTrigger(**given))) for _ in range(40)]
+    for _ in others:
+        await asyncio.to_thread(hanging.acquire)
+    monkeypatch.setattr(driving, "drive", good)
+    try:
+        assert await ending(CanaryTrigger(**given)) == ENDED
+    finally:
+        freed.set()
+        await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_17_7_a_look_that_hangs_is_given_up_and_another_hand_goes_on(
+    drives: Any, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    freed = threading.Event()
+    lines = drives(["one"], ["two"])
+    hands = [driving.drive, lambda *_: SimpleNamespace(look=freed.wait, done=None)]
+    monkeypatch.setattr(driving, "drive", lambda *given: hands.pop()(*given))
+    monkeypatch.setattr(CanaryTrigger, "LOOK", 0.05)
+    try:
+        assert await ending(CanaryTrigger(**given)) == ENDED
+    finally:
+        freed.set()
+    assert lines == ["A look has taken 0.05 s and is given up; another hand looks", "one", "two"]
 
 
 QUESTION = "0190f5c1-0000-7000-8000-000000000000"

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
@@ -16,19 +12,24 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import Claim, Leases, Order, Owner
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
-from model_release.cluster.rollout import Baseline, Canary
+from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
+from model_release.cluster.rollout import death_of
 from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, proof, records, sweep
 from model_release.tasks.sweep import Sweep, sweep_dag
+from sandbox.interfaces import Phase as Pod
+from sandbox.interfaces import PodState
 from sandbox.kube.faults import Fault, Match
 from sandbox.kube.server import Cluster
 
 from .cluster import Pods, cluster, wanted
+from .parsing import HEAVY, Parsing
 
 PROJECT = Path(__file__).resolve().parents[2]
 HERE, ELSEWHERE = "http://here:8080", "https://elsewhere"
@@ -50,6 +51,7 @@ class World:
     services: InferenceServices
     leases: Leases
     server: Cluster
+    pods: Pods
     over: set[str] = field(default_factory=set)
     records: dict[str, Record] = field(default_factory=dict)
 
@@ -79,8 +81,8 @@ class World:
         assert found.state is State.READY, found
         owner = Owner("release_digits", f"run-{name}", f"{installation}/runs/1", installation)
         self.leases.acquire("models", name, owner, f"{name}-20260301")
-        facts = {"baseline": baseline, "canary": canary.revision, "stage": f"open at {percent} %"}
-        self.leases.update("models", name, owner, lambda claim: replace(claim, **facts))
+        facts = {"baseline": baseline, "canary": canary.revision, "template": canary.template, "phase": Phase.OPEN}
+        self.leases.update("models", name, owner, lambda now: replace(now, **facts, watches=(Watched(percent, "x"),)))
         return owner, canary
 
     def sweep(self, *names: str, run: str = "sweep-1") -> list[str]:
@@ -98,8 +100,9 @@ class World:
 
 @pytest.fixture
 def world(tmp_path: Path, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
-    with cluster(tmp_path, NamedPods()) as (server, client):
-        made = World(spec, InferenceServices(client), Leases(client), server)
+    pods = NamedPods()
+    with cluster(tmp_path, pods) as (server, client):
+        made = World(spec, InferenceServices(client), Leases(client), server, pods)
 
         def change(_: ModelSpec, run: Any, edit: Any) -> Record:
             record = made.records.setdefault(
@@ -132,10 +135,10 @@ def test_a_live_run_is_let_alone(world: World) -> None:
 def test_a_closed_canary_whose_run_never_ends_is_settled_after_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """reports.md A3: the deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
+    """A3: the deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
     owner, _ = world.abandon()
     why = "closed: nobody looked for 63 s"
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, closed=why, promoted=False))
+    world.leases.update("models", "digits", owner, lambda now: now.close(why, Cause.EVIDENCE))
     assert world.sweep() == [], "its own run has the time to settle it"
     monkeypatch.setattr(sweep, "LEFT", timedelta(0))
     assert len(world.sweep(run="sweep-2")) == 1
@@ -162,7 +165,7 @@ def test_a_run_that_is_over_is_settled_and_its_record_finished(world: World) -> 
 
 def test_what_was_promoted_stands(world: World) -> None:
     owner, canary = world.abandon()
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, promoted=True))
+    world.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.PROMOTED))
     rollout.promote(world.services, canary, 30)
     world.over.add(owner.run_id)
     (line,) = world.sweep()
@@ -170,6 +173,30 @@ def test_what_was_promoted_stands(world: World) -> None:
     assert world.live().serving == {canary.revision: 100}
     assert world.records["digits-20260301"].outcome == "promoted"
     assert world.lease().holder is None
+
+
+@pytest.mark.parametrize("was_closed", [False, True])
+def test_what_was_promoted_and_died_is_told_and_goes_back_when_that_was_recorded(
+    world: World, was_closed: bool
+) -> None:
+    owner, canary = world.abandon()
+    world.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.PROMOTED))
+    rollout.promote(world.services, canary, 30)
+    found = wait(lambda: rollout.assess_promoted(world.live(), canary), 600, poll=0.01)
+    assert found.state is State.READY, found
+    world.pods.phases["v2"] = PodState(Pod.CRASHED, 0, "boom", 1)
+    while death_of(world.live(), canary.revision) is None:
+        pass
+    if was_closed:
+        world.leases.update("models", "digits", owner, lambda now: now.close(f"{canary.revision} is dead", Cause.DEAD))
+    world.over.add(owner.run_id)
+    (line,) = world.sweep()
+    if was_closed:
+        world.assert_settled()
+        assert world.records["digits-20260301"].outcome == "rolled_back"
+    else:
+        assert f"{canary.revision} was promoted and has all of the traffic, and is dead: " in line
+        assert world.live().serving == {canary.revision: 100}
 
 
 def test_a_lease_of_a_run_that_touched_nothing_is_given_free(world: World) -> None:
@@ -193,7 +220,7 @@ def test_another_airflows_release_and_a_strangers_lease_are_only_told(world: Wor
 
 def test_a_canary_with_traffic_and_no_lease_is_told_and_stays(world: World) -> None:
     owner, canary = world.abandon()
-    world.leases.release("models", "digits", owner)
+    world.leases.give_free("models", "digits", owner)
     (line,) = world.sweep()
     assert line.startswith(f"models/digits: {canary.revision} takes 30 % and no release claims it")
     assert world.live().canary_percent == 30
@@ -217,11 +244,11 @@ def test_one_that_cannot_be_settled_fails_the_run_and_hides_no_other(world: Worl
     with pytest.raises(NotSettled, match=r"models/letters is not settled: .* made anew by another hand"):
         world.sweep("letters", "digits")
     world.assert_settled("digits")
-    held = world.lease("letters").claim
+    held = world.lease("letters").release
     assert (held.owner.dag_id, held.inherited.owner) == ("sweep", lost), "no release may begin before it is settled"
     with pytest.raises(NotSettled, match="models/letters is not settled"):
         world.sweep("letters", "digits", run="sweep-2")
-    assert world.lease("letters").claim.inherited.owner == lost
+    assert world.lease("letters").release.inherited.owner == lost
 
 
 def test_a_sweep_that_died_is_gone_on_with(world: World) -> None:
@@ -242,9 +269,9 @@ def test_what_a_dead_settle_had_barred_is_barred_for_the_next(world: World) -> N
     world.leases.acquire("models", "digits", died, over=owner)
     world.leases.bar("models", "digits", died)("b")
     lease = world.leases.acquire("models", "digits", following, over=died)
-    assert lease.claim.inherited.owner == owner  # type: ignore[union-attr]
-    assert lease.claim.left.barred == ("a", "b")  # type: ignore[union-attr]
-    assert Claim(died).left == Claim(died)
+    assert lease.release.inherited.owner == owner  # type: ignore[union-attr]
+    assert lease.release.left.barred == ("a", "b")  # type: ignore[union-attr]
+    assert Release(died).left == Release(died)
 
 
 def test_a_service_whose_model_file_is_gone_is_settled_by_its_lease(
@@ -289,7 +316,9 @@ def test_one_namespace_is_listed_where_all_may_not_be(world: World) -> None:
 def test_a_release_that_a_person_had_taken_back_is_recorded_as_that(world: World) -> None:
     owner, canary = world.abandon()
     order = Order("roll_back", "anna", "users complain", "2026-03-01T02:00:00.000+00:00", canary.revision)
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, order=order))
+    world.leases.update(
+        "models", "digits", owner, lambda now: replace(now, order=order).close(str(order), Cause.PERSON)
+    )
     world.over.add(owner.run_id)
     world.sweep()
     record = world.records["digits-20260301"]
@@ -300,9 +329,7 @@ def test_a_release_that_a_person_had_taken_back_is_recorded_as_that(world: World
 
 def test_a_release_whose_canary_was_closed_is_recorded_as_rolled_back(world: World) -> None:
     owner, _ = world.abandon()
-    world.leases.update(
-        "models", "digits", owner, lambda claim: replace(claim, closed="closed: nobody looked for 61 s")
-    )
+    world.leases.update("models", "digits", owner, lambda now: now.close("closed: nobody looked for 61 s", Cause.GUARD))
     world.over.add(owner.run_id)
     world.sweep()
     record = world.records["digits-20260301"]
@@ -319,16 +346,13 @@ def test_a_model_file_that_cannot_be_read_stops_no_other_service(tmp_path: Path)
     assert "broken.yaml:1" in task.unread[0]
 
 
-def test_the_dag_is_light_and_never_overlaps_itself() -> None:
-    heavy = ("torch", "transformers", "kubernetes", "boto3", "numpy")
+def test_the_dag_is_light_and_never_overlaps_itself(parsing: Parsing) -> None:
     code = (
         "import runpy, sys, json\n"
         f"dag = runpy.run_path({str(PROJECT / 'dags' / 'sweep.py')!r})['sweep']\n"
-        f"print(json.dumps([sorted(set({heavy!r}) & set(sys.modules)), dag.max_active_runs, dag.catchup]))"
+        f"print(json.dumps([sorted(set({HEAVY!r}) & set(sys.modules)), dag.max_active_runs, dag.catchup]))"
     )
-    environment = {**os.environ, "PYTHONPATH": str(PROJECT / "plugins")}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout.splitlines()[-1]) == [[], 1, False]
+    assert parsing(code) == [[], 1, False]
 
 
 @pytest.mark.parametrize(

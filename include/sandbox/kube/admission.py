@@ -1,7 +1,7 @@
 """KServe's two webhooks for InferenceServices: defaulting (what you read is not what you wrote) and validation.
 
 Pure functions, after KServe v0.20's inference_service_defaults.go and inference_service_validation.go
-(facts/kserve.md 1.1 and 3.6). The messages are KServe's own.
+(docs/facts.md#the-webhooks). The messages are KServe's own.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What KServe's webhook says of `spec.canary` and of a predictor's name: inference_service_validation.go, 0.20 on.
 
-Pure functions; the messages are KServe's own (facts/kserve.md 3.6 and 6.1).
+Pure functions; the messages are KServe's own (docs/facts.md#the-webhooks).
 """
 
 from __future__ import annotations

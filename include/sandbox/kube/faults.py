@@ -96,7 +96,7 @@ class Fault(BaseModel):
     `every` lets calls through in between: 2 fails the first, the third, the fifth. `after_write` lets the request take
     effect before it fails. `drop` closes the connection without an answer. `status` None only delays. `late` holds
     back the configuration controller for that many rounds when a configuration of the name in `match` has work to
-    do: Knative's Route is then reconciled before its Configuration (facts/kserve.md 3.1, the residual race).
+    do: Knative's Route is then reconciled before its Configuration (docs/facts.md#the-late-roll-back-race).
 
     `away` stops a part of the cluster until the fault is taken away: nothing is failed then, nothing is done either.
     `pods` makes pods slow, or kills them `times` times, each when it has been ready for `delay` seconds.

@@ -84,7 +84,7 @@ def revision_status(revision: Manifest, pods: list[Manifest], late: bool, now: s
         text = f"Container failed with: {crashed.get('message', '')}"
         healthy = condition("ContainerHealthy", FALSE, f"ExitCode{crashed['exitCode']}", text)
     elif late and available["status"] == UNKNOWN:
-        # The first pod's reason to wait, if it has one; else what the Deployment says (reconcileDeployment).
+        # The first pod's reason to wait, if it has one; else the Deployment's (docs/facts.md#the-progress-deadline).
         main = pod_rules.container_status(pods[0], pod_rules.MAIN) if pods else {}
         waiting = main.get("state", {}).get("waiting")
         replica_set = pod_rules.replica_set(f"{revision['metadata']['name']}-deployment", revision["spec"])
@@ -145,7 +145,7 @@ def service_status(service: Manifest, configuration: Manifest, route: Manifest, 
     """A Knative Service's status: its configuration's and its route's, each only when they are up to date.
 
     While the configuration lags, its former revision names stay, but the route's traffic is taken over: this is
-    the window of the residual race (facts/kserve.md 3.1).
+    the window of the late roll-back race (docs/facts.md#the-late-roll-back-race).
     """
     before = service.get("status", {})
     status = {k: v for k, v in before.items() if k not in ("conditions", "observedGeneration")}

@@ -1,7 +1,7 @@
 """KServe's rules, first half: from an InferenceService to the Knative Service that it asks for.
 
 Pure functions, after KServe v0.20's ksvc_reconciler.go and predictor.go. Nothing here knows of promotions or
-roll-backs: those follow from the traffic block and from who is "rolled out" (facts/kserve.md 1.2, 1.4).
+roll-backs: those follow from the traffic block and from who is "rolled out" (docs/facts.md#the-traffic-split).
 """
 
 from __future__ import annotations

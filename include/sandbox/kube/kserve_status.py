@@ -1,6 +1,6 @@
 """KServe's rules, second half: from the Knative Service's status and the pods to the InferenceService's status.
 
-Pure functions, after KServe v0.20's inference_service_status.go (facts/kserve.md 2.1, 2.2, 2.5).
+Pure functions, after KServe v0.20's inference_service_status.go (docs/facts.md#who-is-rolled-out).
 """
 
 from __future__ import annotations

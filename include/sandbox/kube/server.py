@@ -46,7 +46,7 @@ class Cluster:
         front_door_port: the port in every URL that statuses tell; None leaves it out.
         namespaces: created when missing, besides default, kube-system, kserve and knative-serving.
         known_as: host names besides this machine's own under which requests are answered.
-        kserve: the release to act as, 0.18 to 0.21. They differ in Standard mode alone (facts/kserve.md 6.1).
+        kserve: the release to act as, 0.18 to 0.21. They differ in Standard mode alone (docs/facts.md#standard-mode).
 
     `start` and `stop` may be repeated. `stop` ends the API and the controllers; revisions that run are left to
     their owner, and a later `start` asks for them again.

@@ -1,8 +1,8 @@
 """KServe's rules for Standard mode: from an InferenceService to Deployments, Services, HTTPRoutes, and to its status.
 
 Pure functions, after KServe's master of 2026-08 (the control plane of 0.21): components/predictor.go from
-`canaryReplicaCount` on, ingress/httproute_reconciler.go and `PropagateRawStatus` (facts/kserve.md 6.1). Autoscalers are
-not stood in for: a Deployment has its least number of replicas.
+`canaryReplicaCount` on, ingress/httproute_reconciler.go and `PropagateRawStatus` (docs/facts.md#standard-mode).
+Autoscalers are not stood in for: a Deployment has its least number of replicas.
 """
 
 from __future__ import annotations

@@ -24,6 +24,9 @@ from model_release.store import files
 _MEMORY = 6 * 1024**3
 _TIMES_THE_WEIGHTS = 8
 
+#: Seconds for one request, where nobody says: the default of `service.timeout`.
+RESPONSE_TIMEOUT = 60
+
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "torch-model-archiver")
 
 
@@ -48,6 +51,7 @@ def export(
     fingerprint: str,
     samples: Sequence[bytes] = (),
     fold: bool = False,
+    response_timeout: int = RESPONSE_TIMEOUT,
     log: Callable[[str], None] | None = None,
     timeout: float = 1800,
 ) -> Export:
@@ -55,8 +59,8 @@ def export(
 
     `handler` is the archive's handler; `image_pixels.py` beside it must give the pixels that the checkpoint's own
     processor gives, which is checked here. `samples` are encoded images for the reference answers (default: two
-    drawn ones of the model's input size). `fold` folds BatchNorms into convolutions, within wider limits. `log` gets a
-    line for each step.
+    drawn ones of the model's input size). `fold` folds BatchNorms into convolutions, within wider limits. What the
+    archive will say of `response_timeout` is noted here, with all else that shapes it. `log` gets a line for each step.
 
     Run again, the folder is replaced; equal input and toolchain give files of equal bytes.
     Raises `CheckpointError` (cannot be loaded, traced or preprocessed here), `ParityError` (answers differ by more
@@ -91,7 +95,7 @@ def export(
         )
         for note in report["notes"]:
             log(f"note: {note}")
-        report = {**report, "toolchain": toolchain(handler, fold), "fingerprint": fingerprint}
+        report = {**report, "toolchain": toolchain(handler, fold, response_timeout), "fingerprint": fingerprint}
         (fresh / "export.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
@@ -111,9 +115,10 @@ def load(directory: Path) -> Export:
         raise ArchiveError(f"{directory} holds no finished export: {error}") from error
 
 
-def toolchain(handler: Path, fold: bool = False) -> dict[str, str]:
-    """Versions of everything that shapes an archive's bytes, the handler's digest and `build.fold` among them. Cheap:
-    nothing is imported. With the source's fingerprint it tells whether a version exists already (`Store.find`)."""
+def toolchain(handler: Path, fold: bool = False, response_timeout: int = RESPONSE_TIMEOUT) -> dict[str, str]:
+    """Versions of everything that shapes an archive's bytes, the handler's digest, `build.fold` and the seconds of
+    `service.timeout` among them. Cheap: nothing is imported. With the source's fingerprint it tells whether a version
+    exists already (`Store.find`)."""
     found = {"python": platform.python_version()}
     for name in _PACKAGES:
         try:
@@ -121,7 +126,12 @@ def toolchain(handler: Path, fold: bool = False) -> dict[str, str]:
         except PackageNotFoundError:
             raise ArchiveError(f"a build needs the package {name}, which is not installed on this worker") from None
     parts = {path.name: files.sha256(path) for path in handler_files(handler)}
-    return {**found, "handler": files.combined(parts), **({"fold": "yes"} if fold else {})}
+    return {
+        **found,
+        "handler": files.combined(parts),
+        **({"fold": "yes"} if fold else {}),
+        "response_timeout": str(response_timeout),
+    }
 
 
 def handler_files(handler: Path) -> list[Path]:

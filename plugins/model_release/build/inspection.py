@@ -27,6 +27,13 @@ MAX_TEXT = 16 * 1024**2
 MAX_SIDE = 4096
 
 _SIZES = ("size", "crop_size", "image_size")
+# Mapped to image classification by transformers, and no network from pixels to labels that TorchScript could hold.
+_NOT_SERVED = {
+    "DinatForImageClassification": "its attention is natten's, a library of CUDA kernels that TorchScript "
+    "does not have; Swin and ConvNeXt are built alike without it",
+    "ShieldGemma2ForImageClassification": "it is asked in words, a policy beside each image, and a request has the "
+    "image alone",
+}
 _IMPLEMENTATIONS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
 
 
@@ -54,8 +61,12 @@ def check(directory: Path, origin: str) -> tuple[tuple[str, ...], str, list[str]
 
 
 def check_kind(config: Path, origin: str) -> None:
-    """Raises `CheckpointError` for what says in its `config.json` that it is a checkpoint of another kind."""
+    """Raises `CheckpointError` for what says in its `config.json` that it is a checkpoint of another kind, before its
+    weights are fetched."""
     content = read_json(config, origin)
+    for name in _architectures(content):
+        if reason := _NOT_SERVED.get(name):
+            raise CheckpointError(f"{origin} is a {name}, which cannot be exported: {reason}")
     architecture = content.get("architecture")
     if content.get("model_type") == "timm_wrapper" or (isinstance(architecture, str) and "pretrained_cfg" in content):
         raise CheckpointError(
@@ -65,8 +76,7 @@ def check_kind(config: Path, origin: str) -> None:
 
 
 def _architecture(config: dict[str, Any], origin: str) -> str:
-    named = config.get("architectures")
-    architectures = [str(name) for name in named] if isinstance(named, list) else []
+    architectures = _architectures(config)
     classifiers = [name for name in architectures if "ForImageClassification" in name]
     if not classifiers:
         found = (
@@ -76,6 +86,11 @@ def _architecture(config: dict[str, Any], origin: str) -> str:
     if config.get("problem_type") == "regression":
         raise CheckpointError(f"{origin}: {CONFIG} has problem_type regression: the model gives values and no classes")
     return classifiers[0]
+
+
+def _architectures(config: dict[str, Any]) -> list[str]:
+    named = config.get("architectures")
+    return [str(name) for name in named] if isinstance(named, list) else []
 
 
 def shards_of(index: Path, origin: str) -> set[str]:

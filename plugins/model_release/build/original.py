@@ -23,8 +23,7 @@ class Logits(torch.nn.Module):
         self.model = model
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.model(pixel_values=pixel_values).logits
-        return logits
+        return logits_of(self.model(pixel_values=pixel_values))
 
 
 class PaletteLogits(torch.nn.Module):
@@ -39,14 +38,50 @@ class PaletteLogits(torch.nn.Module):
         colours = pixel_values.permute(0, 2, 3, 1).reshape(pixel_values.shape[0], -1, 3).double()
         squares = colours.square().sum(-1, keepdim=True)
         distances = squares - 2 * (colours @ self.clusters.T) + self.clusters.square().sum(-1)
-        logits: torch.Tensor = self.model(input_ids=distances.argmin(-1)).logits
-        return logits
+        return logits_of(self.model(input_ids=distances.argmin(-1)))
+
+
+class PatchLogits(torch.nn.Module):
+    """SigLIP2 (naflex): pixels, in whole patches, become a row of them. All pictures of a batch have one shape here, so
+    none is padded, and the positions are drawn to that shape once."""
+
+    def __init__(self, model: torch.nn.Module, side: int) -> None:
+        super().__init__()
+        self.model, self.side = model, side
+        embeddings: Any = model.vision_model.embeddings
+        theirs = embeddings.resize_positional_embeddings
+
+        def resized(positions: torch.Tensor, shapes: Any, max_length: int) -> torch.Tensor:
+            if isinstance(shapes, torch.Tensor):
+                whole: torch.Tensor = theirs(positions, shapes, max_length=max_length)
+                return whole
+            drawn = torch.nn.functional.interpolate(
+                positions.permute(2, 0, 1)[None], size=shapes, mode="bilinear", align_corners=False, antialias=True
+            )
+            return drawn.flatten(2).transpose(1, 2)
+
+        embeddings.resize_positional_embeddings = resized
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        count, side = pixel_values.shape[0], self.side
+        rows, columns = pixel_values.shape[2] // side, pixel_values.shape[3] // side
+        patches = pixel_values.reshape(count, 3, rows, side, columns, side).permute(0, 2, 4, 3, 5, 1)
+        row = patches.reshape(count, rows * columns, side * side * 3)
+        return logits_of(self.model(pixel_values=row, spatial_shapes=(rows, columns)))
+
+
+def logits_of(output: Any) -> torch.Tensor:
+    """A classifier's logits; PP-LCNet calls them its last hidden state."""
+    logits: torch.Tensor = output.logits if "logits" in output else output.last_hidden_state
+    return logits
 
 
 def wrapped(model: Any, processor: Any) -> torch.nn.Module:
     """The model behind its processor's last step, where that is no matter of pixels."""
     if getattr(processor, "do_color_quantize", False):
         return PaletteLogits(model, processor.clusters).eval()
+    if "spatial_shapes" in processor.model_input_names:
+        return PatchLogits(model, processor.patch_size).eval()
     return Logits(model).eval()
 
 
@@ -104,6 +139,6 @@ def activation(config: Any, labels: int) -> str:
 def answer(model: Any, processor: Any, labels: list[str], how: str, picture: Image.Image) -> dict[str, Any]:
     """The likeliest label of one picture, by the original model behind its own processor."""
     with torch.inference_mode():
-        logits = model(**processor(images=picture, return_tensors="pt")).logits[0]
+        logits = logits_of(model(**processor(images=picture, return_tensors="pt")))[0]
     score, label = (logits.sigmoid() if how == "sigmoid" else logits.softmax(-1)).max(-1)
     return {"label": labels[int(label)], "score": round(float(score), 6)}

@@ -27,6 +27,8 @@ _KNOWN = {
     # About segmentation maps.
     "do_reduce_labels",
 }
+# What SigLIP2's processor gives: patches, which of them are none, and how many rows and columns they are.
+_NAFLEX = ["pixel_values", "pixel_attention_mask", "spatial_shapes"]
 # At or above this edge ConvNeXt's processor squeezes to a square, below it crops.
 _WARPED_FROM = 384
 
@@ -49,10 +51,10 @@ def load(directory: Path) -> Any:
                 "have; save the checkpoint with a processor that has a PIL form"
             ) from error
         raise CheckpointError(f"transformers cannot load preprocessor_config.json: {first_line(error)}") from error
-    if "input_ids" not in processor.model_input_names and processor.model_input_names != ["pixel_values"]:
+    known = (["pixel_values"], ["input_ids"], _NAFLEX)
+    if processor.model_input_names not in known:
         raise CheckpointError(
-            f"{_kind(processor)} gives {', '.join(processor.model_input_names)}: images keep their own shapes "
-            "(naflex), and a traced model takes pixel_values alone; a checkpoint with a fixed size can be exported"
+            f"{_kind(processor)} gives {', '.join(processor.model_input_names)}; the exported model takes pixel_values"
         )
     return processor
 
@@ -79,6 +81,7 @@ def options_of(processor: Any) -> dict[str, Any]:
         "do_resize": bool(settings.get("do_resize")),
         "size": settings["size"] or None,
         "size_divisor": settings.get("size_divisor"),
+        "patches": settings.get("patches"),
         "resample": None if settings.get("resample") is None else int(settings["resample"]),
         "do_thumbnail": bool(box and settings.get("do_thumbnail")),
         # Others pad the pictures of one batch to each other's size: nothing for a picture alone.
@@ -99,7 +102,14 @@ def options_of(processor: Any) -> dict[str, Any]:
 def processed(processor: Any, picture: Image.Image) -> Any:
     """The pixels that the checkpoint's own processor makes of a picture: float32, [3, height, width]."""
     plain = {"do_color_quantize": False} if hasattr(processor, "do_color_quantize") else {}
-    return np.asarray(processor(images=picture, return_tensors="np", **plain)["pixel_values"][0], np.float32)
+    made = processor(images=picture, return_tensors="np", **plain)
+    pixels = np.asarray(made["pixel_values"][0], np.float32)
+    if processor.model_input_names != _NAFLEX:
+        return pixels
+    rows, columns = made["spatial_shapes"][0]
+    side = processor.patch_size
+    patches = pixels[: rows * columns].reshape(rows, columns, side, side, 3)
+    return patches.transpose(4, 0, 2, 1, 3).reshape(3, rows * side, columns * side)
 
 
 def compare(preprocess: Callable[..., Any], processor: Any, options: Settings, size: tuple[int, int]) -> float:
@@ -169,7 +179,7 @@ def _faults(settings: Settings) -> list[str]:
         faults.append(f"do_pad=True with pad_size={dict(settings['pad_size'])}")
     size, crop = settings["size"], settings["crop_size"]
     if settings.get("do_resize"):
-        if set(size) not in ({"height", "width"}, {"shortest_edge"}):
+        if set(size) not in ({"height", "width"}, {"shortest_edge"}) and not settings.get("patches"):
             faults.append(f"size={size} (known: height and width, or shortest_edge)")
         if settings.get("crop_pct") is not None:
             faults.append(f"crop_pct={settings['crop_pct']}")
@@ -246,6 +256,13 @@ def _donut(settings: Settings, faults: list[str]) -> None:
     settings.update(box=size, size={"shortest_edge": min(size.values())})
 
 
+def _siglip2(settings: Settings, faults: list[str]) -> None:
+    """As many patches as are allowed, in the picture's own shape."""
+    if not settings.get("do_resize"):
+        faults.append("do_resize=False (known: True, which makes whole patches)")
+    settings["patches"] = {"side": settings["patch_size"], "most": settings["max_num_patches"]}
+
+
 def _imagegpt(settings: Settings, faults: list[str]) -> None:
     """Colours become numbers of a palette, which the exported model does itself."""
     if settings.get("do_color_quantize") and settings.get("clusters") is None:
@@ -260,4 +277,5 @@ _RULES: dict[str, Callable[[Settings, list[str]], None]] = {
     "PerceiverImageProcessor": _perceiver,
     "DonutImageProcessor": _donut,
     "ImageGPTImageProcessor": _imagegpt,
+    "Siglip2ImageProcessor": _siglip2,
 }

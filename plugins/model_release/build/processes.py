@@ -19,14 +19,17 @@ PACKAGE_ROOT = Path(__file__).resolve().parents[2]
 
 # What a build needs of its surroundings. Credentials of the worker are not among it: the process opens files
 # that came from outside.
-_KEPT = ("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SYSTEMROOT")
+_KEPT = (
+    *("PATH", "LANG", "LC_ALL", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "SYSTEMROOT"),
+    *("PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX"),
+)
 
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a build's process: offline, without the worker's secrets."""
     kept = {name: os.environ[name] for name in _KEPT if name in os.environ}
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
-    return {**kept, **offline, "PYTHONHASHSEED": "0", "PYTHONDONTWRITEBYTECODE": "1", **more}
+    return {**kept, **offline, "PYTHONHASHSEED": "0", **more}
 
 
 def run(

@@ -16,6 +16,7 @@ from model_release import errors
 from model_release.errors import ArchiveError, ReleaseError, SpecError, StoreRefused, VersionDamaged
 
 if TYPE_CHECKING:
+    from model_release.spec import ModelSpec
     from model_release.store.store import Store
 
 Log = Callable[[str], None]
@@ -38,6 +39,7 @@ class Request:
         picture: of `evaluate`: where the confusion matrix goes.
         release: whose request it is: runs that build the same, as dates of one backfill, ask each for itself.
         fold: of `export`: the model file's `build.fold`.
+        response_timeout: of `export` and `archive`: seconds, the model file's `service.timeout`.
     """
 
     step: Name
@@ -52,11 +54,17 @@ class Request:
     picture: str = ""
     release: str = ""
     fold: bool = False
+    response_timeout: int = 60
 
     @property
     def key(self) -> str:
         """Where the request is, below the store's prefix."""
         return "/".join(filter(None, ("builds", self.build, self.release, f"{self.step}.request.json")))
+
+
+def asked_of(spec: ModelSpec) -> dict[str, Any]:
+    """What a model file says that shapes an archive: arguments of `Request` and of `export.toolchain`."""
+    return {"fold": spec.build.fold, "response_timeout": spec.service.timeout_seconds}
 
 
 def ask(store: Store, request: Request) -> None:
@@ -124,6 +132,7 @@ def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Pa
         handler=handler,
         fingerprint=request.fingerprint,
         fold=request.fold,
+        response_timeout=request.response_timeout,
         log=log,
     )
     store.stash(f"{request.build}/export", made.directory)
@@ -135,7 +144,14 @@ def archive_export(store: Store, request: Request, handler: Path, scratch: Path,
     from model_release.build import archive
 
     store.unstash(f"{request.build}/export", scratch / "export")
-    made = archive.archive(scratch / "export", request.service, handler, scratch / "archive", log=log)
+    made = archive.archive(
+        scratch / "export",
+        request.service,
+        handler,
+        scratch / "archive",
+        response_timeout=request.response_timeout,
+        log=log,
+    )
     archive.check(made, scratch / "export", log=log)
     store.stash(f"{request.build}/archive", made.directory)
     return {"sha256": made.sha256, "size": made.size}
@@ -182,7 +198,9 @@ def _check_toolchain(asked: dict[str, str], handler: Path) -> None:
     release of the package, and what differs by it the parity check measures."""
     from model_release.build.export import toolchain
 
-    here = toolchain(handler, fold="fold" in asked)
+    # What a model file asks for is no matter of the machine.
+    settings = {name: asked[name] for name in ("fold", "response_timeout") if name in asked}
+    here = toolchain(handler) | settings
     other = {
         name: (version, here.get(name, "nothing"))
         for name, version in asked.items()

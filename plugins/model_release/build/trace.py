@@ -70,10 +70,10 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
 
     images = [Path(path).read_bytes() for path in request["samples"]] or _pictures(height, width)
     activation = original.activation(model.config, len(labels))
-    answer = partial(original.answer, model, processor, labels, activation)
-    _write(output / "reference.json", _reference(read_image, images, answer))
     logits = original.wrapped(model, processor)
     expected = torchscript.answers(logits, sizes, len(labels))
+    answer = partial(original.answer, model, processor, labels, activation)
+    _write(output / "reference.json", _reference(read_image, images, answer))
     architecture, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
 
     say(f"tracing {architecture}: {len(labels)} labels, input {width}x{height}")

@@ -24,6 +24,9 @@ RESTORE_GRACE = 60.0
 
 ANY = -1  # any share will do
 
+# The way to any revision that a roll-back does not go to.
+DIRECT = "to another version goes DAG release_MODEL with Version, Roll-out `direct` and a note"
+
 
 class Kind(StrEnum):
     """What a release would change."""
@@ -89,30 +92,6 @@ class Canary:
     @classmethod
     def from_dict(cls, given: Mapping[str, Any]) -> Canary:
         return cls(**given)
-
-
-@dataclass(frozen=True)
-class Release:
-    """What a release knows of itself when it ends, from its lease.
-
-    Attributes:
-        canary: the revision it staged, when it came so far as to know it.
-        promoted: the verdict was "promote", and the write may have been done.
-        created: the uid of the InferenceService that it made, when it was its first deployment and that is on record.
-        barred: revisions that must never get traffic from a settle: those that were the latest when the stable
-            template was written back. Until status shows a newer one, "latest" still means one of them.
-    """
-
-    namespace: str
-    name: str
-    baseline: Baseline
-    canary: str | None = None
-    promoted: bool = False
-    barred: tuple[str, ...] = ()
-    created: str | None = None
-
-    def bars(self, revision: str | None) -> bool:
-        return revision is None or revision == self.canary or revision in self.barred
 
 
 def tell_traffic(live: InferenceService) -> str:

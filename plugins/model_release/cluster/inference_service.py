@@ -1,7 +1,7 @@
 """A typed view of one InferenceService as the API gives it, and the calls that read and write it.
 
 The view interprets nothing that KServe leaves open: an absent field is None, an empty dict or an empty tuple, never
-a guess. What the fields mean, and which of them must not be trusted, is in facts/kserve.md, sections 1 and 2.
+a guess. What the fields mean, and which of them must not be trusted: docs/facts.md#status-fields.
 """
 
 from __future__ import annotations
@@ -210,6 +210,11 @@ class InferenceService:
         """The revision that takes the rest of the split; None when there is no split."""
         return next((str(target["revisionName"]) for target in self._targets if target.get("tag") == "prev"), None)
 
+    @property
+    def stable_revision(self) -> str | None:
+        """The revision that is no canary: the one that has the rest of a split, or was rolled out last."""
+        return (self.prev_revision if self.is_split else None) or self.rolled_out
+
     def tag_url(self, tag: str) -> str | None:
         """The address that reaches one target whatever its percent, 0 included. Needs enable-tag-routing."""
         return next((_text(target.get("url")) for target in self._targets if target.get("tag") == tag), None)
@@ -278,10 +283,11 @@ class InferenceServices:
 
     Args:
         api_client: from the provider's `KubernetesHook`; may be shared by threads.
+        ask_pods: whether the pods of a canary in Standard mode that is not ready may be asked why.
     """
 
-    def __init__(self, api_client: ApiClient) -> None:
-        self._api_client = api_client
+    def __init__(self, api_client: ApiClient, *, ask_pods: bool = True) -> None:
+        self._api_client, self._ask_pods = api_client, ask_pods
         self._objects, self._routes = Objects(api_client, KIND), Objects(api_client, ROUTES)
         self._revisions = Objects(api_client, REVISIONS)
 
@@ -345,7 +351,7 @@ class InferenceServices:
         from model_release.cluster.standard.pods import Pods
         from model_release.cluster.standard.view import in_its_mode
 
-        return in_its_mode(raw, self._routes, Pods(self._api_client))
+        return in_its_mode(raw, self._routes, Pods(self._api_client) if self._ask_pods else None)
 
 
 def _touches_spec(edit: Edit) -> bool:

@@ -45,7 +45,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
     A None in it says that the field must be absent. The split (`canaryTrafficPercent`) is never part of it.
 
     Raises:
-        SpecError: `version_uri` does not end in `/`; KServe would load its siblings too (facts/kserve.md 3.3). In
+        SpecError: `version_uri` does not end in `/`; KServe would load its siblings too (docs/facts.md#s3-prefixes). In
             Standard mode also: the service's name leaves no room for a version's.
     """
     if not version_uri.endswith("/"):
@@ -64,7 +64,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
                 "minReplicas": service.min_replicas,
                 "maxReplicas": service.max_replicas,
                 "containerConcurrency": service.container_concurrency,
-                "timeout": max(1, round(service.timeout.total_seconds())),
+                "timeout": service.timeout_seconds,
                 "serviceAccountName": service.service_account,
                 "model": {
                     "runtime": service.runtime,
@@ -76,7 +76,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
     }
     merged: Manifest = merge(base, ours)
     # Ready must mean that the model is loaded: Knative's own probe only asks whether the port is open, and
-    # TorchServe's wrapper opens it for a model that failed too (facts/kserve.md 4.5).
+    # TorchServe's wrapper opens it for a model that failed too (docs/facts.md#ready-does-not-mean-loaded).
     probe = merged["spec"]["predictor"]["model"].get("readinessProbe")
     if probe is not None:
         probe["httpGet"]["path"] = f"/v1/models/{service.name}"

@@ -55,6 +55,8 @@ class Objects:
     def __init__(self, api_client: ApiClient, kind: Kind) -> None:
         from kubernetes.client import CustomObjectsApi
 
+        if api_client.configuration.retries is None:
+            api_client.rest_client.pool_manager.connection_pool_kw["retries"] = _retries()
         self._api = CustomObjectsApi(api_client)
         self._kind = kind
         self._address = {"group": kind.group, "version": kind.version, "plural": kind.plural}
@@ -212,15 +214,30 @@ class Objects:
         return ClusterRefused(f"{what}: refused with {code}: {said}")
 
 
-def retrying(attempt: Callable[[], T]) -> T:
+def _retries() -> Any:
+    """urllib3's own repetitions, without those that wait: a read that timed out would be tried three times more."""
+    from urllib3 import Retry
+    from urllib3.exceptions import ReadTimeoutError
+
+    class Retries(Retry):
+        def increment(self, *given: Any, **named: Any) -> Any:
+            if isinstance(error := named.get("error"), ReadTimeoutError):
+                raise error
+            return super().increment(*given, **named)
+
+    return Retries(3)
+
+
+def retrying(attempt: Callable[[], T], passing: type[ClusterUnavailable] = ClusterUnavailable) -> T:
     """Run `attempt` until it is not cut off by a passing trouble; six times at most, within a few seconds.
 
     `attempt` must begin by reading: after a conflict, a timeout or a 500 nobody knows whether the write was done.
+    `passing`: what is tried again; whoever looks every few seconds anyway waits for nothing else than a conflict.
     """
     for number in range(1, WRITE_ATTEMPTS):
         try:
             return attempt()
-        except ClusterUnavailable:
+        except passing:
             time.sleep(min(0.1 * 2**number, 1.0) * random.uniform(0.5, 1.0))  # noqa: S311 -- spreads writers, no secret
     return attempt()
 

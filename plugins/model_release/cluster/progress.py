@@ -11,7 +11,7 @@ from model_release.cluster.inference_service import InferenceService
 from model_release.errors import ClusterUnavailable
 
 # How long a sign of failure may last, in seconds. A container that crashed once may come up the second time; a pod
-# that fits on no node waits for the cluster's autoscaler (facts/kserve.md 2.5).
+# that fits on no node waits for the cluster's autoscaler (docs/facts.md#how-a-failing-revision-shows).
 FAILED_LOAD_GRACE = 10.0
 NOT_READY_GRACE = 60.0
 
@@ -23,7 +23,7 @@ class State(StrEnum):
     FAILING = "failing"  # a sign of failure that may pass by itself; `Progress.grace` says how long it may last
     READY = "ready"
     FAILED = "failed"
-    WRONG_BASELINE = "wrong baseline"  # KServe's late-roll-back race: settle, then begin anew (facts/kserve.md 3.1)
+    WRONG_BASELINE = "wrong baseline"  # settle, then begin anew (docs/facts.md#the-late-roll-back-race)
     LOST = "lost"  # somebody else changed the service: settle, do not judge
 
     @property

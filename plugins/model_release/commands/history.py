@@ -10,8 +10,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from textwrap import dedent
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +22,9 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.model_file import load_all
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
     from model_release.release.index import History
-    from model_release.release.retention import Plan, Service
+    from model_release.release.retention import Cluster, LiveService, Pruning
     from model_release.spec import ModelSpec
 
 # Rich cuts a table to 80 columns where nobody looks; a file or a pipe has room.
@@ -50,6 +52,20 @@ def register(commands: Any) -> None:
         listing.add_argument("--limit", type=_count, default=20, metavar="N", help="the newest N (20)")
     command("reindex", _reindex, cluster=False)
     prune = command("prune", _prune)
+    prune.add_argument(
+        "--cluster",
+        action="append",
+        default=[],
+        metavar="KUBECONFIG[@CONTEXT]",
+        help="another cluster that serves versions of this store; may be given again",
+    )
+    prune.add_argument(
+        "--gone",
+        action="append",
+        default=[],
+        metavar="LEASE",
+        help="a Lease's uid or a namespace/name whose cluster is gone for good; may be given again",
+    )
     prune.add_argument("--yes", action="store_true", help="remove; without it nothing is")
     prune.add_argument(
         "--builds-days", type=_count, default=7, metavar="N", help="half-done builds untouched for N days go (7)"
@@ -127,20 +143,21 @@ def _reindex(options: argparse.Namespace) -> str:
 def _prune(options: argparse.Namespace) -> str:
     """Shows which versions the model file's `keep` leaves no longer, and with --yes removes them.
 
-    What a live service, a lease or a young record names always stays. Run again: does what is left.
+    What a live service, a lease or a young record names always stays. Every cluster that a release of the store went
+    to is asked; where one is not named here or does not answer, nothing is removed. Run again: does what is left.
     """
-    from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
     from model_release.release import retention
 
     spec = surroundings.spec(options)
     store = surroundings.store(options, spec.store)
-    client = surroundings.cluster(options.kubeconfig)
-    services, leases = InferenceServices(client), Leases(client)
+    clusters = [_cluster(surroundings.cluster(options.kubeconfig))]
+    for given in options.cluster:
+        file, _, context = given.partition("@")
+        clusters.append(_cluster(surroundings.cluster(Path(file), context or None)))
     keys = [other.service.key for other in load_all(options.models).values() if other.store == spec.store]
 
-    def look() -> tuple[list[Service], Plan]:
-        found = retention.services_of(store, keys, services, leases)
+    def look() -> tuple[list[LiveService], Pruning]:
+        found = retention.services_of(store, keys, clusters, options.gone)
         older = timedelta(days=options.builds_days)
         return found, retention.plan(
             store, spec.model, spec.keep, found, builds_older_than=older, now=datetime.now(UTC)
@@ -150,12 +167,22 @@ def _prune(options: argparse.Namespace) -> str:
     if not options.yes or plan.empty:
         end = "Nothing is to be removed." if plan.empty else "Nothing was removed: --yes does it."
         return f"{_shown(plan)}\n{end}"
-    there = [service.key for service in found if service.live or service.lease]
-    with retention.holding(leases, [*keys, *there], _by_hand()):
+    with ExitStack() as held:
+        for number, one in enumerate(clusters):
+            there = [each.key for each in found if each.server == one.server and (each.live or each.lease)]
+            held.enter_context(retention.holding(one.leases, there if number else [*keys, *there], _by_hand()))
         _, plan = look()  # what was seen before the leases were held may have changed
         print(_shown(plan), flush=True)
         retention.apply(store, plan, lambda line: print(f"  {line}", flush=True))
     return f"{_bytes(plan.bytes)} are free."
+
+
+def _cluster(client: Any) -> Cluster:
+    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.leases import Leases
+    from model_release.release.retention import Cluster
+
+    return Cluster(str(client.configuration.host), InferenceServices(client), Leases(client))
 
 
 def _sign(options: argparse.Namespace) -> str:
@@ -177,7 +204,7 @@ def _sign(options: argparse.Namespace) -> str:
 def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> dict[str, int] | str:
     """Each version's percent now; a cluster that does not answer is told, and the list goes on."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release import live
 
     namespace, name = spec.service.namespace, spec.service.name
@@ -190,7 +217,7 @@ def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> 
     return live.traffic(service, lease, history, spec.service.key)
 
 
-def _shown(plan: Plan) -> str:
+def _shown(plan: Pruning) -> str:
     rows = [(version, "goes", why) for version, why in plan.removes.items()]
     rows += [(version, "goes", "its removal was cut off") for version in plan.rest]
     rows += [
@@ -241,7 +268,7 @@ def _bytes(size: int) -> str:
 
 def _by_hand() -> Owner:
     """The same for the same person, who can therefore run the command again after it was killed."""
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
 
     return Owner("python -m model_release prune", surroundings.user(), "", "by hand")
 

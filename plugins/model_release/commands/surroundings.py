@@ -50,15 +50,15 @@ def settle_sandbox(options: argparse.Namespace) -> None:
         options.kubeconfig = state / "kubeconfig.yaml"
 
 
-def cluster(kubeconfig: Path | None) -> Any:
-    """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own."""
+def cluster(kubeconfig: Path | None, context: str | None = None) -> Any:
+    """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own; of its current context unless said."""
     import yaml
     from kubernetes import config
     from kubernetes.client import ApiClient
 
     try:
         if kubeconfig is not None:
-            return config.new_client_from_config(str(kubeconfig))
+            return config.new_client_from_config(str(kubeconfig), context)
         try:
             config.load_kube_config()
         except config.ConfigException:
@@ -118,6 +118,15 @@ def s3(options: argparse.Namespace) -> Any:
         return boto3.Session(profile_name=known.pop("profile_name", None)).client("s3", **known)
     except (BotoCoreError, ValueError, TypeError) as error:
         raise SpecError(f"no S3 to talk to: {error}") from error
+
+
+def ingress(options: argparse.Namespace) -> str | None:
+    """The gateway's address in the sandbox; None elsewhere, where the services' names resolve or somebody says it."""
+    if options.sandbox is None:
+        return None
+    known = json.loads((options.sandbox / "connections.json").read_text(encoding="utf-8"))
+    found = json.loads(known.get("AIRFLOW_CONN_INGRESS", "{}"))
+    return f"{found.get('schema') or 'http'}://{found['host']}:{found['port']}" if found else None
 
 
 def _connection(sandbox: Path | None) -> dict[str, Any]:

@@ -23,16 +23,16 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
     """
     from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
 
-    now = prometheus.query("time()")
-    yield ok("metrics", f"Prometheus answers{f' ({now.warnings[0]})' if now.warnings else ''}")
-    stable = live.rolled_out if live is not None else None
+    prometheus.query("time()")
+    yield ok("metrics", "Prometheus answers")
+    stable = live.stable_revision if live is not None else None
     if stable is None:
         why, cure = f"nothing of {spec.service.key} is rolled out", "ask again after the first deployment"
         if not seen:
             why, cure = f"what {spec.service.key} serves is not known", "see above"
         yield warning("metrics", f"profile {spec.judge.profile} cannot be tried: {why}", cure)
         return
-    metrics, namespace = profile(spec.judge.profile), spec.service.namespace
+    metrics, namespace = profile(spec.judge.profile, spec.judge.labels), spec.service.namespace
     counted = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window, asked=spec.judge.metrics)
     if not counted.ok:
         said = f"a canary beside {stable} could not be judged: {counted.sentence}"

@@ -2,7 +2,7 @@
 
 The stable revision's counts are split in two by chance within each window, request by request, as a router
 would: one part plays the canary. Both parts are the same revision, so every roll-back is a false one. What no
-split can show is trouble that strikes one pod and not the other; judge.md's line 1 covers it by simulation.
+split can show is trouble that strikes one pod and not the other; tests/judging/simulations cover it.
 """
 
 from __future__ import annotations

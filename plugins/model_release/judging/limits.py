@@ -133,7 +133,7 @@ class Value:
     A measurement fails above `max`, below `min`, or above `max_ratio` × the stable's value. After more than
     `failures_allowed` failures the canary is rolled back; more than `inconclusive_allowed` measurements that
     are not a number, or more than `consecutive_errors_allowed` errors in a row, make the verdict inconclusive
-    (Argo Rollouts' four outcomes and their counters; facts/progressive-delivery.md 2.1). It can veto and
+    (Argo Rollouts' four outcomes and their counters; docs/facts.md#argo-rollouts). It can veto and
     never promotes alone. `query` is carried for the record and named in sentences.
     """
 

@@ -1,8 +1,7 @@
 """Value metrics: thresholds on numbers that are no shares, by Argo Rollouts' four outcomes.
 
-The counters and their order are Argo's (analysis/analysis.go, `assessMetricStatus`; facts/progressive-delivery.md
-2.1), without its two traps: a stopped measurement is never written down as successful, and a limit of 3
-allows exactly 3.
+The counters and their order are Argo's (docs/facts.md#argo-rollouts), without its two traps: a stopped measurement is
+never written down as successful, and a limit of 3 allows exactly 3.
 """
 
 from __future__ import annotations
@@ -34,21 +33,23 @@ def measure(metric: Value, window: Window) -> tuple[Outcome, float | None, float
     """One measurement's outcome.
 
     error: there is no number (empty answer, failed query). inconclusive: there is one and it cannot be compared:
-    NaN, or no number of stable's to compare it with. Neither is ever a success.
+    NaN, or no number of stable's to compare it with. Neither is ever a success. pending: NaN, where nobody was asked
+    anything in the window: no measurement yet (a quantile of no requests is no number).
     """
     sides = window.values.get(metric.name, {})
     canary, stable = sides.get("canary"), sides.get("stable")
     if canary is None:
         return "error", canary, stable
     if math.isnan(canary):
-        return "inconclusive", canary, stable
+        return "pending" if window.canary.requests == 0 else "inconclusive", canary, stable
     if metric.max is not None and canary > metric.max:
         return "failed", canary, stable
     if metric.min is not None and canary < metric.min:
         return "failed", canary, stable
     if metric.max_ratio is not None and window.stable is not None:
         if stable is None or math.isnan(stable):
-            return "inconclusive", canary, stable
+            quiet = stable is not None and window.stable.requests == 0
+            return "pending" if quiet else "inconclusive", canary, stable
         if canary > metric.max_ratio * stable:
             return "failed", canary, stable
     return "successful", canary, stable
@@ -57,6 +58,8 @@ def measure(metric: Value, window: Window) -> tuple[Outcome, float | None, float
 def after(metric: Value, state: ValueState, window: Window) -> ValueState:
     """The counters after one more window. An error counts as no measurement and breaks no row of them."""
     outcome, canary, stable = measure(metric, window)
+    if outcome == "pending":
+        return state
     if outcome == "error":
         return replace(
             state,

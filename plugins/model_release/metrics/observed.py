@@ -15,13 +15,17 @@ from model_release.errors import MetricsRefused
 from model_release.metrics import samples
 from model_release.metrics.increases import Target, target_of
 from model_release.metrics.profiles import PROFILES, RevisionMetrics
-from model_release.metrics.prometheus import Prometheus, Series, milliseconds
+from model_release.metrics.prometheus import Prometheus, Series, milliseconds, selector
 from model_release.spec import Metric, format_duration
 
 RECENT = timedelta(minutes=5)
 # A histogram may come later than its counter (Envoy merges histograms every five seconds), and a scrape after that.
 _LATER_MS = 30_000
 _SHOWN = 5
+# What people call the label by which several clusters in one Prometheus are told apart, and the one by which two
+# replicas of a Prometheus are (the Operator's, Thanos' receivers', Mimir's and Cortex').
+CLUSTER_LABELS = ("cluster", "cluster_name", "k8s_cluster", "k8s_cluster_name", "kubernetes_cluster", "tenant_id")
+REPLICA_LABELS = ("prometheus_replica", "replica", "receive_replica", "__replica__", "ha_replica", "prometheus")
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,8 @@ def presence(
     now: datetime | None = None,
 ) -> Presence:
     """Whether the revision's request counter was scraped in the last five minutes, often enough for `window`, by one
-    target for each pod, and with a histogram where one of the metrics `asked` is on durations.
+    target for each pod, of one cluster and by one Prometheus, in time, and with a histogram where one of the metrics
+    `asked` is on durations.
 
     If it was not, the sentence names the query and what comes near: the revision's target without requests, the
     same metric for other revisions, the metrics of another profile, or metrics of a similar name.
@@ -72,8 +77,24 @@ def presence(
                 f"scrapes; {fitting} would"
             )
             return Presence(False, sentence, query, seconds)
-        if (twice := _twice(found)) is not None:
+        if (several := _several(found)) is not None:
+            label, values = several
+            sentence = (
+                f"{query} has series of several clusters, whose requests would be added up: {label} is "
+                f"{' and '.join(values)}; judge.labels: {{{label}: {values[0]}}} in the model file says which one"
+            )
+            return Presence(False, sentence, query, seconds)
+        up = _up(prometheus, metrics, found, after, until)
+        if (twice := _twice(found) or _doubled([*found, *up])) is not None:
             return Presence(False, f"{query} would count each request twice: {twice}", query, seconds)
+        if window is not None and seconds is not None and (late := _late(up or found, seconds, until)) > window:
+            fitting = format_duration(timedelta(seconds=5 * math.ceil((late.total_seconds() + 2 * seconds) / 5)))
+            sentence = (
+                f"samples of {query} come {late.total_seconds():.0f} s late at the least, and windows of "
+                f"{format_duration(window)} are read before that; a window of {fitting} would do"
+            )
+            # A Prometheus that was away for a moment looks the same.
+            return Presence(False, sentence, query, seconds, passing=True)
         oldest = min(series.samples[0][0] for series in found)
         if limits and not counted.buckets and until - oldest > _LATER_MS:
             sentence = (
@@ -101,6 +122,54 @@ def _twice(found: Iterable[Series]) -> str | None:
                 named = " and ".join(f"job {job}, instance {instance}" for job, instance in (one, other))
                 return f"pod {pod} is scraped as {named}"
     return None
+
+
+def _several(found: Iterable[Series]) -> tuple[str, list[str]] | None:
+    """A label that says which cluster a series is of, with its values, when there is more than one."""
+    for label in CLUSTER_LABELS:
+        values = sorted({series.labels[label] for series in found if label in series.labels})
+        if len(values) > 1:
+            return label, values
+    return None
+
+
+def _up(
+    prometheus: Prometheus, metrics: RevisionMetrics, found: Iterable[Series], after: int, until: int
+) -> list[Series]:
+    """`up` of the targets that the counters come from; what is pushed has none."""
+    jobs, instances = zip(*sorted({target_of(series.labels) for series in found}), strict=True)
+    return prometheus.raw(selector("up", dict(metrics.also), {"job": jobs, "instance": instances}), after, until)
+
+
+def _doubled(found: Iterable[Series]) -> str | None:
+    """Two series that only the labels of a Prometheus' replica tell apart, or two `up` of one target, at one time: two
+    of them scrape the same, and nobody takes the doubles out."""
+    groups: dict[object, list[Series]] = {}
+    for series in found:
+        named = series.labels.items()
+        key = (
+            ("up", *target_of(series.labels))
+            if series.labels.get("__name__") == "up"
+            else frozenset(pair for pair in named if pair[0] not in REPLICA_LABELS)
+        )
+        groups.setdefault(key, []).append(series)
+    for group in groups.values():
+        for one, other in combinations(group, 2):
+            if max(one.samples[0], other.samples[0])[0] < min(one.samples[-1], other.samples[-1])[0]:
+                job, instance = target_of(one.labels)
+                apart = sorted({name for name, _ in one.labels.items() ^ other.labels.items()})
+                values = " and ".join(one.labels.get(apart[0], "") or "none" for one in (one, other))
+                return (
+                    f"job {job}, instance {instance} is there twice, as {apart[0]} {values}; ask what takes the "
+                    "doubles out (Thanos' or Mimir's address), or one replica"
+                )
+    return None
+
+
+def _late(found: Iterable[Series], seconds: float, until: int) -> timedelta:
+    """How late samples come, at the least: the newest one was scraped that long ago, and the next one is not here."""
+    newest = max(series.samples[-1][0] for series in found)
+    return timedelta(milliseconds=max(0, until - newest) - 1000 * seconds)
 
 
 def _near(

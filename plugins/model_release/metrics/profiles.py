@@ -1,4 +1,5 @@
-"""Which metrics tell a revision's requests on which stack. Names and labels: facts/kserve.md 5.1 and 5.3.
+"""Which metrics tell a revision's requests on which stack. Names and labels: docs/facts.md#metrics-of-the-queue-proxy
+and docs/facts.md#metrics-of-the-mesh.
 
 Requests, response codes and durations always come from the outermost place that the profile names (the whole
 queue-proxy, the pod's sidecar, the gateway), so that what queues, times out or overflows there counts too.
@@ -8,17 +9,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from model_release.metrics.prometheus import Labels, selector
 from model_release.spec import Profile
 
 INFINITY = "+Inf"
-# What OpenTelemetry knows about a process and not about each sample (facts/kserve.md 5.1).
+# What OpenTelemetry knows about a process and not about each sample (docs/facts.md#metrics-of-the-queue-proxy).
 TARGET_INFO = "target_info"
 _PODS = "-deployment-"
 # In Standard mode a revision is a Deployment, and called by the Deployment's own name: `<service>-<name>-predictor`
-# (facts/kserve.md 6.1). Knative's revisions end in a number, and their Deployments in `-deployment`.
+# (docs/facts.md#standard-mode). Knative's revisions end in a number, and their Deployments in `-deployment`.
 _OWN_DEPLOYMENT = "-predictor"
 _REVISION = "{revision}"
 
@@ -36,6 +37,8 @@ class RevisionMetrics:
     namespace_label: str | None  # None where the revision's label holds the namespace too
     spelled: str = _REVISION  # what the revision's label says, of {revision} and {namespace}
     fixed: tuple[tuple[str, str], ...] = ()
+    # More labels that every series of this cluster has, where Prometheus holds several: what a model file says.
+    also: tuple[tuple[str, str], ...] = ()
     # True where one process (a gateway) counts for every revision: while it is scraped, no series is no request.
     shared: bool = False
     # True where only `target_info` of the same target has the two labels, and the samples have none.
@@ -65,19 +68,21 @@ class RevisionMetrics:
         Where it is joined, a pod counts only as long as its `target_info` is there.
         """
         if self.joined:
-            return f"{function}({metric}{f'{{{also}}}' if also else ''}[{range_}]) {self._join(matching)}"
+            inside = ",".join(filter(None, (selector("", dict(self.also))[1:-1], also)))
+            return f"{function}({metric}{f'{{{inside}}}' if inside else ''}[{range_}]) {self._join(matching)}"
         return f"{function}({metric}{{{','.join(filter(None, (matching, also)))}}}[{range_}])"
 
     def matching(self, namespace: str, revisions: Iterable[str]) -> str:
         """The matchers that select these revisions, without braces; every text escaped."""
-        equal = dict(self.fixed) | ({} if self.namespace_label is None else {self.namespace_label: namespace})
+        equal = dict(self.fixed + self.also)
+        equal |= {} if self.namespace_label is None else {self.namespace_label: namespace}
         names = [self.label_of(namespace, name) for name in revisions]
         return selector("", equal, {self.revision_label: names})[1:-1]
 
     def bearer(self, namespace: str | None = None) -> str:
         """The selector of the series that carry the revision's label."""
         inside = {} if namespace is None or self.namespace_label is None else {self.namespace_label: namespace}
-        return selector(self.bearing, dict(self.fixed) | inside).removesuffix("{}")
+        return selector(self.bearing, dict(self.fixed + self.also) | inside).removesuffix("{}")
 
     @property
     def bearing(self) -> str:
@@ -118,16 +123,16 @@ class RevisionMetrics:
     def targets_of(self, namespace: str, revisions: Iterable[str]) -> list[str]:
         """Selectors of what finds the revisions' pods even before they have answered a request.
 
-        The first wants the labels that a PodMonitor gives by relabelling (facts/kserve.md 5.2), the second those
-        that the Prometheus Operator sets by itself, the third what a pod says of itself. None where a gateway
-        counts: it is no revision's own.
+        The first wants the labels that a PodMonitor gives by relabelling (docs/facts.md#labels-by-podmonitor), the
+        second those that the Prometheus Operator sets by itself, the third what a pod says of itself. None where a
+        gateway counts: it is no revision's own.
         """
         if self.shared:
             return []
-        names = list(revisions)
+        names, also = list(revisions), dict(self.also)
         found = [
-            selector("up", {"k8s_namespace_name": namespace}, {"kn_revision_name": names}),
-            selector("up", {"namespace": namespace}, beginning={"pod": [_pods_of(name) for name in names]}),
+            selector("up", also | {"k8s_namespace_name": namespace}, {"kn_revision_name": names}),
+            selector("up", also | {"namespace": namespace}, beginning={"pod": [_pods_of(name) for name in names]}),
         ]
         return [*found, f"{TARGET_INFO}{{{self.matching(namespace, names)}}}"] if self.joined else found
 
@@ -140,7 +145,8 @@ class RevisionMetrics:
 
     def _expression(self, metric: str, matching: str, edges: Mapping[str, Iterable[str]]) -> str:
         if self.joined:
-            return f"{selector(metric, {}, edges) if edges else metric} {self._join(matching)}"
+            inside = selector(metric, dict(self.also), edges).removesuffix("{}")
+            return f"{inside} {self._join(matching)}"
         more = f",{selector('', {}, edges)[1:-1]}" if edges else ""
         return f"{metric}{{{matching}{more}}}"
 
@@ -223,11 +229,15 @@ PROFILES: dict[Profile, RevisionMetrics] = {
 }
 
 
-def profile(name: Profile) -> RevisionMetrics:
-    """The profile of that name."""
-    return PROFILES[name]
+def profile(name: Profile, labels: Mapping[str, str] | None = None) -> RevisionMetrics:
+    """The profile of that name; of one cluster alone, where its series have these labels besides (`judge.labels`)."""
+    return replace(PROFILES[name], also=tuple((labels or {}).items()))
+
+
+# Envoy's code for a request that never got an answer: the client gave up, or the connection broke. Nobody was served.
+NO_ANSWER = "0"
 
 
 def code_pattern(codes: str | None) -> re.Pattern[str]:
-    """What a metric's `codes` (`5xx`, `503`) accepts as bad; 5xx unless said."""
-    return re.compile((codes or "5xx").replace("x", r"\d"))
+    """What a metric's `codes` (`5xx`, `503`, `0`) accepts as bad; unless said 5xx, and no answer at all."""
+    return re.compile(rf"5\d\d|{NO_ANSWER}" if codes is None else codes.replace("x", r"\d"))

@@ -5,7 +5,9 @@ Reads only, so everything may be repeated. Source: https://prometheus.io/docs/pr
 
 from __future__ import annotations
 
+import json
 import re
+import time
 from base64 import b64encode
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -15,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from urllib3.exceptions import DecodeError, ProtocolError, ReadTimeoutError
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.metrics.auth import Bearer, SigV4
@@ -24,6 +27,9 @@ Labels = dict[str, str]
 # Prometheus' documentation recommends POST where a query might outgrow what servers and proxies accept in a URL.
 _LONGEST_URL_QUERY = 2000
 _LONGEST_SHOWN = 300
+# Seconds for all queries that belong together, such as those of one look: a Prometheus that hangs keeps the look no
+# longer, however many they are.
+BUDGET = 20.0
 # 429 and 5xx pass by themselves. 422 does not: the query could not be executed, and will not be next time.
 _PASSING = frozenset({408, 425, 429, 500, 502, 503, 504})
 
@@ -38,10 +44,9 @@ class Series:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a query gave, and what Prometheus remarked about it."""
+    """What a query gave, whole."""
 
     series: list[Series]
-    warnings: tuple[str, ...] = ()
 
 
 def quoted(value: str) -> str:
@@ -85,9 +90,10 @@ class Prometheus:
     `base_url` is the address before `/api/v1`. One of three ways to sign in, or none: `token` is sent as bearer token,
     `basic` as user and password, `sigv4` signs for Amazon. `verify` is True, False, or the file of the authorities to
     trust; `cert` the file of a client certificate with its key, or the two files. `timeout` in seconds is for each
-    request. Not for several threads at once.
+    request, to its last byte. Not for several threads at once.
 
-    Every method raises MetricsUnavailable when Prometheus does not answer now (unreachable, too slow, 429, 5xx), and
+    Every method raises MetricsUnavailable when Prometheus does not answer now (unreachable, too slow, 429, 5xx) or
+    calls its own answer incomplete, for what is missing cannot be counted; and
     MetricsRefused, with Prometheus' own words and the query, when it says no (400, 401, 403, 404, 422) or when the
     certificates do. No message holds a secret.
     """
@@ -112,6 +118,7 @@ class Prometheus:
             raise MetricsRefused("Prometheus: token, basic and SigV4 are ways to sign in; give one")
         self.base_url = base_url.rstrip("/")
         self._timeout, self._verify, self._cert = timeout, verify, cert
+        self._end: float | None = None
         self._session = requests.Session()
         self._auth: Any = sigv4
         self._secrets: tuple[str, ...] = ()
@@ -132,21 +139,20 @@ class Prometheus:
     def close(self) -> None:
         self._session.close()
 
+    def begin(self, seconds: float = BUDGET) -> None:
+        """What is asked from now on has so many seconds in all; after them it is MetricsUnavailable, until this is
+        called again."""
+        self._end = time.monotonic() + seconds
+
     def query(self, promql: str, at: datetime | None = None) -> Answer:
         """An instant query; `at` is now unless said. Each series of a vector has one sample, a scalar has no labels."""
-        return self._query(promql, None if at is None else milliseconds(at))
+        return Answer(self._query(promql, None if at is None else milliseconds(at)))
 
     def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
-        """Every sample that was scraped in (after, until], both in milliseconds since the epoch.
-
-        An answer that Prometheus itself calls incomplete is MetricsUnavailable: what is missing cannot be counted.
-        """
-        answer = self._query(f"{series_selector}[{max(until - after, 1)}ms]", until)
-        if answer.warnings:
-            raise MetricsUnavailable(f"{self._at} answers only in part: {answer.warnings[0]}; query: {series_selector}")
+        """Every sample that was scraped in (after, until], both in milliseconds since the epoch."""
         found = []
-        for series in answer.series:
-            # Prometheus 2 counts the range's left end in, Prometheus 3 does not.
+        for series in self._query(f"{series_selector}[{max(until - after, 1)}ms]", until):
+            # Prometheus 2 counts it in, 3 does not (docs/facts.md#the-left-end-of-a-range).
             samples = [sample for sample in series.samples if sample[0] > after]
             if samples:
                 found.append(Series(series.labels, samples))
@@ -157,25 +163,29 @@ class Prometheus:
         params = {"start": _seconds(after), "end": _seconds(until)}
         if match is not None:
             params["match[]"] = match
-        values, _ = self._get(f"label/{label}/values", params, match or label)
+        values = self._get(f"label/{label}/values", params, match or label)
         return [str(value) for value in values]
 
     @property
     def _at(self) -> str:
         return f"Prometheus at {self.base_url}"
 
-    def _query(self, promql: str, at: int | None) -> Answer:
+    def _query(self, promql: str, at: int | None) -> list[Series]:
         params = {"query": promql} | ({} if at is None else {"time": _seconds(at)})
-        data, warnings = self._get("query", params, promql)
+        data = self._get("query", params, promql)
         try:
-            return Answer(_series(data), warnings)
+            return _series(data)
         except (KeyError, TypeError, ValueError) as error:
             raise MetricsRefused(f"{self._at} answers what is no result ({error!r}); query: {promql}") from error
 
-    def _get(self, path: str, params: dict[str, str], query: str) -> tuple[Any, tuple[str, ...]]:
+    def _get(self, path: str, params: dict[str, str], query: str) -> Any:
         url = f"{self.base_url}/api/v1/{path}"
         shown = query if len(query) <= _LONGEST_SHOWN else f"{query[:_LONGEST_SHOWN]}…"
         long = path == "query" and len(query) > _LONGEST_URL_QUERY
+        now = time.monotonic()
+        if self._end is not None and self._end <= now:
+            raise MetricsUnavailable(f"{self._at} is too slow: the time for a look is over; query: {shown}")
+        end = now + self._timeout if self._end is None else min(now + self._timeout, self._end)
         try:
             answer = self._session.request(
                 "POST" if long else "GET",
@@ -183,13 +193,15 @@ class Prometheus:
                 params=None if long else params,
                 data=params if long else None,
                 auth=self._auth,
-                timeout=self._timeout,
+                timeout=end - now,
+                stream=True,
                 # Given with each request: what a session knows gives way to the environment's REQUESTS_CA_BUNDLE.
                 verify=self._verify,
                 cert=self._cert,
                 # A signature is for one address, and a form would be sent again as a question without it.
                 allow_redirects=not long and not isinstance(self._auth, SigV4),
             )
+            body = self._body(answer, end)
         except requests.exceptions.SSLError as error:
             why = f"{self._at}: TLS: {_innermost(error)}; query: {shown}"
             raise (MetricsRefused if "certificate" in why.lower() else MetricsUnavailable)(why) from error
@@ -202,14 +214,16 @@ class Prometheus:
         except OSError as error:  # a certificate's file is missing or is none
             raise MetricsRefused(f"{self._at}: TLS: {error}") from error
         try:
-            content = answer.json()
-        except requests.JSONDecodeError:
+            content = json.loads(body)
+        except ValueError:
             content = None
         if not isinstance(content, dict):
             content = {}
         code = answer.status_code
         if code == 200 and content.get("status") == "success" and "data" in content:
-            return content["data"], tuple(str(warning) for warning in content.get("warnings") or ())
+            if partly := _partly(content):
+                raise MetricsUnavailable(f"{self._at} answers only in part: {partly}; query: {shown}")
+            return content["data"]
         said = content.get("error") or f"{code} {answer.reason}, {answer.headers.get('Content-Type', 'no content')}"
         said = self._without_secrets(str(said))
         if code in _PASSING:
@@ -220,11 +234,37 @@ class Prometheus:
             raise MetricsRefused(f"{url} is not Prometheus' API: it answers {said}; query: {shown}")
         raise MetricsRefused(f"{self._at} refuses the query ({code}): {said}; query: {shown}")
 
+    def _body(self, answer: requests.Response, end: float) -> bytes:
+        """All of it, read as it comes: a timeout of the socket's is for each part, and a drip would never end."""
+        parts: list[bytes] = []
+        try:
+            while part := answer.raw.read1(1 << 20, decode_content=True):
+                parts.append(part)
+                if time.monotonic() >= end:
+                    raise requests.Timeout
+        except ReadTimeoutError as error:
+            raise requests.Timeout from error
+        except (ProtocolError, DecodeError) as error:
+            raise requests.ConnectionError(error) from error
+        finally:
+            answer.close()  # read to its end, the connection is in the pool again already
+        return b"".join(parts)
+
     def _without_secrets(self, said: str) -> str:
         """A proxy may repeat what it was sent."""
         for secret in filter(None, self._secrets):
             said = said.replace(secret, "***")
         return said
+
+
+def _partly(content: dict[str, Any]) -> str:
+    """Why the answer is not the whole one, by its own words; nothing when it is.
+
+    Prometheus and Thanos say it in `warnings`, VictoriaMetrics' cluster in `isPartial`, when a storage node is away.
+    """
+    if warnings := content.get("warnings"):
+        return str(warnings[0])
+    return "isPartial is true, as when a storage node is away" if content.get("isPartial") else ""
 
 
 def _seconds(moment: int) -> str:

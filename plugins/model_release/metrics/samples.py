@@ -51,10 +51,10 @@ def read(
         return Counted([], [])
     jobs, instances = zip(*sorted(owners), strict=True)
     here: dict[str, list[str]] = {"job": list(jobs), "instance": list(instances)}
-    wanted = set(names)
+    wanted, also = set(names), dict(metrics.also)
 
     def counted(metric: str, edges: dict[str, list[str]]) -> list[Series]:
-        found = prometheus.raw(selector(metric, {}, here | edges), after, until)
+        found = prometheus.raw(selector(metric, also, here | edges), after, until)
         parts = [part for series in found for part in _divided(series, owners.get(target_of(series.labels), []))]
         return [part for part in parts if part.labels.get(metrics.revision_label) in wanted]
 
@@ -81,7 +81,7 @@ def _owners(
         return {}
     jobs, instances = zip(*sorted(targets), strict=True)
     everybody = prometheus.raw(
-        selector(TARGET_INFO, {}, {"job": jobs, "instance": instances}), after - LOOKBACK_MS, until
+        selector(TARGET_INFO, dict(metrics.also), {"job": jobs, "instance": instances}), after - LOOKBACK_MS, until
     )
     given = [label for label in (metrics.namespace_label, metrics.revision_label) if label]
     owners: _Owners = defaultdict(list)

@@ -39,6 +39,7 @@ class ValueReader:
         """The window with its values; as it was where there are none to measure."""
         if not self._values or window.end is None:
             return window
+        self._prometheus.begin()
         end, troubles = datetime.fromisoformat(window.end), [window.error] if window.error else []
         measured: dict[str, dict[str, float | None]] = {}
         for value in self._values:

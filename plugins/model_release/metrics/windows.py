@@ -59,7 +59,7 @@ class WindowReader:
             raise ValueError(f"canary and stable are one revision: {canary}")
         self._prometheus = prometheus
         self._judge = judge
-        self._metrics = profile(judge.profile) if metrics is None else metrics
+        self._metrics = profile(judge.profile, judge.labels) if metrics is None else metrics
         self._namespace = namespace
         self._canary, self._stable = canary, stable
         self._revisions = [canary] if stable is None else [canary, stable]
@@ -83,12 +83,13 @@ class WindowReader:
     def read(self, end: datetime | None = None, *, now: datetime | None = None) -> list[Window]:
         """The windows that are complete, end no later than `end` (now unless said) and were not read before.
 
-        `now` is the clock that `lag` is measured by. When Prometheus fails half-way through a long past, what is
-        read is given and the next call goes on; when it fails at once, nothing has changed.
+        `now` is the clock that `lag` is measured by. When Prometheus fails half-way through a long past, or its time
+        for a look is over, what is read is given and the next call goes on; when it fails at once, nothing has changed.
 
         Raises:
             MetricsUnavailable, MetricsRefused: as `Prometheus` says.
         """
+        self._prometheus.begin()
         clock = milliseconds(now or datetime.now(UTC))
         until = clock if end is None else milliseconds(end)
         windows: list[Window] = []
@@ -134,7 +135,7 @@ class WindowReader:
             # Whether a series was born is told by the scrapes before it, so a new target's past is read too.
             past = after if missing <= self._ledger.scrapes.keys() else min(after, self._position - LOOKBACK_MS)
             jobs, instances = zip(*sorted(missing), strict=True)
-            up += raw(selector("up", {}, {"job": jobs, "instance": instances}), past, until)
+            up += raw(selector("up", dict(metrics.also), {"job": jobs, "instance": instances}), past, until)
         self._ledger.seen(up, (*counted.requests, *counted.buckets))
         return counted
 

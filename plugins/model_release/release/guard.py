@@ -5,27 +5,30 @@ A lease is a heartbeat: each look renews it. The guard goes by its own clock, as
 remembers when it saw a renewTime for the first time, and one that has not changed for the lease's duration is over. No
 two clocks are compared, and a guard that starts late waits for a whole duration first.
 
-It takes traffic away and never gives any. What was promoted stays, and is told; what is left besides is the sweep's.
+It takes traffic away and never gives any. What was promoted stays, and is told, unless its release has recorded that it
+goes back; what is left besides is the sweep's.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from model_release.cluster.dead import let_go
 from model_release.cluster.objects import WriteConflict
+from model_release.cluster.release import Cause
+from model_release.cluster.rollout import death_of
 from model_release.cluster.settle import assess_rolled_back, roll_back
-from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
-from model_release.release.advance import close
+from model_release.errors import ClusterUnavailable, ReleaseError
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Claim, Lease, Leases
-    from model_release.cluster.settle import Release
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Release
 
 # Seconds between two looks at all leases.
 INTERVAL = 2.0
@@ -51,103 +54,164 @@ class Guard:
     namespaces: Collection[str]
     clock: Callable[[], float] = time.monotonic
     _seen: dict[Service, tuple[str, float]] = field(default_factory=dict)  # renewTime, and when it was seen first
-    _told: dict[Service | None, str] = field(default_factory=dict)
+    _undecided: set[Service] = field(default_factory=set)
+    _unlisted: list[str] = field(default_factory=list)  # in the last look
+    _told: dict[object, str] = field(default_factory=dict)
     _was_away: bool = False
 
     def look(self) -> list[str]:
-        """Looks once, and closes what is open and unwatched. Returns what there is to tell, each thing once."""
+        """Looks once, and closes what is open and unwatched. Returns what there is to tell, each thing once. Whatever
+        one service or namespace answers, the others are looked at."""
         found: list[Lease] = []
+        guarded: set[str] = set()
         lines: list[str] = []
         where_to: list[str | None] = [*sorted(self.namespaces)] or [None]
+        self._unlisted.clear()
         for namespace in where_to:
+            where = f"namespace {namespace}" if namespace else "the whole cluster"
             try:
                 found += self.leases.within(namespace)
+                guarded |= {namespace} if namespace else set()
+                self._told.pop(("list", namespace), None)
             except ClusterUnavailable as error:
                 self._was_away = True
+                self._unlisted.append(where)
                 return [*lines, *self._tell(None, f"The cluster does not answer: {error}")]
-            except ClusterRefused as error:
-                where = f"namespace {namespace}" if namespace else "the whole cluster; --namespace names one"
-                lines += self._tell((str(namespace), ""), f"Nobody guards {where}: {error}")
-        now = self.clock()
-        if self._was_away:
-            self._was_away = False
-            for lease in found:
-                one = lease.namespace, lease.service
-                renewed, since = self._seen.get(one, ("", now))
-                self._seen[one] = renewed, max(since, now - lease.duration + GRACE)
+            except Exception as error:
+                self._unlisted.append(where)
+                hint = "" if namespace else "; --namespace names one"
+                lines += self._tell(("list", namespace), f"Nobody guards {where}{hint}: {_said(error)}")
+        now, was_away = self.clock(), self._was_away
+        self._was_away = False
         self._told.pop(None, None)
+        self._undecided &= {(lease.namespace, lease.service) for lease in found}
         for lease in found:
             service = lease.namespace, lease.service
             try:
+                if was_away:
+                    renewed, since = self._seen.get(service, ("", now))
+                    self._seen[service] = renewed, max(since, now - lease.duration + GRACE)
                 lines += self._look_at(lease, service, now)
-            except ReleaseError as error:
-                lines += self._tell(service, f"{'/'.join(service)}: {error}")
-        self.beat({*self.namespaces, *(lease.namespace for lease in found)})
-        return lines
+            except Exception as error:
+                lines += self._tell(service, f"{'/'.join(service)}: {_said(error)}")
+        return lines + self._beat(guarded | {lease.namespace for lease in found})
 
-    def beat(self, namespaces: Collection[str]) -> None:
-        """Says in each namespace that a guard runs. Where that is refused nothing is lost but the word."""
-        for namespace in namespaces:
+    @property
+    def undecided(self) -> list[str]:
+        """Releases of which it cannot be said yet whether somebody looks at them, and those whose canary is being
+        closed; namespaces that could not be listed. Whoever looks only now and then looks until there are none."""
+        return [*self._unlisted, *("/".join(service) for service in sorted(self._undecided))]
+
+    def _beat(self, namespaces: Collection[str]) -> list[str]:
+        """Says in each namespace that a guard runs. Where that cannot be done nothing is lost but the word."""
+        lines: list[str] = []
+        for namespace in sorted(namespaces):
             try:
                 self.leases.beat(namespace)
-            except ReleaseError as error:
-                self._told.setdefault((namespace, ""), str(error))
+                self._told.pop(("beat", namespace), None)
+            except Exception as error:
+                told = f"Nobody can see that namespace {namespace} is guarded: {_said(error)}"
+                lines += self._tell(("beat", namespace), told)
+        return lines
 
     def _look_at(self, lease: Lease, service: Service, now: float) -> list[str]:
-        claim = lease.claim
+        claim = lease.release
+        self._undecided.discard(service)
         if claim is None:
             self._seen.pop(service, None)
             return []
-        renewed, since = self._seen.get(service, ("", now))
-        if renewed != lease.renewed:
+        before = self._seen.get(service)
+        if before is None or before[0] != lease.renewed:
             self._seen[service] = (lease.renewed, now)
-            since = now
             self._told.pop(service, None)
-        quiet = now - since
+        quiet = now - self._seen[service][1]
         if claim.closed is None and quiet < lease.duration:
+            if before is None or before[0] == lease.renewed:
+                self._undecided.add(service)
             return []
-        release = claim.as_release(*service)
-        live = self.services.get(*service) if release is not None else None
-        if release is None or live is None or not _is_open(live, claim, release):
+        live = self.services.get(*service) if claim.baseline is not None else None
+        is_left = live is not None and quiet >= lease.duration and _is_left(live, claim)
+        if live is None or not (_is_open(live, claim) or is_left):
             if claim.promoted and quiet >= lease.duration:
-                return self._tell(service, f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it")
+                dead = death_of(live, str(claim.canary))
+                told = f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it"
+                return self._tell(service, f"{told}; {dead}" if dead else told)
             return []
         if claim.closed is None:
             why = f"closed: nobody looked for {round(quiet)} s"
             try:
-                claim = self.leases.write(lease, close(claim, why))
+                claim = self.leases.write(lease, claim.close(why, Cause.GUARD))
             except WriteConflict:
                 return []  # somebody looks after all, or has promoted it meanwhile: the next look sees which
-        return self._close(live, service, claim, replace(release, promoted=False))
+        self._undecided.add(service)
+        return self._close(live, service, claim)
 
-    def _close(self, live: InferenceService, service: Service, claim: Claim, release: Release) -> list[str]:
+    def _close(self, live: InferenceService, service: Service, claim: Release) -> list[str]:
         """One step. The next look goes on, until the gateway has it."""
-        if live.canary_percent:
-            after = roll_back(self.services, release, self.leases.bar(*service, claim.owner))
-            told = assess_rolled_back(after, release).sentence
+        if live.canary_percent != 0:
+            after = roll_back(self.services, claim, self.leases.bar(*service, claim.owner))
+            told = assess_rolled_back(after, claim).sentence
         else:
-            freed = let_go(self.services, live, release)
-            told = str(freed or assess_rolled_back(live, release))
+            freed = let_go(self.services, live, claim)
+            told = str(freed or assess_rolled_back(live, claim))
         return self._tell(service, f"{'/'.join(service)}: {claim.canary} {claim.closed}; {told}")
 
-    def _tell(self, about: Service | None, line: str) -> list[str]:
+    def _tell(self, about: object, line: str) -> list[str]:
         """The line, when it is new."""
         told = self._told.get(about)
         self._told[about] = line
         return [] if line == told else [line]
 
 
-def _is_open(live: InferenceService, claim: Claim, release: Release) -> bool:
-    """Whether the canary of this claim has users, by the spec or at the gateway. A first deployment has nobody to give
-    them back to, and a promotion that was done is no canary any more."""
-    if release.baseline.revision is None or not live.is_split or claim.canary is None:
+def _is_open(live: InferenceService, claim: Release) -> bool:
+    """Whether the canary of this release has users, by the spec or at the gateway. A first deployment has nobody to
+    give them back to, and a promotion that was done is no canary any more."""
+    if claim.stable.revision is None or not live.is_split or claim.canary is None:
         return False
     return bool(live.canary_percent) or bool(live.serving.get(claim.canary))
 
 
-def alive(lease: Lease | None, now: datetime | None = None) -> bool:
-    """Whether a guard has said lately that it runs, by its own lease."""
-    if lease is None or not lease.renewed:
+def _is_left(live: InferenceService, claim: Release) -> bool:
+    """Whether a promoted canary was to be taken back, by evidence or because it died, and still has users. Only while
+    KServe knows the baseline as the revision before, so that 0 % does it."""
+    before = claim.stable.revision
+    if claim.closed is None or live.is_split or before is None:
         return False
-    since = (now or datetime.now(UTC)) - datetime.fromisoformat(lease.renewed)
-    return since.total_seconds() < lease.duration
+    return live.previous_rolled_out == before and live.serving == {claim.canary: 100}
+
+
+def _said(error: Exception) -> str:
+    """One line. What is no error of ours is an answer that nobody expected."""
+    if isinstance(error, ReleaseError):
+        return str(error)
+    return f"the API gave an odd answer ({type(error).__name__}: {error})"
+
+
+@dataclass
+class Beats:
+    """Whether guards run, by their own leases: one is alive whose renewTime was seen to change within its duration, by
+    the clock of who looks, as in client-go's leader election. At first sight there is only the time that it says: it
+    is believed where it fits this machine's clock. May be kept for long, and shared by threads.
+    """
+
+    clock: Callable[[], float] = time.monotonic
+    _seen: dict[Service, tuple[str, float, bool]] = field(default_factory=dict)  # renewTime, since when, does it count
+
+    def alive(self, lease: Lease | None) -> bool:
+        if lease is None or not lease.renewed:
+            return False
+        now = self.clock()
+        one = lease.namespace, str(lease.raw["metadata"].get("uid"))
+        renewed, since, counts = self._seen.get(one, ("", now, False))
+        if renewed != lease.renewed:
+            since, counts = now, "" < renewed < lease.renewed or _is_now(lease)
+            self._seen[one] = lease.renewed, since, counts
+        return counts and now - since < lease.duration
+
+
+def _is_now(lease: Lease) -> bool:
+    try:
+        age = datetime.now(UTC) - datetime.fromisoformat(lease.renewed)
+    except (ValueError, TypeError):
+        return False
+    return abs(age.total_seconds()) < lease.duration

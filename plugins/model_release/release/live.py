@@ -14,7 +14,8 @@ from model_release.release.index import History, version_of
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.lease import Claim, Lease
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.release import Release
     from model_release.judging.record import Record
 
 _RECORDS = 30  # a revision with traffic is of one of the last few releases
@@ -43,7 +44,8 @@ class Revisions:
 
     def put_spec(self, live: InferenceService) -> None:
         """A service at rest has one revision, and it is the spec's. The last resort, for a service that somebody
-        wrote by hand: status lags behind spec (facts/kserve.md 2.4), so what releases recorded comes before it."""
+        wrote by hand: status lags behind spec (docs/facts.md#status-lags-behind-spec), so what releases recorded comes
+        before it."""
         if live.latest_created == live.latest_ready == live.rolled_out:
             self.put(live.latest_created, version_of(live.storage_uri))
 
@@ -52,8 +54,8 @@ def baselines(lease: Lease | None) -> list[Any]:
     """Every baseline in a lease: of the release under way, of one that it took over, and the last one known."""
     if lease is None:
         return []
-    claims: list[Claim] = []
-    claim = lease.claim
+    claims: list[Release] = []
+    claim = lease.release
     while claim is not None:
         claims.append(claim)
         claim = claim.inherited

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -10,14 +11,16 @@ from typing import TYPE_CHECKING, Any
 from model_release.errors import CanaryLost, MetricsRefused, MetricsUnavailable, ReleaseError
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Canary
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.rollout import Canary
     from model_release.judging import Judge, Policy, Verdict, Window
     from model_release.metrics import ValueReader, WindowReader
     from model_release.release.advance import Judged
 
 # How long the cluster or Prometheus may be away before the canary, which nobody watches meanwhile, is taken back.
 BLIND = timedelta(minutes=2)
+# Seconds of one look for values: what is left of a long past is for the next one.
+LONGEST = 15.0
 # Requests on the stable revision before its own failures are told: fewer could be one user's bad luck.
 ENOUGH_TO_TELL = 100
 
@@ -49,6 +52,7 @@ class Watch:
     trouble: str = ""
     _stable_trouble: str = ""
     _pending: list[Window] = field(default_factory=list)
+    _unmeasured: list[Window] = field(default_factory=list)
     _blind_since: datetime | None = None
 
     def look(self, live: InferenceService | None, moment: datetime) -> list[str]:
@@ -62,8 +66,10 @@ class Watch:
             return []
         lines: list[str] = []
         try:
-            fresh = self.reader.read(min(moment, self.deadline), now=moment)
-            self._pending += [self.values.measured(window) for window in fresh]
+            end = time.monotonic() + LONGEST
+            self._unmeasured += self.reader.read(min(moment, self.deadline), now=moment)
+            while self._unmeasured and time.monotonic() < end:
+                self._pending.append(self.values.measured(self._unmeasured.pop(0)))
         except (MetricsRefused, MetricsUnavailable) as error:
             return self.blind(error, moment)
         try:
@@ -73,7 +79,7 @@ class Watch:
         while self._pending and not self.judge.decided:
             lines.append(self._take(self._pending.pop(0)))
         self.trouble, self._blind_since = "", None
-        return lines + self._end_if(moment >= self.deadline)
+        return lines + self._end_if(moment >= self.deadline and not self._unmeasured)
 
     def blind(self, error: ReleaseError, moment: datetime) -> list[str]:
         """Nothing can be seen at this moment. For too long, and the watch is over on what there is."""
@@ -104,6 +110,11 @@ class Watch:
         said = self.verdict.reason + (f" ({self.trouble})" if self.trouble else "")
         trouble = "" if self.judged == "promote" else stable_trouble(self.judge.policy, self.windows)
         return f"{said} {trouble}".strip()
+
+    @property
+    def no_data(self) -> bool:
+        """Whether some figure that decides was not to be had."""
+        return any(metric.state == "no_data" and not metric.observe for metric in self.verdict.metrics)
 
     def _end_if(self, late: bool) -> list[str]:
         if not late or self.over:

@@ -1,13 +1,13 @@
 """Which versions stay in the store, and the removal of the others.
 
 A version stays while it is one of the newest, while it is young, and while anything may still need it: the service as
-it is, a lease, a record that is young or of a release that has not ended. Where one of these cannot be read, nothing
-is removed: no data is never good news.
+it is, in every cluster that ever served from the store, a lease, a record that is young or of a release that has not
+ended. Where one of these cannot be read, nothing is removed: no data is never good news.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,7 +19,9 @@ from model_release.release.live import Revisions, baselines, unknown
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Lease, Leases, Owner
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Owner
     from model_release.judging.record import Record
     from model_release.spec.build import Keep
     from model_release.store.store import Store, Version
@@ -32,16 +34,26 @@ _CHOOSING = timedelta(days=1)
 
 
 @dataclass(frozen=True)
-class Service:
-    """One InferenceService, as it is now. `live` None: there is none."""
+class Cluster:
+    """A cluster that may serve versions of the store."""
+
+    server: str  # the API's address, for people
+    services: InferenceServices
+    leases: Leases
+
+
+@dataclass(frozen=True)
+class LiveService:
+    """One InferenceService of one cluster, as it is now. `live` None: there is none."""
 
     key: str  # namespace/name
     live: InferenceService | None
     lease: Lease | None
+    server: str = ""
 
 
 @dataclass(frozen=True)
-class Plan:
+class Pruning:
     """What would be removed. `keeps` is {version: reasons}; `builds` are folders below `builds/`, finished or not;
     `answers` are objects below `evaluations/` of archives that no version has (any more)."""
 
@@ -68,22 +80,62 @@ class Uses:
             self.of[version].append(why)
 
 
-def services_of(store: Store, keys: Iterable[str], services: InferenceServices, leases: Leases) -> list[Service]:
-    """The services by `keys` (namespace/name) and every other one that a release of this store was for.
+def services_of(
+    store: Store, keys: Iterable[str], clusters: Sequence[Cluster], gone: Collection[str] = ()
+) -> list[LiveService]:
+    """The services by `keys` (namespace/name) and every other one that a release of this store was for, in each of the
+    clusters.
 
-    Raises `VersionDamaged` for a record that cannot be read, and what the cluster's refusals are.
+    A release records the uid of its service's Lease, which is of one cluster alone: the store itself knows where its
+    versions were served. What an older edition recorded without it is looked for by its name.
+
+    Args:
+        gone: uids of such Leases, or services (namespace/name), of which a person says that they are gone for good.
+
+    Raises:
+        VersionDamaged: a record cannot be read.
+        CanaryLost: a release went to a cluster that is none of these, so nobody knows what it serves.
+        ReleaseError: what a cluster refuses, and that it does not answer.
     """
-    named = set(keys) | {record.service for record in _records(store)}
+    records = list(_records(store))
     found = []
-    for key in sorted(named):
+    for key in sorted({*keys, *(record.service for record in records)}):
         namespace, _, name = key.partition("/")
-        found.append(Service(key, services.get(namespace, name), leases.read(namespace, name)))
+        found += [
+            LiveService(key, one.services.get(namespace, name), one.leases.read(namespace, name), one.server)
+            for one in clusters
+        ]
+    for record in records:
+        _check_asked(record, found, gone, [one.server for one in clusters])
     return found
 
 
+def _check_asked(record: Record, found: Sequence[LiveService], gone: Collection[str], asked: Sequence[str]) -> None:
+    """Nothing, when the cluster that the release went to is one of those asked, or the release touched none."""
+    uid, server = (record.cluster or {}).get("lease"), (record.cluster or {}).get("server")
+    if uid is None and not (record.canary or record.traffic):
+        return
+    here = [one for one in found if one.key == record.service]
+    known = {one.lease.uid for one in here if one.lease} if uid else {one.key for one in here if one.lease or one.live}
+    if known & {uid, record.service} or {uid, record.service} & set(gone):
+        return
+    where = f"at {server}, with Lease {uid}" if uid else "by an edition that did not note the cluster"
+    raise CanaryLost(
+        f"{record.release} released {record.service} {where}, and {', '.join(asked)} knows nothing of it: another "
+        "cluster may serve these versions, so nothing is removed. --cluster KUBECONFIG asks that one, too; when it is "
+        f"gone for good, --gone {uid or record.service} says so"
+    )
+
+
 def plan(
-    store: Store, model: str, keep: Keep, services: Sequence[Service], *, builds_older_than: timedelta, now: datetime
-) -> Plan:
+    store: Store,
+    model: str,
+    keep: Keep,
+    services: Sequence[LiveService],
+    *,
+    builds_older_than: timedelta,
+    now: datetime,
+) -> Pruning:
     """What of the model's versions goes and what stays, each with its reasons. Reads; removes nothing.
 
     Raises:
@@ -115,24 +167,27 @@ def plan(
     # One that has its record still is a version like the others, and may have been released since.
     whole = {version.name for version in everyone}
     rest = [name for name in store.half_removed() if name not in whole]
-    return Plan(keeps, removes, rest, stale, answers, size)
+    return Pruning(keeps, removes, rest, stale, answers, size)
 
 
-def needed(records: Iterable[Record], services: Sequence[Service], *, younger_than: timedelta, now: datetime) -> Uses:
+def needed(
+    records: Iterable[Record], services: Sequence[LiveService], *, younger_than: timedelta, now: datetime
+) -> Uses:
     """Which versions services, leases and records name. Raises as `plan`."""
     uses = Uses()
-    revisions = {service.key: Revisions() for service in services}
+    revisions = [Revisions() for _ in services]
     recent: list[Record] = []
     for record in records:
-        if record.service in revisions:
-            revisions[record.service].put_record(record)
+        for service, its in zip(services, revisions, strict=True):
+            if record.service == service.key:
+                its.put_record(record)
         began = _moment(record.started)
         if record.outcome is None and record.version is None and now - began < _CHOOSING:
             raise ServiceBusy(f"{record.release} is about to choose its version; run this again when it has ended")
         if record.outcome is None or now - began < younger_than:
             recent.append(record)
-    for service in services:
-        _of_service(service, revisions[service.key], uses)
+    for service, its in zip(services, revisions, strict=True):
+        _of_service(service, its, uses)
     for record in recent:
         why = f"in the record of {record.release}" + ("" if record.outcome else ", which has not ended")
         uses.add(record.version, why)
@@ -140,7 +195,7 @@ def needed(records: Iterable[Record], services: Sequence[Service], *, younger_th
     return uses
 
 
-def apply(store: Store, plan: Plan, tell: Callable[[str], None]) -> None:
+def apply(store: Store, plan: Pruning, tell: Callable[[str], None]) -> None:
     """Removes what the plan says, one version after the other. Whoever calls holds the leases of all services
     (`holding`) and made the plan under them. Cut off and run again, the rest is removed."""
     for version in plan.rest:
@@ -179,15 +234,15 @@ def holding(leases: Leases, keys: Iterable[str], owner: Owner) -> Iterator[None]
         yield
     finally:
         for namespace, name in held:
-            leases.release(namespace, name, owner)
+            leases.give_free(namespace, name, owner)
 
 
-def _of_service(service: Service, revisions: Revisions, uses: Uses) -> None:
+def _of_service(service: LiveService, revisions: Revisions, uses: Uses) -> None:
     live = service.live
     revisions.put_lease(service.lease)
     for baseline in baselines(service.lease):
         uses.add(version_of(baseline.storage_uri), f"a baseline in the lease of {service.key}")
-    claim = service.lease.claim if service.lease else None
+    claim = service.lease.release if service.lease else None
     named: list[str | None] = []
     while claim is not None:
         named.append(claim.canary)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import timedelta
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -16,8 +16,9 @@ _OPENTELEMETRY = (5, 10, 25, 50, 75, 100, 250, 500, 750, 1000, 2500, 5000, 7500,
 _ISTIO = (5, 10, 25, 50, 100, 250, 500, 1000, 2500, 5000, 10000)
 
 # The upper edges of the latency histogram that each stack exposes, in milliseconds. A share of slow requests can be
-# read exactly only at one of them; between two it would be a guess (facts/kserve.md 5.1, 5.3; Istio's own list is in
-# its `istio_request_duration_milliseconds` definition; Kourier keeps Envoy's, here without that of half a millisecond).
+# read exactly only at one of them; between two it would be a guess (docs/facts.md#metrics-of-the-queue-proxy; Istio's
+# own list is in its `istio_request_duration_milliseconds` definition; Kourier keeps Envoy's, here without that of half
+# a millisecond).
 BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
     "knative": (
         *(5, 10, 20, 40, 60, 80, 100, 150, 200, 250, 300, 350, 400, 450, 500, 600, 700, 800, 900),
@@ -34,11 +35,18 @@ BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
 }
 
 
+_CODES = "Bad response codes: 5xx, 503, …; 0 is Envoy's for a request that got no answer. Unless said, 5xx and 0."
+_LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
+
+
 class Metric(Part):
-    """A share of bad requests. Bad is a response code (`codes`, 5xx unless said) or a duration (`above`)."""
+    """A share of bad requests.
+
+    Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration (`above`).
+    """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
-    codes: str | None = Field(None, pattern=r"^[1-5](\d\d|xx)$", description="Bad response codes: 5xx, 503, …")
+    codes: str | None = Field(None, pattern=r"^(0|[1-5](\d\d|xx))$", description=_CODES)
     above: PositiveDuration | None = Field(None, description="Bad is slower than this; on a bucket's edge.")
     max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
     max_ratio: float | None = Field(
@@ -110,6 +118,10 @@ class Judge(Part):
     """When evidence is enough. The mathematics is in `model_release/judging`."""
 
     profile: Profile = Field("knative-otel", description="Which stack's metrics Prometheus holds.")
+    labels: dict[Annotated[str, Field(pattern=_LABEL)], Annotated[str, Field(min_length=1)]] = Field(
+        default_factory=dict,
+        description="What else every series of this cluster says, where Prometheus holds several: {cluster: eu-1}.",
+    )
     metrics: tuple[Metric, ...] = Field(min_length=1)
     values: tuple[Value, ...] = ()
     false_rollback: Share = Field(0.01, description="At most this chance that a release rolls back a good canary.")

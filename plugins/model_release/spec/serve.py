@@ -40,6 +40,11 @@ class Service(Part):
         return self
 
     @property
+    def timeout_seconds(self) -> int:
+        """`timeout` as Kubernetes and TorchServe take it: whole seconds, one at least."""
+        return max(1, round(self.timeout.total_seconds()))
+
+    @property
     def key(self) -> str:
         """`namespace/name`, as logs, records and the lease call it."""
         return f"{self.namespace}/{self.name}"

@@ -46,7 +46,7 @@ class BuildOperator(ReleaseOperator):
 
         resolved = self.resolved(context)
         service, fingerprint = self.spec.service.name, resolved["fingerprint"]
-        request = steps.Request(name, resolved["build"], service, fingerprint, fold=self.spec.build.fold)
+        request = steps.Request(name, resolved["build"], service, fingerprint, **steps.asked_of(self.spec))
         return steps.run(connections.store(self.spec.store), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
@@ -86,7 +86,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
             self.log.info("To be released: %s", choice.rule)
             found = self.find(choice)
             if run.rollout == "direct":
-                check_was_live(connections.store(self.spec.store), found["version"])
+                check_was_live(connections.store(self.spec.store), found["version"], ReleasedService(self.spec, run))
             records.change(self.spec, run, lambda record: _begin(record, found))
             found["nothing_new"] = "version" in found and self.is_live(run, found["version"])
         context["ti"].xcom_push(key="resolved", value=found)
@@ -96,7 +96,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
 
     def find(self, choice: Choice) -> dict[str, Any]:
         """What `choice` means, with the version where it is built already, else with the build to come."""
-        from model_release.build import export, source
+        from model_release.build import export, source, steps
 
         store = connections.store(self.spec.store)
         if choice.version:
@@ -123,7 +123,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 "time": checkpoint.time.isoformat() if checkpoint.time else None,
                 "architecture": checkpoint.architecture,
             }
-            toolchain = export.toolchain(self.handler, self.spec.build.fold)
+            toolchain = export.toolchain(self.handler, **steps.asked_of(self.spec))
             built = store.find(checkpoint.fingerprint, toolchain=toolchain, service=self.spec.service.name)
             if built:
                 self.log.info("Version %s was built of the same checkpoint: nothing to build", built.name)
@@ -162,15 +162,25 @@ def check_service(version: Any, spec: ModelSpec) -> None:
         )
 
 
-def check_was_live(store: Store, version: str) -> None:
-    """Raises `SpecError` for a version that no release in the store's history left live: only a canary proves that."""
+def check_was_live(store: Store, version: str, released: ReleasedService) -> None:
+    """Raises `SpecError` for a version that no release in the store's history left live on this very service: only a
+    canary proves that. Another service, and one of the same name in another cluster, has other users and other pods."""
     from model_release.release.index import History
 
-    if not any(one.version == version and one.outcome in ("promoted", "first") for one in History(store).entries()):
-        raise SpecError(
-            f"rollout: direct is for a version that was live before, and no release in {store.uri}releases/ left "
-            f"{version} live; rollout: canary proves it (if one did, `python -m model_release reindex MODEL` finds it)"
-        )
+    key, history = released.spec.service.key, History(store)
+    lease = released.leases.read(released.namespace, released.name)
+    for one in history.entries():
+        if (one.version, one.service) != (version, key) or one.outcome not in ("promoted", "first"):
+            continue
+        record = history.record(one.release)
+        where = (record.cluster or {}).get("lease") if record else None
+        if where is None or (lease is not None and lease.uid == where):  # None: an older edition did not note it
+            return
+    raise SpecError(
+        f"rollout: direct is for a version that was live before, and no release in {store.uri}releases/ left "
+        f"{version} live on {key}; rollout: canary proves it (if one did, `python -m model_release reindex MODEL` "
+        "finds it)"
+    )
 
 
 class Export(BuildOperator):

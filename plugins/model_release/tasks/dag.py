@@ -13,8 +13,8 @@ settle: the teardown of claim, whatever happened ─► report
 Every model has the same tasks, whatever its steps are: a model file that is edited in the middle of a release cannot
 make a task vanish.
 
-There is no `dagrun_timeout`: it would end a run without its teardown (facts/airflow.md 2.3). Each wait has a
-deadline of its own instead.
+There is no `dagrun_timeout`: it would end a run without its teardown (docs/facts.md#teardowns-and-timeouts). Each wait
+has a deadline of its own instead.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         decide = Decide(task_id="decide", watch="canary", onward="promote", back=ROLL_BACK, **common)
         go_live = GoLive(task_id="go_live", **common)
         go_direct = GoDirect(task_id="go_direct", **common)
-        promote = Promote(task_id="promote", judged_by="canary", **common)
+        promote = Promote(task_id="promote", **common)
         roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
         # A teardown, too: marking a run failed or successful by hand skips all other tasks that have not run, and a run
@@ -92,7 +92,8 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
             decide_bake = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
             last >> bake >> decide_bake >> roll_back
             last = [bake]
-        # Never from a branch: it would skip the teardown with the ways it does not take (facts/airflow.md 2.3).
+        # Never from a branch: it would skip the teardown with the ways it does not take
+        # (docs/facts.md#teardowns-and-timeouts).
         [*last, roll_back, go_live] >> settle >> report
         publish >> LookBack(task_id="look_back", **common) >> report
     return documented(dag)

@@ -30,7 +30,7 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
     from model_release.judging.plan import plan
     from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
 
-    prometheus, metrics = connections.prometheus(), profile(spec.judge.profile)
+    prometheus, metrics = connections.prometheus(), profile(spec.judge.profile, spec.judge.labels)
     namespace, rollout = spec.service.namespace, spec.rollout
     seen = presence(prometheus, metrics, namespace, stable, window=rollout.window, asked=spec.judge.metrics)
     if not seen.ok:

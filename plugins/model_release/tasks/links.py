@@ -1,7 +1,7 @@
 """Buttons on a task: its release, its service, and the numbers that are being judged.
 
 Airflow computes links when a task ends; a canary is looked at while it runs. So the operators push them first thing
-(facts/airflow.md 3.4), and what is computed at the end is what was pushed.
+(docs/facts.md#links-are-computed-at-the-end), and what is computed at the end is what was pushed.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def push_for(ti: Any, spec: ModelSpec, revisions: Iterable[str]) -> None:
     address = connections.prometheus_address()
     if address is None:
         return
-    metrics = profile(spec.judge.profile)
+    metrics = profile(spec.judge.profile, spec.judge.labels)
     by = f"{metrics.revision_label}, {metrics.code_label}"
     # A window holds two scrapes at least, and a rate wants two of them wherever it begins.
     over = max(60_000, round(2000 * spec.rollout.window.total_seconds()))

@@ -26,6 +26,10 @@ from model_release.tasks.run import Run
 #: with boto3's own variables. Where there is none, none is used.
 STORE_SECRET = "model-release-store"  # noqa: S105 - a name
 
+# A pod with a mesh's sidecar never ends: its step is done, and the proxy runs on. Istio reads the label, older ones the
+# annotation.
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+
 # Nodes may have to be started first, and an image with torch takes minutes to pull.
 _START = 1800
 _TIMEOUT = timedelta(hours=2)
@@ -75,7 +79,8 @@ class StepInPod(KubernetesPodOperator):
             },
             volumes=[k8s.V1Volume(name="scratch", empty_dir=k8s.V1EmptyDirVolumeSource())],
             volume_mounts=[k8s.V1VolumeMount(name="scratch", mount_path="/tmp")],  # noqa: S108 - the pod's own
-            labels={"app.kubernetes.io/managed-by": "model-release"},
+            labels={"app.kubernetes.io/managed-by": "model-release", **NO_SIDECAR},
+            annotations={**NO_SIDECAR, "linkerd.io/inject": "disabled"},
             startup_timeout_seconds=_START,
             # Ends the pod even when nobody of Airflow is there to do it.
             active_deadline_seconds=int(_TIMEOUT.total_seconds()) + _START,
@@ -133,7 +138,8 @@ class StepInPod(KubernetesPodOperator):
     def toolchain(self) -> dict[str, str]:
         from model_release.build.export import toolchain
 
-        return toolchain(self.root / "include" / "handlers" / "image_classifier.py", self.spec.build.fold)
+        handler = self.root / "include" / "handlers" / "image_classifier.py"
+        return toolchain(handler, **steps.asked_of(self.spec))
 
 
 class ExportInPod(StepInPod):
@@ -144,7 +150,7 @@ class ExportInPod(StepInPod):
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
         asked = steps.Request("export", build, service, resolved["fingerprint"], self.toolchain, release=release)
-        return replace(asked, fold=self.spec.build.fold)
+        return replace(asked, **steps.asked_of(self.spec))
 
 
 class ArchiveInPod(StepInPod):
@@ -154,7 +160,8 @@ class ArchiveInPod(StepInPod):
 
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
-        return steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain, release=release)
+        asked = steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain, release=release)
+        return replace(asked, **steps.asked_of(self.spec))
 
 
 class EvaluateInPod(StepInPod):

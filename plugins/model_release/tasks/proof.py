@@ -6,23 +6,34 @@ import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from model_release.errors import SmokeFailed, StoreRefused, StoreUnavailable, VersionDamaged
+from model_release.errors import SmokeFailed, SpecError, StoreRefused, StoreUnavailable, VersionDamaged
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Prove
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.settle import Prove
+    from model_release.cluster.smoke import Gateway
+    from model_release.store.store import Store
 
 # `settle` asks again by itself; a route that is not in place yet needs no patience here.
 _SECONDS = 5.0
 
 
-def prover(storage_uri: str | None, log: Callable[..., None]) -> Prove:
+def prover(
+    storage_uri: str | None,
+    log: Callable[..., None],
+    *,
+    store_at: Callable[[str], Store] = lambda prefix: connections.store(prefix),
+    ingress: Callable[[], Gateway | str | None] = lambda: connections.ingress(),
+) -> Prove:
     """What `settle` asks the restored stable template's revision: the smoke prediction of the version that it serves.
 
     What is no version of this project left no smoke test. It is let pass with a line in the log: its template is,
     field by field, the one that served before. A store that is away proves nothing: as a wrong answer does, it raises
     SmokeFailed, and the baseline keeps the traffic.
+
+    Args:
+        store_at, ingress: where the store and the gateway are: by Airflow's connections unless said.
     """
     found = version_in(storage_uri)
 
@@ -37,11 +48,11 @@ def prover(storage_uri: str | None, log: Callable[..., None]) -> Prove:
             return
         prefix, version = found
         try:
-            store = connections.store(prefix)
+            store = store_at(prefix)
             sample = store.smoke(store.version(version))
-        except (StoreRefused, StoreUnavailable, VersionDamaged) as error:
+        except (SpecError, StoreRefused, StoreUnavailable, VersionDamaged) as error:
             raise SmokeFailed(f"what version {version} should answer cannot be read: {error}") from error
-        answered = smoke(smoke_url(live), live.name, sample, ingress=connections.ingress(), deadline=_SECONDS)
+        answered = smoke(smoke_url(live), live.name, sample, ingress=ingress(), deadline=_SECONDS)
         log("%s answers %d images as version %s should", live.latest_created, len(answered.answers), version)
 
     return prove

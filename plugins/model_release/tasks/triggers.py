@@ -3,8 +3,9 @@
 They run in the triggerer. The first two only read; the third also moves the canary's traffic (`release.drive`). Each
 may be started twice, moved to another triggerer or stopped at any moment, because all that it knows comes with it or
 from the cluster and Prometheus. None has an `on_kill`: Airflow
-3.3 calls that for triggers that merely moved (facts/airflow.md 2.3). The clients are synchronous and short; they
-work in threads, so that one triggerer waits for a thousand releases.
+3.3 calls that for triggers that merely moved (docs/facts.md#a-trigger-that-moved-is-killed). The clients are
+synchronous and short; each call has a thread of its own, so that one triggerer waits for a thousand releases, and what
+hangs for one blinds no other.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from airflow.triggers.base import BaseTrigger, TriggerEvent
-from asgiref.sync import sync_to_async
 
 from model_release.errors import ClusterUnavailable, ReleaseError
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records, telemetry
+from model_release.tasks.aside import aside
 from model_release.tasks.run import Run, installation
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Claim, Owner
+    from model_release.cluster.release import Owner, Release
     from model_release.store.store import Store
 
 
@@ -78,19 +79,19 @@ class LeaseTrigger(_ReleaseTrigger):
     POLL = 5.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.cluster.lease import Leases
+        from model_release.cluster.leases import Leases
 
-        leases = Leases(await sync_to_async(connections.cluster)("triggerer"))
+        leases = Leases(await aside(connections.cluster, "triggerer"))
         told = ""
         while not self.late:
             try:
-                lease = await asyncio.to_thread(leases.read, self.given["namespace"], self.given["name"])
-                claim = lease.claim if lease else None
+                lease = await aside(leases.read, self.given["namespace"], self.given["name"])
+                release = lease.release if lease else None
                 free = lease is None or lease.holder is None
-                if free or (claim is not None and await sync_to_async(run_is_over)(claim.owner)):
+                if free or (release is not None and await aside(run_is_over, release.owner)):
                     yield TriggerEvent({"late": False, "deadline": self.given["deadline"]})
                     return
-                line = f"In line behind {_holder(claim)}"
+                line = f"In line behind {_holder(release)}"
             except ClusterUnavailable as error:
                 line = f"The cluster does not answer: {error}"
             if line != told:
@@ -110,11 +111,12 @@ class RevisionTrigger(_ReleaseTrigger):
     POLL = 1.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
+        from model_release.cluster.change import Baseline
         from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.progress import Patience, Progress, State
-        from model_release.cluster.rollout import Baseline, assess_staged
+        from model_release.cluster.rollout import assess_staged
 
-        services = InferenceServices(await sync_to_async(connections.cluster)("triggerer"))
+        services = InferenceServices(await aside(connections.cluster, "triggerer"))
         wanted, template = self.given["wanted"], self.given["template"]
         baseline = Baseline.from_dict(self.given["baseline"])
         namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
@@ -123,7 +125,7 @@ class RevisionTrigger(_ReleaseTrigger):
         while True:
             told = progress.sentence
             try:
-                live = await asyncio.to_thread(services.get, namespace, name)
+                live = await aside(services.get, namespace, name)
                 progress = patience.judge(assess_staged(live, wanted, baseline, template), clock())
             except ClusterUnavailable as error:
                 progress = Progress(State.WAITING, f"the cluster does not answer: {error}")
@@ -145,29 +147,39 @@ class CanaryTrigger(_ReleaseTrigger):
     it; where the drive ends first, the question is withdrawn.
     """
 
+    # Seconds that a look may take, less than the lease's duration: one that hangs is given up, and another hand looks.
+    # What the first one may still do does no harm (`release.drive`).
+    LOOK = 45.0
+    _store: Store | None = None
+
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
         from model_release.tasks import driving
 
         question = Question(self.given["question"]) if "question" in self.given else None
         spec, run = ModelSpec.model_validate_json(self.given["spec"]), Run(**self.given["run"])
         canary = Canary.from_dict(self.given["canary"])
         try:
-            drive = await sync_to_async(driving.drive)(spec, canary, run, "triggerer")
-            store = await sync_to_async(connections.store)(spec.store)
+            drive = await aside(driving.drive, spec, canary, run, "triggerer")
             showing: asyncio.Task[None] | None = None
             while drive.done is None:
                 if question is not None and (answer := await question.answer()):
                     yield TriggerEvent(answer)
                     return
-                lines = await asyncio.to_thread(drive.look)
+                try:
+                    async with asyncio.timeout(self.LOOK):
+                        lines = await aside(drive.look)
+                except TimeoutError:
+                    self.log.info("A look has taken %g s and is given up; another hand looks", self.LOOK)
+                    drive = await aside(driving.drive, spec, canary, run, "triggerer")
+                    continue
                 for line in lines:
                     self.log.info(line)
                 if lines and drive.watches:
-                    await asyncio.to_thread(telemetry.looked, next(reversed(drive.watches.values())))
+                    await aside(telemetry.looked, next(reversed(drive.watches.values())))
                 # Beside the drive, never in its way: a store that hangs must not keep a bad canary open.
                 if lines and (showing is None or showing.done()):
-                    showing = asyncio.create_task(self._show(spec, run, driving.counted(drive), store))
+                    showing = asyncio.create_task(self._show(spec, run, driving.counted(drive)))
                 if drive.done is None:
                     await asyncio.sleep(drive.pause)
             if question is not None:
@@ -176,13 +188,15 @@ class CanaryTrigger(_ReleaseTrigger):
         except ReleaseError as error:
             yield TriggerEvent({"error": type(error).__name__, "sentence": str(error)})
 
-    async def _show(self, spec: ModelSpec, run: Run, found: dict[str, Any], store: Store) -> None:
+    async def _show(self, spec: ModelSpec, run: Run, found: dict[str, Any]) -> None:
         """Puts what was counted so far into the record, for those who look. The task records all of it when the drive
         is over, so nothing depends on this."""
         from model_release.tasks import driving
 
         try:
-            await asyncio.to_thread(records.change, spec, run, lambda record: driving.put(record, spec, found), store)
+            if self._store is None:  # looked up here: to sign in may hang as well
+                self._store = await aside(connections.store, spec.store)
+            await aside(records.change, spec, run, lambda record: driving.put(record, spec, found), self._store)
         except ReleaseError as error:
             self.log.info("Not shown in the record meanwhile: %s", error)
 
@@ -201,7 +215,7 @@ class Question:
         """The answer in the form in which Airflow gives it; None while there is none."""
         from airflow.sdk.execution_time.hitl import get_hitl_detail_content_detail
 
-        found = await sync_to_async(get_hitl_detail_content_detail)(ti_id=self._task)
+        found = await aside(get_hitl_detail_content_detail, ti_id=self._task)
         if not found.response_received or not found.chosen_options:
             return None
         who = found.responded_by_user
@@ -218,15 +232,15 @@ class Question:
         from airflow.sdk.execution_time.hitl import update_hitl_detail_response
 
         try:
-            await sync_to_async(update_hitl_detail_response)(ti_id=self._task, chosen_options=[BACK], params_input={})
+            await aside(update_hitl_detail_response, ti_id=self._task, chosen_options=[BACK], params_input={})
         except AirflowRuntimeError as error:
             logging.getLogger(__name__).info("The question could not be withdrawn: %s", error)
 
 
-def _holder(claim: Claim | None) -> str:
-    if claim is None:
+def _holder(release: Release | None) -> str:
+    if release is None:
         return "somebody who is no release of this project"
-    return f"{claim.owner.dag_id} {claim.owner.run_id} ({claim.stage}): {claim.owner.url}"
+    return f"{release.owner.dag_id} {release.owner.run_id} ({release.stage}): {release.owner.url}"
 
 
 def run_is_over(owner: Owner) -> bool:

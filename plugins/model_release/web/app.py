@@ -1,7 +1,7 @@
 """The Releases page as an app: every route behind the sign-in, every answer with the headers that protect it.
 
-Airflow mounts apps of plugins without any authentication (facts/airflow.md 3.3), so this one brings it: a route
-cannot be added without. Only the static files, which hold no data, are open.
+Airflow mounts apps of plugins without any authentication (docs/facts.md#apps-of-plugins-are-open), so this one brings
+it: a route cannot be added without. Only the static files, which hold no data, are open.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_TITLES = {401: "Please sign in", 403: "Not for you to see", 404: "There is nothing here", 422: "That is no question"}
+_TITLES = {401: "Please sign in", 403: "Not for you to see", 404: "There is nothing here", 422: "Not understood"}
 
 
 def create_app(sources: Sources, access: Access, prefix: str) -> FastAPI:

@@ -28,7 +28,7 @@ _SMOOTHED = 15  # seconds: a rate over less shows single requests
 
 def queries(spec: ModelSpec, *, step: int) -> dict[str, str]:
     """The PromQL of `requests` (a second, by revision and code) and of `latency` (the quantiles, by revision)."""
-    metrics = profile(spec.judge.profile)
+    metrics = profile(spec.judge.profile, spec.judge.labels)
     over = f"{max(2 * step, round(2 * spec.rollout.window.total_seconds()), _SMOOTHED)}s"
     matching = _of_service(metrics, spec)
     requests = metrics.ranged("rate", metrics.requests, matching, over)
@@ -49,7 +49,7 @@ def series(prometheus: Prometheus, spec: ModelSpec, *, start: float, end: float)
     Raises:
         MetricsUnavailable, MetricsRefused: as `Prometheus.query` does.
     """
-    metrics = profile(spec.judge.profile)
+    metrics = profile(spec.judge.profile, spec.judge.labels)
     span = max(end - start, 60.0)
     step = next(size for size in _steps() if span / size <= _POINTS)
     first, last = math.ceil(start / step) * step, math.floor(end / step) * step

@@ -1,4 +1,4 @@
-"""Simulated releases for judge.md's "What it must show": traffic, and the tests that know the truth."""
+"""Simulated releases for the simulations: traffic, and the tests that know the truth."""
 
 from __future__ import annotations
 

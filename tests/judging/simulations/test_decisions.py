@@ -1,4 +1,4 @@
-"""judge.md, lines 2 to 4: how soon a bad canary is found, how seldom one is missed, how long a good one waits."""
+"""How soon a bad canary is found, how seldom one is missed, how long a good one waits."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""judge.md, line 1: a canary within its limit is rolled back in at most α of the releases, over 200 looks.
+"""A canary within its limit is rolled back in at most α of the releases, over 200 looks.
 
 Every canary here is exactly at its limit (as bad as stable with `max_ratio` 1, or at `max_rate`), the hardest place
 that is still good.

@@ -1,4 +1,5 @@
-"""What each way of promoting and rolling back really does (facts/kserve.md 3.1), and what becomes of revisions."""
+"""What each way of promoting and rolling back really does (docs/facts.md#promoting-and-rolling-back), and what becomes
+of revisions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""KServe 0.21's Standard mode, rule by rule (facts/kserve.md 6.1), and what 0.19 and 0.20 do instead."""
+"""KServe 0.21's Standard mode, rule by rule (docs/facts.md#standard-mode), and what 0.19 and 0.20 do instead."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Why a canary does not come up. KServe tells of the stable predictor's pods alone, so the canary's own are asked.
 
-The signs are those that KServe itself goes by (inference_service_status.go, PropagateModelStatus; facts/kserve.md 2.5).
+The signs are those that KServe itself goes by (docs/facts.md#how-a-failing-revision-shows).
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 A revision is a predictor: its Deployment and Service `<service>-<name>-predictor`. The stable one is `spec.predictor`,
 the canary is the entry of `spec.canary`. KServe's status repeats the percent of the spec; who gets which share is read
-from the HTTPRoutes (facts/kserve.md 6.1).
+from the HTTPRoutes (docs/facts.md#standard-mode).
 """
 
 from __future__ import annotations
@@ -151,9 +151,9 @@ class StandardService(InferenceService):
         return ModelStatus("InProgress", "Pending", "", None)
 
 
-def in_its_mode(raw: dict[str, Any], http_routes: Objects, pods: Pods) -> InferenceService:
+def in_its_mode(raw: dict[str, Any], http_routes: Objects, pods: Pods | None) -> InferenceService:
     """The view for what the API gave. Reads the service's HTTPRoutes, when it is in Standard mode, and the pods of a
-    canary that is not ready.
+    canary that is not ready; without `pods` nobody asks those why.
 
     Raises:
         ClusterRefused: they may not be read, or there is no Gateway API: nobody could tell where the traffic goes.
@@ -164,7 +164,7 @@ def in_its_mode(raw: dict[str, Any], http_routes: Objects, pods: Pods) -> Infere
     # The service's own address, and that of its predictor: users may come by either.
     found = [http_routes.get(live.namespace, name) for name in (live.name, f"{live.name}-predictor")]
     seen = StandardService(raw, tuple(one for one in found if one is not None))
-    if seen.entry is None or seen.canary_is_ready:
+    if seen.entry is None or seen.canary_is_ready or pods is None:
         return seen
     return replace(seen, failure=pods.failure(live.namespace, seen.latest_created))
 

@@ -1,7 +1,7 @@
 """Grafana's dashboards: one for a service, one for the fleet, for each profile, made from the profile's own names.
 
 `python -m model_release.metrics.dashboards FOLDER` writes `FOLDER/<profile>/service.json` and `fleet.json`; again, it
-writes the same. A test holds the files in `include/dashboards/` to this, and every query to real data.
+writes the same. Tests ask every query of a real Prometheus.
 """
 
 from __future__ import annotations

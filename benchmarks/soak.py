@@ -1,0 +1,164 @@
+"""Releases one after another, each with a fault at random, and a watcher outside of Airflow: is a canary ever open that
+nobody looks at for longer than its lease lasts?
+
+    python benchmarks/soak.py                 # 30 releases: some two hours; `make soak`
+    python benchmarks/soak.py --releases 5    # as many more as there are not yet
+    python benchmarks/soak.py --seed 7        # the same faults in the same order
+
+The watcher reads the gateway's own weights five times a second, and from the lease who looked last (brake_watch.py). Of
+each release is kept, in soak.json: the fault, how it ended, and for how long a canary had users while nobody looked, at
+the longest. Ends with 1 when that was longer than the lease's duration and the ten seconds that a guard may take.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from brake_watch import Place, stack
+from faults.models import ASKED, BAD, BAKE, DAG
+from faults.releases import Release
+
+from sandbox.process import processes
+
+KEPT = Path(__file__).with_name("soak.json")
+MOST = 70.0  # seconds: a lease's duration, and ten
+Fault = Callable[[Place, Release, float], None]
+
+
+def _for_a_while(harm: Callable[[Place], contextlib.AbstractContextManager[Any]]) -> Fault:
+    def fault(place: Place, _: Release, seconds: float) -> None:
+        with harm(place):
+            time.sleep(seconds)
+
+    return fault
+
+
+def _part_stopped(part: str) -> Callable[[Place], contextlib.AbstractContextManager[Any]]:
+    @contextlib.contextmanager
+    def stopped(place: Place) -> Any:
+        place.scene.live.sandbox("stop", part)
+        try:
+            yield
+        finally:
+            place.scene.live.sandbox("start", part)
+
+    return stopped
+
+
+def _paused(place: Place, one: Release, seconds: float) -> None:
+    with place.pause_of(one.dag):
+        time.sleep(seconds)
+
+
+def _canary_dies(place: Place, _: Release, seconds: float) -> None:
+    claim = place.scene.claim
+    if claim is None or claim.canary is None:
+        return
+    for victim in processes(place.scene.live.state, f"models/{claim.canary}"):
+        with contextlib.suppress(Exception):
+            victim.kill()
+    if seconds > 30:
+        place.scene.pods_die(claim.canary)
+        time.sleep(seconds)
+        place.scene.api_mended()
+
+
+def _api_fails(place: Place, _: Release, seconds: float) -> None:
+    with place.scene.api_down(min(seconds, 40)):
+        pass
+
+
+FAULTS: dict[str, Fault] = {
+    "nothing": lambda *_: None,
+    "DAG paused": _paused,
+    "executor stopped": _for_a_while(lambda place: place.still("LocalExecutor")),
+    "scheduler stopped": _for_a_while(lambda place: place.still("airflow scheduler")),
+    "DAG processor stopped": _for_a_while(lambda place: place.still("airflow dag-processor")),
+    "triggerer stands still": _for_a_while(lambda place: place.still("triggerer")),
+    "triggerer killed": _for_a_while(lambda place: place.no_triggerer()),
+    "triggerer and API server killed": _for_a_while(lambda place: place.no_triggerer_nor_api()),
+    "database stopped": _for_a_while(lambda place: place.no_database()),
+    "Prometheus stopped": _for_a_while(_part_stopped("prometheus")),
+    "guard stopped": _for_a_while(_part_stopped("guard")),
+    "Kubernetes API away": _api_fails,
+    "canary killed": _canary_dies,
+    "deferred task deleted": lambda _place, one, _seconds: one.delete("canary"),
+    "task marked failed": lambda _place, one, _seconds: one.mark("canary", "failed"),
+    "run marked failed": lambda _place, one, _seconds: one.mark_run("failed"),
+}
+
+
+def soak(releases: int, seed: int) -> list[dict[str, Any]]:
+    """Runs what is missing of so many releases; what was kept is not run again."""
+    kept = read()
+    if len(kept) >= releases:
+        return kept
+    with stack() as place:
+        while len(kept) < releases:
+            dice = random.Random(f"{seed}/{len(kept)}")
+            kept.append(one_release(place, dice, number=len(kept) + 1))
+            KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+            print(" | ".join(f"{value}" for value in kept[-1].values()), flush=True)
+    return kept
+
+
+def one_release(place: Place, dice: random.Random, *, number: int) -> dict[str, Any]:
+    """One release with one fault, until its service is at rest again."""
+    name, dag = dice.choice(sorted(FAULTS)), dice.choice([DAG, ASKED, BAD, BAKE])
+    wait, seconds = dice.uniform(0, 8), dice.uniform(5, 120)
+    began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
+    place.watcher.longest = 0.0
+    one = place.scene.release(place.scene.bad if dag == BAD else None, dag=dag)
+    ended = "rest"
+    try:
+        with contextlib.suppress(AssertionError):
+            one.watching()  # a bad one may be closed before anybody looks
+        time.sleep(wait)
+        with contextlib.suppress(Exception):
+            FAULTS[name](place, one, seconds)
+        if dag == ASKED or name in ("deferred task deleted", "guard stopped"):
+            time.sleep(90)  # long enough for a canary that nobody looks at to be closed
+            one.mark_run("failed")
+        place.finish(one)
+        ended = one.sentence()
+    except Exception as error:
+        ended = f"{type(error).__name__}: {error}"
+        place.scene.end_all()
+        place.scene.users()
+    return {
+        "release": number,
+        "began": began,
+        "dag": dag,
+        "fault": name,
+        "seconds": round(seconds),
+        "longest": round(place.watcher.longest, 1),
+        "ended": ended[:200],
+    }
+
+
+def read() -> list[dict[str, Any]]:
+    return list(json.loads(KEPT.read_text(encoding="utf-8"))) if KEPT.exists() else []
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--releases", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=1)
+    options = parser.parse_args()
+    kept = soak(options.releases, options.seed)
+    longest = max((one["longest"] for one in kept), default=0.0)
+    print(f"{len(kept)} releases; open and looked at by nobody for {longest:.1f} s at the longest ({MOST:.0f} may be)")
+    return 1 if longest > MOST else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,3 @@
+from .world import kube, world
+
+__all__ = ["kube", "world"]
