@@ -48,6 +48,7 @@ CANARY_WEIGHT = 4.0
 PAST_WEIGHT = 100.0
 # One or two windows cannot show bursts: counts weigh 21 times less in the first, twice less after the second.
 FEW_WINDOWS = 20.0
+LARGEST_DESIGN = 1e6  # beyond it a float cannot tell a burst from another
 
 # Stable is ill where its last six windows together are near the absolute limit: what the canary does then is no news.
 ILL = 0.8
@@ -314,7 +315,8 @@ class Evidence:
         seen, worth = dispersion(n, b, own_windows, own_squares)
         canary = (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)
         looked = np.maximum(np.maximum(windows, sums[..., WINDOWS]), 1.0) + self._windows_before
-        return np.maximum(np.maximum(stable, canary), 1.0), 1 + FEW_WINDOWS / looked**4
+        design = np.clip(np.maximum(stable, canary), 1.0, LARGEST_DESIGN)
+        return design, 1 + FEW_WINDOWS / looked**4
 
     def _usual_rate(self, before: Floats, steps: Floats) -> Floats:
         """Stable's usual rate (..., T, C) as it is known before each window: over its past and this release, taken so
