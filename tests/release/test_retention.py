@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model_release.cluster.lease import Owner
+from model_release.cluster.release import Owner
 from model_release.errors import (
     CanaryLost,
     ClusterUnavailable,
@@ -202,7 +202,7 @@ def test_what_a_lease_remembers_stays(store: Store, publish: Publish, live: Any,
     assert "a baseline in the lease of models/digits" in plan.keeps[stable]
     with pytest.raises(ServiceBusy, match=r"is being released by release_digits run-1 .*; nothing is removed"):
         retention.holding(live.leases, ["models/digits"], ME).__enter__()
-    live.leases.release("models", "digits", live.owner("run-1"))
+    live.leases.give_free("models", "digits", live.owner("run-1"))
     with retention.holding(live.leases, ["models/digits"], ME):
         assert live.leases.read("models", "digits").holder == ME.identity
         assert "a baseline in the lease of models/digits" in planned(store, live_services(store, live)).keeps[stable]
@@ -274,7 +274,7 @@ def test_17_4_a_version_that_serves_in_another_cluster_stays_whoever_asks(
     live.released(there)
     (revision,) = elsewhere.released(there)
     elsewhere.leases.acquire("models", "digits", elsewhere.owner("run-1"))
-    elsewhere.leases.release("models", "digits", elsewhere.owner("run-1"))
+    elsewhere.leases.give_free("models", "digits", elsewhere.owner("run-1"))
     uid = elsewhere.leases.read("models", "digits").uid
     cluster = {"server": "https://elsewhere", "lease": uid}
     put(release(1, version=there, canary={"revision": revision}, started=ago(52), cluster=cluster))

@@ -22,7 +22,7 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.model_file import load_all
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
     from model_release.release.index import History
     from model_release.release.retention import Cluster, LiveService, Pruning
     from model_release.spec import ModelSpec
@@ -179,7 +179,7 @@ def _prune(options: argparse.Namespace) -> str:
 
 def _cluster(client: Any) -> Cluster:
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release.retention import Cluster
 
     return Cluster(str(client.configuration.host), InferenceServices(client), Leases(client))
@@ -204,7 +204,7 @@ def _sign(options: argparse.Namespace) -> str:
 def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> dict[str, int] | str:
     """Each version's percent now; a cluster that does not answer is told, and the list goes on."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release import live
 
     namespace, name = spec.service.namespace, spec.service.name
@@ -268,7 +268,7 @@ def _bytes(size: int) -> str:
 
 def _by_hand() -> Owner:
     """The same for the same person, who can therefore run the command again after it was killed."""
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
 
     return Owner("python -m model_release prune", surroundings.user(), "", "by hand")
 

@@ -19,7 +19,9 @@ from model_release.release.live import Revisions, baselines, unknown
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Lease, Leases, Owner
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Owner
     from model_release.judging.record import Record
     from model_release.spec.build import Keep
     from model_release.store.store import Store, Version
@@ -232,7 +234,7 @@ def holding(leases: Leases, keys: Iterable[str], owner: Owner) -> Iterator[None]
         yield
     finally:
         for namespace, name in held:
-            leases.release(namespace, name, owner)
+            leases.give_free(namespace, name, owner)
 
 
 def _of_service(service: LiveService, revisions: Revisions, uses: Uses) -> None:
@@ -240,7 +242,7 @@ def _of_service(service: LiveService, revisions: Revisions, uses: Uses) -> None:
     revisions.put_lease(service.lease)
     for baseline in baselines(service.lease):
         uses.add(version_of(baseline.storage_uri), f"a baseline in the lease of {service.key}")
-    claim = service.lease.claim if service.lease else None
+    claim = service.lease.release if service.lease else None
     named: list[str | None] = []
     while claim is not None:
         named.append(claim.canary)
