@@ -19,6 +19,7 @@ from model_release.cluster.lease import CLAIM, GUARD, GUARD_SECONDS, LEASE_SECON
 from model_release.release.advance import close
 from model_release.release.guard import GRACE, Beats, Guard
 from sandbox.interfaces import Phase, PodState
+from sandbox.kube.faults import Fault
 
 from .test_drive import NEW, OWNER, STABLE, Scene, dies, scene, until
 
@@ -121,6 +122,19 @@ def test_what_a_killed_guard_had_begun_the_next_one_ends_at_once(guarded: Guarde
         "models", "digits", OWNER, lambda claim: replace(claim, closed="closed: nobody looked for 61 s")
     )
     guarded.closes(guard_of(guarded.scene, guarded.clock))
+
+
+def test_a_canary_that_its_own_hand_takes_back_is_told_once(guarded: Guarded, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each look of that hand renews the lease; the gateway is slow."""
+    scene, drive = guarded.scene, guarded.scene.drive()
+    guarded.scene.kube.server.faults.active.append(Fault(away="gateway"))
+    drive.close("12 of 300 failed")
+    told = []
+    for _ in range(4):
+        drive.look()
+        told += guarded.guard.look()
+    assert len(told) <= len(set(told)) <= 2, told
+    assert scene.serving == {STABLE: 100}
 
 
 def test_a_dead_canary_is_let_go(guarded: Guarded) -> None:
