@@ -11,7 +11,8 @@ import pytest
 from kubernetes.client import CoordinationV1Api
 from tests.tasks.conftest import SPEC
 
-from model_release.cluster.lease import GUARD, Leases
+from model_release.cluster.lease import GUARD
+from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import ClusterUnavailable
 from model_release.metrics import Presence
@@ -100,6 +101,14 @@ def test_a_store_that_lets_versions_be_overwritten_is_refused(world: World) -> N
     world.store().heeds = False  # type: ignore[attr-defined]
     (line,) = errors(world)
     assert "If-None-Match is not heeded" in line
+
+
+def test_17_19_a_store_that_heeds_half_of_the_conditions_is_refused(world: World) -> None:
+    """Number 19: versions are safe by If-None-Match, records and the index by If-Match."""
+    world.store().heeds = "if none"  # type: ignore[attr-defined]
+    (line,) = errors(world)
+    assert "overwrite what somebody wrote since it read (If-Match is not heeded)" in line
+    assert world.store().content == {}  # type: ignore[attr-defined]
 
 
 def test_a_store_that_is_busy_has_not_shown_that_it_heeds_conditions(world: Any) -> None:
