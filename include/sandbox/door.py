@@ -2,8 +2,8 @@
 loopback.
 
 SeaweedFS asks nobody who it is at its filer, volume and master ports, and binds them where it binds S3. In a network of
-containers everybody could write there; so it stays on loopback, and this is the only way in: bytes go through unread, in
-both directions. It ends with the command, with its code, and hands its signals on.
+containers everybody could write there; so it stays on loopback, and this is the only way in: bytes go through unread.
+It ends with the command, with its code, and hands its signals on.
 """
 
 from __future__ import annotations
