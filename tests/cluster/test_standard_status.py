@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.releases import left
 
 from model_release.cluster import rollout
-from model_release.cluster.change import Baseline, Release
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.progress import State
-from model_release.cluster.rollout import Canary
 from model_release.cluster.settle import is_clean, settle_step
 from model_release.cluster.standard import routes
 from model_release.cluster.standard.pods import failure_in
@@ -105,7 +105,7 @@ def step(live: StandardService, canary: str | None = NEW, **said: Any) -> tuple[
     """One step of a settle whose baseline is `old`, and what it wrote."""
     services = Services(live)
     baseline = Baseline("1", OLD, template("old"), "s3://m/old/")
-    release = Release("models", "digits", baseline, canary, **said)
+    release = left("models", "digits", baseline, canary, **said)
     return settle_step(services, release, lambda _: None), services.written  # type: ignore[arg-type]
 
 
@@ -126,8 +126,8 @@ def test_at_0_percent_the_entry_stays_until_the_gateway_has_acted() -> None:
 
 def test_what_is_promoted_is_not_proven_for_being_alone() -> None:
     live = seen("new", shares={NEW: 100})
-    assert is_clean(live, Release("models", "digits", Baseline("1", NEW, template("new")), canary=None))
-    assert not is_clean(live, Release("models", "digits", Baseline("1", NEW, template("new")), canary=NEW))
+    assert is_clean(live, left("models", "digits", Baseline("1", NEW, template("new")), canary=None))
+    assert not is_clean(live, left("models", "digits", Baseline("1", NEW, template("new")), canary=NEW))
 
 
 def test_the_old_version_waits_for_its_place_in_the_route() -> None:
@@ -148,7 +148,7 @@ def test_a_promotion_is_over_when_nobody_else_is_in_the_route() -> None:
 
 def test_a_baseline_without_a_template_cannot_come_back() -> None:
     services = Services(seen("new", shares={NEW: 100}))
-    release = Release("models", "digits", Baseline("1", OLD), NEW)
+    release = left("models", "digits", Baseline("1", OLD), NEW)
     progress = settle_step(services, release, lambda _: None)  # type: ignore[arg-type]
     assert progress.state is State.FAILED
     assert "its template is not on record; release its version anew" in str(progress)

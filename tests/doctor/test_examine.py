@@ -11,7 +11,8 @@ import pytest
 from kubernetes.client import CoordinationV1Api
 from tests.tasks.conftest import SPEC
 
-from model_release.cluster.lease import GUARD, Leases
+from model_release.cluster.lease import GUARD
+from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.doctor import cluster as doctor
 from model_release.errors import ClusterUnavailable

@@ -12,11 +12,12 @@ import pytest
 from tests.patience import LIMIT
 
 from model_release.cluster import rollout
-from model_release.cluster.emergency import Person, promote_anyway
 from model_release.cluster.inference_service import InferenceService
-from model_release.cluster.lease import Lease, Owner
+from model_release.cluster.lease import Lease
 from model_release.cluster.progress import Progress, State, wait
+from model_release.cluster.release import Owner, Phase, Watched
 from model_release.errors import CanaryLost
+from model_release.release.emergency import Person, promote_anyway
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.build import Resolve
@@ -43,8 +44,8 @@ def opened(kube: Kube, spec: ModelSpec, owner: Owner) -> None:
     rollout.shift(kube.services, canary, 30)
     until(partial(rollout.assess_split, canary=canary, percent=30))
     kube.leases.acquire("models", "digits", owner)
-    facts = {"baseline": baseline, "canary": canary.revision, "percent": 30, "stage": "open at 30 %", "opened_at": "x"}
-    kube.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
+    facts = {"baseline": baseline, "canary": canary.revision, "template": canary.template, "phase": Phase.OPEN}
+    kube.leases.update("models", "digits", owner, lambda now: replace(now, **facts, watches=(Watched(30, "x"),)))
 
 
 def test_what_was_taken_over_and_not_settled_yet_is_settled(
@@ -69,8 +70,8 @@ def test_what_was_taken_over_and_not_settled_yet_is_settled(
     "noted",
     [
         {},
-        {"percent": None, "opened_at": None, "stage": "staged"},  # its task was killed before it told
-        {"promoted": True, "stage": "promote begun"},  # killed before it wrote
+        {"phase": Phase.PROVEN, "watches": ()},  # its task was killed before it told
+        {"phase": Phase.PROMOTED, "word": "0 of 300"},  # killed before it wrote
     ],
     ids=["watched", "opened", "promoting"],
 )

@@ -210,6 +210,11 @@ class InferenceService:
         """The revision that takes the rest of the split; None when there is no split."""
         return next((str(target["revisionName"]) for target in self._targets if target.get("tag") == "prev"), None)
 
+    @property
+    def stable_revision(self) -> str | None:
+        """The revision that is no canary: the one that has the rest of a split, or was rolled out last."""
+        return (self.prev_revision if self.is_split else None) or self.rolled_out
+
     def tag_url(self, tag: str) -> str | None:
         """The address that reaches one target whatever its percent, 0 included. Needs enable-tag-routing."""
         return next((_text(target.get("url")) for target in self._targets if target.get("tag") == tag), None)

@@ -146,7 +146,7 @@ def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> b
 def guard(client: Any, spec: ModelSpec, patience: float = 6.0) -> Iterator[Finding]:
     """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies. One whose clock is
     another's is given so many seconds to be seen at work."""
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release.guard import Beats
 
     namespace, leases, beats = spec.service.namespace, Leases(client), Beats()
@@ -207,7 +207,7 @@ def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Fi
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:
     """The live InferenceService, and whether a release of ours could be staged on it."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.cluster.rollout import check_ours
 
     key = spec.service.key
@@ -221,7 +221,7 @@ def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list
         findings.append(ok("service", f"{key} does not exist yet: the next release is its first deployment"))
         return None, findings
     check_ours(live, spec.service.mode.capitalize())
-    stable = live.rolled_out or "nothing yet"
+    stable = live.stable_revision or "nothing yet"
     mode = live.deployment_mode or "a mode that KServe has not told"
     findings.append(ok("service", f"{key} runs in {mode}; {stable} is rolled out"))
     if live.rolled_out and live.tag_url("latest") is None and live.tag_url("prev") is None and live.is_split:

@@ -60,6 +60,7 @@ class Record:
     ended: str | None = None
     outcome: str | None = None
     reason: str = ""
+    cause: str | None = None  # what turned it back, or how far one that failed had come, in a word
     plan: dict[str, Any] | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
     traffic: list[dict[str, Any]] = field(default_factory=list)
@@ -133,11 +134,11 @@ class Record:
         """What a named person decided."""
         _put(self.approvals, ("time", "who"), {"time": time, "who": who, "decision": decision, "reason": reason})
 
-    def finish(self, outcome: str, reason: str, ended: str) -> None:
+    def finish(self, outcome: str, reason: str, ended: str, cause: str | None = None) -> None:
         """How the release ended; called again, the last call stands."""
         if outcome not in OUTCOMES:
             raise RecordError(f"outcome: {outcome!r} is none of {', '.join(OUTCOMES)}")
-        self.outcome, self.reason, self.ended = outcome, reason, ended
+        self.outcome, self.reason, self.ended, self.cause = outcome, reason, ended, cause
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _FIELDS}

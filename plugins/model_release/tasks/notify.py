@@ -22,6 +22,7 @@ from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
+    from model_release.release.outcome import Outcome
 
 STARTED = "started"
 NEEDS_YOU = "needs you"
@@ -31,14 +32,7 @@ INCONCLUSIVE = "inconclusive"
 FAILED = "failed"
 SWEPT = "swept"
 
-#: How a decision record's outcome is told; what is not here (nothing new, published) is not worth a message.
-OF_OUTCOME = {
-    "promoted": PROMOTED,
-    "first": PROMOTED,
-    "rolled_back": ROLLED_BACK,
-    "inconclusive": INCONCLUSIVE,
-    "failed": FAILED,
-}
+_OF_KIND = {"promoted": PROMOTED, "first": PROMOTED, "rolled_back": ROLLED_BACK, "failed": FAILED}
 
 _SECONDS = 10  # for one way of telling; a release does not wait longer for it
 _SECRET = 6  # characters: what is shorter is a word of an address (`api`, `v1`), and no secret
@@ -65,6 +59,11 @@ class Message:
     def as_dict(self) -> dict[str, Any]:
         """The webhook's JSON."""
         return {**vars(self), "traffic": dict(self.traffic)}
+
+
+def event_of(outcome: Outcome) -> str | None:
+    """How an outcome is told; None: it (nothing new, published) is not worth a message."""
+    return INCONCLUSIVE if outcome.undecided else _OF_KIND.get(outcome.kind)
 
 
 def tell(spec: ModelSpec, run: Run, event: str, sentence: str, *, which: str = "", attempt: int = 1) -> None:

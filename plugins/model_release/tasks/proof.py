@@ -10,8 +10,8 @@ from model_release.errors import SmokeFailed, SpecError, StoreRefused, StoreUnav
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Prove
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.settle import Prove
     from model_release.cluster.smoke import Gateway
     from model_release.store.store import Store
 
