@@ -272,8 +272,9 @@ class Place:
         """The same, when somebody deletes the deferred task."""
         one = self.scene.release(dag=ASKED)
         canary = one.watching()
-        one.delete("canary")
-        gone, looked = self.watcher.gone(canary, 300), self.watcher.looked
+        with self.scene.unswept():
+            one.delete("canary")
+            gone, looked = self.watcher.gone(canary, 300), self.watcher.looked
         one.mark_run("failed")
         self.finish(one)
         return gone - looked

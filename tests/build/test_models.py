@@ -188,3 +188,54 @@ def test_settings_that_the_processor_itself_cannot_read(
     with pytest.raises(CheckpointError, match=name) as refusal:
         run_here(folder, tmp_path / "x")
     assert "\n" not in str(refusal.value)
+
+
+def test_a_nested_image_processor_is_enough_and_preferred(make_checkpoint: MakeCheckpoint, tmp_path: Path) -> None:
+    """As transformers reads `processor_config.json`; the older file beside it once gave other pixels in silence."""
+    folder = make_checkpoint()
+    older = json.loads((folder / "preprocessor_config.json").read_text())
+    nested = {"image_processor": {**older, "resample": 0}, "processor_class": "ViTProcessor"}
+    (folder / "processor_config.json").write_text(json.dumps(nested))
+    both = fetch({"directory": str(folder)}, tmp_path / "both")
+    assert run_here(both.directory, tmp_path / "x")["preprocessing"]["resample"] == 0
+    (folder / "preprocessor_config.json").unlink()
+    alone = fetch({"directory": str(folder)}, tmp_path / "alone")
+    assert run_here(alone.directory, tmp_path / "y")["preprocessing"]["resample"] == 0
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [("DinatForImageClassification", "natten"), ("ShieldGemma2ForImageClassification", "asked in words")],
+)
+def test_what_cannot_be_exported_is_refused_before_its_weights_are_read(
+    architecture: str, reason: str, make_checkpoint: MakeCheckpoint, tmp_path: Path
+) -> None:
+    folder = make_checkpoint(architectures=[architecture])
+    (folder / "model.safetensors").write_bytes(b"")
+    with pytest.raises(CheckpointError, match=f"is a {architecture}, which cannot be exported: .*{reason}"):
+        fetch({"directory": str(folder)}, tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_more_logits_than_labels_are_told_before_any_label_is_looked_up(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_release.build import original as ours
+
+    monkeypatch.setattr(ours, "labels_of", lambda *_: (("only",), []))
+    with pytest.raises(CheckpointError, match=r"answers with shape \[1, 3\]; 1 labels need \[1, 1\]"):
+        run_here(make_checkpoint(), tmp_path / "x")
+
+
+def test_an_export_without_memory_says_how_much_it_had(
+    make_checkpoint: MakeCheckpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A configuration of a far larger model than the weights: 20 GB, where 2 may be had."""
+    folder = make_checkpoint(intermediate_size=40_000_000)
+    monkeypatch.setattr(export, "memory_limit", lambda _: 2 * 1024**3)
+    with pytest.raises(
+        CheckpointError, match=r"(memory ran out: the export \(it may have 2\.1 GB\)|has shape)"
+    ) as told:
+        export.export(folder, tmp_path / "x", handler=HANDLER, fingerprint="f" * 64)
+    assert "\n" not in str(told.value)
+    assert not (tmp_path / "x").exists()

@@ -11,6 +11,7 @@ from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.progress import State
 from model_release.cluster.settle import is_clean, settle_step
+from model_release.cluster.standard import routes
 from model_release.cluster.standard.pods import failure_in
 from model_release.cluster.standard.rollout import promotion
 from model_release.cluster.standard.view import StandardService
@@ -26,14 +27,47 @@ def template(name: str) -> dict[str, Any]:
     }
 
 
+GROUP = "gateway.networking.k8s.io"
+GATEWAY = {"name": "kserve-ingress-gateway", "namespace": "kserve"}
+
+
 def route(shares: dict[str, int]) -> dict[str, Any]:
     refs = [{"name": name, "weight": weight} for name, weight in shares.items()]
     accepted = [{"type": kind, "status": "True", "observedGeneration": 3} for kind in ("Accepted", "ResolvedRefs")]
     return {
         "metadata": {"generation": 3},
-        "spec": {"rules": [{"backendRefs": refs}, {"backendRefs": refs}]},
-        "status": {"parents": [{"conditions": accepted}]},
+        "spec": {"parentRefs": [GATEWAY], "rules": [{"backendRefs": refs}, {"backendRefs": refs}]},
+        "status": {
+            "parents": [{"parentRef": {"group": "gateway.networking.k8s.io", **GATEWAY}, "conditions": accepted}]
+        },
     }
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        {
+            "parentRef": {"name": "old", "namespace": "gateways"},
+            "conditions": [{"type": "Accepted", "status": "False"}],
+        },
+        {"parentRef": GATEWAY, "controllerName": "removed.example/c", "conditions": []},
+        {
+            "parentRef": {"name": "old", "namespace": "gateways"},
+            "conditions": [{"type": "Accepted", "status": "True", "observedGeneration": 1}],
+        },
+    ],
+    ids=["refused", "controller removed", "left behind"],
+)
+def test_k5_what_a_gateway_said_that_is_gone_counts_for_nothing(gone: dict[str, Any]) -> None:
+    """K5: status.parents keeps it for good, and no split would ever be seen."""
+    given = route({"a": 90, "b": 10})
+    given["status"]["parents"].append(gone)
+    assert routes.shares([given]) == {"a": 90, "b": 10}
+    given["status"]["parents"].pop(0)
+    assert routes.shares([given]) == {}, "the one that is named has not taken it"
+    both = route({"a": 90, "b": 10})
+    both["spec"]["parentRefs"].append({"name": "second", "namespace": "gateways"})
+    assert routes.shares([both]) == {}, "each that is named has to"
 
 
 def seen(

@@ -103,6 +103,14 @@ def test_a_store_that_lets_versions_be_overwritten_is_refused(world: World) -> N
     assert "If-None-Match is not heeded" in line
 
 
+def test_17_19_a_store_that_heeds_half_of_the_conditions_is_refused(world: World) -> None:
+    """Number 19: versions are safe by If-None-Match, records and the index by If-Match."""
+    world.store().heeds = "if none"  # type: ignore[attr-defined]
+    (line,) = errors(world)
+    assert "overwrite what somebody wrote since it read (If-Match is not heeded)" in line
+    assert world.store().content == {}  # type: ignore[attr-defined]
+
+
 def test_a_store_that_is_busy_has_not_shown_that_it_heeds_conditions(world: Any) -> None:
     world.store().heeds, world.store().busy_after = False, 1
     (line,) = found(world)["store"]

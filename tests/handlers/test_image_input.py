@@ -53,6 +53,41 @@ PROCESSORS: dict[str, tuple[str, dict[str, Any]]] = {
         "clip.image_processing_pil_clip.CLIPImageProcessorPil",
         {"size": {"shortest_edge": 33}, "crop_size": {"height": 33, "width": 33}},
     ),
+    # Those with rules of their own.
+    "convnext-384-null": ("convnext.image_processing_pil_convnext.ConvNextImageProcessorPil", {"crop_pct": None}),
+    "efficientnet": (
+        "efficientnet.image_processing_pil_efficientnet.EfficientNetImageProcessorPil",
+        {"size": SQUARE, "include_top": True},
+    ),
+    "efficientnet-offset": (
+        "efficientnet.image_processing_pil_efficientnet.EfficientNetImageProcessorPil",
+        {"size": SQUARE, "include_top": False, "rescale_offset": True, "rescale_factor": 1 / 127.5},
+    ),
+    "mobilevit": (
+        "mobilevit.image_processing_pil_mobilevit.MobileViTImageProcessorPil",
+        {"size": {"shortest_edge": 36}, "crop_size": SQUARE, "do_flip_channel_order": True},
+    ),
+    "levit": (
+        "levit.image_processing_pil_levit.LevitImageProcessorPil",
+        {"size": {"shortest_edge": 32}, "crop_size": SQUARE},
+    ),
+    "poolformer": ("poolformer.image_processing_pil_poolformer.PoolFormerImageProcessorPil", {"crop_size": SQUARE}),
+    "textnet": (
+        "textnet.image_processing_pil_textnet.TextNetImageProcessorPil",
+        {"size": {"shortest_edge": 64}, "size_divisor": 32},
+    ),
+    "perceiver": (
+        "perceiver.image_processing_pil_perceiver.PerceiverImageProcessorPil",
+        {"size": SQUARE, "crop_size": {"height": 36, "width": 36}},
+    ),
+    "donut": (
+        "donut.image_processing_pil_donut.DonutImageProcessorPil",
+        {"size": {"height": 64, "width": 48}, "do_align_long_axis": True},
+    ),
+    "siglip2": (
+        "siglip2.image_processing_pil_siglip2.Siglip2ImageProcessorPil",
+        {"patch_size": 8, "max_num_patches": 41},
+    ),
 }
 
 
@@ -83,7 +118,7 @@ def encoded(image: Image.Image, encoding: str = "PNG", **options: Any) -> bytes:
 
 
 def expected(processor: Any, picture: Image.Image) -> np.ndarray:
-    return np.asarray(processor(images=picture, return_tensors="np")["pixel_values"][0], np.float32)
+    return np.asarray(pixels.processed(processor, picture))
 
 
 @pytest.mark.parametrize("size", [(32, 32), (57, 40), (40, 57), (17, 300), (7, 5), (640, 427)], ids=str)

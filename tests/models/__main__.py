@@ -1,7 +1,7 @@
 """docs/models.md anew: `python tests/models` (make models). With names, only those cases, and no file is written.
 
 What was tried with this very code is not tried again: a run that was interrupted goes on. With --kept, the page is
-written of what was tried so far, and nothing is."""
+written of what was tried so far, and nothing is. With --tiny or --full, only that half is tried, and no page written."""
 
 from __future__ import annotations
 
@@ -125,15 +125,15 @@ def main() -> int:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    asked = [word for word in sys.argv[1:] if word != "--kept"]
-    kept = "--kept" in sys.argv
+    asked = [word for word in sys.argv[1:] if not word.startswith("--")]
+    kept, half = "--kept" in sys.argv, {"--tiny", "--full"} & set(sys.argv)
 
     def chosen(cases: Iterable[Case]) -> list[Case]:
         return [case for case in cases if not asked or any(str(case).startswith(name) for name in asked)]
 
-    small = tried(chosen(tiny()), own_process=False, only_kept=kept)
-    full = tried(chosen(FULL), own_process=True, only_kept=kept)
-    if not asked:
+    small = tried(chosen(tiny()), own_process=False, only_kept=kept or "--full" in half)
+    full = tried(chosen(FULL), own_process=True, only_kept=kept or "--tiny" in half)
+    if not asked and not half:
         PAGE.write_text(page(small, full), encoding="utf-8")
     return 1 if any(each.wrong for each in (*small, *full)) else 0
 

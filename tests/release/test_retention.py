@@ -22,7 +22,7 @@ from model_release.errors import (
 from model_release.judging.record import Record
 from model_release.release import retention
 from model_release.release.index import History
-from model_release.release.retention import Cluster, Plan, Service
+from model_release.release.retention import Cluster, LiveService, Pruning
 from model_release.spec import Keep
 from model_release.store.store import Store
 
@@ -34,7 +34,9 @@ ME = Owner("python -m model_release prune", "me", "", "by hand")
 WEEK = timedelta(days=7)
 
 
-def planned(store: Store, services: Sequence[Service] = (), *, versions: int = 1, days: int = 30, **other: Any) -> Plan:
+def planned(
+    store: Store, services: Sequence[LiveService] = (), *, versions: int = 1, days: int = 30, **other: Any
+) -> Pruning:
     keep = Keep(versions=versions, days=days)
     now = other.pop("now", datetime.now(UTC))
     return retention.plan(store, "digits", keep, services, builds_older_than=WEEK, now=now)
@@ -157,7 +159,7 @@ def test_a_version_is_not_published_while_it_is_being_removed_nor_removed_once_i
     assert store.version(old).files == record["files"]
 
 
-def live_services(store: Store, live: Any) -> list[Service]:
+def live_services(store: Store, live: Any) -> list[LiveService]:
     return retention.services_of(store, ["models/digits"], [at(live)])
 
 

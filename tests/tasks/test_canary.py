@@ -180,7 +180,7 @@ class TestTheSensor:
     def test_the_release_goes_on_by_the_model_file_that_it_began_with(
         self, spec: ModelSpec, context: Any, world: World
     ) -> None:
-        """The file is edited while the canary is open."""
+        """A2: the file is edited while the canary is open."""
         world.claim = replace(world.claim, spec=spec.model_dump_json())
         edited = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"steps": (5, 90)})})
         trigger = deferred(sensor(edited).execute, context).trigger
@@ -227,7 +227,7 @@ class TestTheSensor:
         assert world.record.differences() == []
 
     def test_it_is_judged_by_the_policy_that_the_drive_had(self, spec: ModelSpec, context: Any, world: World) -> None:
-        """Limits edited meanwhile must not judge the same windows otherwise."""
+        """A4: limits edited meanwhile must not judge the same windows otherwise."""
         said = event(spec, "rollback", bad=60)
         metric = spec.judge.metrics[0].model_copy(update={"max_rate": 0.99})
         edited = spec.model_copy(update={"judge": spec.judge.model_copy(update={"metrics": (metric,)})})

@@ -176,7 +176,7 @@ def test_a_build_is_evaluated_recorded_and_summed_up_for_its_version(world: Worl
     assert evaluation["candidate"]["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 0, 1]]
     assert evaluation["comparison"]["skipped"] == "no version of models/digits is known to be stable"
     assert evaluation["candidate"]["version"] == world.store.publish(folder, {}).name
-    picture = world.store.read_bytes(PICTURE.format(release=Run.of(world.context, world.spec).release))
+    picture = world.store.read(PICTURE.format(release=Run.of(world.context, world.spec).release))
     assert picture is not None
     assert picture.startswith(b"\x89PNG")
     assert [gate["sentence"] for gate in evaluation["gates"]] == [

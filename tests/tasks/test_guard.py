@@ -328,6 +328,11 @@ def test_an_answer_that_nobody_expected_is_one_line_and_the_other_services_go_on
 def test_a_look_now_and_then_goes_on_until_it_has_seen_who_looks(guarded: Guarded) -> None:
     """What `--once` goes by."""
     guard = guard_of(guarded.scene, guarded.clock)
+    for status in (503, 403):
+        guarded.scene.kube.fault("list", "leases", status=status)
+        guard.look()
+        assert guard.undecided == ["namespace models"], "who may not look has seen nothing"
+        guarded.scene.kube.server.faults.active.clear()
     guard.look()
     assert guard.undecided == ["models/digits"]
     guarded.scene.drive().look()

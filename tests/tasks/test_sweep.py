@@ -135,7 +135,7 @@ def test_a_live_run_is_let_alone(world: World) -> None:
 def test_a_closed_canary_whose_run_never_ends_is_settled_after_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
+    """A3: the deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
     owner, _ = world.abandon()
     why = "closed: nobody looked for 63 s"
     world.leases.update("models", "digits", owner, lambda now: now.close(why, Cause.EVIDENCE))

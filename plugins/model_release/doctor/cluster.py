@@ -31,6 +31,8 @@ _PARTS = {
 # KServe splits by spec.canary, and programs its weights, from this one on.
 _STANDARD = ((0, 21), (0, 21))
 _ROLE = "model-release"
+# What a service in this mode never needs, though the Role has it for those in the other one.
+_OF_THE_OTHER_MODE = {"knative": "gateway.networking.k8s.io", "standard": "serving.knative.dev"}
 _CONTROLLERS = {"KServe": ("kserve", "kserve-controller-manager"), "Knative": ("knative-serving", "controller")}
 
 
@@ -109,6 +111,8 @@ def permissions(client: Any, spec: ModelSpec, role: Path) -> Iterator[Finding]:
             continue
         for rule in document["rules"]:
             for group, resource, verb in _each(rule):
+                if group == _OF_THE_OTHER_MODE[spec.service.mode]:
+                    continue
                 asked += 1
                 if not _may(client, namespace, group, resource, verb):
                     missing.append(f"{verb} {resource}{f'.{group}' if group else ''}")

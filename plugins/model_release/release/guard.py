@@ -55,6 +55,7 @@ class Guard:
     clock: Callable[[], float] = time.monotonic
     _seen: dict[Service, tuple[str, float]] = field(default_factory=dict)  # renewTime, and when it was seen first
     _undecided: set[Service] = field(default_factory=set)
+    _unlisted: list[str] = field(default_factory=list)  # in the last look
     _told: dict[object, str] = field(default_factory=dict)
     _was_away: bool = False
 
@@ -65,17 +66,21 @@ class Guard:
         guarded: set[str] = set()
         lines: list[str] = []
         where_to: list[str | None] = [*sorted(self.namespaces)] or [None]
+        self._unlisted.clear()
         for namespace in where_to:
+            where = f"namespace {namespace}" if namespace else "the whole cluster"
             try:
                 found += self.leases.within(namespace)
                 guarded |= {namespace} if namespace else set()
                 self._told.pop(("list", namespace), None)
             except ClusterUnavailable as error:
                 self._was_away = True
+                self._unlisted.append(where)
                 return [*lines, *self._tell(None, f"The cluster does not answer: {error}")]
             except Exception as error:
-                where = f"namespace {namespace}" if namespace else "the whole cluster; --namespace names one"
-                lines += self._tell(("list", namespace), f"Nobody guards {where}: {_said(error)}")
+                self._unlisted.append(where)
+                hint = "" if namespace else "; --namespace names one"
+                lines += self._tell(("list", namespace), f"Nobody guards {where}{hint}: {_said(error)}")
         now, was_away = self.clock(), self._was_away
         self._was_away = False
         self._told.pop(None, None)
@@ -94,8 +99,8 @@ class Guard:
     @property
     def undecided(self) -> list[str]:
         """Releases of which it cannot be said yet whether somebody looks at them, and those whose canary is being
-        closed: whoever looks only now and then looks until there are none."""
-        return ["/".join(service) for service in sorted(self._undecided)]
+        closed; namespaces that could not be listed. Whoever looks only now and then looks until there are none."""
+        return [*self._unlisted, *("/".join(service) for service in sorted(self._undecided))]
 
     def _beat(self, namespaces: Collection[str]) -> list[str]:
         """Says in each namespace that a guard runs. Where that cannot be done nothing is lost but the word."""

@@ -183,7 +183,8 @@ def _assess_first(live: StandardService, name: str) -> Progress:
         return trouble
     if not live.stable_is_ready:
         return Progress(State.WAITING, f"{name} is starting ({live.model_status.target or 'no state yet'})", name)
-    if not live.ready or live.serving != {name: 100} or live.model_status.target != "Loaded":
+    # modelStatus is not asked, as in Knative mode: it can stay behind for good, and the smoke prediction tells.
+    if not live.ready or live.serving != {name: 100}:
         return Progress(State.WAITING, f"{name} is ready, its route is not yet", name)
     return Progress(State.READY, f"{name} is ready; traffic {tell_traffic(live)}", name)
 
