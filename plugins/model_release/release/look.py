@@ -100,7 +100,9 @@ class Watch:
 
     @property
     def judged(self) -> Judged:
-        return self.verdict.decision
+        """The judge's word. What may be opened wider is watched on: the steps are `advance`'s."""
+        decision = self.verdict.decision
+        return "continue" if decision == "open" else decision
 
     @property
     def reason(self) -> str:

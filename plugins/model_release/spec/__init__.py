@@ -121,6 +121,10 @@ class ModelSpec(Part):
             "min_requests": self.judge.min_requests,
             "warm_up": self.judge.warm_up,
             "no_data_limit": self.judge.no_data_limit,
+            "indifference": self.judge.indifference,
+            "deadline_windows": max(
+                2, round((self.rollout.bake if percent is None else self.rollout.deadline) / self.rollout.window)
+            ),
             "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
             "steps": looks * 2**again,

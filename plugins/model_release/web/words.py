@@ -24,6 +24,7 @@ DECISIONS = {
     "promote": ("Passed", "good"),
     "rollback": ("Roll back", "bad"),
     "continue": ("Watching", "busy"),
+    "open": ("Opening wider", "busy"),
     "inconclusive": ("Inconclusive", "warn"),
 }
 STATES = {
