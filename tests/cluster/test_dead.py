@@ -48,7 +48,8 @@ def test_a_frozen_route_is_told_and_its_share_is_the_old_one(name: str, dead: in
     for live in asked:
         release = left(live.namespace, "digits", rollout.Baseline(live.uid, "digits-predictor-00001"))
         said = assess_rolled_back(live, release)
-        assert (said.state, live.served_percent("digits-predictor-00002")) == (State.WAITING, 30)
+        assert live.gateway is not None
+        assert (said.state, live.gateway.get("digits-predictor-00002")) == (State.WAITING, 30)
         assert way in said.sentence
 
 

@@ -82,7 +82,7 @@ def test_two_triggerers_with_one_canary(scene: Scene) -> None:
         assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
     changes = [change["task"] for change in one.record()["traffic"]]
-    assert changes == ["stage", "open_50", "promote"]
+    assert changes == ["stage", "open_50", "promote", "settle"]
     end = scene.end(one, candidate, failing=("-",))
     scene.row("two triggerers look at one canary", "watch", one, candidate, end)
 

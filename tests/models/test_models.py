@@ -8,11 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import transformers
 
 # `python tests/models` has its own folder on the path, and these modules know each other by that.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import REFUSED, TINY, Case, kinds, tiny
+from cases import FULL, REFUSED, TINY, Case, kinds, tiny
 from run import LIMIT, Row, row
 
 #: One of each architecture, and what is refused or passes beside it.
@@ -23,6 +24,15 @@ def test_every_architecture_of_the_installed_transformers_is_in_the_list() -> No
     """A new transformers brings new ones: each is described in cases.py, or refused by a line that is right."""
     assert [kind for kind in kinds() if kind not in TINY] == []
     assert [kind for kind in TINY if kind not in kinds()] == []
+
+
+def test_the_page_has_a_row_for_every_case_and_is_of_this_transformers() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "models.md").read_text(encoding="utf-8")
+    assert f"transformers {transformers.__version__} maps" in page, "make models writes it anew"
+    rows = [line.split(" | ") for line in page.splitlines() if line.startswith("| ")]
+    named = [(row[0].removeprefix("| "), row[1]) for row in rows]
+    assert [case for case in (*tiny(), *FULL) if (case.kind, case.name) not in named] == []
+    assert "**wrong**" not in page
 
 
 def test_what_is_refused_is_among_the_cases() -> None:

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from model_release.cluster.release import Cause, Release
+from model_release.cluster.release import Cause, Phase, Release
 from model_release.release import advance as way
 from model_release.release.advance import Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
 
@@ -151,6 +151,15 @@ class Releases(RuleBasedStateMachine):
     def a_closed_release_is_no_promotion(self) -> None:
         if hasattr(self, "release"):
             assert not (self.release.closed and self.release.promoted)
+
+    @invariant()
+    def the_phase_says_what_is_recorded(self) -> None:
+        if hasattr(self, "release"):
+            turned_back = self.release.phase in (Phase.CLOSING, Phase.RESTORED)
+            assert turned_back == (self.release.closed is not None)
+            assert turned_back == (self.release.cause is not None)
+            assert not self.release.promoted or self.release.word
+            assert Release.from_dict(self.release.as_dict(), "models", "m") == self.release, "and the lease keeps it"
 
 
 TestNever = Releases.TestCase

@@ -181,10 +181,6 @@ class InferenceService:
         known = route is not None and (route.status == "True" or self.frozen_by is not None)
         return self.serving if known else None
 
-    def served_percent(self, revision: str) -> int | None:
-        """The share of a revision at the gateway, whatever the spec asks for; None while it is not known."""
-        return None if self.gateway is None else self.gateway.get(revision, 0)
-
     @property
     def frozen_by(self) -> str | None:
         """The revision that is dead, and for which the whole route stands still, whatever shares are written."""

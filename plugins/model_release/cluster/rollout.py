@@ -222,8 +222,7 @@ def assess_split(live: InferenceService | None, canary: Canary, percent: int) ->
 
 
 def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
-    """Give the canary everything by removing the split. Again: no write. In Standard mode two writes, and the time
-    between them.
+    """Give the canary everything by removing the split; in Standard mode by two writes. Again: no write.
 
     Args:
         percent: the share at which the canary was judged; it must still have it.

@@ -29,7 +29,7 @@ def settle(
     remember: Remember,
     *,
     deadline: float = 900.0,
-    poll: float = 2.0,
+    poll: float = 0.5,
     prove: Prove | None = None,
     tell: Callable[[Progress], None] = lambda _: None,
     clock: Callable[[], float] = time.monotonic,

@@ -31,6 +31,7 @@ _PARTS = {
 # KServe splits by spec.canary, and programs its weights, from this one on.
 _STANDARD = ((0, 21), (0, 21))
 _ROLE = "model-release"
+_WRAPPER = "torchserve-kfs"
 # What a service in this mode never needs, though the Role has it for those in the other one.
 _OF_THE_OTHER_MODE = {"knative": "gateway.networking.k8s.io", "standard": "serving.knative.dev"}
 _CONTROLLERS = {"KServe": ("kserve", "kserve-controller-manager"), "Knative": ("knative-serving", "controller")}
@@ -175,8 +176,9 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
     hidden = False
     for what, path in places.items():
         try:
-            if _find(client, path) is not None:
+            if (found := _find(client, path)) is not None:
                 yield ok("runtime", what)
+                yield from _wrapped(what, found, spec)
                 return
         except ClusterRefused:
             hidden = True
@@ -186,6 +188,20 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
         yield warning("runtime", f"this account may not see whether {name} exists", f"if it does not: {cure}")
     else:
         yield error("runtime", f"neither {' nor '.join(places)} exists", cure)
+
+
+def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Finding]:
+    """KServe's own wrapper of TorchServe raises for each answer that is no success, and so a picture that a client's
+    fault made unreadable (400) reaches the gateway as the model's (500): kserve/kserve#4247."""
+    images = [str(one.get("image", "")) for one in runtime["spec"].get("containers") or ()]
+    counted = [metric.name for metric in spec.judge.metrics if metric.above is None and not metric.observe]
+    if counted and any(_WRAPPER in image for image in images):
+        yield warning(
+            "runtime",
+            f"{what} has KServe's wrapper ({_WRAPPER}), which turns a client's 400 into 500: unreadable pictures count "
+            f"as failures in judge.metrics {', '.join(counted)}, on both sides",
+            "include/manifests/serving_runtime_own.yaml, whose front passes statuses on",
+        )
 
 
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:

@@ -123,7 +123,8 @@ class Guard:
         before = self._seen.get(service)
         if before is None or before[0] != lease.renewed:
             self._seen[service] = (lease.renewed, now)
-            self._told.pop(service, None)
+            if claim.closed is None:
+                self._told.pop(service, None)
         quiet = now - self._seen[service][1]
         if claim.closed is None and quiet < lease.duration:
             if before is None or before[0] == lease.renewed:
