@@ -37,7 +37,7 @@ check: setup ## ruff and mypy strict
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-unit: setup ## the tests that start nothing; under a minute
+unit: setup ## the tests that start no program
 	@$(BIN)/python -m pytest -m "not stack and not e2e and not simulation and not faults"
 
 test: check ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults

@@ -23,7 +23,8 @@ from conftest import Live
 from faults.models import ASKED, BAD, NAME, PERSON
 from faults.scene import built
 
-from model_release.cluster.lease import Lease, Leases
+from model_release.cluster.lease import Lease
+from model_release.cluster.leases import Leases
 from model_release.errors import ReleaseError
 from sandbox.errors import SandboxError
 from sandbox.ports import Ports
@@ -74,7 +75,7 @@ class Watcher(threading.Thread):
                 self.longest = max(self.longest, time.time() - max(self._open_since, self.looked))
 
     def _look_at(self, lease: Lease | None) -> None:
-        claim = lease.claim if lease is not None else None
+        claim = lease.release if lease is not None else None
         if lease is None or claim is None:
             self._canary = None
             return
@@ -271,8 +272,9 @@ class Place:
         """The same, when somebody deletes the deferred task."""
         one = self.scene.release(dag=ASKED)
         canary = one.watching()
-        one.delete("canary")
-        gone, looked = self.watcher.gone(canary, 300), self.watcher.looked
+        with self.scene.unswept():
+            one.delete("canary")
+            gone, looked = self.watcher.gone(canary, 300), self.watcher.looked
         one.mark_run("failed")
         self.finish(one)
         return gone - looked

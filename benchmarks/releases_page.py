@@ -38,7 +38,8 @@ from kubernetes.client import ApiClient, Configuration, CustomObjectsApi  # noqa
 from tests.web.makers import record_of, spec, uri  # noqa: E402
 from tests.web.world import Gate, World  # noqa: E402
 
-from model_release.cluster.lease import Leases, Owner  # noqa: E402
+from model_release.cluster.leases import Leases  # noqa: E402
+from model_release.cluster.release import Owner  # noqa: E402
 from model_release.release.index import History  # noqa: E402
 from model_release.store.store import Store  # noqa: E402
 from model_release.web import cluster  # noqa: E402

@@ -161,8 +161,8 @@ def _service(number: str | int) -> dict[str, Any]:
 
 def given(number: int) -> dict[str, Any]:
     """What the task of a release hands to its trigger: one step at 10 %, with a judge that is not to decide here."""
+    from model_release.cluster.change import Canary
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.rollout import Canary
     from model_release.model_file import load
     from model_release.spec import ModelSpec
 

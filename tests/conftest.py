@@ -86,7 +86,7 @@ class Live:
         return InferenceServices(self.cluster).get(namespace, name)
 
     def lease(self, name: str = "digits", namespace: str = "models") -> Any:
-        from model_release.cluster.lease import Leases
+        from model_release.cluster.leases import Leases
 
         return Leases(self.cluster).read(namespace, name)
 

@@ -21,7 +21,7 @@ COLUMNS = ("revision", "requests", "of all", "failed", "median", "95 %")
 _INTRODUCTION = """\
 # The mission, walked through
 
-<!-- Written by `make walkthrough`; what is wrong here is to be mended in include/sandbox/walkthrough_page.py. -->
+<!-- Written by `make walkthrough`; what is wrong here is fixed in include/sandbox/walkthrough_page.py. -->
 
 One InferenceService, `classifier-vit`, and three Hugging Face models that follow each other on it: the emotions of
 faces, then age groups, then the gestures of hands. Each is released by its model file, and each but the first begins

@@ -1,6 +1,6 @@
 """What can go wrong in a release, one exception for each kind of trouble.
 
-Every class says who can mend it (`mended_by`) and whether waiting can (`transient`). A task's retry policy
+Every class says who can fix it (`fixed_by`) and whether waiting can (`transient`). A task's retry policy
 asks nothing else: a transient fault is tried again with back-off, a refusal is not (it would only be refused
 again, later, and hide the reason meanwhile).
 
@@ -15,7 +15,7 @@ from typing import ClassVar
 class ReleaseError(Exception):
     """Base of all troubles of a release; never raised itself."""
 
-    mended_by: ClassVar[str] = "whoever reads this"
+    fixed_by: ClassVar[str] = "whoever reads this"
     transient: ClassVar[bool] = False
 
     def __str__(self) -> str:
@@ -25,75 +25,75 @@ class ReleaseError(Exception):
 class SpecError(ReleaseError):
     """A model file, a form or a conf says something that cannot be released."""
 
-    mended_by = "the author of the model file or of the run's form"
+    fixed_by = "the author of the model file or of the run's form"
 
 
 class NotReady(ReleaseError):
     """The preflight found what a release would fail of."""
 
-    mended_by = "whoever the finding names"
+    fixed_by = "whoever the finding names"
 
 
 class NotReadyYet(ReleaseError):
     """Something that a release needs does not answer now or is not there yet, the preflight found."""
 
-    mended_by = "time, or whoever the finding names"
+    fixed_by = "time, or whoever the finding names"
     transient = True
 
 
 class CheckpointError(ReleaseError):
     """The source holds no checkpoint that can be exported: files missing, not an image classifier, pickled."""
 
-    mended_by = "the owner of the checkpoint"
+    fixed_by = "the owner of the checkpoint"
 
 
 class ParityError(ReleaseError):
     """The exported model does not answer as the original does."""
 
-    mended_by = "the owner of the checkpoint"
+    fixed_by = "the owner of the checkpoint"
 
 
 class ArchiveError(ReleaseError):
     """The archive cannot be made, or does not answer a real image in a bare environment."""
 
-    mended_by = "the owner of the checkpoint or of the handler"
+    fixed_by = "the owner of the checkpoint or of the handler"
 
 
 class EvaluationFailed(ReleaseError):
     """The version answers labelled images worse than its model file allows."""
 
-    mended_by = "the owner of the model"
+    fixed_by = "the owner of the model"
 
 
 class TrainingFailed(ReleaseError):
     """Training ended without a candidate."""
 
-    mended_by = "the owner of the training"
+    fixed_by = "the owner of the training"
 
 
 class SourceUnavailable(ReleaseError):
     """The hub does not answer now, or asks to be asked less often; or a source was changed while it was read."""
 
-    mended_by = "time, or whoever runs the hub or writes to the source"
+    fixed_by = "time, or whoever runs the hub or writes to the source"
     transient = True
 
 
 class SignatureRefused(ReleaseError):
     """A version is not signed by the key that its model file names, or was changed after it was signed."""
 
-    mended_by = "whoever signs versions"
+    fixed_by = "whoever signs versions"
 
 
 class StoreRefused(ReleaseError):
     """S3 says no: no such bucket, refused credentials, missing permission."""
 
-    mended_by = "whoever runs the model store"
+    fixed_by = "whoever runs the model store"
 
 
 class StoreUnavailable(ReleaseError):
     """S3 does not answer now."""
 
-    mended_by = "time, or whoever runs the model store"
+    fixed_by = "time, or whoever runs the model store"
     transient = True
 
 
@@ -104,78 +104,78 @@ class StoreContested(StoreUnavailable):
 class VersionDamaged(ReleaseError):
     """A version in the store is not what its `version.json` says, or is none."""
 
-    mended_by = "whoever wrote to the model store by hand"
+    fixed_by = "whoever wrote to the model store by hand"
 
 
 class ClusterUnavailable(ReleaseError):
     """The Kubernetes API does not answer, is overloaded, or somebody wrote at the same moment (409)."""
 
-    mended_by = "time, or whoever runs the cluster"
+    fixed_by = "time, or whoever runs the cluster"
     transient = True
 
 
 class ClusterRefused(ReleaseError):
     """The Kubernetes API says no: 401, 403 with the missing rule, 404 of the kind, 422 or a webhook."""
 
-    mended_by = "whoever runs the cluster"
+    fixed_by = "whoever runs the cluster"
 
 
 class ForeignService(ReleaseError):
     """The InferenceService exists and is not one that this project released."""
 
-    mended_by = "the owner of the InferenceService"
+    fixed_by = "the owner of the InferenceService"
 
 
 class ServiceBusy(ReleaseError):
     """Another release holds the service's lease."""
 
-    mended_by = "time: the other release ends or is ended"
+    fixed_by = "time: the other release ends or is ended"
 
 
 class RevisionFailed(ReleaseError):
     """The new revision never became ready; carries KServe's own message."""
 
-    mended_by = "the owner of the model"
+    fixed_by = "the owner of the model"
 
 
 class SmokeFailed(ReleaseError):
     """The new revision is ready and does not answer a real image as the archive did."""
 
-    mended_by = "the owner of the model"
+    fixed_by = "the owner of the model"
 
 
 class CanaryLost(ReleaseError):
     """What runs is not what this release opened: somebody or something changed revision, template or split."""
 
-    mended_by = "whoever changed the InferenceService"
+    fixed_by = "whoever changed the InferenceService"
 
 
 class NotSettled(ReleaseError):
     """The traffic could not be brought back to a proven revision. An incident."""
 
-    mended_by = "a person, now"
+    fixed_by = "a person, now"
 
 
 class MetricsUnavailable(ReleaseError):
     """Prometheus does not answer now."""
 
-    mended_by = "time, or whoever runs Prometheus"
+    fixed_by = "time, or whoever runs Prometheus"
     transient = True
 
 
 class MetricsRefused(ReleaseError):
     """Prometheus refuses the query or the credentials."""
 
-    mended_by = "the author of the model file, or whoever runs Prometheus"
+    fixed_by = "the author of the model file, or whoever runs Prometheus"
 
 
 class ReleaseFailed(ReleaseError):
     """The outcome of a release that came to no verdict: its run fails with the sentence of what went wrong."""
 
-    mended_by = "whoever the failed task names"
+    fixed_by = "whoever the failed task names"
 
 
 class RolledBack(ReleaseError):
     """The outcome of a release that was judged and rolled back: its run fails with the judge's sentence."""
 
-    mended_by = "the owner of the model"
+    fixed_by = "the owner of the model"

@@ -26,6 +26,7 @@ from model_release.build.evaluation.measures import Answer
 from model_release.build.evaluation.picture import confusion_png
 from model_release.build.export import Export
 from model_release.build.inspection import MAX_TEXT
+from model_release.build.runtimes import torchserve
 from model_release.errors import ArchiveError, EvaluationFailed, SpecError, VersionDamaged
 from model_release.spec import Evaluation
 from model_release.store import files
@@ -47,7 +48,7 @@ def rewritten(packed: Archive, target: Path, **changes: Callable[[str], str]) ->
     copy = target / "model-store" / packed.mar.name
     copy.parent.mkdir(parents=True)
     (target / "config").mkdir()
-    for name in (archives.CONFIG, archives.METRICS):
+    for name in (torchserve.CONFIG, torchserve.METRICS):
         (target / name).write_bytes((packed.directory / name).read_bytes())
     with zipfile.ZipFile(packed.mar) as old, zipfile.ZipFile(copy, "w") as new:
         for name in old.namelist():

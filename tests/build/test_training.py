@@ -17,8 +17,7 @@ import pytest
 from tests.patience import LIMIT, until
 
 from model_release.build import processes, training
-from model_release.build.candidates import candidates_of
-from model_release.build.source import fetch
+from model_release.build.source import candidates_of, fetch
 from model_release.errors import SpecError, StoreUnavailable, TrainingFailed
 
 CANDIDATE = "20261122T230000"
@@ -348,9 +347,9 @@ def test_into_s3_a_candidate_that_came_to_be_meanwhile_is_left_as_it_is(s3: Any,
         (tmp_path / run).mkdir()
         for name in ("config.json", "model.safetensors"):
             (tmp_path / run / name).write_text(run)
-    place.put(tmp_path / "one", CANDIDATE)
+    place.put(tmp_path / "one", CANDIDATE, last="config.json")
     with pytest.raises(StoreUnavailable, match="came to be meanwhile"):
-        place.put(tmp_path / "two", CANDIDATE)
+        place.put(tmp_path / "two", CANDIDATE, last="config.json")
     assert place.read(f"{CANDIDATE}/model.safetensors") == b"one"
 
 

@@ -14,14 +14,16 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 from tests.patience import LIMIT
+from tests.releases import left
 
 from model_release.cluster import manifest as manifests
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceService, InferenceServices
-from model_release.cluster.lease import Leases, Owner
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import Progress, State, wait
-from model_release.cluster.rollout import Baseline, Canary
-from model_release.cluster.settle import Release, settle
+from model_release.cluster.release import Owner
+from model_release.cluster.settle import settle
 from model_release.spec import ModelSpec
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
 from sandbox.kube.controller import Timing
@@ -133,7 +135,7 @@ class Live:
         return wait(lambda: assess(self.services.get("models", "digits")), deadline, poll=0.01)
 
     def stage(self, version: str, baseline: Baseline | None = None) -> tuple[Baseline, Canary]:
-        """Claim and stage `version`, and wait until it is ready."""
+        """Release and stage `version`, and wait until it is ready."""
         asked = wanted(version, **self.service)
         if baseline is None:
             baseline = rollout.baseline_of(self.services.get("models", "digits"), asked)
@@ -180,7 +182,7 @@ class Live:
         assert pod.storage_uri == isvc.storage_uri
 
     def settle(self, baseline: Baseline, canary: str | None = None, *, deadline: float = LIMIT, **said: Any) -> str:
-        release = Release("models", "digits", baseline, canary, barred=tuple(self.barred), **said)
+        release = left("models", "digits", baseline, canary, barred=tuple(self.barred), **said)
         return settle(self.services, release, self.barred.append, deadline=deadline, poll=0.01)
 
 

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from tests.cluster.recordings import moments
+from tests.releases import left
 
 from model_release.cluster import rollout
-from model_release.cluster.dead import death_of
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.progress import State
-from model_release.cluster.settle import Release, assess_rolled_back, roll_back
+from model_release.cluster.release import Release
+from model_release.cluster.rollout import death_of
+from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import CanaryLost, ClusterRefused
 
 
@@ -44,9 +46,10 @@ def test_a_frozen_route_is_told_and_its_share_is_the_old_one(name: str, dead: in
     asked = [live for live in frozen if live.canary_percent != 30]
     assert asked
     for live in asked:
-        release = Release(live.namespace, "digits", rollout.Baseline(live.uid, "digits-predictor-00001"))
+        release = left(live.namespace, "digits", rollout.Baseline(live.uid, "digits-predictor-00001"))
         said = assess_rolled_back(live, release)
-        assert (said.state, live.served_percent("digits-predictor-00002")) == (State.WAITING, 30)
+        assert live.gateway is not None
+        assert (said.state, live.gateway.get("digits-predictor-00002")) == (State.WAITING, 30)
         assert way in said.sentence
 
 
@@ -96,7 +99,7 @@ def test_a_dead_canary_is_let_go_where_that_may_be_done(live: Any, monkeypatch: 
     assert dead.state is State.READY
     if not allowed:
         monkeypatch.setattr(live.services, "delete_revision", _forbidden)
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
 
     def back(_: Any) -> Any:
         return assess_rolled_back(roll_back(live.services, release, live.barred.append), release)
@@ -139,10 +142,10 @@ def _back(live: Any, release: Release) -> Any:
 def test_one_that_dies_after_its_promotion_is_let_go_before_0_percent_is_written(live: Any) -> None:
     """The old revision takes over as it is: no new pod has to come up for that."""
     baseline, canary = _promoted_and_dead(live)
-    told = assess_rolled_back(live.get(), Release("models", "digits", baseline, canary.revision)).sentence
+    told = assess_rolled_back(live.get(), left("models", "digits", baseline, canary.revision)).sentence
     assert f"frozen by the dead {canary.revision}, which was promoted" in told
     mark = len(live.door.history)
-    assert _back(live, Release("models", "digits", baseline, canary.revision)).state is State.READY
+    assert _back(live, left("models", "digits", baseline, canary.revision)).state is State.READY
     assert live.door.history[mark:] == [{baseline.revision: 100}]
     assert live.get().latest_created == canary.revision, "no third revision was needed"
     assert live.get().canary_percent == 0
@@ -158,7 +161,7 @@ def test_one_that_dies_while_its_promotion_is_taken_back(live: Any) -> None:
     baseline, canary = _promoted_and_dead(live)
     live.edit({"spec": {"predictor": {"canaryTrafficPercent": 0}}})
     mark = len(live.door.history)
-    assert _back(live, Release("models", "digits", baseline, canary.revision)).state is State.READY
+    assert _back(live, left("models", "digits", baseline, canary.revision)).state is State.READY
     assert live.door.history[mark:] == [{baseline.revision: 100}]
     assert live.get().canary_percent == 0
 
@@ -180,7 +183,7 @@ def test_one_that_dies_after_its_promotion_and_cannot_be_let_go(
     if kept == "no right":
         monkeypatch.setattr(live.services, "delete_revision", _forbidden)
     mark = len(live.door.history)
-    assert _back(live, Release("models", "digits", baseline, canary.revision)).state is State.READY
+    assert _back(live, left("models", "digits", baseline, canary.revision)).state is State.READY
     newest = live.get().latest_created
     assert newest not in (baseline.revision, canary.revision)
     assert live.door.history[mark:] == [{newest: 100}]

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
 from tests.patience import LIMIT, until
 
-from model_release.cluster import settle as settling
-from model_release.cluster.emergency import Done, Person, promote_anyway, roll_back_now
-from model_release.cluster.lease import Claim, Order, Owner
+from model_release.cluster.change import Baseline
+from model_release.cluster.knative import settle as settling
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.rollout import Baseline
-from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, SpecError
-from sandbox.interfaces import Phase, PodState
+from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
+from model_release.errors import CanaryLost, NotSettled, SpecError
+from model_release.release.emergency import Done, Person, promote_anyway, roll_back_now
+from sandbox.interfaces import Phase as Pod
+from sandbox.interfaces import PodState
 
 from .conftest import wanted as manifest
 from .test_settle_proven import _route_is_down
@@ -46,7 +46,7 @@ def roll_back(
 def promote(live: Any, seconds: float = 2, reason: str = "because") -> str:
     return promote_anyway(
         live.services, live.leases, "models", "digits", person(reason),
-        seconds=seconds, tell=lambda _: None, poll=0.05,
+        seconds=seconds, tell=lambda _: None,
     )  # fmt: skip
 
 
@@ -57,94 +57,99 @@ def opened(live: Any, percent: int = 30, facts: dict[str, Any] | None = None) ->
     live.shift(canary, percent)
     owner = live.owner("run-1")
     live.leases.acquire("models", "digits", owner)
-    said = {"baseline": baseline, "canary": canary.revision, "percent": percent, "stage": f"open at {percent} %"}
-    live.leases.update("models", "digits", owner, lambda claim: replace(claim, **{**said, **(facts or {})}))
+    said = {"baseline": baseline, "canary": canary.revision, "template": canary.template, "started": canary.started}
+    said |= {"phase": Phase.OPEN, "watches": (Watched(percent, "2026-03-01T02:00:00.000+00:00"),)}
+    live.leases.update("models", "digits", owner, lambda now: replace(now, **{**said, **(facts or {})}))
     return owner, canary
 
 
 def order_of(live: Any) -> Order | None:
-    claim: Claim = live.leases.read("models", "digits").claim
+    claim: Release = live.leases.read("models", "digits").release
     return claim.order
 
 
 def test_an_order_survives_the_lease_and_needs_a_reason(live: Any) -> None:
     order = Order("promote", "anna", "because", "2026-03-01T02:00:00.000+00:00", R2)
-    claim = Claim(live.owner("run-1"), order=order, inherited=Claim(live.owner("run-0"), order=order))
-    assert Claim.from_dict(claim.as_dict()) == claim
+    claim = Release(live.owner("run-1"), order=order, inherited=Release(live.owner("run-0"), order=order))
+    assert Release.from_dict(claim.as_dict()) == claim
     with pytest.raises(SpecError, match="a reason is needed"):
         person(" \n")
 
 
-def test_the_run_promotes_what_a_person_ordered(live: Any) -> None:
-    _, canary = opened(live)
-
-    def run() -> None:
-        until(lambda: order_of(live), "no order came")
-        live.promote(canary, 30)
-
-    thread = threading.Thread(target=run)
-    thread.start()
+def test_what_a_person_ordered_is_promoted_without_any_run(live: Any) -> None:
+    """Airflow need not live: the command is a hand like any other, and the run finds it done."""
+    opened(live)
     said = promote(live, seconds=LIMIT, reason="looked\nat it")
-    thread.join()
-    assert said.startswith(f"models/digits: {R2} has all of the traffic; http://airflow/runs/run-1")
+    assert said == f"models/digits: {R2} has all of the traffic; http://airflow/runs/run-1"
+    assert live.door.now == {R2: 100}
+    lease = live.leases.read("models", "digits")
+    assert lease.release.phase is Phase.PROMOTED
+    assert lease.release.promoted_at is not None
     order = order_of(live)
     assert order is not None
     assert (order.kind, order.who, order.why, order.revision) == ("promote", "anna", "looked at it", R2)
-    assert str(order) == "Promoted in spite of the judge by anna: looked at it"
-
-
-def test_an_order_that_no_run_has_seen_yet_stands_and_says_so(live: Any) -> None:
-    opened(live)
-    with pytest.raises(ClusterUnavailable, match=r"the order stands, and release_digits run-1 has not acted on it yet"):
-        promote(live, seconds=0.2)
-    first = order_of(live)
-    with pytest.raises(ClusterUnavailable):
-        promote(live, seconds=0.2, reason="once more")
-    assert order_of(live) == first
+    assert lease.release.word == str(order) == "Promoted in spite of the judge by anna: looked at it"
+    assert promote(live, seconds=LIMIT, reason="once more") == said
+    assert order_of(live) == order
 
 
 def test_an_order_for_a_canary_that_is_no_more_gives_way_to_the_next(live: Any) -> None:
     """The run was cleared before it saw the order for another revision, and staged this one."""
     opened(live, facts={"order": Order("promote", "bert", "the other", "2026-03-01T02:00:00.000+00:00", R3)})
-    with pytest.raises(ClusterUnavailable):
-        promote(live, seconds=0.1)
+    promote(live, seconds=LIMIT)
     order = order_of(live)
     assert order is not None
     assert (order.who, order.revision) == ("anna", R2)
 
 
-def test_a_promotion_that_the_judge_has_begun_is_waited_for(live: Any) -> None:
-    """No order is needed any more; the gateway only has not moved yet."""
-    _, canary = opened(live, facts={"promoted": True, "stage": "promote begun"})
-    thread = threading.Timer(0.3, live.promote, (canary, 30))
-    thread.start()
+def test_a_promotion_that_the_judge_has_begun_is_finished(live: Any) -> None:
+    """No order is needed any more: it is done by this hand too, and by no hand twice."""
+    opened(live, facts={"phase": Phase.PROMOTED, "word": "0 of 300"})
     said = promote(live, seconds=LIMIT)
-    thread.join()
     assert said.startswith(f"models/digits: {R2} has all of the traffic")
     assert order_of(live) is None
 
 
-def test_a_run_that_ended_before_it_saw_the_order_is_told(live: Any) -> None:
+def test_a_promotion_that_its_run_has_settled_meanwhile_is_told_as_done(live: Any) -> None:
+    owner, canary = opened(live, facts={"phase": Phase.PROMOTED, "word": "0 of 300"})
+
+    def settled(services: Any, namespace: str, name: str) -> Any:
+        live.promote(canary, 30)
+        live.leases.give_free("models", "digits", owner)
+        return services
+
+    read = live.leases.renew
+
+    def late(*words: Any) -> Any:
+        if live.leases.read("models", "digits").holder is not None:
+            settled(live.services, "models", "digits")
+        return read(*words)
+
+    live.leases.renew = late
+    assert promote(live, seconds=LIMIT).startswith(f"models/digits: {R2} has all of the traffic")
+
+
+def test_a_run_that_ended_before_the_order_was_done_is_told(live: Any) -> None:
     owner, _ = opened(live)
+    update = live.leases.update
 
-    def run() -> None:
-        until(lambda: order_of(live), "no order came")
-        live.leases.release("models", "digits", owner)
+    def ended(*words: Any) -> Any:
+        found = update(*words)
+        live.leases.give_free("models", "digits", owner)
+        return found
 
-    thread = threading.Thread(target=run)
-    thread.start()
-    with pytest.raises(CanaryLost, match=r"the release ended before it saw the order; traffic is .*00002 30 %"):
+    live.leases.update = ended
+    with pytest.raises(CanaryLost, match=r"the release ended before the order was done; traffic is .*00002 30 %"):
         promote(live, seconds=LIMIT)
-    thread.join()
 
 
 @pytest.mark.parametrize(
     ("facts", "why"),
     [
-        ({"stage": "staged", "percent": None}, r"no canary is open \(staged\)"),
-        ({"stage": "rolling back"}, r"no canary is open \(rolling back\)"),
+        ({"phase": Phase.PROVEN, "watches": ()}, r"no canary is open \(proven\)"),
+        ({"phase": Phase.CLOSING, "closed": "9 of 30"}, r"no canary is open \(closing\)"),
         ({"canary": R3}, f"{R3} was opened at 30 %, and there is {R2} at 30 %"),
-        ({"percent": 50}, f"{R2} was opened at 50 %, and there is {R2} at 30 %"),
+        ({"watches": (Watched(50),)}, f"{R2} was opened at 50 %, and there is {R2} at 30 %"),
     ],
 )
 def test_only_the_canary_that_the_release_opened_can_be_promoted(live: Any, facts: dict[str, Any], why: str) -> None:
@@ -174,9 +179,9 @@ def test_what_a_person_took_back_no_other_promotes(live: Any) -> None:
 
 def test_a_promotion_that_was_ordered_can_still_be_taken_back(live: Any) -> None:
     opened(live)
-    with pytest.raises(ClusterUnavailable):
-        promote(live, seconds=0.1)
+    promote(live, seconds=LIMIT)
     roll_back(live)
+    assert live.door.now == {R1: 100}
     order = order_of(live)
     assert order is not None
     assert order.kind == "roll_back"
@@ -195,21 +200,20 @@ def test_a_first_version_that_is_live_is_never_taken_away(live: Any) -> None:
     live.released("v1")
     owner = live.owner("run-1")
     live.leases.acquire("models", "digits", owner)
-    facts: dict[str, Any] = {"baseline": Baseline(), "canary": R1, "promoted": True, "stage": "go_live"}
+    facts: dict[str, Any] = {"baseline": Baseline(), "canary": R1, "phase": Phase.PROMOTED, "promoted_at": "x"}
     live.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
     with pytest.raises(CanaryLost, match=f"{R1} is its first version; there is none to go back to"):
         roll_back(live)
     assert live.door.now == {R1: 100}
-    assert live.leases.read("models", "digits").claim.promoted
+    assert live.leases.read("models", "digits").release.promoted
 
 
 def test_what_could_not_be_proven_is_brought_back_the_next_time(live: Any) -> None:
-    from model_release.cluster import settle
     from model_release.errors import SmokeFailed
 
     owner, canary = opened(live, 50)
     live.promote(canary, 50)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
 
     def away(_: Any) -> Any:
         def prove(_: Any) -> None:
@@ -217,11 +221,11 @@ def test_what_could_not_be_proven_is_brought_back_the_next_time(live: Any) -> No
 
         return prove
 
-    settle.RESTORE_GRACE, grace = 0.5, settle.RESTORE_GRACE
+    settling.RESTORE_GRACE, grace = 0.5, settling.RESTORE_GRACE
     try:
         done = roll_back(live, prove=away)
     finally:
-        settle.RESTORE_GRACE = grace
+        settling.RESTORE_GRACE = grace
     assert done.alone
     assert f"{R1} has all of the traffic; its template could not be brought back yet" in done.sentence
     assert live.door.now == {R1: 100}
@@ -237,10 +241,10 @@ def test_a_command_that_was_killed_is_gone_on_with(live: Any) -> None:
     owner, canary = opened(live, 50)
     live.promote(canary, 50)
     known = live.leases.read("models", "digits").known
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     # As far as a roll-back comes that dies after its first write.
     me = person().owner
-    live.leases.acquire("models", "digits", me, release="by-hand-digits")
+    live.leases.acquire("models", "digits", me, record="by-hand-digits")
     live.leases.update("models", "digits", me, lambda claim: replace(claim, baseline=known, canary=canary.revision))
     live.edit({"spec": {"predictor": {"canaryTrafficPercent": 0}}})
     assert roll_back(live, prove=lambda _: lambda _: None).alone
@@ -258,7 +262,7 @@ def test_an_order_while_the_stable_revision_is_down_gives_nobody_unasked_the_tra
     well = live.pods.state
 
     def down(key: Any) -> PodState:
-        return PodState(Phase.CRASHED, message="killed", exit_code=137) if key.name == R1 else well(key)
+        return PodState(Pod.CRASHED, message="killed", exit_code=137) if key.name == R1 else well(key)
 
     live.pods.state = down
     live.until(_route_is_down)
@@ -270,7 +274,7 @@ def test_an_order_while_the_stable_revision_is_down_gives_nobody_unasked_the_tra
 def promoted(live: Any) -> None:
     owner, canary = opened(live, 50)
     live.promote(canary, 50)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
 
 
 def test_17_8_what_a_person_takes_back_goes_to_the_revision_that_is_meant_or_nowhere(live: Any) -> None:
@@ -281,7 +285,7 @@ def test_17_8_what_a_person_takes_back_goes_to_the_revision_that_is_meant_or_now
     assert order_of(live) is None
     assert live.door.now == {R1: 50, R2: 50}
     live.promote(canary, 50)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     with pytest.raises(CanaryLost, match=f"{R2} was asked for, and a roll-back goes to {R1} alone"):
         roll_back(live, to=R2)
     assert live.door.now == {R2: 100}
@@ -329,7 +333,7 @@ def test_a_first_version_that_nobody_proved_is_taken_away_and_told_so(live: Any,
     baseline, canary = live.stage("v1")
     owner = live.owner("run-1")
     live.leases.acquire("models", "digits", owner)
-    facts = {"baseline": baseline, "canary": canary.revision, "stage": "staged"}
+    facts = {"baseline": baseline, "canary": canary.revision, "phase": Phase.STAGED}
     live.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
     done = roll_back(live)
     assert live.services.get("models", "digits") is None
@@ -337,16 +341,19 @@ def test_a_first_version_that_nobody_proved_is_taken_away_and_told_so(live: Any,
     assert roll_back(live).sentence == done.sentence
 
 
-def test_a_promotion_that_somebody_else_took_back_is_not_waited_for(live: Any) -> None:
+def test_a_promotion_that_somebody_else_took_back_meanwhile_is_not_done(live: Any) -> None:
     owner, _ = opened(live)
-    taken = Order("roll_back", "bert", "users complain", "2026-03-01T02:00:00.000+00:00", R2)
-    thread = threading.Timer(
-        0.3, live.leases.update, ("models", "digits", owner, lambda claim: replace(claim, order=taken))
-    )
-    thread.start()
-    with pytest.raises(CanaryLost, match="Rolled back by bert: users complain"):
+    update = live.leases.update
+
+    def crossed(*words: Any) -> Any:
+        live.leases.update = update
+        update("models", "digits", owner, lambda now: now.close("9 of 30", Cause.EVIDENCE))
+        return update(*words)
+
+    live.leases.update = crossed
+    with pytest.raises(CanaryLost, match="9 of 30"):
         promote(live, seconds=LIMIT)
-    thread.join()
+    assert live.door.most(R2) == 30
 
 
 def test_what_cannot_be_brought_back_is_told_at_once(live: Any) -> None:

@@ -11,8 +11,9 @@ import pytest
 from kubernetes.client import CoordinationV1Api
 from tests.patience import LIMIT
 
-from model_release.cluster.lease import CLAIM, Claim, Held, Lease, Owner
-from model_release.cluster.rollout import Baseline
+from model_release.cluster.change import Baseline
+from model_release.cluster.lease import RELEASE, Held, Lease
+from model_release.cluster.release import Owner, Phase, Release, Watched
 from model_release.cluster.settle import settle
 from model_release.errors import ClusterRefused, ServiceBusy
 
@@ -30,19 +31,23 @@ def record(live: Any, owner: Owner, **fields: Any) -> Lease:
     return lease
 
 
+def of(owner: Owner, **facts: Any) -> Release:
+    return Release(owner, namespace="models", name="digits", **facts)
+
+
 def test_first_come_first_served(live: Any) -> None:
     one, two = live.owner("run-1"), live.owner("run-2")
     assert live.leases.read("models", "digits") is None
-    lease = acquire(live, one, release="digits-1")
-    assert lease.claim == Claim(one, "digits-1")
+    lease = acquire(live, one, record="digits-1")
+    assert lease.release == of(one, record="digits-1")
     held = live.leases.acquire("models", "digits", two)
     assert isinstance(held, Held)
     assert (held.by, held.stage) == (one, "claimed")
     assert str(held).startswith("models/digits is being released by release_digits run-1 (claimed, since 20")
     assert str(held).endswith("): http://airflow/runs/run-1")
-    assert live.leases.release("models", "digits", one) is True
-    assert acquire(live, two).claim == Claim(two)
-    assert live.leases.release("models", "digits", one) is False
+    assert live.leases.give_free("models", "digits", one) is True
+    assert acquire(live, two).release == of(two)
+    assert live.leases.give_free("models", "digits", one) is False
     assert live.leases.read("models", "digits").holder == two.identity
 
 
@@ -55,42 +60,38 @@ def test_the_same_run_of_another_installation_is_another_owner(live: Any) -> Non
 def test_again_by_the_same_run_keeps_what_was_recorded(live: Any) -> None:
     owner = live.owner("run-1")
     acquire(live, owner)
-    record(live, owner, baseline=BASELINE, stage="open", canary="r2", percent=30, barred=("r2",), promoted=True)
-    claim = acquire(live, owner, release="another").claim
-    assert claim == Claim(owner, "", "open", BASELINE, "r2", 30, None, True, ("r2",))
-    release = claim.as_release("models", "digits")
-    assert release is not None
-    assert (release.baseline, release.canary, release.promoted, release.barred) == (BASELINE, "r2", True, ("r2",))
-    assert Claim(owner).as_release("models", "digits") is None
+    facts: dict[str, Any] = {"baseline": BASELINE, "phase": Phase.OPEN, "canary": "r2", "watches": (Watched(30),)}
+    record(live, owner, **facts, barred=("r2",))
+    assert acquire(live, owner, record="another").release == of(owner, **facts, barred=("r2",))
 
 
 def test_an_update_that_changes_nothing_writes_nothing(live: Any) -> None:
     owner = live.owner("run-1")
     before = acquire(live, owner).raw["metadata"]["resourceVersion"]
-    assert record(live, owner, stage="claimed").raw["metadata"]["resourceVersion"] == before
-    assert record(live, owner, stage="open").raw["metadata"]["resourceVersion"] != before
+    assert record(live, owner, phase=Phase.CLAIMED).raw["metadata"]["resourceVersion"] == before
+    assert record(live, owner, phase=Phase.OPEN).raw["metadata"]["resourceVersion"] != before
 
 
 def test_taken_over_only_from_the_owner_that_was_looked_up(live: Any) -> None:
     one, two, three = (live.owner(f"run-{n}") for n in (1, 2, 3))
     acquire(live, one)
-    left = record(live, one, baseline=BASELINE, canary="r2", stage="open").claim
+    left = record(live, one, baseline=BASELINE, canary="r2", phase=Phase.OPEN).release
     assert isinstance(live.leases.acquire("models", "digits", three, over=two), Held)
     lease = acquire(live, two, over=one)
-    assert lease.claim == Claim(two, inherited=left)
+    assert lease.release == of(two, inherited=left)
     assert lease.raw["spec"]["leaseTransitions"] == 1
     with pytest.raises(ServiceBusy, match=r"held by laptop/release_digits/run-2, not by laptop/release_digits/run-1"):
-        record(live, one, stage="promoted")
+        record(live, one, phase=Phase.PROMOTED)
     # It died before it settled what it inherited: that goes on to the next.
-    assert acquire(live, three, over=two).claim == Claim(three, inherited=left)
-    assert record(live, three, inherited=None).claim == Claim(three)
+    assert acquire(live, three, over=two).release == of(three, inherited=left)
+    assert record(live, three, inherited=None).release == of(three)
 
 
 def test_the_known_baseline_outlives_its_release(live: Any) -> None:
     one, two = live.owner("run-1"), live.owner("run-2")
     assert acquire(live, one).known is None
     record(live, one, baseline=BASELINE)
-    live.leases.release("models", "digits", one)
+    live.leases.give_free("models", "digits", one)
     assert acquire(live, two).known == BASELINE
     # A baseline without a template is worth less than an old one with it.
     assert record(live, two, baseline=replace(BASELINE, template=None)).known == BASELINE
@@ -106,7 +107,7 @@ def test_frozen_until_lifted(live: Any) -> None:
     acquire(live, one)
     live.leases.freeze("models", "digits", "again")
     assert acquire(live, one).frozen == "again"
-    live.leases.release("models", "digits", one)
+    live.leases.give_free("models", "digits", one)
     assert isinstance(live.leases.acquire("models", "digits", two), Held)
 
 
@@ -116,7 +117,7 @@ def test_bar_remembers_once(live: Any) -> None:
     remember = live.leases.bar("models", "digits", owner)
     for revision in ("r2", "r3", "r2"):
         remember(revision)
-    assert live.leases.read("models", "digits").claim.barred == ("r2", "r3")
+    assert live.leases.read("models", "digits").release.barred == ("r2", "r3")
 
 
 def test_ten_at_once_one_wins(live: Any) -> None:
@@ -139,9 +140,9 @@ def test_each_write_cut_off_once(live: Any, fault: dict[str, Any]) -> None:
     live.fault("create", "leases", times=1, **fault)
     acquire(live, owner)
     live.fault("patch", "leases", times=1, **fault)
-    record(live, owner, stage="open")
+    record(live, owner, phase=Phase.OPEN)
     live.fault("patch", "leases", times=1, **fault)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     assert not live.cluster.faults.active
     assert live.leases.read("models", "digits").holder is None
 
@@ -155,14 +156,43 @@ def test_a_holder_that_is_no_release_is_respected(live: Any) -> None:
     assert "held by somebody unknown" in str(held)
 
 
-@pytest.mark.parametrize("text", ["not JSON", "[]", json.dumps({"owner": {"name": "x"}}), json.dumps({"future": 1})])
-def test_a_record_that_cannot_be_read_is_told(live: Any, text: str) -> None:
+WHOLE = json.dumps(Release(Owner("release_digits", "run-1", "url", "laptop"), canary="r2").as_dict())
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("by hand, anna", "it is no whole JSON"),
+        (WHOLE[: len(WHOLE) // 2], "it is no whole JSON"),
+        ("[]", "it names no owner"),
+        (json.dumps({"holder": "another-tool"}), "it names no owner"),
+        (json.dumps({"owner": {"name": "x"}}), "unexpected keyword argument 'name'"),
+        (WHOLE.replace('"format": 2', '"format": 3'), "a newer edition wrote it: format 3, and this one reads 2"),
+        (WHOLE.replace('"canary"', '"rainbow"'), "'rainbow' is no field of a release"),
+        (WHOLE.replace('"claimed"', '"blue-green"'), "'blue-green' is not a valid Phase"),
+        (json.dumps({"owner": json.loads(WHOLE)["owner"], "stage": "blue-green"}), "'blue-green' is no phase"),
+    ],
+)
+def test_a_record_that_cannot_be_read_is_one_line_and_nothing_moves(live: Any, text: str, why: str) -> None:
+    """Written by hand, cut in half, of another tool, of a newer edition."""
     lease = acquire(live, live.owner("run-1"))
+    name = lease.raw["metadata"]["name"]
     CoordinationV1Api(live.client).patch_namespaced_lease(
-        lease.raw["metadata"]["name"], "models", {"metadata": {"annotations": {CLAIM: text}}}
+        name, "models", {"metadata": {"annotations": {RELEASE: text}}}
     )
-    with pytest.raises(ClusterRefused, match="annotation model-release/claim cannot be read"):
-        live.leases.acquire("models", "digits", live.owner("run-2"))
+    before = live.leases.read("models", "digits").raw
+    for hand in (
+        lambda: live.leases.acquire("models", "digits", live.owner("run-2")),
+        lambda: live.leases.renew("models", "digits", live.owner("run-1"), "triggerer"),
+        lambda: live.leases.give_free("models", "digits", live.owner("run-1")),
+    ):
+        with pytest.raises(ClusterRefused) as told:
+            hand()
+        assert f"annotation model-release/claim cannot be read: {why}" in str(told.value).replace(
+            "Owner.__init__() got an ", ""
+        )
+        assert "\n" not in str(told.value)
+    assert live.leases.read("models", "digits").raw == before
 
 
 def test_a_settle_killed_in_between_goes_on_from_the_lease(live: Any) -> None:
@@ -171,12 +201,11 @@ def test_a_settle_killed_in_between_goes_on_from_the_lease(live: Any) -> None:
     one, two = live.owner("run-1"), live.owner("run-2")
     acquire(live, one)
     baseline, canary = live.stage("v2")
-    record(live, one, baseline=baseline, canary=canary.revision, stage="open")
+    record(live, one, baseline=baseline, canary=canary.revision, phase=Phase.OPEN)
     live.shift(canary, 40)
-    claim = acquire(live, two, over=one).claim
+    claim = acquire(live, two, over=one).release
     assert claim is not None
-    assert claim.inherited is not None
-    release = claim.inherited.as_release("models", "digits")
+    release = claim.inherited
     assert release is not None
     sentence = settle(live.services, release, live.leases.bar("models", "digits", two), deadline=LIMIT, poll=0.01)
     record(live, two, inherited=None)

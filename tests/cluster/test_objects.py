@@ -19,8 +19,9 @@ from tests.patience import LIMIT
 
 from model_release.cluster import objects
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import Leases, Owner
+from model_release.cluster.leases import Leases
 from model_release.cluster.objects import WriteConflict
+from model_release.cluster.release import Owner
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
 
 ROOT = Path(__file__).parents[2]
@@ -196,7 +197,7 @@ def test_the_role_has_what_is_called_and_no_more(live: Any) -> None:
     live.shift(canary, 10)
     live.services.delete_revision(live.services.revision("models", canary.revision))
     live.settle(baseline, canary.revision)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     assert [lease.service for lease in live.leases.all(["models"])] == ["digits"]
     seen: dict[str, set[str]] = {}
     for call in live.cluster.faults.calls():
@@ -207,6 +208,8 @@ def test_the_role_has_what_is_called_and_no_more(live: Any) -> None:
         for group in rule["apiGroups"]
         for resource in rule["resources"]
     }
+    # In Standard mode alone: tests/manifests/test_rbac.py.
+    assert allowed.pop("httproutes.gateway.networking.k8s.io") == {"get"}
     assert seen == allowed
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import pytest
 from tests.cluster.recordings import NAMES, Moment, moments
+from tests.releases import left
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.progress import State
-from model_release.cluster.rollout import Baseline, Canary
-from model_release.cluster.settle import Release, assess_rolled_back, is_clean
+from model_release.cluster.release import Release
+from model_release.cluster.settle import assess_rolled_back, is_clean
 from model_release.errors import ReleaseError
 
 LATE = 2  # objects of the service after the gateway has it
@@ -128,7 +130,7 @@ class Asker:
     def _release(self) -> Release:
         assert self.baseline is not None
         assert self.canary is not None
-        return Release(self.canary.namespace, self.canary.name, self.baseline, self.canary.revision)
+        return left(self.canary.namespace, self.canary.name, self.baseline, self.canary.revision)
 
     def _rolled_back(self) -> Question:
         release = self._release()

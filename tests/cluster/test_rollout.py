@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Canary, Kind
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.progress import Patience, State
-from model_release.cluster.rollout import Baseline, Canary, Kind
 from model_release.errors import (
     CanaryLost,
     ClusterRefused,

@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 from tests.patience import until
+from tests.releases import left
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline
 from model_release.cluster.manifest import holds
 from model_release.cluster.progress import State
-from model_release.cluster.rollout import Baseline
-from model_release.cluster.settle import Release, assess_rolled_back, is_clean, roll_back, settle_step
+from model_release.cluster.settle import assess_rolled_back, is_clean, roll_back, settle_step
 from model_release.errors import ClusterRefused, ClusterUnavailable, NotSettled
 from sandbox.interfaces import Phase, PodState
 
@@ -63,7 +64,7 @@ def test_rolled_back_at_once_then_restored(live: Any) -> None:
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.shift(canary, 30)
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
     roll_back(live.services, release, live.barred.append)
     progress = live.until(partial(assess_rolled_back, release=release))
     assert (progress.state, progress.revision) == (State.READY, R1)
@@ -83,7 +84,7 @@ def test_settled_at_each_single_step(live: Any) -> None:
     live.shift(canary, 30)
     sentences = []
     for _ in range(2000):
-        release = Release("models", "digits", baseline, canary.revision, barred=tuple(live.barred))
+        release = left("models", "digits", baseline, canary.revision, barred=tuple(live.barred))
         progress = settle_step(live.services, release, live.barred.append)
         sentences.append(progress.sentence)
         assert live.door.now.get(R3, 0) <= 30
@@ -335,8 +336,8 @@ def test_clean_means_the_content_too(live: Any) -> None:
     baseline = Baseline(
         uid=isvc.uid, revision=R1, template={"model": {"storageUri": "s3://models/digits/versions/v1/"}}
     )
-    release = Release("models", "digits", baseline)
+    release = left("models", "digits", baseline)
     assert not holds(isvc.template, baseline.template)
     assert not is_clean(isvc, release)
-    assert is_clean(isvc, Release("models", "digits", Baseline(isvc.uid, R1, isvc.template)))
-    assert not is_clean(isvc, Release("models", "digits", Baseline(isvc.uid, R1, isvc.template), barred=(R2,)))
+    assert is_clean(isvc, left("models", "digits", Baseline(isvc.uid, R1, isvc.template)))
+    assert not is_clean(isvc, left("models", "digits", Baseline(isvc.uid, R1, isvc.template), barred=(R2,)))

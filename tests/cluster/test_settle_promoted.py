@@ -9,11 +9,12 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.releases import left
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.rollout import Baseline
-from model_release.cluster.settle import Release, assess_rolled_back, roll_back
+from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import NotSettled
 from sandbox.interfaces import Phase, PodState
 
@@ -30,7 +31,7 @@ def test_late_roll_back(live: Any) -> None:
     live.promote(canary, 50)
     assert live.settle(baseline, canary.revision, promoted=True) == f"{R2} was promoted and has all of the traffic"
     mark = len(live.door.history)
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
     roll_back(live.services, release, live.barred.append)
     assert live.until(partial(assess_rolled_back, release=release)).state is State.READY
     assert live.door.history[mark:] == [{R1: 100}]
@@ -51,7 +52,7 @@ def test_late_roll_back_when_kserve_no_longer_knows_the_baseline(live: Any, aske
     live.promote(third, 50)
     mark = len(live.door.history)
     live.pods.phases["v1"] = STARTING
-    release = Release("models", "digits", baseline, third.revision)
+    release = left("models", "digits", baseline, third.revision)
 
     def step(_: object) -> Progress:
         return assess_rolled_back(roll_back(live.services, release, live.barred.append), release)

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 from tests.patience import LIMIT
+from tests.releases import left
 
-from model_release.cluster import settle as settling
 from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.knative import settle as settling
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.settle import Release, assess_rolled_back, roll_back, settle
+from model_release.cluster.release import Release
+from model_release.cluster.settle import assess_rolled_back, roll_back, settle
 from model_release.errors import NotSettled, SmokeFailed
 from sandbox.interfaces import Phase, PodState
 
@@ -40,9 +42,11 @@ def test_asked_at_0_percent_before_it_gets_traffic(live: Any) -> None:
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.shift(canary, 30)
-    release, prove = Release("models", "digits", baseline, canary.revision), Asked(live, refusals=3)
+    release, prove = left("models", "digits", baseline, canary.revision), Asked(live, refusals=3)
     assert _settle(live, release, prove) == f"{R3} has all of the traffic"
-    assert prove.revisions == [(R3, 0)] * 4
+    # A write that crosses KServe's own is done again, after another question.
+    assert set(prove.revisions) == {(R3, 0)}
+    assert len(prove.revisions) >= 4
     live.assert_clean("v1")
     _settle(live, release, prove)
     assert len(prove.revisions) == 4, "a settled service is asked again"
@@ -53,7 +57,7 @@ def test_one_that_never_answers_stays_at_0_percent(live: Any, monkeypatch: pytes
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.shift(canary, 30)
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
     sentence = _settle(live, release, Asked(live, refusals=10**6))
     assert sentence == (
         f"{R1} has all of the traffic; its template could not be brought back yet: the stable template is back at "
@@ -76,7 +80,7 @@ def test_a_late_roll_back_without_the_baseline_waits_for_the_answer(live: Any, m
     _, third = live.stage("v3")
     live.shift(third, 50)
     live.promote(third, 50)
-    release, prove = Release("models", "digits", baseline, third.revision), Asked(live, refusals=10**6)
+    release, prove = left("models", "digits", baseline, third.revision), Asked(live, refusals=10**6)
     with pytest.raises(NotSettled, match="is not proven: answered 503"):
         _settle(live, release, prove)
     assert live.door.now == {R3: 100}
@@ -94,7 +98,7 @@ def test_the_baseline_itself_needs_no_proof(live: Any) -> None:
     baseline, canary = live.stage("v2")
     live.shift(canary, 50)
     live.promote(canary, 50)
-    release, prove = Release("models", "digits", baseline, canary.revision), Asked(live, refusals=10**6)
+    release, prove = left("models", "digits", baseline, canary.revision), Asked(live, refusals=10**6)
     roll_back(live.services, release, live.barred.append, prove)
     assert live.until(partial(assess_rolled_back, release=release)).state is State.READY
     assert live.door.now == {R1: 100}
@@ -109,7 +113,7 @@ def test_where_the_baseline_was_collected_nobody_can_be_asked(live: Any) -> None
     live.promote(canary, 50)
     live.collect(R1)
     prove = Asked(live, refusals=10**6)
-    _settle(live, Release("models", "digits", baseline, canary.revision), prove)
+    _settle(live, left("models", "digits", baseline, canary.revision), prove)
     live.assert_clean("v1")
     assert prove.revisions == []
 
@@ -122,7 +126,7 @@ def test_where_the_baseline_is_only_down_nobody_goes_before_it_unasked(
     baseline, canary = live.stage("v2")
     live.shift(canary, 50)
     asked, well = Asked(live), live.pods.state
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
 
     def down(key: Any) -> PodState:
         return PodState(Phase.CRASHED, message="killed", exit_code=137) if key.name == R1 else well(key)

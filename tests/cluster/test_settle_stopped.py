@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import STOP
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.rollout import Baseline, Canary
 from model_release.errors import CanaryLost, NotSettled
 
 from .test_emergency import opened, order_of, promote, roll_back
@@ -141,7 +141,7 @@ def test_a_roll_back_by_command_of_a_stopped_service_leaves_the_stable_template(
 def test_a_roll_back_by_command_after_the_release_finds_no_baseline_in_a_service_started_since(live: Any) -> None:
     owner, canary = opened(live)
     live.promote(canary, 30)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     was = live.get().started
     stop(live)
     start(live, was)

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import socket
+import ssl
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.smoke import Gateway as Way
 from model_release.cluster.smoke import smoke, smoke_url
 from model_release.errors import SmokeFailed
 
@@ -28,6 +31,8 @@ class Gateway:
     def __init__(self) -> None:
         self.answers: list[tuple[int, object]] = [(200, GOOD)]
         self.requests: list[tuple[str, str, Any]] = []
+        self.location = ""
+        self.authorizations: list[str | None] = []
         gateway = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -37,7 +42,8 @@ class Gateway:
                 status, answer = gateway.answers.pop(0) if len(gateway.answers) > 1 else gateway.answers[0]
                 text = (answer if isinstance(answer, str) else json.dumps(answer)).encode()
                 self.send_response(status)
-                self.send_header("Location", f"http://{self.headers['Host']}/v1/models/another:predict")
+                self.send_header("Location", gateway.location or f"http://{self.headers['Host']}/elsewhere:predict")
+                gateway.authorizations.append(self.headers["Authorization"])
                 self.send_header("Content-Length", str(len(text)))
                 self.end_headers()
                 self.wfile.write(text)
@@ -85,6 +91,56 @@ def test_an_answer_from_elsewhere_is_not_the_revisions(gateway: Gateway) -> None
     with pytest.raises(SmokeFailed, match="answered 307"):
         smoke(gateway.url, "digits", SAMPLE, sleep=lambda _: None)
     assert len(gateway.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "location", "why"),
+    [
+        (
+            301,
+            "https://latest-digits/v1/models/digits:predict",
+            "the gateway wants https; say so in the connection ingress",
+        ),
+        (
+            302,
+            "/dex/auth?client_id=x",
+            r"to /dex/auth\?client_id=x: a sign-in page answered; connection ingress takes a",
+        ),
+        (401, "", "answered 401: Bearer \\*\\*\\* is not known .connection ingress takes a token"),
+    ],
+)
+def test_k2_k3_what_a_gateway_wants_is_told_at_once(gateway: Gateway, status: int, location: str, why: str) -> None:
+    """K2: http that redirects to https. K3: Dex or oauth2-proxy before the models. Neither gets better by waiting."""
+    gateway.answers, gateway.location = [(status, "Bearer s3cr3t is not known")], location
+    with pytest.raises(SmokeFailed, match=why) as failed:
+        smoke("http://latest-digits", "digits", SAMPLE, ingress=Way(gateway.url, "Bearer s3cr3t"))
+    assert "s3cr3t" not in str(failed.value)
+    assert gateway.authorizations == ["Bearer s3cr3t"]
+
+
+def test_k2_tls_at_an_address_is_of_the_tags_host(gateway: Gateway, tmp_path: Path) -> None:
+    """K2: a private authority, and the certificate that SNI finds: the address is the gateway's, the name is not."""
+    from tests.metrics.test_auth import Authority
+
+    authority, asked = Authority(tmp_path), list[str | None]()
+    certificate, key = authority.issue("latest-digits.models.localhost")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    context.sni_callback = lambda _, name, __: asked.append(name)
+    gateway.server.socket = context.wrap_socket(gateway.server.socket, server_side=True)
+    secure = gateway.url.replace("http:", "https:")
+
+    def ask(host: str, verify: bool | str = str(authority.file)) -> Any:
+        return smoke(f"https://{host}", "digits", SAMPLE, ingress=Way(secure, verify=verify), deadline=0)
+
+    assert ask("latest-digits.models.localhost").attempts == 1
+    assert asked == ["latest-digits.models.localhost"]
+    assert gateway.requests[0][1] == "latest-digits.models.localhost"
+    with pytest.raises(SmokeFailed, match=r"TLS: .*extra verify, is the file of the authorities"):
+        ask("latest-digits.models.localhost", verify=True)
+    with pytest.raises(SmokeFailed, match=r"TLS: .*other\.localhost"):
+        ask("other.localhost")
+    assert ask("other.localhost", verify=False)
 
 
 def test_a_route_that_is_not_in_place_yet_is_asked_again(gateway: Gateway) -> None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.patience import LIMIT, until
+from tests.patience import LIMIT
 
-from model_release.cluster.emergency import Done, Person, promote_anyway, roll_back_now
-from model_release.cluster.lease import Owner
 from model_release.cluster.manifest import predictor_name
+from model_release.cluster.release import Owner, Phase, Watched
+from model_release.release.emergency import Done, Person, promote_anyway, roll_back_now
 
 
 def named(version: str) -> str:
@@ -31,8 +30,8 @@ def opened(live: Any) -> Any:
     live.shift(live.canary, 30)
     live.run = live.owner("run-1")
     live.leases.acquire("models", "digits", live.run)
-    said = {"baseline": live.baseline, "canary": V2, "percent": 30, "stage": "open at 30 %"}
-    live.leases.update("models", "digits", live.run, lambda claim: replace(claim, **said))
+    said = {"baseline": live.baseline, "canary": V2, "template": live.canary.template, "phase": Phase.OPEN}
+    live.leases.update("models", "digits", live.run, lambda now: replace(now, **said, watches=(Watched(30, "x"),)))
     return live
 
 
@@ -55,7 +54,7 @@ def test_an_open_canary_loses_its_traffic_at_once_and_the_run_settles(opened: An
 
 def test_a_promotion_is_taken_back_by_the_old_version_which_is_asked_first(opened: Any) -> None:
     opened.promote(opened.canary, 30)
-    opened.leases.release("models", "digits", opened.run)
+    opened.leases.give_free("models", "digits", opened.run)
     asked: list[str] = []
     done = roll_back(opened, asked)
     assert (done.sentence, done.alone) == (f"models/digits: {V1} has all of the traffic", True)
@@ -65,16 +64,7 @@ def test_a_promotion_is_taken_back_by_the_old_version_which_is_asked_first(opene
     assert again == Done(f"models/digits: {V1} is what the last release found; there is nothing to roll back")
 
 
-def test_a_person_promotes_what_the_judge_has_not(opened: Any) -> None:
-    def run() -> None:
-        until(lambda: opened.leases.read("models", "digits").claim.order, "no order came")
-        opened.promote(opened.canary, 30)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    said = promote_anyway(
-        opened.services, opened.leases, "models", "digits", ANNA, seconds=LIMIT, tell=lambda _: None, poll=0.05
-    )
-    thread.join()
+def test_a_person_promotes_what_the_judge_has_not_and_no_run_is_needed(opened: Any) -> None:
+    said = promote_anyway(opened.services, opened.leases, "models", "digits", ANNA, seconds=LIMIT, tell=lambda _: None)
     assert said.startswith(f"models/digits: {V2} has all of the traffic")
     opened.assert_clean("v2")

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Kind
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.progress import Patience, State
-from model_release.cluster.rollout import Baseline, Kind
 from model_release.cluster.standard.view import StandardService
 from model_release.errors import ClusterRefused, ClusterUnavailable
 from sandbox.interfaces import Phase, PodState

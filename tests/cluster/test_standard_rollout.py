@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Canary, Kind
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.rollout import Baseline, Canary, Kind
 from model_release.cluster.smoke import smoke_url
 from model_release.cluster.standard.view import StandardService
 from model_release.errors import CanaryLost, SpecError

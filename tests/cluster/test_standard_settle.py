@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 from tests.patience import LIMIT, until
+from tests.releases import left
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.progress import State
-from model_release.cluster.rollout import Baseline
-from model_release.cluster.settle import Release, assess_rolled_back, is_clean, roll_back, settle, settle_step
+from model_release.cluster.release import Release
+from model_release.cluster.settle import assess_rolled_back, is_clean, roll_back, settle, settle_step
 from model_release.errors import NotSettled, SmokeFailed
 from sandbox.interfaces import Phase, PodState
 
@@ -36,7 +38,7 @@ def quietly(_: str) -> None:
 
 
 def release_of(baseline: Baseline, canary: str | None = V2, **said: Any) -> Release:
-    return Release("models", "digits", baseline, canary, **said)
+    return left("models", "digits", baseline, canary, **said)
 
 
 @pytest.mark.parametrize("stage", ["claimed", "staged", "starting", "open", "draining"])

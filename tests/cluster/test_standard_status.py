@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.releases import left
 
 from model_release.cluster import rollout
-from model_release.cluster.change import Baseline, Release
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.progress import State
-from model_release.cluster.rollout import Canary
 from model_release.cluster.settle import is_clean, settle_step
+from model_release.cluster.standard import routes
 from model_release.cluster.standard.pods import failure_in
 from model_release.cluster.standard.rollout import promotion
 from model_release.cluster.standard.view import StandardService
@@ -26,14 +27,47 @@ def template(name: str) -> dict[str, Any]:
     }
 
 
+GROUP = "gateway.networking.k8s.io"
+GATEWAY = {"name": "kserve-ingress-gateway", "namespace": "kserve"}
+
+
 def route(shares: dict[str, int]) -> dict[str, Any]:
     refs = [{"name": name, "weight": weight} for name, weight in shares.items()]
     accepted = [{"type": kind, "status": "True", "observedGeneration": 3} for kind in ("Accepted", "ResolvedRefs")]
     return {
         "metadata": {"generation": 3},
-        "spec": {"rules": [{"backendRefs": refs}, {"backendRefs": refs}]},
-        "status": {"parents": [{"conditions": accepted}]},
+        "spec": {"parentRefs": [GATEWAY], "rules": [{"backendRefs": refs}, {"backendRefs": refs}]},
+        "status": {
+            "parents": [{"parentRef": {"group": "gateway.networking.k8s.io", **GATEWAY}, "conditions": accepted}]
+        },
     }
+
+
+@pytest.mark.parametrize(
+    "gone",
+    [
+        {
+            "parentRef": {"name": "old", "namespace": "gateways"},
+            "conditions": [{"type": "Accepted", "status": "False"}],
+        },
+        {"parentRef": GATEWAY, "controllerName": "removed.example/c", "conditions": []},
+        {
+            "parentRef": {"name": "old", "namespace": "gateways"},
+            "conditions": [{"type": "Accepted", "status": "True", "observedGeneration": 1}],
+        },
+    ],
+    ids=["refused", "controller removed", "left behind"],
+)
+def test_k5_what_a_gateway_said_that_is_gone_counts_for_nothing(gone: dict[str, Any]) -> None:
+    """K5: status.parents keeps it for good, and no split would ever be seen."""
+    given = route({"a": 90, "b": 10})
+    given["status"]["parents"].append(gone)
+    assert routes.shares([given]) == {"a": 90, "b": 10}
+    given["status"]["parents"].pop(0)
+    assert routes.shares([given]) == {}, "the one that is named has not taken it"
+    both = route({"a": 90, "b": 10})
+    both["spec"]["parentRefs"].append({"name": "second", "namespace": "gateways"})
+    assert routes.shares([both]) == {}, "each that is named has to"
 
 
 def seen(
@@ -71,7 +105,7 @@ def step(live: StandardService, canary: str | None = NEW, **said: Any) -> tuple[
     """One step of a settle whose baseline is `old`, and what it wrote."""
     services = Services(live)
     baseline = Baseline("1", OLD, template("old"), "s3://m/old/")
-    release = Release("models", "digits", baseline, canary, **said)
+    release = left("models", "digits", baseline, canary, **said)
     return settle_step(services, release, lambda _: None), services.written  # type: ignore[arg-type]
 
 
@@ -92,8 +126,8 @@ def test_at_0_percent_the_entry_stays_until_the_gateway_has_acted() -> None:
 
 def test_what_is_promoted_is_not_proven_for_being_alone() -> None:
     live = seen("new", shares={NEW: 100})
-    assert is_clean(live, Release("models", "digits", Baseline("1", NEW, template("new")), canary=None))
-    assert not is_clean(live, Release("models", "digits", Baseline("1", NEW, template("new")), canary=NEW))
+    assert is_clean(live, left("models", "digits", Baseline("1", NEW, template("new")), canary=None))
+    assert not is_clean(live, left("models", "digits", Baseline("1", NEW, template("new")), canary=NEW))
 
 
 def test_the_old_version_waits_for_its_place_in_the_route() -> None:
@@ -114,7 +148,7 @@ def test_a_promotion_is_over_when_nobody_else_is_in_the_route() -> None:
 
 def test_a_baseline_without_a_template_cannot_come_back() -> None:
     services = Services(seen("new", shares={NEW: 100}))
-    release = Release("models", "digits", Baseline("1", OLD), NEW)
+    release = left("models", "digits", Baseline("1", OLD), NEW)
     progress = settle_step(services, release, lambda _: None)  # type: ignore[arg-type]
     assert progress.state is State.FAILED
     assert "its template is not on record; release its version anew" in str(progress)

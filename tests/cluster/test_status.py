@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.releases import left
 
 from model_release.cluster import rollout
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.progress import Patience, Progress, State, wait
-from model_release.cluster.rollout import Baseline, Canary
-from model_release.cluster.settle import Release, assess_rolled_back, is_clean
+from model_release.cluster.settle import assess_rolled_back, is_clean
 from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable
 
 DATA = Path(__file__).parents[1] / "data"
@@ -91,7 +92,7 @@ def test_no_assessment_says_ready_before_the_traffic_is_there(steps: list[dict[s
                 assert steps[number]["spec"]["template"] == version
                 assert steps[number]["revisionReady"][str(staged.revision)] == "True"
                 assert served in ({baseline: 100}, {staged.revision: 100})
-        back = assess_rolled_back(isvc, Release("canary", "classifier-vit", claim))
+        back = assess_rolled_back(isvc, left("canary", "classifier-vit", claim))
         if back.state is State.READY:
             said_ready += 1
             assert served == {back.revision: 100}
@@ -211,7 +212,7 @@ def test_promoted_example() -> None:
     isvc = service(EXAMPLES["05-promoted"], "v2")
     canary = Canary("canary", "classifier-vit", "u", R2, R1, isvc.template_digest)
     assert rollout.assess_promoted(isvc, canary).state is State.READY
-    assert is_clean(isvc, Release("canary", "classifier-vit", Baseline("u", R2, template("v2"))))
+    assert is_clean(isvc, left("canary", "classifier-vit", Baseline("u", R2, template("v2"))))
     with pytest.raises(CanaryLost, match="split of canary/classifier-vit was removed"):
         rollout.check_untouched(isvc, canary)
 

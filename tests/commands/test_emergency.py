@@ -16,6 +16,7 @@ import pytest
 
 from model_release.cluster import rollout
 from model_release.cluster.lease import Held
+from model_release.cluster.release import Cause, Phase, Watched
 from model_release.commands import main
 from model_release.errors import CanaryLost
 
@@ -37,8 +38,10 @@ def claimed(live: Any, version: str, percent: int) -> tuple[Any, Any]:
     live.shift(canary, percent)
     owner = live.owner("run-1")
     live.leases.acquire("models", "digits", owner)
-    facts = {"baseline": baseline, "canary": canary.revision, "percent": percent}
-    live.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
+    facts = {"baseline": baseline, "canary": canary.revision, "template": canary.template, "phase": Phase.OPEN}
+    live.leases.update(
+        "models", "digits", owner, lambda now: replace(now, **facts, watches=(Watched(percent, "2026-03-01"),))
+    )
     return owner, canary
 
 
@@ -102,13 +105,13 @@ def test_a_release_under_way_loses_its_canary_and_keeps_the_rest_to_itself(
 def test_a_release_that_is_just_promoting_is_rolled_back_for_good(live: Any, run: Run) -> None:
     live.released("v1")
     owner, canary = claimed(live, "v2", 50)
-    live.leases.update("models", "digits", owner, lambda claim: replace(claim, promoted=True))
+    live.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.PROMOTED))
     live.promote(canary, 50)
     assert run("roll-back", "models/digits") == 0
     assert live.door.now == {R1: 100}
-    claim = live.leases.read("models", "digits").claim
+    claim = live.leases.read("models", "digits").release
     assert not claim.promoted
-    assert claim.stage.startswith("rolled back by ")
+    assert (claim.phase, claim.cause) == (Phase.CLOSING, Cause.PERSON)
     live.settle(claim.baseline, canary.revision, promoted=claim.promoted)
     live.assert_clean("v1")
 
@@ -119,7 +122,7 @@ def test_back_to_the_version_before_when_no_release_is_under_way(live: Any, run:
     live.released("v1")
     owner, canary = claimed(live, "v2", 50)
     live.promote(canary, 50)
-    live.leases.release("models", "digits", owner)
+    live.leases.give_free("models", "digits", owner)
     if frozen:
         assert run("freeze", "models/digits", "v2 is broken") == 0
     mark = len(live.door.history)
@@ -154,7 +157,7 @@ def test_what_cannot_be_done_is_one_line(
     said = capsys.readouterr().err
     assert re.match(rf"model_release: {line}", said)
     assert said.count("\n") == 1
-    assert " -- to be mended by " in said
+    assert " -- can be fixed by " in said
 
 
 def test_nothing_of_airflow_is_needed() -> None:
@@ -162,3 +165,21 @@ def test_nothing_of_airflow_is_needed() -> None:
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2] / "plugins")}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
+
+
+def test_an_open_canary_is_promoted_and_taken_back_while_no_airflow_lives(
+    live: Any, run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """No task, trigger or scheduler is there: the release in the lease and the cluster are all that is needed."""
+    live.released("v1")
+    owner, _ = claimed(live, "v2", 30)
+    for _ in range(2):
+        assert run("promote", "models/digits", "--reason", "looked at it") == 0
+        assert live.door.now == {R2: 100}
+        assert f"models/digits: {R2} has all of the traffic" in capsys.readouterr().out
+    release = live.leases.read("models", "digits").release
+    assert (release.phase, release.owner) == (Phase.PROMOTED, owner)
+    assert str(release.word).endswith(": looked at it")
+    assert run("rollback", "models/digits", "--reason", "it was not good") == 0
+    assert live.door.now == {R1: 100}
+    assert live.leases.read("models", "digits").release.cause is Cause.PERSON

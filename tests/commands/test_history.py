@@ -159,7 +159,7 @@ def test_17_4_prune_asks_the_clusters_that_it_is_told_of(
     old, _ = publish(50), publish(1)
     (revision,) = elsewhere.released(old)
     elsewhere.leases.acquire("models", "digits", elsewhere.owner("run-1"))
-    elsewhere.leases.release("models", "digits", elsewhere.owner("run-1"))
+    elsewhere.leases.give_free("models", "digits", elsewhere.owner("run-1"))
     cluster = {"server": elsewhere.cluster.url, "lease": elsewhere.leases.read("models", "digits").uid}
     put(release(1, version=old, canary={"revision": revision}, started=ago(50), cluster=cluster))
     words = ("prune", "digits", "--yes", "--kubeconfig", str(live.cluster.kubeconfig))
@@ -176,7 +176,7 @@ def test_prune_refuses_what_it_cannot_know(run: Run, store: Store, live: Any, pu
     live.leases.acquire("models", "digits", live.owner("run-1"))
     kubeconfig = ("--kubeconfig", str(live.cluster.kubeconfig))
     assert "is being released by release_digits run-1" in run("prune", "digits", "--yes", *kubeconfig, code=1)
-    live.leases.release("models", "digits", live.owner("run-1"))
+    live.leases.give_free("models", "digits", live.owner("run-1"))
     live.fault("get", status=503)
     assert "answered 503" in run("prune", "digits", "--yes", *kubeconfig, code=1)
     assert len(store.versions()) == 2

@@ -10,6 +10,7 @@ import json
 import os
 import pwd
 import shutil
+import socket
 import subprocess
 import sys
 import tempfile
@@ -33,7 +34,8 @@ pytestmark = pytest.mark.stack
 POSTGRES = next(iter(sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)), Path("/nowhere"))
 #: A Redis 8, which comes with a graph database that nobody loads here. It brings no redis-cli: see the fixture.
 REDIS = Path(get_bin_dir())
-DOORS = ("8080", "8974", "5432", "6379", "8333", "6443", "8081", "9090")
+INNER = ("master", "volume", "filer", "admin")  # SeaweedFS' own
+DOORS = ("8080", "8974", "5432", "6379", "8333", "8334", "6443", "8081", "9090")
 
 Service = Callable[..., Container]
 
@@ -63,8 +65,7 @@ def service(resolved: dict[str, Any], folder: Path) -> Service:
         "/etc/prometheus": str(folder / "sandbox/prometheus"),
         "--storage.tsdb.path=/prometheus": f"--storage.tsdb.path={folder}/tsdb",
         "/var/lib/s3": str(folder / "s3"),
-        "-s3.port=8333": f"-s3.port={ports['8333']}",
-        "-ip.bind=0.0.0.0": "-ip.bind=127.0.0.1",
+        "-s3.port=8334": f"-s3.port={ports['8334']}",
     }
 
     def make(name: str, **extra: str) -> Container:
@@ -112,8 +113,9 @@ def postgres(service: Service, secrets: dict[str, str], folder: Path) -> Iterato
 
 @pytest.fixture(scope="session")
 def s3(service: Service) -> Iterator[Container]:
-    more = [f"-{name}={free_port()}" for name in ("master.port", "volume.port", "filer.port", "admin.port")]
     container = service("s3")
+    container.ports |= {name: str(free_port()) for name in INNER}
+    more = [f"-{name}.port={container.ports[name]}" for name in INNER]
     container.service = {**container.service, "command": [*container.service["command"], *more]}
     Path(container.here("/var/lib/s3")).mkdir(exist_ok=True)
     assert not container.healthy()
@@ -206,6 +208,23 @@ def test_the_store_takes_its_credentials_from_the_environment_and_has_the_bucket
     assert [bucket["Name"] for bucket in client(secrets["S3_SECRET_KEY"]).list_buckets()["Buckets"]] == ["models"]
     with pytest.raises(ClientError, match="SignatureDoesNotMatch"):
         client("guessed").list_buckets()
+
+
+def test_17_17_nobody_writes_without_a_key_nor_reaches_what_asks_for_none(s3: Container) -> None:
+    """Number 17: SeaweedFS' filer, volumes and master take writes from whoever reaches them. In the container they are
+    on loopback, which another address of this machine stands in for; S3's door asks for the key."""
+    port, body = s3.ports["8333"], b"anybody's"
+    for path, method in (("/models/x", "PUT"), ("/models/x", "GET"), ("/mine", "PUT"), ("/", "GET")):
+        given = body if method == "PUT" else None
+        request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", given, method=method)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(request, timeout=LIMIT)
+        assert refused.value.code == 403, f"{method} {path}"
+    for name in (*INNER, "8334"):
+        with socket.create_connection(("127.0.0.1", int(s3.ports[name])), timeout=LIMIT):
+            pass
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.2", int(s3.ports[name])), timeout=LIMIT)
 
 
 def test_the_sandbox_answers_to_its_name_in_the_network_and_to_no_other(sandbox: Container) -> None:

@@ -11,8 +11,10 @@ import pytest
 from kubernetes.client import CoordinationV1Api
 from tests.tasks.conftest import SPEC
 
-from model_release.cluster.lease import GUARD, Leases
+from model_release.cluster.lease import GUARD
+from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
+from model_release.doctor import cluster as doctor
 from model_release.errors import ClusterUnavailable
 from model_release.metrics import Presence
 from model_release.spec import ModelSpec
@@ -88,6 +90,16 @@ def test_a_missing_permission_is_named_with_the_manifest_that_gives_it(
     assert "kubectl apply -n models -f include/manifests/role.yaml" in line
 
 
+def test_t1_a_runtime_that_turns_a_clients_fault_into_the_models_is_told(kube: Any, world: World) -> None:
+    """T1: KServe's own wrapper, which the default runtime's image has. One of this project's own is silent."""
+    (_, told) = found(world)["runtime"]
+    assert told.level is Level.WARNING
+    assert "turns a client's 400 into 500" in told.sentence
+    assert "serving_runtime_own.yaml" in str(told.cure)
+    own = {"spec": {"containers": [{"image": "registry.example.com/model-release-serving@sha256:0"}]}}
+    assert list(doctor._wrapped("ServingRuntime models/own", own, world.spec)) == []
+
+
 def test_a_frozen_service_is_told_with_the_way_to_lift_it(kube: Any, world: World) -> None:
     Leases(kube.client).freeze("models", "digits", "audit until Friday")
     (line, *_) = found(world)["service"]
@@ -100,6 +112,14 @@ def test_a_store_that_lets_versions_be_overwritten_is_refused(world: World) -> N
     world.store().heeds = False  # type: ignore[attr-defined]
     (line,) = errors(world)
     assert "If-None-Match is not heeded" in line
+
+
+def test_17_19_a_store_that_heeds_half_of_the_conditions_is_refused(world: World) -> None:
+    """Number 19: versions are safe by If-None-Match, records and the index by If-Match."""
+    world.store().heeds = "if none"  # type: ignore[attr-defined]
+    (line,) = errors(world)
+    assert "overwrite what somebody wrote since it read (If-Match is not heeded)" in line
+    assert world.store().content == {}  # type: ignore[attr-defined]
 
 
 def test_a_store_that_is_busy_has_not_shown_that_it_heeds_conditions(world: Any) -> None:

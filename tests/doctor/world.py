@@ -30,7 +30,8 @@ class Store:
 
     def __init__(self) -> None:
         self.content: dict[str, Any] = {}
-        self.heeds, self.refused, self.off = True, False, timedelta(0)
+        self.heeds: bool | str = True
+        self.refused, self.off = False, timedelta(0)
         self.busy_after: int | None = None  # writes that are still taken; those after them are answered 503
 
     def write_json(self, key: str, content: Any, *, if_match: str | None) -> None:
@@ -40,12 +41,13 @@ class Store:
                 raise StoreUnavailable("S3 answers SlowDown")
         if self.refused:
             raise StoreRefused("403: AccessDenied")
-        if self.heeds and key in self.content:
+        there = str(self.content[key]) if key in self.content else None
+        if there != if_match and (self.heeds is True or (self.heeds == "if none" and if_match is None)):
             raise StoreContested("somebody wrote")
         self.content[key] = content
 
     def read_json(self, key: str) -> tuple[Any, str]:
-        return self.content[key], "tag"
+        return self.content[key], str(self.content[key])
 
     def remove(self, keys: list[str]) -> None:
         for key in keys:

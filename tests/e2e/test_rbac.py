@@ -27,7 +27,9 @@ LEASE = ("models", "coordination.k8s.io", "leases")
 
 # What three releases without an accident do not need; each is made, with its reason, by the tests named here.
 # Of a dead canary: tests/cluster/test_dead.py.
-DEAD = {Permission(*REVISION, "get"), Permission(*REVISION, "delete")}
+# Of a service in Standard mode: tests/e2e/test_standard.py.
+ROUTES = Permission("models", "gateway.networking.k8s.io", "httproutes", "get")
+DEAD = {Permission(*REVISION, "get"), Permission(*REVISION, "delete"), ROUTES}
 RARE = {
     "worker": {
         *DEAD,
@@ -41,7 +43,6 @@ RARE = {
         *DEAD,
         Permission(*ISVC, "get"),
         Permission(*ISVC, "patch"),
-        Permission("models", "gateway.networking.k8s.io", "httproutes", "get"),  # of a service in Standard mode
     },
     "sweep": {
         *DEAD,  # what a run left behind: tests/tasks/test_sweep.py

@@ -192,7 +192,7 @@ def test_no_task_was_tried_again_but_for_a_passing_trouble(story: Story, live: A
             for number in range(1, instance["try_number"]):
                 lost = f"reported that the task instance <TaskInstance: {DAG}.{task} {run_id} " in airflows
                 log = "" if lost else " ".join(live.airflow.log(DAG, run_id, task, number))
-                assert lost or re.search(r"(Unavailable|WriteConflict): .+ -- to be mended by", log), f"{task}: {log}"
+                assert lost or re.search(r"(Unavailable|WriteConflict): .+ -- can be fixed by", log), f"{task}: {log}"
 
 
 @pytest.mark.parametrize(("name", "percent"), [("better", 25), ("better", 50), ("bad", 25)])

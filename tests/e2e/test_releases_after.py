@@ -124,7 +124,7 @@ def _failed_in_resolve(live: Any, told: Told, sentence: str, kind: str, trouble:
     assert told.record["outcome"] == "failed"
     assert told.record["traffic"] == []
     told_in_log = [line for line in live.airflow.log(DAG, told.run["dag_run_id"], "resolve") if trouble in line]
-    assert any(line.startswith(f"{kind}: {trouble} -- to be mended by ") for line in told_in_log)
+    assert any(line.startswith(f"{kind}: {trouble} -- can be fixed by ") for line in told_in_log)
 
 
 def test_an_older_version_is_released_again_by_canary_without_building(stack: Any, story: Story) -> None:

@@ -47,7 +47,7 @@ class Scene(Harm):
 
     @property
     def claim(self) -> Any:
-        return self.live.lease(NAME).claim
+        return self.live.lease(NAME).release
 
     @property
     def stable(self) -> str:

@@ -119,7 +119,7 @@ def test_scheduler_and_triggerer_killed_and_the_run_gone_from_the_database(scene
     lease = scene.live.lease(NAME)
     claim = lease.raw["metadata"]["annotations"]["model-release/claim"]
     # Before the sweep settles it, what it must not touch: a lease of another Airflow, and a canary of nobody's.
-    elsewhere = claim.replace(lease.claim.owner.installation, "https://elsewhere")
+    elsewhere = claim.replace(lease.release.owner.installation, "https://elsewhere")
     scene.edit_lease(_held(lease.holder, elsewhere))
     scene.restart("triggerer")
     scene.restart("scheduler")

@@ -12,6 +12,7 @@ pytestmark = pytest.mark.faults
 
 
 def test_dag_paused_under_a_bad_canary(scene: Scene) -> None:
+    """A1: nobody can be scheduled; the triggerer takes it back all the same."""
     stable, before = scene.stable, str(scene.service.rolled_out)
     one = scene.release_in_silence(scene.bad, BAD)
     canary = str(scene.claim.canary)

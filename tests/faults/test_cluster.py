@@ -41,7 +41,7 @@ def test_answers_lost_after_every_other_write_was_done(scene: Scene) -> None:
         assert one.ended() == "failed"
     finally:
         scene.api_mended()
-    assert one.sentence().startswith("rolled_back: task canary left no verdict")
+    assert one.sentence().startswith("rolled_back: task canary decided nothing about ")
     end = scene.end(one, stable)
     for stage in ("claim", "stage", "open", "roll back", "settle"):
         scene.row("API: 500 after the write was done", stage, one, stable, end)

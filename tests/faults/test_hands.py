@@ -146,7 +146,7 @@ def test_run_marked_failed_while_it_rolls_back(scene: Scene) -> None:
     finally:
         scene.api_mended()
     assert one.ended() == "failed"
-    assert one.sentence().startswith("failed: task roll_back failed: it was ended from outside")
+    assert one.sentence().startswith("rolled_back: task canary decided nothing about ")
     end = scene.end(one, stable)
     scene.row("run marked failed by hand", "roll back", one, stable, end)
 

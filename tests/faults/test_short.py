@@ -42,7 +42,7 @@ def test_task_that_rolls_back_and_the_one_that_settles_killed(scene: Scene) -> N
     one.kill_task("roll_back")
     one.kill_task("settle")
     assert one.ended() == "failed"
-    assert one.sentence().startswith("rolled_back: task canary left no verdict")
+    assert one.sentence().startswith("rolled_back: task canary decided nothing about ")
     assert one.state_of("promote") == "skipped"
     assert (one.tries("roll_back") > 1, one.tries("settle") > 1) == (True, True)
     end = scene.end(one, stable)

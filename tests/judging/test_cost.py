@@ -44,7 +44,8 @@ def calls(work: Callable[[], object]) -> int:
 
 
 def test_many_windows_are_judged_at_once() -> None:
-    """One by one, each of them would be some 300 calls."""
+    """One by one, each of them would be some 500 calls."""
+    judge(POLICY, WINDOWS[:2])  # what is worked out once for all
     assert 0 < calls(lambda: judge(POLICY, WINDOWS)) < 40 * len(WINDOWS)
 
 
@@ -56,4 +57,6 @@ def test_a_new_window_costs_the_same_at_any_age() -> None:
         return calls(lambda: [one.add(window) for window in WINDOWS[:20]]), len(pickle.dumps(one))
 
     cost(1)  # what is worked out once for all
-    assert cost(20) == cost(2)
+    (calls_later, size_later), (calls_early, size_early) = cost(20), cost(2)
+    assert calls_later == calls_early
+    assert abs(size_later - size_early) < 16  # a longer number

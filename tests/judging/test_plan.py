@@ -50,9 +50,9 @@ def test_too_little_traffic_is_refused_with_what_to_raise() -> None:
 
 def test_a_wider_share_is_named_when_it_is_enough() -> None:
     made = ask(requests_per_minute=20)
-    assert "raise the share to 40 % or the deadline to 2 h" in made.sentence
-    assert ask(requests_per_minute=20, shares=[0.4]).possible
-    assert ask(requests_per_minute=20, deadline_minutes=120).possible
+    assert "raise the share to 45 % or the deadline to 2.5 h" in made.sentence
+    assert ask(requests_per_minute=30, shares=[0.45]).possible
+    assert ask(requests_per_minute=20, deadline_minutes=150).possible
 
 
 def test_what_can_never_be_promoted_says_why() -> None:

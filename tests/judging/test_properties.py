@@ -94,10 +94,12 @@ def test_scaling_both_sides_never_turns_a_failure_into_a_pass(
     for upto in range(1, len(data) + 1, 17):
         small = judge(forever, read(data[:upto]))
         large = judge(forever, read([{k: larger(v) for k, v in w.items()} for w in data[:upto]]))
-        for a, b in zip(small.metrics, large.metrics, strict=True):
+        for m, a, b in zip(p.metrics, small.metrics, large.metrics, strict=True):
             assert a.evidence_against is not None
             assert b.evidence_against is not None
-            np.testing.assert_allclose(a.evidence_against, b.evidence_against, rtol=2e-3)
+            # Beside stable, more requests make its usual rate better known, and tell more surely that it is ill.
+            if m.max_ratio is None and not b.set_aside:
+                np.testing.assert_allclose(a.evidence_against, b.evidence_against, rtol=2e-3)
             assert not (a.evidence_against >= p.needed_against * 1.01 and b.state == "pass")
 
 

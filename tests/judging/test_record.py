@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model_release.judging import Judge, Policy, judge
+from model_release.judging import Judge, Past, Policy, judge
 from model_release.judging.__main__ import main
 from model_release.judging.record import Record, RecordError
 
@@ -70,6 +70,58 @@ def test_a_forged_record_is_found_out() -> None:
     assert Record.from_dict(forged).differences() == [
         f"steps[0]: recorded promote, replayed rollback: {record.steps[0]['verdict']['reason']}"
     ]
+
+
+def first_edition(rate: float, decision: str) -> Record:
+    """A record as the first edition of the judge wrote it: no edition, and a verdict with other figures."""
+    data = json.loads(released(rate, final=True).to_json())
+    data.pop("past")
+    for step in data["steps"]:
+        step.pop("edition")
+        for name in ("indifference", "deadline_windows"):
+            step["policy"].pop(name)
+        step["verdict"] = {
+            "decision": step["verdict"]["decision"],
+            "windows_used": 1,
+            "reason": "as it was",
+            "metrics": [],
+        }
+    data["steps"][-1]["verdict"]["decision"] = decision
+    return Record.from_dict(data)
+
+
+def test_a_record_of_the_first_edition_is_replayed_and_what_is_decided_otherwise_is_said() -> None:
+    alike = first_edition(0.05, "rollback")
+    assert alike.editions == (1,)
+    assert alike.differences() == []
+    other = first_edition(0.05, "promote")
+    (line,) = other.differences()
+    assert line.startswith(
+        "steps[0]: edition 1 of the judge decided promote, edition 2 decides rollback: Rolled back: "
+    )
+
+
+def test_the_command_says_which_edition_had_judged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "record.json").write_text(first_edition(0.05, "rollback").to_json())
+    assert main(["--replay", str(tmp_path / "record.json")]) == 0
+    *_, edition, last = capsys.readouterr().out.splitlines()
+    assert edition == "judged by edition 1, replayed by edition 2 of the judge"
+    assert last == "the replay gives the recorded decisions"
+
+
+def test_a_record_keeps_the_past_that_the_judge_was_told() -> None:
+    past = Past.from_dict({"windows": [{"requests": 200, "bad": {"errors": int(i % 4 == 0)}} for i in range(300)]})
+    record = released(0.0)
+    step = record.steps[0]
+    p, opened = Policy.from_dict(step["policy"]), step["opened"]
+    seen = [window((20, 0), (180, int(i % 4 == 0)), at=i) for i in range(60)]
+    record.past = past.to_dict()
+    record.steps = []
+    record.record_step(10, opened, window_seconds=10, policy=p, windows=seen, final=False, verdict=judge(p, seen, past))
+    again = Record.from_json(record.to_json())
+    assert again.differences() == []
+    again.past = None
+    assert again.differences(), "the past is part of the evidence"
 
 
 def test_recording_twice_replaces() -> None:

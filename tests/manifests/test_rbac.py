@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,9 @@ ROLES = list(yaml.safe_load_all((MANIFESTS / "roles.yaml").read_text()))
 
 ISVC = ("serving.kserve.io", "inferenceservices")
 LEASE = ("coordination.k8s.io", "leases")
+ROUTES = ("gateway.networking.k8s.io", "httproutes")
+GUARD = list(yaml.safe_load_all((MANIFESTS / "guard.yaml").read_text()))
+SECURITY = MANIFESTS.parents[1] / "docs" / "security.md"
 
 
 def call(agent: str, verb: str, group: str, resource: str, namespace: str = "models", sub: str = "") -> dict[str, Any]:
@@ -49,6 +53,7 @@ def test_roles_allow_what_is_bound_to_the_account_and_where() -> None:
         *((ISVC[0], verb) for verb in ("get", "patch")),
         *((LEASE[0], verb) for verb in ("get", "patch")),
         *(("serving.knative.dev", verb) for verb in ("get", "delete")),
+        (ROUTES[0], "get"),
     }
     worker = allowed(ROLES, "airflow/airflow-worker")
     assert needed(SAMPLE, "model-release-sweep") <= worker
@@ -108,6 +113,23 @@ def test_the_guard_takes_away_and_reads_no_secret() -> None:
     assert pod["securityContext"]["runAsNonRoot"]
     assert container["securityContext"]["readOnlyRootFilesystem"]
     assert container["command"][:4] == ["python", "-m", "model_release", "guard"]
+
+
+def test_17_18_the_table_in_the_docs_is_what_each_account_may() -> None:
+    """Number 18: the table is compared with the manifests, and those with what releases called: tests/e2e/test_rbac.py,
+    and tests/tasks/test_guard_rights.py for the guard."""
+    rows = re.findall(r"^\| `(airflow/[a-z-]+)` \|[^|]*\|([^|]*)\|$", SECURITY.read_text(), re.MULTILINE)
+    told = {account: {one.strip() for one in re.findall(r"`([^`]+)`", said)} for account, said in rows}
+    for account, said in told.items():
+        may = {f"{one.verb} {one.resource}" for one in allowed([*ROLES, *GUARD], account)}
+        assert said == may, account
+    made = [one["metadata"] for one in [*ROLES, *GUARD] if one["kind"] == "ServiceAccount"]
+    assert set(told) == {f"{one['namespace']}/{one['name']}" for one in made}
+
+
+def test_17_18_a_service_in_standard_mode_can_be_released_with_role_yaml_alone() -> None:
+    """Number 18: the refusal said that role.yaml has `get httproutes`, which it had not."""
+    assert Permission("models", *ROUTES, "get") in permissions(WHOLE, "models")
 
 
 def test_every_role_is_bound_and_every_binding_has_its_role() -> None:

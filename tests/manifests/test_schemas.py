@@ -231,11 +231,27 @@ def test_irsa_and_pod_identity_give_the_same_accounts_the_same_rights() -> None:
     for _, policy in by_oidc.values():
         for statement in policy["Statement"]:
             assert "*" not in "".join(statement["Action"]), "no action by wildcard"
-            assert statement["Resource"].startswith("arn:aws:s3:::MODELS_BUCKET")
-    reads = {
-        action for statement in by_oidc["models", "s3-read-only"][1]["Statement"] for action in statement["Action"]
+
+
+def test_17_18_who_needs_a_part_of_the_store_has_no_more_of_it() -> None:
+    """Number 18: by prefix, as docs/security.md says."""
+    (irsa,) = load(CLUSTER / "cluster.yaml")
+    bucket = "arn:aws:s3:::MODELS_BUCKET"
+    found: dict[str, set[tuple[str, str]]] = {}
+    for one in irsa["iam"]["serviceAccounts"]:
+        for statement in one.get("attachPolicy", {}).get("Statement", ()):
+            places = statement["Resource"] if isinstance(statement["Resource"], list) else [statement["Resource"]]
+            given = {(action.removeprefix("s3:"), place) for action in statement["Action"] for place in places}
+            found.setdefault(one["metadata"]["name"], set()).update(given)
+    everywhere, versions, releases = f"{bucket}/*", f"{bucket}/*/versions/*", f"{bucket}/*/releases/*"
+    listing = ("ListBucket", bucket)
+    page = {listing, ("GetObject", versions), ("GetObject", releases)}
+    assert found == {
+        "s3-read-only": {listing, ("GetObject", versions)},
+        "airflow-worker": {listing, *((f"{verb}Object", everywhere) for verb in ("Get", "Put", "Delete"))},
+        "airflow-triggerer": {*page, ("PutObject", releases)},
+        "airflow-api-server": page,
     }
-    assert reads == {"s3:ListBucket", "s3:GetObject"}
 
 
 def test_knatives_metrics_are_on_in_every_way_of_installing_it() -> None:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,17 @@ def test_what_was_changed_is_not_served(version: Path, change: Any, said: str) -
     assert done.returncode == 1
     assert done.stderr == f"Version 0123456789abcdef is not what its version.json says: {said}\n"
     assert "started" not in done.stdout
+
+
+@pytest.mark.parametrize(("built", "told"), [("99.1.0+cpu", True), ("1.13.1", False), (None, False)])
+def test_t4_an_image_with_an_older_torch_than_the_builds_says_so(version: Path, built: str | None, told: bool) -> None:
+    """T4: TorchScript is read by newer versions; an older one fails at some operator, or answers otherwise."""
+    record = json.loads((version / "version.json").read_text())
+    (version / "version.json").write_text(json.dumps({**record, **({"toolchain": {"torch": built}} if built else {})}))
+    done = run(version, "--", sys.executable, "-c", "print('started')")
+    assert done.stdout.splitlines()[-1] == "started"
+    said = f"Version 0123456789abcdef was built by torch 99.1.0+cpu, and this image has {metadata.version('torch')}: "
+    assert done.stderr.startswith(said) if told else done.stderr == ""
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"files": {"../x": {}}}', '{"version": "x", "files": {"a": 1}}'])

@@ -187,6 +187,11 @@ class Authority:
         )
         return certificate, private
 
+    def _names(self, subject: x509.Name, *, authority: bool) -> x509.SubjectAlternativeName:
+        (name,) = subject.get_attributes_for_oid(NameOID.COMMON_NAME)
+        host = [] if authority else [x509.DNSName(str(name.value))]
+        return x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1")), *host])
+
     def _certificate(self, subject: x509.Name, key: Any, *, authority: bool) -> x509.Certificate:
         now = datetime.now(UTC)
         builder = (
@@ -198,7 +203,7 @@ class Authority:
             .not_valid_before(now - timedelta(minutes=1))
             .not_valid_after(now + timedelta(hours=1))
             .add_extension(x509.BasicConstraints(ca=authority, path_length=None), critical=True)
-            .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))]), critical=False)
+            .add_extension(self._names(subject, authority=authority), critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key()), critical=False)
         )

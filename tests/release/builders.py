@@ -1,4 +1,4 @@
-"""Services, claims and windows as short words, for tests without a cluster."""
+"""Services, releases and windows as short words, for tests without a cluster."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceService
-from model_release.cluster.lease import Claim, Order, Owner, Watched
-from model_release.cluster.rollout import Baseline, Canary
+from model_release.cluster.release import Order, Owner, Phase, Release, Watched
 from model_release.judging import Window
 
 OPENED = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
@@ -84,13 +84,22 @@ def _conditions(dead: str) -> list[dict[str, str]]:
 
 CANARY = Canary("models", "m", "1", "m-00002", "m-00001", live().template_digest)
 BASELINE = Baseline(uid="1", revision="m-00001", template=STABLE, storage_uri="s3://models/m/1/", created="m-00001")
-STAGED = Claim(OWNER, release="m-1", stage="staged", baseline=BASELINE, canary="m-00002")
+STAGED = Release(
+    OWNER,
+    record="m-1",
+    phase=Phase.PROVEN,
+    namespace="models",
+    name="m",
+    baseline=BASELINE,
+    canary="m-00002",
+    template=CANARY.template,
+)
 
 
-def opened(percent: int = 30, *over: Watched, **stretch: Any) -> Claim:
-    """The claim of a canary that is open at `percent`, after the stretches that are `over`."""
+def opened(percent: int = 30, *over: Watched, **stretch: Any) -> Release:
+    """The release of a canary that is open at `percent`, after the stretches that are `over`."""
     under_way = Watched(percent, **{"opened_at": SINCE, **stretch})
-    return replace(STAGED, stage=f"open at {percent} %", percent=percent, opened_at=SINCE, watches=(*over, under_way))
+    return replace(STAGED, phase=Phase.OPEN, watches=(*over, under_way))
 
 
 def order(kind: Any, revision: str | None = "m-00002") -> Order:

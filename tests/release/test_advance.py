@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pytest
 
-from model_release.cluster.lease import Claim, Watched
+from model_release.cluster.release import Cause, Phase, Release, Watched
 from model_release.release.advance import (
     Action,
     Done,
@@ -20,7 +21,6 @@ from model_release.release.advance import (
     advance,
     ask,
     bake,
-    close,
     go_on,
     watch_longer,
 )
@@ -31,17 +31,17 @@ RULES = Rules((10, 30))
 ASKS = replace(RULES, asks="before_promote", answer_within="4h")
 UNSURE = replace(RULES, asks="on_inconclusive", answer_within="4h")
 TEN = Watched(10, SINCE, NOW)
-PROMOTING = replace(opened(30, TEN), promoted=True, proven="0 of 300", stage="promoting")
-CLOSED = close(opened(30, TEN), "9 of 30")
-BAKING = bake(replace(PROMOTING, percent=None, stage="promote"), SINCE)
+PROMOTING = replace(opened(30, TEN), phase=Phase.PROMOTED, word="0 of 300")
+CLOSED = opened(30, TEN).close("9 of 30", Cause.EVIDENCE)
+BAKING = bake(replace(PROMOTING, promoted_at=SINCE))
 DEAD = "m-00002 is dead: Container failed with: OutOfMemory."
 
 
 @dataclass(frozen=True)
 class Row:
-    """One thing that may happen. `recorded` names what must stand in the claim afterwards."""
+    """One thing that may happen. `recorded` names what must stand in the release afterwards."""
 
-    claim: Claim
+    release: Release
     world: World
     action: Action
     rules: Rules = RULES
@@ -52,8 +52,23 @@ def world(percent: int | None = 30, gateway: int | None = None, **more: object) 
     return World(live(percent, gateway=gateway), NOW, **more)  # type: ignore[arg-type]
 
 
-def closed(why: str) -> tuple[tuple[str, object], ...]:
-    return (("closed", why), ("promoted", False))
+def seen(metadata: dict[str, Any] | int | None = 30, *, prev: str = "m-00001", silent: bool = False) -> World:
+    """The service at this share, or with this metadata; KServe sends the rest to `prev`; a gateway that is silent has
+    not said that it has the split."""
+    found = live(30 if isinstance(metadata, dict) else metadata)
+    if isinstance(metadata, dict):
+        found.raw["metadata"] |= metadata
+    status = found.raw["status"]
+    for target in status["components"]["predictor"]["traffic"]:
+        if target.get("tag") == "prev":
+            target["revisionName"] = prev
+    if silent:
+        status["conditions"] = [{"type": "PredictorRouteReady", "status": "Unknown"}, *status["conditions"][:1]]
+    return World(found, NOW)
+
+
+def closed(why: str, cause: Cause) -> tuple[tuple[str, object], ...]:
+    return (("closed", why), ("cause", cause), ("promoted", False), ("phase", Phase.CLOSING))
 
 
 TABLE = {
@@ -81,50 +96,66 @@ TABLE = {
         opened(30, TEN),
         world(judged="promote", reason="0 of 300"),
         Promote(30),
-        recorded=(("promoted", True), ("proven", "0 of 300")),
+        recorded=(("phase", Phase.PROMOTED), ("word", "0 of 300"), ("promoted_at", None)),
     ),
     "a promotion that is written and not done is waited for": Row(PROMOTING, world(None, gateway=30), Promote(30)),
     "a promotion that the gateway has is done": Row(
-        PROMOTING, world(None), Done("promote", "0 of 300"), recorded=(("stage", "promote"), ("opened_at", NOW))
+        PROMOTING, world(None), Done("promote", "0 of 300"), recorded=(("phase", Phase.PROMOTED), ("promoted_at", NOW))
     ),
     "the step of the file that the release began with is the way, whatever the file says now": Row(
         opened(25), world(25, judged="promote"), Shift(30)
     ),
     # The way back
     "evidence against it": Row(
-        opened(30), world(judged="rollback", reason="9 of 30"), TakeBack(), recorded=closed("9 of 30")
+        opened(30), world(judged="rollback", reason="9 of 30"), TakeBack(), recorded=closed("9 of 30", Cause.EVIDENCE)
     ),
     "no decision by the deadline": Row(
-        opened(30), world(judged="inconclusive", reason="Cannot tell."), TakeBack(), recorded=closed("Cannot tell.")
+        opened(30),
+        world(judged="inconclusive", reason="Cannot tell."),
+        TakeBack(),
+        recorded=closed("Cannot tell.", Cause.DEADLINE),
     ),
     "taken back, and the gateway has not done it": Row(CLOSED, world(0, gateway=30), TakeBack()),
     "taken back, and the gateway has": Row(
-        CLOSED, world(0), Done("rollback", "9 of 30"), recorded=(("percent", 0), ("stage", "rolled back"))
+        CLOSED, world(0), Done("rollback", "9 of 30"), recorded=(("percent", 0), ("phase", Phase.RESTORED))
     ),
     "what was closed by another hand is taken back here too, for its reason": Row(
-        close(opened(30), "nobody looked for 63 s"), world(), TakeBack(), recorded=closed("nobody looked for 63 s")
+        opened(30).close("nobody looked for 63 s", Cause.GUARD),
+        world(),
+        TakeBack(),
+        recorded=closed("nobody looked for 63 s", Cause.GUARD),
     ),
     "a canary that was closed is never promoted, whatever the evidence says": Row(
         CLOSED, world(judged="promote"), TakeBack()
     ),
     "a share that does not reach the gateway in time": Row(
-        opened(10, opened_at=None), world(10, gateway=0, stuck="stuck"), TakeBack(), recorded=closed("stuck")
+        opened(10, opened_at=None),
+        world(10, gateway=0, stuck="stuck"),
+        TakeBack(),
+        recorded=closed("stuck", Cause.STUCK),
     ),
     # Death
     "a canary that dies while it is open": Row(
-        opened(30), World(live(30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+        opened(30), World(live(30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD, Cause.DEAD)
     ),
     "a canary that dies in the moment it is opened": Row(
-        opened(10, opened_at=None), World(live(10, gateway=0, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+        opened(10, opened_at=None),
+        World(live(10, gateway=0, dead="m-00002"), NOW),
+        TakeBack(),
+        recorded=closed(DEAD, Cause.DEAD),
     ),
     "a canary that dies while a person is asked": Row(
-        ask(opened(30), NOW, "0 of 300"), World(live(30, dead="m-00002"), NOW), TakeBack(), ASKS, closed(DEAD)
+        ask(opened(30), NOW, "0 of 300"),
+        World(live(30, dead="m-00002"), NOW),
+        TakeBack(),
+        ASKS,
+        closed(DEAD, Cause.DEAD),
     ),
     "a canary that dies while it is being promoted": Row(
-        PROMOTING, World(live(None, gateway=30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+        PROMOTING, World(live(None, gateway=30, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD, Cause.DEAD)
     ),
     "a promoted revision that dies in its bake": Row(
-        BAKING, World(live(None, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD)
+        BAKING, World(live(None, dead="m-00002"), NOW), TakeBack(), recorded=closed(DEAD, Cause.DEAD)
     ),
     "a dead stable revision is no evidence against the canary": Row(
         opened(30), World(live(30, dead="m-00001"), NOW), Look()
@@ -136,26 +167,32 @@ TABLE = {
         opened(30, TEN), World(live(30, dead="m-00001"), NOW, "promote", "0 of 300"), Promote(30)
     ),
     "0 % that the dead canary freezes is not taken for done": Row(
-        close(opened(30), DEAD), World(live(0, gateway=30, dead="m-00002"), NOW), TakeBack()
+        opened(30).close(DEAD, Cause.DEAD), World(live(0, gateway=30, dead="m-00002"), NOW), TakeBack()
     ),
     # Other hands
     "somebody gave it another share": Row(
         opened(30),
         world(50),
         TakeBack(),
-        recorded=closed("m-00002 should be at 30 %; the spec says 50 %"),
+        recorded=closed("m-00002 should be at 30 %; the spec says 50 %", Cause.CHANGED),
     ),
     "somebody removed the split": Row(
-        opened(30), world(None), TakeBack(), recorded=closed("m-00002 should be at 30 %; the spec says None %")
+        opened(30),
+        world(None),
+        TakeBack(),
+        recorded=closed("m-00002 should be at 30 %; the spec says None %", Cause.CHANGED),
     ),
     "somebody made the service anew": Row(
         opened(30),
         World(live(30, uid="2"), NOW),
         TakeBack(),
-        recorded=closed("InferenceService models/m was deleted and made anew"),
+        recorded=closed("InferenceService models/m was deleted and made anew", Cause.CHANGED),
     ),
     "somebody deleted the service": Row(
-        opened(30), World(None, NOW), TakeBack(), recorded=closed("InferenceService models/m was deleted")
+        opened(30),
+        World(None, NOW),
+        TakeBack(),
+        recorded=closed("InferenceService models/m was deleted", Cause.CHANGED),
     ),
     "a deleted service needs no taking back": Row(
         CLOSED, World(None, NOW), Done("rollback", "9 of 30 (InferenceService models/m was deleted)")
@@ -164,23 +201,120 @@ TABLE = {
         opened(10, opened_at=None),
         World(live(10, image="other"), NOW),
         TakeBack(),
-        recorded=closed("the template of models/m is not the one that was staged"),
+        recorded=closed("the template of models/m is not the one that was staged", Cause.CHANGED),
     ),
     "another share while it is being promoted": Row(
-        PROMOTING, world(50), TakeBack(), recorded=closed("m-00002 should be at 30 %; the spec says 50 %")
+        PROMOTING,
+        world(50),
+        TakeBack(),
+        recorded=closed("m-00002 should be at 30 %; the spec says 50 %", Cause.CHANGED),
+    ),
+    "somebody stopped the service": Row(
+        opened(30),
+        seen({"annotations": {"serving.kserve.io/stop": "true"}}),
+        TakeBack(),
+        recorded=closed("InferenceService models/m is stopped (annotation serving.kserve.io/stop)", Cause.CHANGED),
+    ),
+    "a revision came after it": Row(
+        opened(30),
+        World(live(30, revision="m-00003"), NOW),
+        TakeBack(),
+        recorded=closed("models/m has another revision, m-00003, after m-00002", Cause.CHANGED),
+    ),
+    "KServe splits with another revision than the one that was claimed": Row(
+        opened(30),
+        seen(prev="m-00000"),
+        TakeBack(),
+        recorded=closed("models/m splits with m-00000 instead of m-00001", Cause.CHANGED),
+    ),
+    "0 % went to an older revision than the baseline: it is not taken for done": Row(
+        CLOSED, seen(0, prev="m-00000"), TakeBack()
+    ),
+    "a share that is written and of which the gateway says nothing is not believed": Row(
+        opened(10, opened_at=None), seen(10, silent=True), Shift(10)
+    ),
+    "0 % that is written and of which the gateway says nothing is not believed": Row(
+        CLOSED, seen(0, silent=True), TakeBack()
+    ),
+    "a promotion of which the gateway says nothing is not believed": Row(
+        PROMOTING, seen(None, silent=True), Promote(30)
+    ),
+    # Blindness
+    "no data by the deadline": Row(
+        opened(30),
+        world(judged="inconclusive", reason="Cannot tell: no data.", no_data=True),
+        TakeBack(),
+        recorded=closed("Cannot tell: no data.", Cause.NO_DATA),
+    ),
+    "Prometheus away for too long": Row(
+        opened(30),
+        world(judged="inconclusive", reason="Cannot tell (away)", blind="away"),
+        TakeBack(),
+        recorded=closed("Cannot tell (away)", Cause.NO_DATA),
+    ),
+    "no data is never good news, whoever is asked": Row(
+        opened(30), world(judged="inconclusive", reason="no data", no_data=True), Done("ask", "no data"), UNSURE
+    ),
+    # A paused DAG, a deleted, cleared or vanished task, a dead triggerer: another hand, or the same one later
+    "nobody looked, and the guard closed it; its own drive comes back later": Row(
+        opened(30).close("closed: nobody looked for 63 s", Cause.GUARD),
+        world(0, judged="promote"),
+        Done("rollback", "closed: nobody looked for 63 s"),
+        recorded=(("phase", Phase.RESTORED), ("cause", Cause.GUARD)),
+    ),
+    "the guard closed it while a person was asked": Row(
+        ask(opened(30), NOW, "0 of 300").close("closed: nobody looked for 63 s", Cause.GUARD), world(), TakeBack(), ASKS
+    ),
+    "a task cleared while it was open: what stands at its share begins anew at the first one": Row(
+        STAGED, world(30), Shift(10), recorded=(("phase", Phase.OPEN), ("watches", (Watched(10),)))
+    ),
+    "a task cleared while it was promoted: it stays so": Row(
+        replace(PROMOTING, promoted_at=SINCE),
+        world(None),
+        Done("promote", "0 of 300"),
+        recorded=(("promoted_at", SINCE),),
+    ),
+    "a drive killed before its write does it again": Row(opened(30, TEN, opened_at=None), world(10), Shift(30)),
+    "a drive killed between its word and the promotion does it again": Row(PROMOTING, world(30), Promote(30)),
+    "a task that was marked by hand proved nothing: its branch closed it": Row(
+        opened(30).close("nothing is proven", Cause.UNPROVEN), world(judged="promote"), TakeBack()
+    ),
+    "the run was ended, and the sweep has restored the baseline: the drive that comes back finds it": Row(
+        replace(CLOSED, phase=Phase.RESTORED), world(0), Done("rollback", "9 of 30")
+    ),
+    "a release that touched nothing has nothing to take back": Row(
+        replace(CLOSED, baseline=None), world(30), Done("rollback", "9 of 30")
     ),
     # People
+    "an order to roll back while it is being promoted": Row(
+        replace(PROMOTING, order=order("roll_back")),
+        world(None, gateway=30),
+        TakeBack(),
+        recorded=closed("Rolled back by anna: because", Cause.PERSON),
+    ),
+    "an order to roll back in its bake": Row(
+        replace(BAKING, order=order("roll_back")),
+        world(None),
+        TakeBack(),
+        recorded=closed("Rolled back by anna: because", Cause.PERSON),
+    ),
+    "an order to roll back what evidence has closed: the first word stands": Row(
+        replace(CLOSED, order=order("roll_back")),
+        world(0, gateway=30),
+        TakeBack(),
+        recorded=closed("9 of 30", Cause.EVIDENCE),
+    ),
     "an order to roll back": Row(
         replace(opened(30), order=order("roll_back")),
         world(judged="promote"),
         TakeBack(),
-        recorded=closed("Rolled back by anna: because"),
+        recorded=closed("Rolled back by anna: because", Cause.PERSON),
     ),
     "an order to promote, before there is evidence": Row(
         replace(opened(10), order=order("promote")),
         world(10),
         Promote(10),
-        recorded=(("promoted", True), ("proven", "Promoted in spite of the judge by anna: because")),
+        recorded=(("promoted", True), ("word", "Promoted in spite of the judge by anna: because")),
     ),
     "an order to promote goes before evidence against": Row(
         replace(opened(30), order=order("promote")), world(judged="rollback"), Promote(30)
@@ -192,7 +326,7 @@ TABLE = {
         replace(opened(30), order=order("promote")),
         world(50),
         TakeBack(),
-        recorded=closed("m-00002 should be at 30 %; the spec says 50 %"),
+        recorded=closed("m-00002 should be at 30 %; the spec says 50 %", Cause.CHANGED),
     ),
     "a person is asked before the promotion": Row(
         opened(30, TEN), world(judged="promote", reason="0 of 300"), Done("ask", "0 of 300"), ASKS
@@ -207,21 +341,21 @@ TABLE = {
         world(judged="rollback", reason="9 of 30"),
         TakeBack(),
         ASKS,
-        closed("9 of 30"),
+        closed("9 of 30", Cause.EVIDENCE),
     ),
     "nobody answered": Row(
         ask(opened(30), NOW, "0 of 300"),
         world(judged="inconclusive"),
         TakeBack(),
         ASKS,
-        closed("Nobody answered within 4h: rolled back."),
+        closed("Nobody answered within 4h: rolled back.", Cause.DEADLINE),
     ),
     "nothing can be seen while a person is asked": Row(
         ask(opened(30), NOW, "0 of 300"),
         world(judged="inconclusive", reason="Cannot tell (away)", blind="away"),
         TakeBack(),
         ASKS,
-        closed("Not watched: Cannot tell (away)"),
+        closed("Not watched: Cannot tell (away)", Cause.NO_DATA),
     ),
     # After the promotion
     "a bake under way": Row(BAKING, world(None), Look()),
@@ -229,10 +363,10 @@ TABLE = {
         BAKING, world(None, judged="inconclusive", reason="over"), Done("baked", "over")
     ),
     "evidence against what was promoted": Row(
-        BAKING, world(None, judged="rollback", reason="9 of 30"), TakeBack(), recorded=closed("9 of 30")
+        BAKING, world(None, judged="rollback", reason="9 of 30"), TakeBack(), recorded=closed("9 of 30", Cause.EVIDENCE)
     ),
     "a split under the bake": Row(
-        BAKING, world(30), TakeBack(), recorded=closed("m-00002 should be promoted; the spec says 30 %")
+        BAKING, world(30), TakeBack(), recorded=closed("m-00002 should be promoted; the spec says 30 %", Cause.CHANGED)
     ),
     "an order to promote what is promoted means nothing": Row(
         replace(BAKING, order=order("promote")), world(None), Look()
@@ -242,12 +376,12 @@ TABLE = {
 
 @pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 def test_what_comes_next(row: Row) -> None:
-    claim, action = advance(row.claim, CANARY, row.world, row.rules)
+    release, action = advance(row.release, CANARY, row.world, row.rules)
     assert action == row.action
     for field, value in row.recorded:
-        assert getattr(claim, field) == value, field
-    again, same = advance(claim, CANARY, row.world, row.rules)
-    assert again == claim, "asked again, there is nothing new to record"
+        assert getattr(release, field) == value, field
+    again, same = advance(release, CANARY, row.world, row.rules)
+    assert again == release, "asked again, there is nothing new to record"
     if row.world.live is not None and not isinstance(action, Opened):
         assert same == action
 
@@ -267,12 +401,13 @@ def test_a_stretch_at_the_same_share_has_a_smaller_part_of_the_allowance() -> No
 def test_a_person_who_says_promote_in_the_middle_leads_to_the_next_share() -> None:
     claim = go_on(ask(opened(10), NOW, "0 of 300"), NOW, UNSURE, "ada says promote.")
     assert (claim.percent, claim.promoted, claim.watches[-1]) == (30, False, Watched(30))
-    assert go_on(ask(opened(30, TEN), NOW, "0 of 300"), NOW, UNSURE, "ada says promote.").proven == "ada says promote."
+    assert go_on(ask(opened(30, TEN), NOW, "0 of 300"), NOW, UNSURE, "ada says promote.").word == "ada says promote."
 
 
 def test_the_first_word_about_a_canary_that_was_closed_stands() -> None:
-    assert close(CLOSED, "something else").closed == "9 of 30"
+    assert CLOSED.close("something else", Cause.PERSON) == CLOSED
 
 
 def test_a_bake_that_began_goes_on() -> None:
-    assert bake(BAKING, NOW) == BAKING
+    assert bake(BAKING) == BAKING
+    assert bake(PROMOTING) == PROMOTING, "nothing is watched on before the gateway has promoted it"

@@ -136,7 +136,7 @@ def test_windows_read_while_the_cluster_was_away_wait_until_it_is_seen_again() -
 
 @pytest.mark.parametrize("trouble", [MetricsUnavailable("timed out"), MetricsRefused("404")])
 def test_prometheus_may_be_away_for_a_while_or_refuse_once(trouble: Exception) -> None:
-    """A proxy before it answers 401 or 404 for a moment: that is blindness, and not the end of a good canary."""
+    """K6: a proxy before it answers 401 or 404 for a moment: that is blindness, and not the end of a good canary."""
     one, reader = watch([window(number) for number in range(1, 100)])
     reader.trouble = trouble
     assert one.look(live(), at(11)) == [f"Not judged: {trouble}"]

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from model_release.cluster.lease import Claim
+from model_release.cluster.release import Cause, Phase, Release
 from model_release.release import advance as way
 from model_release.release.advance import Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
 
@@ -21,10 +21,10 @@ STEPS = (10, 30)
 class Releases(RuleBasedStateMachine):
     """A world that does what it is told, late or never, while hands, evidence and accidents come as they like.
 
-    The drive is killed by not applying what it decided: the claim was recorded, the action was not done.
+    The drive is killed by not applying what it decided: the release was recorded, the action was not done.
     """
 
-    claim: Claim
+    release: Release
     spec: int | None  # the share in the service's spec; None: promoted
     gateway: int  # the share that users get
     uid: str
@@ -38,7 +38,7 @@ class Releases(RuleBasedStateMachine):
     @initialize(asks=st.sampled_from(["never", "before_promote", "on_inconclusive"]), calm=st.booleans())
     def staged(self, asks: Any, calm: bool) -> None:
         self.calm = calm
-        self.claim, self.spec, self.gateway, self.uid, self.revision = STAGED, 0, 0, "1", "m-00002"
+        self.release, self.spec, self.gateway, self.uid, self.revision = STAGED, 0, 0, "1", "m-00002"
         self.judged, self.proven_at, self.rules, self.ended = "continue", None, Rules(STEPS, asks, "4h"), False
         self.answered = False
 
@@ -51,18 +51,18 @@ class Releases(RuleBasedStateMachine):
     def look(self, killed: bool, crowd: int) -> None:
         """One or two hands decide on the same world; the second writes on the lease that the first has written."""
         for _ in range(crowd):
-            before = self.claim
-            self.claim, action = advance(before, CANARY, self.seen(), self.rules)
+            before = self.release
+            self.release, action = advance(before, CANARY, self.seen(), self.rules)
             self.check(before, action)
             if not killed:
                 self.apply(action)
 
-    def check(self, before: Claim, action: Any) -> None:
+    def check(self, before: Release, action: Any) -> None:
         forward = isinstance(action, Shift | Promote | Opened)
-        assert not (forward and self.claim.closed), "a canary that was closed gets nothing more"
+        assert not (forward and self.release.closed), "a canary that was closed gets nothing more"
         assert not (forward and (self.uid != "1" or self.revision != "m-00002")), "another's canary gets nothing"
         if isinstance(action, Promote):
-            assert self.claim.proven, "all of the traffic is asked for on somebody's word"
+            assert self.release.word, "all of the traffic is asked for on somebody's word"
             ordered = before.order is not None and before.order.kind == "promote"
             assert ordered or self.answered or self.proven_at == STEPS[-1], "on evidence at the last share, or a word"
             asked = self.rules.asks == "before_promote"
@@ -84,7 +84,7 @@ class Releases(RuleBasedStateMachine):
                 pass
             case Done(decision, _):
                 if decision == "ask":
-                    self.claim = way.ask(self.claim, NOW, "0 of 300")
+                    self.release = way.ask(self.release, NOW, "0 of 300")
                 else:
                     self.ended = True
                 self.judged = "continue"
@@ -100,34 +100,38 @@ class Releases(RuleBasedStateMachine):
             if not self.ended:
                 self.look(killed=False, crowd=1)
 
-    @precondition(lambda self: self.claim.watches and self.claim.watches[-1].beside_question and not self.claim.closed)
+    @precondition(
+        lambda self: self.release.watches and self.release.watches[-1].beside_question and not self.release.closed
+    )
     @rule()
     def a_person_says_promote(self) -> None:
         self.answered = True
-        self.claim = way.go_on(self.claim, NOW, self.rules, "ada says promote.")
+        self.release = way.go_on(self.release, NOW, self.rules, "ada says promote.")
 
     @rule()
     def the_gateway_follows(self) -> None:
         self.gateway = 100 if self.spec is None else self.spec
 
-    @precondition(lambda self: self.claim.watches and self.claim.watches[-1].opened_at and not self.claim.promoted)
+    @precondition(
+        lambda self: self.release.watches and self.release.watches[-1].opened_at and not self.release.promoted
+    )
     @rule(word=st.sampled_from(["promote", "rollback", "inconclusive"]))
     def the_judge_speaks(self, word: Any) -> None:
-        if self.claim.watches[-1].beside_question and word == "promote":
+        if self.release.watches[-1].beside_question and word == "promote":
             return  # a watch beside a question cannot say that (Policy.guard)
         self.judged = word
-        if word == "promote" and self.claim.closed is None:
-            self.proven_at = self.claim.percent
+        if word == "promote" and self.release.closed is None:
+            self.proven_at = self.release.percent
 
-    @precondition(lambda self: not self.calm and not self.claim.order)
+    @precondition(lambda self: not self.calm and not self.release.order)
     @rule(kind=st.sampled_from(["promote", "roll_back"]), which=st.sampled_from(["m-00002", "m-00003"]))
     def a_person_orders(self, kind: Any, which: str) -> None:
-        self.claim = replace(self.claim, order=order(kind, which))
+        self.release = replace(self.release, order=order(kind, which))
 
-    @precondition(lambda self: not self.calm and not self.claim.promoted)
+    @precondition(lambda self: not self.calm and not self.release.promoted)
     @rule()
     def the_guard_closes(self) -> None:
-        self.claim = way.close(self.claim, "nobody looked for 63 s")
+        self.release = self.release.close("nobody looked for 63 s", Cause.GUARD)
         self.spec = 0
 
     @precondition(lambda self: not self.calm)
@@ -144,9 +148,18 @@ class Releases(RuleBasedStateMachine):
             self.revision = "m-00003"
 
     @invariant()
-    def a_closed_claim_is_no_promotion(self) -> None:
-        if hasattr(self, "claim"):
-            assert not (self.claim.closed and self.claim.promoted)
+    def a_closed_release_is_no_promotion(self) -> None:
+        if hasattr(self, "release"):
+            assert not (self.release.closed and self.release.promoted)
+
+    @invariant()
+    def the_phase_says_what_is_recorded(self) -> None:
+        if hasattr(self, "release"):
+            turned_back = self.release.phase in (Phase.CLOSING, Phase.RESTORED)
+            assert turned_back == (self.release.closed is not None)
+            assert turned_back == (self.release.cause is not None)
+            assert not self.release.promoted or self.release.word
+            assert Release.from_dict(self.release.as_dict(), "models", "m") == self.release, "and the lease keeps it"
 
 
 TestNever = Releases.TestCase

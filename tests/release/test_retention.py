@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from model_release.cluster.lease import Owner
+from model_release.cluster.release import Owner
 from model_release.errors import (
     CanaryLost,
     ClusterUnavailable,
@@ -22,7 +22,7 @@ from model_release.errors import (
 from model_release.judging.record import Record
 from model_release.release import retention
 from model_release.release.index import History
-from model_release.release.retention import Cluster, Plan, Service
+from model_release.release.retention import Cluster, LiveService, Pruning
 from model_release.spec import Keep
 from model_release.store.store import Store
 
@@ -34,7 +34,9 @@ ME = Owner("python -m model_release prune", "me", "", "by hand")
 WEEK = timedelta(days=7)
 
 
-def planned(store: Store, services: Sequence[Service] = (), *, versions: int = 1, days: int = 30, **other: Any) -> Plan:
+def planned(
+    store: Store, services: Sequence[LiveService] = (), *, versions: int = 1, days: int = 30, **other: Any
+) -> Pruning:
     keep = Keep(versions=versions, days=days)
     now = other.pop("now", datetime.now(UTC))
     return retention.plan(store, "digits", keep, services, builds_older_than=WEEK, now=now)
@@ -157,7 +159,7 @@ def test_a_version_is_not_published_while_it_is_being_removed_nor_removed_once_i
     assert store.version(old).files == record["files"]
 
 
-def live_services(store: Store, live: Any) -> list[Service]:
+def live_services(store: Store, live: Any) -> list[LiveService]:
     return retention.services_of(store, ["models/digits"], [at(live)])
 
 
@@ -200,7 +202,7 @@ def test_what_a_lease_remembers_stays(store: Store, publish: Publish, live: Any,
     assert "a baseline in the lease of models/digits" in plan.keeps[stable]
     with pytest.raises(ServiceBusy, match=r"is being released by release_digits run-1 .*; nothing is removed"):
         retention.holding(live.leases, ["models/digits"], ME).__enter__()
-    live.leases.release("models", "digits", live.owner("run-1"))
+    live.leases.give_free("models", "digits", live.owner("run-1"))
     with retention.holding(live.leases, ["models/digits"], ME):
         assert live.leases.read("models", "digits").holder == ME.identity
         assert "a baseline in the lease of models/digits" in planned(store, live_services(store, live)).keeps[stable]
@@ -272,7 +274,7 @@ def test_17_4_a_version_that_serves_in_another_cluster_stays_whoever_asks(
     live.released(there)
     (revision,) = elsewhere.released(there)
     elsewhere.leases.acquire("models", "digits", elsewhere.owner("run-1"))
-    elsewhere.leases.release("models", "digits", elsewhere.owner("run-1"))
+    elsewhere.leases.give_free("models", "digits", elsewhere.owner("run-1"))
     uid = elsewhere.leases.read("models", "digits").uid
     cluster = {"server": "https://elsewhere", "lease": uid}
     put(release(1, version=there, canary={"revision": revision}, started=ago(52), cluster=cluster))

@@ -14,12 +14,13 @@ import pytest
 from aiohttp import web
 from kubernetes.client import ApiClient, Configuration
 from tests.patience import LIMIT, come
+from tests.releases import left
 
 from model_release.cluster import rollout
 from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.manifest import load_base, manifest, predictor_name
 from model_release.cluster.progress import Progress, State, wait
-from model_release.cluster.settle import Release, settle
+from model_release.cluster.settle import settle
 from model_release.cluster.smoke import smoke, smoke_url
 from model_release.spec import ModelSpec
 from sandbox.envoy import Backend, Envoy
@@ -183,7 +184,7 @@ async def test_users_see_the_split_and_no_failure_through_promotion_and_late_rol
     await users.more(30)
     assert set(users.seen) == {(200, V2)}
 
-    release = Release("models", "digits", baseline, canary.revision)
+    release = left("models", "digits", baseline, canary.revision)
     said = await asyncio.to_thread(settle, services, release, lambda _: None, deadline=LIMIT, poll=0.02)
     assert said == f"{V1} has all of the traffic"
     users.seen.clear()

@@ -115,7 +115,7 @@ def test_another_archive_under_a_versions_name_is_no_version(store: Store, publi
     """Signed or not: a name is the digest of what is served, and that is held, too."""
     one, two = store.version(publish(1)), store.version(publish(2))
     mar = "model-store/digits.mar"
-    store.write_bytes(f"versions/{one.name}/{mar}", store.read_bytes(f"versions/{two.name}/{mar}") or b"", "x/y")
+    store.write_bytes(f"versions/{one.name}/{mar}", store.read(f"versions/{two.name}/{mar}") or b"", "x/y")
     record, _ = store.read_json(f"versions/{one.name}/version.json")
     record["files"][mar] = two.files[mar]
     store.write_bytes(f"versions/{one.name}/version.json", json.dumps(record).encode(), "application/json")

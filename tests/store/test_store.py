@@ -282,9 +282,10 @@ def test_refusals_have_one_line_that_names_place_and_remedy(s3: Any, tmp_path: P
 
 
 def test_what_is_no_archive_is_not_published(store: Store, tmp_path: Path) -> None:
-    (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(ArchiveError, match="lacks model-store/"):
-        store.publish(tmp_path, METADATA)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "smoke.json").write_text("{}")
+    with pytest.raises(ArchiveError, match="holds no file to serve"):
+        store.publish(tmp_path / "empty", METADATA)
     layout(tmp_path / "unchecked")
     (tmp_path / "unchecked" / "smoke.json").unlink()
     with pytest.raises(ArchiveError, match="was not checked"):

@@ -86,7 +86,7 @@ def tell(context: Any, error: BaseException) -> list[str]:
 
 def test_a_trouble_of_ours_is_one_line_in_the_log_that_says_who_can_mend_it(context: Any, ti: Any) -> None:
     lines = tell(context, ClusterRefused("403: cannot patch\n  inferenceservices"))
-    assert lines == ["ClusterRefused: 403: cannot patch inferenceservices -- to be mended by whoever runs the cluster"]
+    assert lines == ["ClusterRefused: 403: cannot patch inferenceservices -- can be fixed by whoever runs the cluster"]
     assert ti.xcoms == {("this", TROUBLE): "403: cannot patch inferenceservices"}
 
 

@@ -11,7 +11,8 @@ from airflow.sdk.exceptions import TaskDeferred
 from airflow.sdk.execution_time import hitl
 
 from model_release import errors
-from model_release.cluster.lease import Claim, Order, Owner, Watched
+from model_release.cluster.change import Baseline
+from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
 from model_release.errors import CanaryLost, MetricsRefused, RolledBack, StoreUnavailable
 from model_release.judging import Policy, Window, judge
 from model_release.judging.record import Record
@@ -33,21 +34,24 @@ CANARY = {
 }
 OPENED = datetime(2026, 3, 1, 2, 0, tzinfo=UTC)
 OWNER = Owner("release_digits", "manual__1", "http://airflow/1", "http://airflow")
-OPEN = Claim(
+OPEN = Release(
     OWNER,
-    stage="open at 50 %",
+    phase=Phase.OPEN,
+    namespace="models",
+    name="digits",
+    baseline=Baseline("1", "digits-00001"),
     canary="digits-00002",
-    percent=50,
-    opened_at=OPENED.isoformat(),
+    template="0123456789abcdef",
     watches=(Watched(50, OPENED.isoformat()),),
 )
+PROMOTED = replace(OPEN, phase=Phase.PROMOTED, word="0 of 300", promoted_at=OPENED.isoformat())
 
 
 @dataclass
 class World:
     """The lease and the record of this run, what was asked of people, and what the drive in the worker is told."""
 
-    claim: Claim = OPEN
+    claim: Release = OPEN
     record: Record = field(
         default_factory=lambda: Record.new(
             "r", model="digits", service="models/digits", version=None, started=OPENED.isoformat()
@@ -66,15 +70,18 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
 
         def __init__(self, spec: ModelSpec, run: Any) -> None: ...
 
-        def claim(self) -> Claim:
+        def claim(self) -> Release:
             seen.claim.check_goes_on()
             return seen.claim
 
-        def held(self) -> Claim:
+        def held(self) -> Release:
             return seen.claim
 
-        def note_by(self, edit: Any) -> Claim:
-            seen.claim = edit(self.claim())
+        def canary(self) -> Any:
+            return self.claim().as_canary
+
+        def note_by(self, edit: Any, *, going_back: bool = False) -> Release:
+            seen.claim = edit(self.held() if going_back else self.claim())
             return seen.claim
 
         def record(self, edit: Any) -> None:
@@ -96,14 +103,14 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
             if seen.claim.closed:
                 self.done = Done("rollback", seen.claim.closed)
             elif seen.claim.promoted:
-                self.done = Done("promote", seen.claim.proven or "")
+                self.done = Done("promote", seen.claim.word or "")
             return ["looked"]
 
-        def close(self, why: str) -> None:
-            seen.claim = replace(seen.claim, closed=seen.claim.closed or why)
+        def close(self, why: str, cause: Cause = Cause.EVIDENCE) -> None:
+            seen.claim = seen.claim.close(why, cause)
 
     def canary_of() -> Any:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
 
         return Canary.from_dict(CANARY)
 
@@ -113,8 +120,6 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
     monkeypatch.setattr(hitl, "upsert_hitl_detail", lambda **said: seen.asked.append(said))
     monkeypatch.setattr(links, "push_for", lambda *_: None)
     ti.task_id = "canary"
-    ti.xcoms["stage", "return_value"] = {"kind": "canary", "sentence": "…", "canary": CANARY}
-    ti.xcoms["smoke", "answered"] = "digits-00002"
     return seen
 
 
@@ -175,7 +180,7 @@ class TestTheSensor:
     def test_the_release_goes_on_by_the_model_file_that_it_began_with(
         self, spec: ModelSpec, context: Any, world: World
     ) -> None:
-        """The file is edited while the canary is open."""
+        """A2: the file is edited while the canary is open."""
         world.claim = replace(world.claim, spec=spec.model_dump_json())
         edited = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"steps": (5, 90)})})
         trigger = deferred(sensor(edited).execute, context).trigger
@@ -186,10 +191,8 @@ class TestTheSensor:
         assert waits.timeout is not None
         assert waits.timeout > len(spec.rollout.steps) * spec.rollout.deadline + spec.answer_within
 
-    def test_a_canary_that_never_answered_gets_nothing(
-        self, spec: ModelSpec, context: Any, world: World, ti: Any
-    ) -> None:
-        del ti.xcoms["smoke", "answered"]
+    def test_a_canary_that_never_answered_gets_nothing(self, spec: ModelSpec, context: Any, world: World) -> None:
+        world.claim = replace(world.claim, phase=Phase.STAGED, watches=())
         with pytest.raises(CanaryLost, match="task smoke did not ask digits-00002"):
             sensor(spec).execute(context)
 
@@ -210,10 +213,10 @@ class TestTheSensor:
 
     def test_what_was_counted_and_moved_is_recorded_once(self, spec: ModelSpec, context: Any, world: World) -> None:
         said = event(spec, "rollback", bad=60, reason="60 of 100 failed")
+        world.claim = world.claim.close("60 of 100 failed", Cause.EVIDENCE)
         for _ in range(2):
             answer = sensor(spec).ended(context, said)
-        told = {"decision": "rollback", "reason": "60 of 100 failed", "revision": "digits-00002"}
-        assert answer == {**told, "traffic": said["moved"]}
+        assert answer == "closing: 60 of 100 failed"
         (step,) = world.record.steps
         windows = [Window.from_dict(one) for one in said["steps"][0]["windows"]]
         verdict = judge(Policy.from_dict(spec.policy(50)), windows)
@@ -224,11 +227,11 @@ class TestTheSensor:
         assert world.record.differences() == []
 
     def test_it_is_judged_by_the_policy_that_the_drive_had(self, spec: ModelSpec, context: Any, world: World) -> None:
-        """Limits edited meanwhile must not judge the same windows otherwise."""
+        """A4: limits edited meanwhile must not judge the same windows otherwise."""
         said = event(spec, "rollback", bad=60)
         metric = spec.judge.metrics[0].model_copy(update={"max_rate": 0.99})
         edited = spec.model_copy(update={"judge": spec.judge.model_copy(update={"metrics": (metric,)})})
-        assert sensor(edited).ended(context, said)["decision"] == "rollback"
+        sensor(edited).ended(context, said)
         assert world.record.steps[0]["verdict"]["decision"] == "rollback"
 
     @pytest.mark.parametrize("kind", [CanaryLost, MetricsRefused])
@@ -243,8 +246,7 @@ class TestTheSensor:
     def test_an_order_to_promote_is_on_record_with_its_name(self, spec: ModelSpec, context: Any, world: World) -> None:
         world.claim = replace(world.claim, order=Order("promote", "anna", "because", "at two", "digits-00002"))
         for _ in range(2):
-            answer = sensor(spec).ended(context, event(spec, "promote"))
-        assert answer["by"] == "anna"
+            sensor(spec).ended(context, event(spec, "promote"))
         assert world.record.approvals == [{"time": "at two", "who": "anna", "decision": "promote", "reason": "because"}]
 
 
@@ -252,8 +254,7 @@ class TestBake:
     def test_it_looks_at_the_promoted_revision_from_the_promotion_on(
         self, spec: ModelSpec, context: Any, world: World, ti: Any
     ) -> None:
-        world.claim = replace(world.claim, promoted=True, percent=None)
-        ti.xcoms["promote", "return_value"] = {"promoted_at": OPENED.isoformat(), "revision": "digits-00002"}
+        world.claim = PROMOTED
         for _ in range(2):
             deferred(Bake(task_id="bake", spec=spec).execute, context)
         assert [(one.percent, one.opened_at) for one in world.claim.watches] == [
@@ -261,18 +262,16 @@ class TestBake:
             (None, OPENED.isoformat()),
         ]
 
-    @pytest.mark.parametrize("promoted", [True, False])
+    @pytest.mark.parametrize("release", [OPEN, replace(PROMOTED, promoted_at=None)], ids=["open", "promoting"])
     def test_it_looks_at_nothing_that_was_not_promoted(
-        self, spec: ModelSpec, context: Any, world: World, ti: Any, promoted: bool
+        self, spec: ModelSpec, context: Any, world: World, release: Release
     ) -> None:
-        world.claim = replace(world.claim, promoted=promoted)
-        ti.xcoms["promote", "return_value"] = None if promoted else {"promoted_at": OPENED.isoformat()}
+        world.claim = release
         with pytest.raises(CanaryLost, match="nothing was promoted in this run"):
             Bake(task_id="bake", spec=spec).execute(context)
 
     def test_the_windows_of_the_bake_have_no_other_side(self, spec: ModelSpec, context: Any, world: World) -> None:
-        answer = Bake(task_id="bake", spec=spec).ended(context, event(spec, "rollback", bad=60, percent=None))
-        assert answer["decision"] == "rollback"
+        Bake(task_id="bake", spec=spec).ended(context, event(spec, "rollback", bad=60, percent=None))
         assert world.record.steps[0]["percent"] == 100
         assert world.record.differences() == []
 
@@ -326,8 +325,8 @@ class TestAPersonsWord:
     ) -> None:
         self.asking(spec, context)
         said = sensor(spec, "before_promote").answered(context, answer(PROMOTE, "night: tested by hand"))
-        assert (said["decision"], said["revision"], said["by"]) == ("promote", "digits-00002", "ada")
-        assert said["reason"] == "ada says promote: night: tested by hand."
+        assert said == "promoted: ada says promote: night: tested by hand."
+        assert world.claim.word == "ada says promote: night: tested by hand."
         assert world.claim.promoted, "the traffic moves in the worker that heard the answer"
         (entry,) = world.record.approvals
         assert (entry["who"], entry["decision"]) == ("ada", "promote")
@@ -335,7 +334,7 @@ class TestAPersonsWord:
     def test_who_says_promote_in_the_middle_sends_it_to_the_next_share(
         self, spec: ModelSpec, context: Any, world: World
     ) -> None:
-        world.claim = replace(world.claim, percent=25, watches=(Watched(25, OPENED.isoformat()),))
+        world.claim = replace(world.claim, watches=(Watched(25, OPENED.isoformat()),))
         self.asking(spec, context, "on_inconclusive")
         waits = deferred(sensor(spec, "on_inconclusive").answered, context, answer(PROMOTE))
         assert waits.method_name == "ended"
@@ -345,16 +344,13 @@ class TestAPersonsWord:
         self.asking(spec, context)
         world.turned = "Rolled back: 90 of 100 canary requests failed."
         said = sensor(spec, "before_promote").answered(context, answer(PROMOTE))
-        assert (said["decision"], said["reason"]) == (
-            "rollback",
-            f"{world.turned} (the answer crossed the evidence)",
-        )
+        assert world.claim.closed == world.turned
+        assert said.endswith(" (the answer crossed the evidence)")
 
     def test_who_says_roll_back_is_obeyed_at_once(self, spec: ModelSpec, context: Any, world: World) -> None:
         self.asking(spec, context)
-        said = sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
-        assert (said["decision"], said["by"]) == ("rollback", "ada")
-        assert world.claim.closed == "ada says rollback: wrong day."
+        sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
+        assert (world.claim.closed, world.claim.cause) == ("ada says rollback: wrong day.", Cause.PERSON)
 
     def test_17_7_a_store_that_is_away_keeps_no_canary_open_that_somebody_wants_closed(
         self, spec: ModelSpec, context: Any, world: World, monkeypatch: pytest.MonkeyPatch
@@ -370,17 +366,16 @@ class TestAPersonsWord:
         with pytest.raises(StoreUnavailable):
             sensor(spec, "before_promote").answered(context, answer(BACK, "wrong day"))
 
-    @pytest.mark.parametrize(
-        ("decision", "who"), [("rollback", "the judge, while a person was asked"), ("inconclusive", "nobody")]
-    )
+    @pytest.mark.parametrize(("cause", "who"), [(Cause.EVIDENCE, []), (Cause.DEADLINE, ["nobody"])])
     def test_evidence_or_silence_ends_the_question(
-        self, spec: ModelSpec, context: Any, world: World, decision: str, who: str
+        self, spec: ModelSpec, context: Any, world: World, cause: Cause, who: list[str]
     ) -> None:
         self.asking(spec, context)
         reason = "Nobody answered within 4h: rolled back."
-        said = sensor(spec).answered(context, event(spec, decision, bad=60, reason=reason))
-        assert (said["decision"], said["by"]) == (decision, who)
-        assert [one["who"] for one in world.record.approvals] == (["nobody"] if who == "nobody" else [])
+        world.claim = world.claim.close(reason, cause)
+        said = sensor(spec).answered(context, event(spec, "rollback", bad=60, reason=reason))
+        assert said == f"closing: {reason}"
+        assert [one["who"] for one in world.record.approvals] == who
 
     def test_watching_longer_has_an_end_and_may_lead_to_another_question(
         self, spec: ModelSpec, context: Any, world: World
@@ -408,50 +403,48 @@ def decide(spec: ModelSpec, onward: str | None = "promote") -> Decide:
     return Decide(task_id="decide", spec=spec, watch="canary", onward=onward, back="roll_back")
 
 
-def verdict(decision: str, revision: str = "digits-00002") -> dict[str, Any]:
-    return {"decision": decision, "reason": f"said {decision}", "revision": revision, "windows": 3}
+NOTHING = "task canary decided nothing about digits-00002 (was it marked by hand?): nothing is proven"
+BACK_TO = replace(OPEN, order=Order("roll_back", "anna", "because", "", None))
+
+
+@pytest.mark.parametrize(
+    ("found", "way", "reason", "cause"),
+    [
+        (PROMOTED, "promote", None, None),
+        (OPEN.close("9 of 30", Cause.EVIDENCE), "roll_back", "9 of 30", Cause.EVIDENCE),
+        (OPEN.close("Cannot tell.", Cause.NO_DATA), "roll_back", "Cannot tell.", Cause.NO_DATA),
+        (OPEN, "roll_back", NOTHING, Cause.UNPROVEN),
+        (replace(OPEN, phase=Phase.PROVEN, watches=()), "roll_back", NOTHING, Cause.UNPROVEN),
+        (BACK_TO, "roll_back", "Rolled back by anna: because", Cause.PERSON),
+    ],
+)
+def test_only_a_word_for_what_is_staged_leads_onward(
+    spec: ModelSpec, context: Any, world: World, found: Release, way: str, reason: str | None, cause: Cause | None
+) -> None:
+    world.claim = found
+    for _ in range(2):
+        assert decide(spec).choose_branch(context) == way
+    assert (world.claim.closed, world.claim.cause) == (reason, cause)
 
 
 @pytest.mark.parametrize(
     ("found", "way", "reason"),
     [
-        (verdict("promote"), "promote", None),
-        (verdict("rollback"), "roll_back", "said rollback"),
-        (verdict("inconclusive"), "roll_back", "said inconclusive"),
-        (verdict("continue"), "roll_back", "said continue"),
-        (verdict("promote", "digits-00003"), "roll_back", "digits-00003 was judged, and digits-00002 is staged"),
-        (None, "roll_back", "task canary left no verdict (was it marked by hand?): nothing is proven"),
+        (PROMOTED, [], None),
+        (replace(PROMOTED, phase=Phase.BAKING), [], None),
+        (replace(PROMOTED, phase=Phase.BAKING).close("9 of 90", Cause.EVIDENCE), "roll_back", "9 of 90"),
     ],
 )
-def test_only_a_verdict_for_the_staged_revision_leads_onward(
-    spec: ModelSpec, context: Any, world: World, ti: Any, found: Any, way: str, reason: str | None
+def test_after_the_bake_only_what_was_turned_back_leads_back_and_says_why(
+    spec: ModelSpec, context: Any, world: World, found: Release, way: str | list[str], reason: str | None
 ) -> None:
-    ti.xcoms["canary", "return_value"] = found
-    assert decide(spec).choose_branch(context) == way
-    assert ti.xcom_pull("canary", "back") == reason
-
-
-@pytest.mark.parametrize(
-    ("found", "way", "reason"),
-    [
-        (verdict("promote"), [], None),
-        (verdict("inconclusive"), [], None),
-        (None, [], None),
-        (verdict("rollback"), "roll_back", "said rollback"),
-        (verdict("rollback", "digits-00003"), "roll_back", "digits-00003 was judged, and digits-00002 is staged"),
-    ],
-)
-def test_after_the_bake_only_evidence_against_leads_back_and_says_why(
-    spec: ModelSpec, context: Any, world: World, ti: Any, found: Any, way: str | list[str], reason: str | None
-) -> None:
-    ti.xcoms["canary", "return_value"] = found
+    world.claim = found
     assert decide(spec, onward=None).choose_branch(context) == way
-    assert ti.xcom_pull("canary", "back") == reason
+    assert world.claim.closed == reason
 
 
 def test_a_run_that_staged_nothing_decides_nothing(spec: ModelSpec, context: Any, world: World, ti: Any) -> None:
-    ti.xcoms["canary", "return_value"] = verdict("promote")
-    ti.xcoms["stage", "return_value"] = None
-    with pytest.raises(CanaryLost, match="task stage left no result in this run"):
+    world.claim = Release(OWNER, namespace="models", name="digits")
+    with pytest.raises(CanaryLost, match="no canary of models/digits was staged in this run"):
         decide(spec).choose_branch(context)
-    assert "stage left no result" in ti.xcoms["canary", "trouble"]
+    assert "was staged in this run" in ti.xcoms["canary", "trouble"]

@@ -29,7 +29,7 @@ class Drive:
     pause = 0.0
 
     def __init__(self, looks: list[list[str] | Exception]) -> None:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
 
         self._looks, self.done = looks, None
         self.canary = Canary.from_dict(CANARY)
@@ -76,7 +76,7 @@ def drives(monkeypatch: pytest.MonkeyPatch) -> Any:
     return looks
 
 
-ENDED = {"decision": "promote", "reason": "0 of 300", "revision": "digits-00002", "steps": [], "moved": []}
+ENDED = {"decision": "promote", "reason": "0 of 300", "steps": [], "moved": []}
 
 
 async def test_it_looks_until_the_drive_is_over_and_logs_each_line(drives: Any, given: dict[str, Any]) -> None:

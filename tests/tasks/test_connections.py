@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from model_release.cluster.smoke import Gateway
+from model_release.errors import SpecError
 from model_release.tasks import connections
 
 
@@ -77,9 +79,26 @@ def test_an_address_is_read_with_and_without_scheme_and_port(
 
 def test_a_cluster_whose_host_names_resolve_needs_no_ingress(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("AIRFLOW_CONN_INGRESS", raising=False)
-    assert connections.ingress() is None
-    given(monkeypatch, "INGRESS", {"conn_type": "http", "host": "127.0.0.1", "port": 8080})
-    assert connections.ingress() == "http://127.0.0.1:8080"
+    assert connections.ingress() == Gateway()
+    given(monkeypatch, "INGRESS", "http://127.0.0.1:8080")
+    assert connections.ingress() == Gateway("http://127.0.0.1:8080")
+
+
+def test_k3_the_gateway_is_signed_in_to_and_what_nobody_reads_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """K3: login, password and token were thrown away silently. K2: `verify`."""
+    where = {"conn_type": "http", "host": "https://10.0.0.1"}
+    given(monkeypatch, "INGRESS", {**where, "extra": {"token": "s3cr3t", "verify": "/etc/ca.pem"}})
+    found = connections.ingress()
+    assert found == Gateway("https://10.0.0.1", "Bearer s3cr3t", "/etc/ca.pem")
+    assert "s3cr3t" not in repr(found)
+    given(monkeypatch, "INGRESS", {**where, "login": "a", "password": "b"})
+    assert connections.ingress() == Gateway("https://10.0.0.1", "Basic YTpi")
+    given(monkeypatch, "INGRESS", {"conn_type": "http", "extra": {"token": "t"}})
+    assert connections.ingress() == Gateway(None, "Bearer t")
+    for extra, why in (({"tokn": "x"}, "'tokn' is unknown; known are token, verify"), ({"token": "x"}, "give one")):
+        given(monkeypatch, "INGRESS", {**where, "login": "a", "extra": extra})
+        with pytest.raises(SpecError, match=why):
+            connections.ingress()
 
 
 def test_the_link_to_prometheus_is_left_out_where_there_is_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:

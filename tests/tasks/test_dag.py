@@ -91,7 +91,7 @@ def test_no_branch_leads_straight_to_the_teardown() -> None:
 @pytest.mark.parametrize("approval", ["never", "before_promote", "on_inconclusive"])
 @pytest.mark.parametrize("steps", [[30], [1, 2, 5, 10]])
 def test_no_edit_of_the_shares_or_of_the_approval_makes_a_task_vanish(approval: str, steps: list[int]) -> None:
-    """The release that is under way goes on in the tasks that it began with."""
+    """A2: the release that is under way goes on in the tasks that it began with."""
     model = spec(steps=steps, bake="5m").model_copy(update={"approval": approval})
     assert wiring(model) == wiring(spec(steps=[10, 30], bake="5m"))
 

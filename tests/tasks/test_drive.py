@@ -11,17 +11,19 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
-from model_release.cluster.emergency import Person, roll_back_now
-from model_release.cluster.lease import Claim, Lease, Owner
+from model_release.cluster.change import Canary
+from model_release.cluster.lease import Lease
 from model_release.cluster.progress import State, wait
-from model_release.cluster.rollout import Canary
+from model_release.cluster.release import Cause, Owner, Phase, Release
 from model_release.errors import CanaryLost, NotSettled, ServiceBusy
 from model_release.release import advance
 from model_release.release.advance import Done, Rules
 from model_release.release.drive import Drive
+from model_release.release.emergency import Person, roll_back_now
 from model_release.spec import ModelSpec
 from model_release.tasks import driving
-from sandbox.interfaces import Phase, PodState
+from sandbox.interfaces import Phase as Pod
+from sandbox.interfaces import PodState
 
 from .cluster import Kube, wanted
 
@@ -37,6 +39,7 @@ class Said:
     reason: str = "so far so good"
     trouble: str = ""
     final: bool = False
+    no_data: bool = False
     looks: int = 0
     windows: list[Any] = field(default_factory=list)
 
@@ -79,11 +82,11 @@ class Scene:
         return self.said.setdefault((percent, beside_question), Said())
 
     @property
-    def claim(self) -> Claim:
+    def claim(self) -> Release:
         lease = self.kube.leases.read("models", "digits")
         assert lease is not None
-        assert lease.claim is not None
-        return lease.claim
+        assert lease.release is not None
+        return lease.release
 
     @property
     def serving(self) -> dict[str, int]:
@@ -120,7 +123,12 @@ def scene(kube: Kube, spec: ModelSpec) -> Scene:
     canary = rollout.canary_of(kube.live(), baseline)
     assert isinstance(kube.leases.acquire("models", "digits", OWNER, "r1"), Lease)
     kube.leases.update(
-        "models", "digits", OWNER, lambda claim: replace(claim, baseline=baseline, canary=canary.revision)
+        "models",
+        "digits",
+        OWNER,
+        lambda now: replace(
+            now, phase=Phase.PROVEN, baseline=baseline, canary=canary.revision, template=canary.template
+        ),
     )
     return Scene(kube, canary, driving.rules(spec))
 
@@ -138,7 +146,8 @@ def test_it_opens_widens_and_promotes_without_any_other_hand(scene: Scene) -> No
     assert drive.done == Done("promote", "0 of 300")
     assert scene.serving == {NEW: 100}
     assert [move.percent for move in drive.moved] == [25, 50, 100]
-    assert (scene.claim.stage, scene.claim.promoted) == ("promote", True)
+    assert (scene.claim.phase, scene.claim.word) == (Phase.PROMOTED, "0 of 300")
+    assert scene.claim.promoted_at is not None
 
 
 def test_evidence_against_takes_the_traffic_back_in_the_same_look(scene: Scene) -> None:
@@ -150,7 +159,8 @@ def test_evidence_against_takes_the_traffic_back_in_the_same_look(scene: Scene) 
     until(drive, lambda: drive.done)
     assert drive.done == Done("rollback", "9 of 30 failed")
     assert scene.serving == {STABLE: 100}
-    assert (scene.claim.closed, scene.claim.promoted, scene.claim.percent) == ("9 of 30 failed", False, 0)
+    assert (scene.claim.closed, scene.claim.cause) == ("9 of 30 failed", Cause.EVIDENCE)
+    assert scene.claim.phase is Phase.RESTORED
     assert [move.percent for move in drive.moved] == [25, 0]
 
 
@@ -215,9 +225,7 @@ def test_two_drives_of_one_canary_do_no_harm(scene: Scene, word: str) -> None:
 def test_a_canary_that_another_hand_closed_is_not_opened_again(scene: Scene) -> None:
     drive = scene.drive()
     until(drive, lambda: scene.at(25).looks)
-    scene.kube.leases.update(
-        "models", "digits", OWNER, lambda claim: replace(claim, closed="nobody looked for 63 s", promoted=False)
-    )
+    scene.kube.leases.update("models", "digits", OWNER, lambda now: now.close("nobody looked for 63 s", Cause.GUARD))
     scene.at(25).judged = "promote"
     until(drive, lambda: drive.done)
     assert drive.done == Done("rollback", "nobody looked for 63 s")
@@ -258,7 +266,7 @@ def test_a_question_is_watched_and_evidence_goes_before_its_answer(scene: Scene,
 
 def test_a_release_whose_lease_passed_on_moves_nothing(scene: Scene) -> None:
     drive = scene.drive()
-    scene.kube.leases.release("models", "digits", OWNER)
+    scene.kube.leases.give_free("models", "digits", OWNER)
     with pytest.raises(ServiceBusy, match="is held by nobody"):
         drive.look()
     assert scene.serving == {STABLE: 100}
@@ -312,7 +320,7 @@ def test_what_is_refused_for_long_is_told_and_not_tried_for_ever(scene: Scene, w
 def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
     drive = scene.drive()
     until(drive, lambda: scene.at(25).looks)
-    drive.close("9 of 30")
+    drive.close("9 of 30", Cause.EVIDENCE)
     monkeypatch.setattr("model_release.cluster.settle.roll_back", lambda *_: scene.kube.live())
     began = datetime.now(UTC)
     drive.look(began)
@@ -335,7 +343,7 @@ def test_one_that_dies_in_its_bake_is_taken_back_though_it_has_everything(scene:
     drive = scene.drive()
     scene.at(25).judged = scene.at(50).judged = "promote"
     until(drive, lambda: drive.done)
-    scene.kube.leases.update("models", "digits", OWNER, lambda claim: advance.bake(claim, "2026-03-01T12:00:00+00:00"))
+    scene.kube.leases.update("models", "digits", OWNER, advance.bake)
     bake = scene.drive()
     until(bake, lambda: scene.at(None).looks)
     dies(scene, "v2")
@@ -348,6 +356,6 @@ def test_one_that_dies_in_its_bake_is_taken_back_though_it_has_everything(scene:
 
 def dies(scene: Scene, version: str) -> None:
     """The container of that version ends, and the status says so."""
-    scene.kube.pods.phases[version] = PodState(Phase.CRASHED, 0, "boom", 1)
+    scene.kube.pods.phases[version] = PodState(Pod.CRASHED, 0, "boom", 1)
     while scene.kube.live().ready:
         pass

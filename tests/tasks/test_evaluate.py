@@ -21,8 +21,9 @@ from model_release.build.evaluation import answers
 from model_release.cluster import manifest as manifests
 from model_release.cluster import rollout
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import Leases, Owner
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
+from model_release.cluster.release import Owner
 from model_release.errors import ClusterUnavailable, EvaluationFailed, SpecError
 from model_release.spec import Evaluation, ModelSpec
 from model_release.store.store import Store, Version
@@ -175,7 +176,7 @@ def test_a_build_is_evaluated_recorded_and_summed_up_for_its_version(world: Worl
     assert evaluation["candidate"]["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 0, 1]]
     assert evaluation["comparison"]["skipped"] == "no version of models/digits is known to be stable"
     assert evaluation["candidate"]["version"] == world.store.publish(folder, {}).name
-    picture = world.store.read_bytes(PICTURE.format(release=Run.of(world.context, world.spec).release))
+    picture = world.store.read(PICTURE.format(release=Run.of(world.context, world.spec).release))
     assert picture is not None
     assert picture.startswith(b"\x89PNG")
     assert [gate["sentence"] for gate in evaluation["gates"]] == [

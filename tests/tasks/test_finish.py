@@ -1,187 +1,32 @@
-"""How the report reads the end of a run: from the states of its tasks, and from what they left."""
+"""How a run ends: what `settle` leaves in the lease, what `report` says. The words: tests/release/test_outcome.py."""
 
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from model_release.errors import ReleaseError, ReleaseFailed, RolledBack
+from model_release.cluster.lease import Lease
+from model_release.cluster.release import Cause, Owner, Phase, Release
+from model_release.errors import NotSettled, ReleaseFailed, RolledBack
 from model_release.judging.record import Record
+from model_release.release.outcome import Outcome
 from model_release.spec import ModelSpec
-from model_release.tasks import records, telemetry
-from model_release.tasks.finish import Report
+from model_release.tasks import finish, records, telemetry
+from model_release.tasks.finish import Report, Settle
 from model_release.tasks.run import Run
+from model_release.tasks.service import ReleasedService
+
+from .cluster import Kube
 
 BUILT = dict.fromkeys(("resolve", "export", "archive", "publish"), "success")
 CLAIMED = {**BUILT, **dict.fromkeys(("claim", "stage", "smoke"), "success")}
-WATCHED = {**CLAIMED, **dict.fromkeys(("canary", "decide"), "success"), "go_live": "skipped"}
-REST = {"settle": "success", "report": "running"}
-NOTHING_RAN = {"settle": "skipped", "report": "running"}
+OPEN = {**CLAIMED, "canary": "running"}
 PUBLISHED = {("publish", "return_value"): {"version": "0123456789abcdef", "uri": "s3://…/"}}
-STAGED = {("stage", "return_value"): {"kind": "canary", "sentence": "…", "canary": {}}}
-SETTLED = {("settle", "return_value"): "digits-00001 has all of the traffic"}
-TURNED_BACK = {("decide", "back"): "Rolled back: 9 of 30 canary requests failed."}
-
-#: states, XComs, rollout → outcome, sentence, what settle said
-ENDINGS: dict[str, tuple[dict[str, str | None], dict[Any, Any], str, tuple[str, str, str | None]]] = {
-    "promoted": (
-        {**WATCHED, "promote": "success", "bake": "success", "decide_bake": "success", "roll_back": "skipped", **REST},
-        {("canary", "return_value"): {"reason": "Promoted: 0 of 300 canary requests failed."}, **SETTLED},
-        "auto",
-        ("promoted", "Promoted: 0 of 300 canary requests failed.", None),
-    ),
-    "first": (
-        {**CLAIMED, "go_live": "success", "canary": "skipped", **REST},
-        SETTLED,
-        "auto",
-        ("first", "live at 100 %, the first version of the service.", None),
-    ),
-    "rolled back": (
-        {**WATCHED, "promote": "skipped", "roll_back": "success", **REST},
-        {**TURNED_BACK, **SETTLED},
-        "auto",
-        ("rolled_back", "Rolled back: 9 of 30 canary requests failed.", "digits-00001 has all of the traffic"),
-    ),
-    "rolled back during the bake": (
-        {**WATCHED, "promote": "success", "bake": "success", "decide_bake": "success", "roll_back": "success", **REST},
-        {
-            ("canary", "return_value"): {"reason": "Promoted: …"},
-            ("decide_bake", "back"): "Rolled back: 9 of 90 canary requests failed.",
-            **SETTLED,
-        },
-        "auto",
-        ("rolled_back", "Rolled back: 9 of 90 canary requests failed.", "digits-00001 has all of the traffic"),
-    ),
-    "closed by a hand beside the way, and its task failed of that": (
-        {**WATCHED, "canary": "failed", "decide": "upstream_failed", **REST},
-        {("canary", "trouble"): "nobody looked for 63 s", ("settle", "closed"): "nobody looked for 63 s", **SETTLED},
-        "auto",
-        ("rolled_back", "nobody looked for 63 s", "digits-00001 has all of the traffic"),
-    ),
-    "rolled back and not settled": (
-        {**WATCHED, "roll_back": "success", "settle": "failed", "report": "running"},
-        {**TURNED_BACK, ("settle", "trouble"): "the template could not be restored"},
-        "auto",
-        (
-            "rolled_back",
-            "Rolled back: 9 of 30 canary requests failed. task settle failed: the template could not be restored",
-            None,
-        ),
-    ),
-    "rolled back after a task had failed": (
-        {**WATCHED, "roll_back": "success", "promote": "failed", **REST},
-        {("promote", "trouble"): "the split did not take effect", **SETTLED},
-        "auto",
-        ("failed", "task promote failed: the split did not take effect", "digits-00001 has all of the traffic"),
-    ),
-    "promoted and not settled": (
-        {**WATCHED, "promote": "success", "settle": "failed", "report": "running"},
-        {("settle", "trouble"): "nobody answers"},
-        "auto",
-        ("failed", "task settle failed: nobody answers", None),
-    ),
-    "a task failed, and settle too": (
-        {"settle": "failed", **CLAIMED, "smoke": "failed", "report": "running"},
-        {("smoke", "trouble"): "503", ("settle", "trouble"): "nobody answers"},
-        "auto",
-        ("failed", "task settle failed: nobody answers", None),
-    ),
-    "killed by the machine": (
-        {**WATCHED, "canary": "failed", "decide": "upstream_failed", **REST},
-        SETTLED,
-        "auto",
-        (
-            "failed",
-            "task canary failed: it was ended from outside: marked by hand, killed or lost",
-            "digits-00001 has all of the traffic",
-        ),
-    ),
-    "nothing new": (
-        {**CLAIMED, "go_live": "skipped", "canary": "skipped", **REST},
-        {("stage", "return_value"): {"kind": "nothing_new"}, ("settle", "return_value"): "nothing to do"},
-        "auto",
-        ("nothing_new", "the stable version already; nothing new.", None),
-    ),
-    "published": (
-        {**BUILT, "claim": "skipped", "stage": "skipped", **NOTHING_RAN},
-        {},
-        "none",
-        ("published", "published; no traffic was moved.", None),
-    ),
-    "the claim was skipped by hand": (
-        {**BUILT, "claim": "skipped", "stage": "skipped", **NOTHING_RAN},
-        {},
-        "auto",
-        ("failed", "the run was ended before it came to a decision.", None),
-    ),
-    "ended by hand while the canary was open": (
-        {**WATCHED, "decide": "skipped", "promote": "skipped", "roll_back": "skipped", **REST},
-        {**STAGED, **SETTLED},
-        "auto",
-        ("failed", "the run was ended before it came to a decision.", "digits-00001 has all of the traffic"),
-    ),
-    "nothing ever ran": (
-        {"resolve": None, "report": "running"},
-        {},
-        "auto",
-        ("failed", "the run was ended before it came to a decision.", None),
-    ),
-}  # fmt: skip
-STAGES = ["resolve", "export", "archive", "publish", "claim", "stage", "smoke", "go_live", "canary", "decide",
-          "promote", "bake", "roll_back"]  # fmt: skip
-
-
-@pytest.fixture
-def report(spec: ModelSpec) -> Report:
-    return Report(task_id="report", spec=spec)
-
-
-@pytest.mark.parametrize("name", ENDINGS)
-def test_each_ending_is_told_by_what_the_tasks_left(
-    report: Report, spec: ModelSpec, context: Any, ti: Any, name: str
-) -> None:
-    ti.states, ti.xcoms, rollout, told = ENDINGS[name]
-    context["params"]["rollout"] = rollout
-    assert report.ending(context, Run.of(context, spec)) == told
-
-
-@pytest.mark.parametrize("failed", STAGES)
-def test_a_run_that_failed_is_told_by_the_task_that_failed(
-    report: Report, spec: ModelSpec, context: Any, ti: Any, failed: str
-) -> None:
-    before = dict.fromkeys(STAGES[: STAGES.index(failed)], "success")
-    if failed == "roll_back":
-        before["promote"] = "skipped"
-    after = dict.fromkeys(STAGES[STAGES.index(failed) + 1 :], "upstream_failed")
-    ti.states = {**before, failed: "failed", **after, **REST}
-    ti.xcoms = {(failed, "trouble"): "what was wrong", **SETTLED}
-    ending = report.ending(context, Run.of(context, spec))
-    assert ending == ("failed", f"task {failed} failed: what was wrong", SETTLED["settle", "return_value"])
-
-
-def test_what_was_ended_beside_the_way_is_not_told_for_what_ended_the_release(
-    report: Report, spec: ModelSpec, context: Any, ti: Any
-) -> None:
-    """A run that is marked failed takes along each task that Airflow still holds for running."""
-    ti.states = {**BUILT, "claim": "success", "stage": "failed", "look_back": "failed", **REST}
-    ti.xcoms = SETTLED
-    assert report.ending(context, Run.of(context, spec))[1].startswith("task stage failed: it was ended from outside")
-    ti.states["stage"] = "skipped"
-    assert report.ending(context, Run.of(context, spec))[1].startswith("task look_back failed: ")
-
-
-@pytest.mark.parametrize("before", ["promoted", "first"])
-def test_a_run_that_finds_stable_what_it_made_stable_does_not_forget_that(
-    report: Report, context: Any, ti: Any, record: Record, before: str
-) -> None:
-    """Cleared as a whole after its end. Who asks the history whether the version was live, asks for this word."""
-    record.finish(before, "0 of 300 failed", "2026-03-01T02:10:00.000+00:00")
-    ti.states, xcoms, _, _ = ENDINGS["nothing new"]
-    ti.xcoms = {**PUBLISHED, **xcoms}
-    assert "nothing new" in report.execute(context)
-    assert (record.outcome, record.reason, record.ended) == (before, "0 of 300 failed", "2026-03-01T02:10:00.000+00:00")
+SETTLED = "digits-00001 has all of the traffic"
+EVIDENCE = "Rolled back: 9 of 30 canary requests failed."
 
 
 @pytest.fixture
@@ -189,64 +34,205 @@ def record(monkeypatch: pytest.MonkeyPatch) -> Record:
     kept = Record.new("r", model="digits", service="models/digits", version=None, started="2026-03-01T02:00:00+00:00")
     minutes = itertools.count(20)
     monkeypatch.setattr(records, "change", lambda spec, run, edit: edit(kept))
+    monkeypatch.setattr(records, "read", lambda spec, run: kept)
     monkeypatch.setattr(records, "now", lambda: f"2026-03-01T02:{next(minutes)}:00.000+00:00")
     return kept
 
 
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    seen: list[Any] = []
+    monkeypatch.setattr(telemetry, "released", lambda ended: seen.append((ended.outcome, ended.cause)))
+    return seen
+
+
+class Ending:
+    """A run of which the lease holds `release`, and whose tasks ended as `states` says."""
+
+    def __init__(self, kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.kube, self.spec, self.context, self.ti = kube, spec, context, ti
+        self.run = Run.of(context, spec)
+        self.owner = ReleasedService(spec, self.run).owner
+        monkeypatch.setattr(ReleasedService, "settle", lambda *_: SETTLED)
+        ti.states, ti.xcoms = dict(OPEN), dict(PUBLISHED)
+
+    def claims(self, edit: Any) -> None:
+        assert isinstance(self.kube.leases.acquire("models", "digits", self.owner, "r"), Lease)
+        self.kube.leases.update("models", "digits", self.owner, edit)
+
+    def settle(self) -> str:
+        self.ti.task_id = "settle"
+        said = Settle(task_id="settle", spec=self.spec).execute(self.context)
+        self.ti.states["settle"], self.ti.xcoms["settle", "return_value"] = "success", said
+        return str(said)
+
+    def report(self) -> str:
+        self.ti.task_id = "report"
+        self.ti.states["report"] = "running"
+        return str(Report(task_id="report", spec=self.spec).execute(self.context))
+
+    @property
+    def last(self) -> Release:
+        lease = self.kube.leases.read("models", "digits")
+        assert lease is not None
+        assert lease.last is not None
+        return lease.last
+
+
+@pytest.fixture
+def ending(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytest.MonkeyPatch) -> Ending:
+    return Ending(kube, spec, context, ti, monkeypatch)
+
+
+def promoted(release: Release) -> Release:
+    return replace(release, phase=Phase.PROMOTED, word="Promoted: 0 of 300.", promoted_at="x")
+
+
+def turned_back(release: Release) -> Release:
+    return release.close(EVIDENCE, Cause.EVIDENCE)
+
+
+def test_a_release_that_was_promoted_ends_well(ending: Ending, record: Record, counted: list[Any]) -> None:
+    ending.claims(promoted)
+    ending.settle()
+    assert ending.last.phase is Phase.SETTLED
+    assert ending.report() == "digits 0123456789abcdef: Promoted: 0 of 300."
+    assert (record.outcome, record.reason, record.cause) == ("promoted", "Promoted: 0 of 300.", None)
+    assert counted == [("promoted", None)]
+
+
+def test_one_that_was_turned_back_fails_its_run_with_the_sentence(
+    ending: Ending, record: Record, counted: list[Any], ti: Any
+) -> None:
+    ending.claims(turned_back)
+    ti.states |= {"canary": "failed"}
+    ti.xcoms["canary", "trouble"] = EVIDENCE
+    ending.settle()
+    for _ in range(2):
+        with pytest.raises(RolledBack) as raised:
+            ending.report()
+        line = f"digits 0123456789abcdef: {EVIDENCE} Settled: nothing was touched."
+        assert str(raised.value) == ti.xcoms["report", "return_value"] == line
+    assert (record.outcome, record.reason, record.cause) == ("rolled_back", EVIDENCE, Cause.EVIDENCE)
+    assert record.ended == "2026-03-01T02:20:00.000+00:00", "said again, it keeps its time"
+    assert counted == [("rolled_back", Cause.EVIDENCE)]
+
+
+def test_a_task_that_was_killed_is_told_by_its_name(ending: Ending, record: Record, ti: Any) -> None:
+    ending.claims(lambda now: now)
+    ti.states |= {"canary": "failed", "decide": "upstream_failed"}
+    ending.settle()
+    with pytest.raises(ReleaseFailed, match="task canary failed: it was ended from outside: marked by hand, killed"):
+        ending.report()
+    assert record.outcome == "failed"
+
+
+def test_a_run_whose_tasks_were_deleted_ends_with_a_sentence(ending: Ending, record: Record, ti: Any) -> None:
+    ending.claims(lambda now: now)
+    ti.states = {"claim": "success"}
+    ending.settle()
+    with pytest.raises(ReleaseFailed, match="the run was ended before it came to a decision"):
+        ending.report()
+
+
+def test_what_cannot_be_settled_keeps_the_lease_and_is_told_first(
+    ending: Ending, record: Record, ti: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_release.cluster.change import Baseline
+
+    def refuses(*_: Any) -> str:
+        raise NotSettled("models/digits is not settled: nobody knows")
+
+    ending.claims(lambda now: replace(promoted(now), baseline=Baseline("1", "digits-00001")))
+    monkeypatch.setattr(ReleasedService, "settle", refuses)
+    with pytest.raises(NotSettled):
+        ending.settle()
+    ti.states["settle"] = "failed"
+    with pytest.raises(ReleaseFailed, match="task settle failed: models/digits is not settled: nobody knows"):
+        ending.report()
+    assert ending.kube.leases.read("models", "digits").holder == ending.owner.identity  # type: ignore[union-attr]
+
+
+def test_what_another_release_has_taken_since_is_told_by_the_record(ending: Ending, record: Record) -> None:
+    """A run in line is as fast as the report."""
+    ending.claims(turned_back)
+    ending.settle()
+    other = Owner("release_digits", "another", "", ending.owner.installation)
+    assert isinstance(ending.kube.leases.acquire("models", "digits", other), Lease)
+    with pytest.raises(RolledBack, match="9 of 30"):
+        ending.report()
+    assert record.cause == Cause.EVIDENCE
+
+
+def test_a_cluster_that_is_away_leaves_the_record(ending: Ending, record: Record) -> None:
+    ending.claims(turned_back)
+    ending.settle()
+    ending.kube.fault("get", "leases", status=503, times=50)
+    with pytest.raises(RolledBack, match="9 of 30"):
+        ending.report()
+
+
 @pytest.mark.parametrize(
-    ("name", "raised", "line"),
+    ("states", "xcoms", "rollout", "line"),
     [
-        ("promoted", None, "digits 0123456789abcdef: Promoted: 0 of 300 canary requests failed."),
-        ("first", None, "digits 0123456789abcdef: live at 100 %, the first version of the service."),
-        ("nothing new", None, "digits 0123456789abcdef: the stable version already; nothing new."),
-        (
-            "rolled back",
-            RolledBack,
-            "digits 0123456789abcdef: Rolled back: 9 of 30 canary requests failed. "
-            "Settled: digits-00001 has all of the traffic.",
-        ),
-        (
-            "killed by the machine",
-            ReleaseFailed,
-            "digits 0123456789abcdef: task canary failed: it was ended from outside: marked by hand, killed or lost "
-            "Settled: digits-00001 has all of the traffic.",
-        ),
+        (BUILT, {}, "none", "published; no traffic was moved."),
+        ({"resolve": "success"}, {("resolve", "resolved"): {"nothing_new": True}}, "auto", "nothing new."),
     ],
 )
-def test_a_release_that_did_not_come_to_its_end_fails_the_run_with_its_sentence(
-    report: Report, context: Any, ti: Any, record: Record, name: str, raised: type[ReleaseError] | None, line: str
+def test_a_run_that_claims_nothing_ends_well_when_it_did_what_it_was_to_do(
+    ending: Ending, record: Record, ti: Any, states: Any, xcoms: Any, rollout: str, line: str
 ) -> None:
-    ti.states, xcoms, _, (outcome, sentence, _) = ENDINGS[name]
-    ti.xcoms = {**PUBLISHED, **xcoms}
-    if raised is None:
-        assert report.execute(context) == line
-    else:
-        with pytest.raises(raised) as error:
-            report.execute(context)
-        assert str(error.value) == line
-        assert ti.xcoms["this", "return_value"] == line
-    assert (record.outcome, record.reason) == (outcome, sentence)
+    ti.states, ti.xcoms = {**states, "claim": "skipped", "settle": "skipped"}, xcoms
+    ending.context["params"]["rollout"] = rollout
+    assert ending.report().endswith(line)
 
 
-def test_the_record_ends_when_the_run_does_and_not_at_the_promotion(
-    report: Report, context: Any, ti: Any, record: Record
+@pytest.mark.parametrize("failed", ["resolve", "export", "archive", "publish", "claim"])
+def test_a_run_that_claimed_nothing_is_told_by_the_task_that_failed(
+    ending: Ending, record: Record, ti: Any, failed: str
 ) -> None:
-    ti.states, ti.xcoms, _, _ = ENDINGS["promoted"]
+    ti.states = {**BUILT, failed: "failed", "settle": "upstream_failed"}
+    ti.xcoms = {(failed, "trouble"): "what was wrong"}
+    with pytest.raises(ReleaseFailed, match=f"digits: task {failed} failed: what was wrong"):
+        ending.report()
+    assert record.cause == ("refused" if failed == "claim" else "before traffic")
+
+
+def test_what_was_ended_beside_the_way_is_not_told_for_what_ended_the_release(ending: Ending, ti: Any) -> None:
+    """A run that is marked failed takes along each task that Airflow still holds for running."""
+    ti.states = {**BUILT, "claim": "success", "stage": "failed", "look_back": "failed"}
+    said = finish.trouble_of(ti, ending.run, but="report")
+    assert str(said).startswith("task stage failed: it was ended from outside")
+    ti.states["stage"] = "skipped"
+    assert str(finish.trouble_of(ti, ending.run, but="report")).startswith("task look_back failed: ")
+
+
+@pytest.mark.parametrize("before", ["promoted", "first"])
+def test_a_run_that_finds_stable_what_it_made_stable_does_not_forget_that(
+    ending: Ending, record: Record, before: str
+) -> None:
+    """Cleared as a whole after its end. Who asks the history whether the version was live, asks for this word."""
+    record.finish(before, "0 of 300 failed", "2026-03-01T02:10:00.000+00:00")
+    ending.claims(lambda now: replace(now, cause=Cause.NOTHING_NEW))
+    ending.settle()
+    assert "nothing new" in ending.report()
+    assert (record.outcome, record.reason, record.ended) == (before, "0 of 300 failed", "2026-03-01T02:10:00.000+00:00")
+
+
+def test_the_record_ends_when_the_release_does_and_not_at_the_promotion(ending: Ending, record: Record) -> None:
     record.finish("promoted", "digits-00002 has all of the traffic", "2026-03-01T02:10:00.000+00:00")
-    report.execute(context)
+    ending.claims(promoted)
+    ending.settle()
     assert record.ended == "2026-03-01T02:20:00.000+00:00"
-    report.execute(context)
+    ending.report()
     assert record.ended == "2026-03-01T02:20:00.000+00:00", "a report that is run again says the same"
 
 
 def test_a_release_is_counted_once_whatever_becomes_of_the_stores_answer(
-    report: Report, context: Any, ti: Any, record: Record, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, context: Any, record: Record, counted: list[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The store wrote the end and its answer was lost: the second try finds what the first one wrote."""
-    counted: list[str | None] = []
-    monkeypatch.setattr(telemetry, "released", lambda ended: counted.append(ended.outcome))
     monkeypatch.setattr(records, "change", lambda spec, run, edit: (edit(record), edit(record)))
-    ti.states, ti.xcoms, _, _ = ENDINGS["promoted"]
     for _ in range(2):
-        report.execute(context)
-    assert counted == ["promoted"]
+        finish.finish(spec, Run.of(context, spec), Outcome("promoted", "0 of 300"))
+    assert counted == [("promoted", None)]

@@ -12,16 +12,18 @@ import pytest
 from tests.patience import LIMIT
 
 from model_release.cluster import rollout
-from model_release.cluster.emergency import Person, promote_anyway
 from model_release.cluster.inference_service import InferenceService
-from model_release.cluster.lease import Lease, Owner
+from model_release.cluster.lease import Lease
 from model_release.cluster.progress import Progress, State, wait
+from model_release.cluster.release import Cause, Owner, Phase, Watched
 from model_release.errors import CanaryLost
+from model_release.release.emergency import Person, promote_anyway
 from model_release.spec import ModelSpec
 from model_release.tasks import records
 from model_release.tasks.build import Resolve
 from model_release.tasks.finish import Settle
 from model_release.tasks.run import Run
+from model_release.tasks.serve import RollBack
 from model_release.tasks.service import ReleasedService
 
 from .cluster import PROJECT, Kube, wanted
@@ -43,8 +45,8 @@ def opened(kube: Kube, spec: ModelSpec, owner: Owner) -> None:
     rollout.shift(kube.services, canary, 30)
     until(partial(rollout.assess_split, canary=canary, percent=30))
     kube.leases.acquire("models", "digits", owner)
-    facts = {"baseline": baseline, "canary": canary.revision, "percent": 30, "stage": "open at 30 %", "opened_at": "x"}
-    kube.leases.update("models", "digits", owner, lambda claim: replace(claim, **facts))
+    facts = {"baseline": baseline, "canary": canary.revision, "template": canary.template, "phase": Phase.OPEN}
+    kube.leases.update("models", "digits", owner, lambda now: replace(now, **facts, watches=(Watched(30, "x"),)))
 
 
 def test_what_was_taken_over_and_not_settled_yet_is_settled(
@@ -69,8 +71,8 @@ def test_what_was_taken_over_and_not_settled_yet_is_settled(
     "noted",
     [
         {},
-        {"percent": None, "opened_at": None, "stage": "staged"},  # its task was killed before it told
-        {"promoted": True, "stage": "promote begun"},  # killed before it wrote
+        {"phase": Phase.PROVEN, "watches": ()},  # its task was killed before it told
+        {"phase": Phase.PROMOTED, "word": "0 of 300"},  # killed before it wrote
     ],
     ids=["watched", "opened", "promoting"],
 )
@@ -97,3 +99,19 @@ def test_a_canary_whose_run_begins_again_is_not_left_open_unwatched(
     before = live.raw["metadata"]["generation"]  # of the spec; KServe still writes the status
     assert task.choose_branch(context) == "export"
     assert kube.live().raw["metadata"]["generation"] == before
+
+
+def test_a_roll_back_that_somebody_runs_by_hand_is_recorded_as_a_persons(
+    kube: Kube, spec: ModelSpec, context: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Cleared or run alone: nobody had decided anything, and from then on the canary is not to be promoted."""
+    monkeypatch.setattr(records, "change", lambda *_: None)
+    monkeypatch.setattr("model_release.tasks.service.prover", lambda *_: None)
+    run = Run.of(context, spec)
+    released = ReleasedService(spec, run)
+    opened(kube, spec, released.owner)
+    for _ in range(2):
+        RollBack(task_id="roll_back", spec=spec).release(context, run)
+        assert kube.live().serving == {"digits-predictor-00001": 100}
+        held = released.held()
+        assert (held.phase, held.cause) == (Phase.RESTORED, Cause.PERSON)

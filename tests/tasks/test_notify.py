@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import socketserver
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import asdict
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -228,6 +231,48 @@ def test_nobody_to_be_reached_is_a_line_in_the_log_and_no_trouble(
         notify.tell(telling(spec, webhook={"connection": "hook"}), Run.of(context, spec), notify.FAILED, "…")
     assert "Webhook was not told of 'failed'" in caplog.text
     assert "geheim-7731" not in caplog.text
+
+
+# As a task's process logs, and its supervisor masks what it writes (airflow.sdk.execution_time.supervisor).
+TELLS = """
+import json, sys
+from airflow.sdk.log import configure_logging
+configure_logging(log_level="DEBUG", output=sys.stdout)
+from model_release.judging.record import Record
+from model_release.spec import ModelSpec
+from model_release.tasks import notify, records
+from model_release.tasks.run import Run
+one = Record.new("r", model="digits", service="models/digits", version=None, started="2026-03-01")
+records.change = lambda spec, run, edit: (edit(one), one)[1]
+run = Run(**json.loads(sys.argv[2]))
+notify.tell(ModelSpec.model_validate_json(sys.argv[1]), run, notify.FAILED, "it failed")
+print("record:", one.to_json())
+"""
+
+
+@pytest.mark.parametrize("fails", ["404", "unreachable", "500"])
+def test_17_16_the_secret_of_a_webhook_is_in_no_sink(
+    spec: ModelSpec, context: Any, web: Any, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    """Number 16: an address that is a secret by itself, a key in its query, a header and a password, in all that a
+    failing notification leaves: every logger at its most talkative, behind Airflow's mask as in a task, standard output
+    and error, and the decision record. Nothing of it is rendered, or an XCom."""
+    port, posts, states = web
+    secrets = ("B0secretB0secret", "s3cr3tkey", "h34d3rs3cret", "passw0rdpassw0rd")
+    said = {"X-Key": secrets[2], "Content-Type": "application/json"}
+    where = f"http://127.0.0.1:{9 if fails == 'unreachable' else port}/services/T0/{secrets[0]}?key={secrets[1]}"
+    connect(monkeypatch, "hook", conn_type="http", host=where, password=secrets[3], login="x", extra=said)
+    states += [] if fails == "unreachable" else [int(fails)] * 9
+    one, run = telling(spec, webhook={"connection": "hook"}), Run.of(context, spec)
+    words = [one.model_dump_json(), json.dumps(asdict(run))]
+    done = subprocess.run([sys.executable, "-c", TELLS, *words], capture_output=True, text=True, check=True)
+    written = done.stdout + done.stderr
+    assert "Webhook was not told of 'failed'" in written
+    assert "record: {" in written
+    assert "***" in written, "nobody logged the address at all: this shows nothing"
+    assert bool(posts) is (fails != "unreachable")
+    assert [line for line in written.splitlines() if any(one in line for one in secrets)] == []
+    assert not any(one in " ".join(words) for one in secrets)
 
 
 def test_without_a_word_in_the_model_file_nothing_is_written(spec: ModelSpec, context: Any, record: Record) -> None:

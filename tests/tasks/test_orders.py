@@ -9,16 +9,14 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import ParamValidationError
 
-from model_release.cluster import emergency as orders
-from model_release.cluster.emergency import Done
-from model_release.cluster.lease import Claim, Order, Owner
-from model_release.errors import ReleaseFailed, RolledBack, StoreUnavailable
+from model_release.cluster.release import Cause, Order, Owner, Phase, Release
+from model_release.errors import RolledBack, StoreUnavailable
 from model_release.judging.record import Record
+from model_release.release import emergency as orders
+from model_release.release.emergency import Done
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, emergency, records
 from model_release.tasks.emergency import emergency_dags
-from model_release.tasks.finish import Report
-from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 
 from .parsing import HEAVY, Parsing
@@ -33,47 +31,24 @@ def order(kind: Any, revision: str = "m-00002") -> Order:
 
 
 def test_no_task_goes_on_after_an_order_to_roll_back(spec: ModelSpec, context: Any) -> None:
-    claim = Claim(OWNER, order=order("roll_back"))
+    claim = Release(OWNER, order=order("roll_back"))
 
     class Leases:
         def read(self, *_: str) -> Any:
-            return SimpleNamespace(claim=claim)
+            return SimpleNamespace(release=claim)
 
         def update(self, namespace: str, name: str, owner: Owner, change: Any) -> Any:
-            return SimpleNamespace(claim=change(claim))
+            return SimpleNamespace(release=change(claim))
 
     released = object.__new__(ReleasedService)
     released.spec, released.namespace, released.name = spec, "models", "digits"
     released.run = SimpleNamespace(dag_id=OWNER.dag_id, run_id=OWNER.run_id, url="", installation=OWNER.installation)  # type: ignore[assignment]
     released.leases = Leases()  # type: ignore[assignment]
-    for forward in (released.claim, released.baseline, lambda: released.note(stage="open at 25 %")):
+    for forward in (released.claim, released.baseline, lambda: released.note(phase=Phase.OPEN)):
         with pytest.raises(RolledBack, match="Rolled back by anna: because"):
             forward()
     assert released.held() == claim
-    assert released.note(going_back=True, stage="rolling back").stage == "rolling back"
-
-
-@pytest.mark.parametrize("failed", ["canary", "promote", None])
-def test_the_report_says_who_took_it_back(
-    spec: ModelSpec, context: Any, ti: Any, failed: str | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    ti.states = {
-        "promote": "success",
-        "settle": "success",
-        "report": "running",
-        **({failed: "failed"} if failed else {}),
-    }
-    ti.xcoms = {
-        ("settle", "closed"): str(order("roll_back")),
-        ("settle", "return_value"): "digits-00001 has all of the traffic",
-    }
-    report = Report(task_id="report", spec=spec)
-    assert report.ending(context, Run.of(context, spec))[:2] == ("rolled_back", "Rolled back by anna: because")
-    ti.states["settle"] = "failed"
-    assert report.ending(context, Run.of(context, spec))[0] == "failed"
-    monkeypatch.setattr(records, "change", lambda *_: None)
-    with pytest.raises(ReleaseFailed):
-        report.execute(context)
+    assert released.note(going_back=True, phase=Phase.CLOSING).phase is Phase.CLOSING
 
 
 class TestTheDags:
@@ -129,7 +104,7 @@ class TestTheDags:
         )  # fmt: skip
         assert person.owner.dag_id == "rollback_digits"
         if store_is_there:
-            assert record.outcome == "rolled_back"
+            assert (record.outcome, record.cause) == ("rolled_back", Cause.PERSON)
             assert record.reason.startswith("Rolled back by anna: users complain (models/digits: digits-00001 has")
             assert len(record.approvals) == 1
 

@@ -89,6 +89,13 @@ def test_the_pod_runs_the_step_with_nothing_but_the_address_of_its_request(sent:
     assert not sent["spec"].get("initContainers"), "results come by the store: there is no sidecar"
 
 
+def test_a6_the_pod_asks_for_no_sidecar(sent: dict[str, Any]) -> None:
+    """A6: where a mesh puts its proxy into each pod of the namespace, the step is done and the pod never ends."""
+    metadata = sent["metadata"]
+    assert metadata["labels"]["sidecar.istio.io/inject"] == "false"
+    assert metadata["annotations"] == {"sidecar.istio.io/inject": "false", "linkerd.io/inject": "disabled"}
+
+
 @pytest.mark.parametrize("operator", [ExportInPod, ArchiveInPod, EvaluateInPod])
 def test_runs_that_build_the_same_side_by_side_ask_each_for_itself(
     operator: type[StepInPod], context: dict[str, Any], monkeypatch: pytest.MonkeyPatch

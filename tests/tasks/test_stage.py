@@ -14,8 +14,9 @@ from tests.patience import LIMIT, until
 
 from model_release.cluster import rollout
 from model_release.cluster.inference_service import InferenceService, InferenceServices
-from model_release.cluster.lease import Claim, Lease
+from model_release.cluster.lease import Lease
 from model_release.cluster.progress import State, wait
+from model_release.cluster.release import Phase, Release, Watched
 from model_release.errors import CanaryLost, ClusterUnavailable
 from model_release.spec import ModelSpec
 from model_release.tasks import records
@@ -23,7 +24,8 @@ from model_release.tasks.claim import ClaimService
 from model_release.tasks.run import Run
 from model_release.tasks.serve import Stage
 from model_release.tasks.service import ReleasedService
-from sandbox.interfaces import Phase, PodState
+from sandbox.interfaces import Phase as Pod
+from sandbox.interfaces import PodState
 
 from .cluster import PROJECT, READY, Kube, ending, moment, wanted
 
@@ -55,7 +57,7 @@ def stage(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytes
 @pytest.fixture
 def starting(kube: Kube) -> None:
     """Asked for before `resume`: its pod has not been ready for a moment, which the controllers could have seen."""
-    kube.pods.phases["v1"] = PodState(Phase.STARTING)
+    kube.pods.phases["v1"] = PodState(Pod.STARTING)
 
 
 @pytest.fixture
@@ -66,11 +68,11 @@ def resume(stage: Callable[..., Any], spec: ModelSpec, context: Any) -> Resume:
     return lambda seconds: task.is_ready(context, {"state": "ready", "sentence": "", "deadline": moment(seconds)})
 
 
-def claim_of(kube: Kube) -> Claim:
+def claim_of(kube: Kube) -> Release:
     lease = kube.leases.read("models", "digits")
     assert lease is not None
-    assert lease.claim is not None
-    return lease.claim
+    assert lease.release is not None
+    return lease.release
 
 
 def note(kube: Kube, **facts: Any) -> None:
@@ -96,7 +98,8 @@ def canary_at_rest(kube: Kube, spec: ModelSpec, stage: Callable[..., Any], resum
     first = rollout.baseline_of(kube.services.get("models", "digits"), wanted(spec, "v2"))
     note(kube, baseline=first, canary=None, template=None)
     stage("v2")
-    assert ready(resume)["canary"]["revision"] == "digits-predictor-00002"
+    ready(resume)
+    assert claim_of(kube).canary == "digits-predictor-00002"
 
 
 def by_hand(kube: Kube) -> None:
@@ -139,7 +142,8 @@ async def test_a_pod_that_misses_a_probe_between_two_looks_is_waited_for(
     kube.pods.phases["v1"] = READY
     event = await ending(waits.value.trigger)
     assert event["state"] == "ready"
-    assert ready(resume)["canary"]["revision"] == "digits-predictor-00001"
+    ready(resume)
+    assert claim_of(kube).canary == "digits-predictor-00001"
 
 
 def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(starting: None, resume: Resume) -> None:
@@ -149,11 +153,11 @@ def test_a_revision_that_is_not_ready_at_its_deadline_is_not_waited_for(starting
 
 def test_what_was_open_before_is_not_any_more(kube: Kube, stage: Callable[..., Any], resume: Resume) -> None:
     """Cleared while its canary was open at 25 %: the next opening of 25 % has a moment of its own."""
-    note(kube, stage="open at 25 %", percent=25, opened_at=moment(-300))
+    note(kube, phase=Phase.OPEN, watches=(Watched(25, moment(-300)),))
     stage()
     ready(resume)
     claim = claim_of(kube)
-    assert (claim.stage, claim.percent, claim.opened_at) == ("staged", None, None)
+    assert (claim.phase, claim.percent, claim.watches) == (Phase.STAGED, None, ())
 
 
 def test_a_promotion_that_was_begun_and_never_done_is_not_kept(
@@ -161,7 +165,7 @@ def test_a_promotion_that_was_begun_and_never_done_is_not_kept(
 ) -> None:
     """Killed between its note and its write, and cleared: the canary that stands at 0 % is no promoted one."""
     canary_at_rest(kube, spec, stage, resume)
-    note(kube, promoted=True)
+    note(kube, phase=Phase.PROMOTED, word="0 of 300")
     stage("v2")
     ready(resume)
     assert claim_of(kube).promoted is False
@@ -169,7 +173,7 @@ def test_a_promotion_that_was_begun_and_never_done_is_not_kept(
 
 def test_a_first_deployment_that_went_live_stays_so(kube: Kube, stage: Callable[..., Any], resume: Resume) -> None:
     ready(resume)
-    note(kube, promoted=True)
+    note(kube, phase=Phase.PROMOTED, word="0 of 300")
     stage()
     ready(resume)
     assert claim_of(kube).promoted is True
@@ -180,14 +184,15 @@ def test_a_first_deployment_that_went_live_is_the_baseline_when_its_run_begins_a
 ) -> None:
     """Cleared as a whole before it was settled, with a newer candidate: that one is a canary, beside what is live."""
     ready(resume)
-    note(kube, promoted=True)
+    note(kube, phase=Phase.PROMOTED, word="0 of 300")
     stage("v2")  # of an earlier try of the same kind, which ended here
     ClaimService(task_id="claim", spec=spec, root=PROJECT).release(context, Run.of(context, spec))
     claim = claim_of(kube)
     assert claim.baseline is not None
     assert (claim.baseline.revision, claim.canary, claim.promoted) == ("digits-predictor-00001", None, False)
     stage("v2")
-    assert ready(resume)["kind"] == "canary"
+    ready(resume)
+    assert not claim_of(kube).is_first
 
 
 def test_17_4_the_record_says_in_which_cluster_the_service_is(
@@ -221,7 +226,8 @@ def test_what_an_earlier_try_staged_is_not_taken_for_what_this_one_did(
         kserve.setattr(InferenceServices, "get", late)
         with pytest.raises(TaskDeferred):
             resume(LIMIT)
-    assert ready(resume)["canary"]["revision"] == "digits-predictor-00003"
+    ready(resume)
+    assert claim_of(kube).canary == "digits-predictor-00003"
 
 
 def test_another_hand_that_was_faster_than_the_claim_is_seen(
@@ -245,13 +251,12 @@ def test_what_was_promoted_is_the_baseline_when_its_run_begins_anew(
     baseline = claim_of(kube).baseline
     assert baseline is not None
     canary = rollout.canary_of(kube.live(), baseline)
-    note(kube, promoted=True)
+    note(kube, phase=Phase.PROMOTED, word="0 of 300")
     rollout.promote(kube.services, canary, 0)
     found = wait(lambda: rollout.assess_promoted(kube.services.get("models", "digits"), canary), 5, poll=0.01)
     assert found.state is State.READY
     stage("v3")
-    staged = ready(resume)
-    assert (staged["kind"], staged["canary"]["baseline"]) == ("canary", "digits-predictor-00002")
+    ready(resume)
     claim = claim_of(kube)
     assert claim.baseline is not None
     assert (claim.baseline.revision, claim.promoted) == ("digits-predictor-00002", False)
@@ -265,6 +270,6 @@ def test_a_first_deployment_that_nobody_asked_gives_way_to_the_next(
     """Cleared as a whole before it had answered, with a newer candidate: there is still nothing to stand beside."""
     ready(resume)
     stage("v2")
-    staged = ready(resume)
-    assert (staged["kind"], staged["canary"]["revision"]) == ("first", "digits-predictor-00002")
+    ready(resume)
+    assert (claim_of(kube).is_first, claim_of(kube).canary) == (True, "digits-predictor-00002")
     assert kube.live().serving == {"digits-predictor-00002": 100}

@@ -12,18 +12,19 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
-from model_release.cluster.dead import death_of
+from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import Claim, Leases, Order, Owner
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
-from model_release.cluster.rollout import Baseline, Canary
+from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
+from model_release.cluster.rollout import death_of
 from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
 from model_release.judging.record import Record
-from model_release.release.advance import close
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, proof, records, sweep
 from model_release.tasks.sweep import Sweep, sweep_dag
-from sandbox.interfaces import Phase, PodState
+from sandbox.interfaces import Phase as Pod
+from sandbox.interfaces import PodState
 from sandbox.kube.faults import Fault, Match
 from sandbox.kube.server import Cluster
 
@@ -80,8 +81,8 @@ class World:
         assert found.state is State.READY, found
         owner = Owner("release_digits", f"run-{name}", f"{installation}/runs/1", installation)
         self.leases.acquire("models", name, owner, f"{name}-20260301")
-        facts = {"baseline": baseline, "canary": canary.revision, "stage": f"open at {percent} %"}
-        self.leases.update("models", name, owner, lambda claim: replace(claim, **facts))
+        facts = {"baseline": baseline, "canary": canary.revision, "template": canary.template, "phase": Phase.OPEN}
+        self.leases.update("models", name, owner, lambda now: replace(now, **facts, watches=(Watched(percent, "x"),)))
         return owner, canary
 
     def sweep(self, *names: str, run: str = "sweep-1") -> list[str]:
@@ -134,10 +135,10 @@ def test_a_live_run_is_let_alone(world: World) -> None:
 def test_a_closed_canary_whose_run_never_ends_is_settled_after_a_while(
     world: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
+    """A3: the deferred task instance was deleted; the run looks alive for ever, and the guard closed it."""
     owner, _ = world.abandon()
     why = "closed: nobody looked for 63 s"
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, closed=why, promoted=False))
+    world.leases.update("models", "digits", owner, lambda now: now.close(why, Cause.EVIDENCE))
     assert world.sweep() == [], "its own run has the time to settle it"
     monkeypatch.setattr(sweep, "LEFT", timedelta(0))
     assert len(world.sweep(run="sweep-2")) == 1
@@ -164,7 +165,7 @@ def test_a_run_that_is_over_is_settled_and_its_record_finished(world: World) -> 
 
 def test_what_was_promoted_stands(world: World) -> None:
     owner, canary = world.abandon()
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, promoted=True))
+    world.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.PROMOTED))
     rollout.promote(world.services, canary, 30)
     world.over.add(owner.run_id)
     (line,) = world.sweep()
@@ -179,15 +180,15 @@ def test_what_was_promoted_and_died_is_told_and_goes_back_when_that_was_recorded
     world: World, was_closed: bool
 ) -> None:
     owner, canary = world.abandon()
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, promoted=True))
+    world.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.PROMOTED))
     rollout.promote(world.services, canary, 30)
     found = wait(lambda: rollout.assess_promoted(world.live(), canary), 600, poll=0.01)
     assert found.state is State.READY, found
-    world.pods.phases["v2"] = PodState(Phase.CRASHED, 0, "boom", 1)
+    world.pods.phases["v2"] = PodState(Pod.CRASHED, 0, "boom", 1)
     while death_of(world.live(), canary.revision) is None:
         pass
     if was_closed:
-        world.leases.update("models", "digits", owner, lambda claim: close(claim, f"{canary.revision} is dead"))
+        world.leases.update("models", "digits", owner, lambda now: now.close(f"{canary.revision} is dead", Cause.DEAD))
     world.over.add(owner.run_id)
     (line,) = world.sweep()
     if was_closed:
@@ -219,7 +220,7 @@ def test_another_airflows_release_and_a_strangers_lease_are_only_told(world: Wor
 
 def test_a_canary_with_traffic_and_no_lease_is_told_and_stays(world: World) -> None:
     owner, canary = world.abandon()
-    world.leases.release("models", "digits", owner)
+    world.leases.give_free("models", "digits", owner)
     (line,) = world.sweep()
     assert line.startswith(f"models/digits: {canary.revision} takes 30 % and no release claims it")
     assert world.live().canary_percent == 30
@@ -243,11 +244,11 @@ def test_one_that_cannot_be_settled_fails_the_run_and_hides_no_other(world: Worl
     with pytest.raises(NotSettled, match=r"models/letters is not settled: .* made anew by another hand"):
         world.sweep("letters", "digits")
     world.assert_settled("digits")
-    held = world.lease("letters").claim
+    held = world.lease("letters").release
     assert (held.owner.dag_id, held.inherited.owner) == ("sweep", lost), "no release may begin before it is settled"
     with pytest.raises(NotSettled, match="models/letters is not settled"):
         world.sweep("letters", "digits", run="sweep-2")
-    assert world.lease("letters").claim.inherited.owner == lost
+    assert world.lease("letters").release.inherited.owner == lost
 
 
 def test_a_sweep_that_died_is_gone_on_with(world: World) -> None:
@@ -268,9 +269,9 @@ def test_what_a_dead_settle_had_barred_is_barred_for_the_next(world: World) -> N
     world.leases.acquire("models", "digits", died, over=owner)
     world.leases.bar("models", "digits", died)("b")
     lease = world.leases.acquire("models", "digits", following, over=died)
-    assert lease.claim.inherited.owner == owner  # type: ignore[union-attr]
-    assert lease.claim.left.barred == ("a", "b")  # type: ignore[union-attr]
-    assert Claim(died).left == Claim(died)
+    assert lease.release.inherited.owner == owner  # type: ignore[union-attr]
+    assert lease.release.left.barred == ("a", "b")  # type: ignore[union-attr]
+    assert Release(died).left == Release(died)
 
 
 def test_a_service_whose_model_file_is_gone_is_settled_by_its_lease(
@@ -315,7 +316,9 @@ def test_one_namespace_is_listed_where_all_may_not_be(world: World) -> None:
 def test_a_release_that_a_person_had_taken_back_is_recorded_as_that(world: World) -> None:
     owner, canary = world.abandon()
     order = Order("roll_back", "anna", "users complain", "2026-03-01T02:00:00.000+00:00", canary.revision)
-    world.leases.update("models", "digits", owner, lambda claim: replace(claim, order=order))
+    world.leases.update(
+        "models", "digits", owner, lambda now: replace(now, order=order).close(str(order), Cause.PERSON)
+    )
     world.over.add(owner.run_id)
     world.sweep()
     record = world.records["digits-20260301"]
@@ -326,9 +329,7 @@ def test_a_release_that_a_person_had_taken_back_is_recorded_as_that(world: World
 
 def test_a_release_whose_canary_was_closed_is_recorded_as_rolled_back(world: World) -> None:
     owner, _ = world.abandon()
-    world.leases.update(
-        "models", "digits", owner, lambda claim: replace(claim, closed="closed: nobody looked for 61 s")
-    )
+    world.leases.update("models", "digits", owner, lambda now: now.close("closed: nobody looked for 61 s", Cause.GUARD))
     world.over.add(owner.run_id)
     world.sweep()
     record = world.records["digits-20260301"]

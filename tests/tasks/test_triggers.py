@@ -15,10 +15,12 @@ from kubernetes.client import CustomObjectsApi
 from tests.patience import LIMIT
 
 from model_release.cluster import progress, rollout
+from model_release.cluster.change import Baseline
 from model_release.cluster.inference_service import InferenceServices
-from model_release.cluster.lease import Lease, Leases, Owner
+from model_release.cluster.lease import Lease
+from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State
-from model_release.cluster.rollout import Baseline
+from model_release.cluster.release import Owner
 from model_release.errors import ClusterUnavailable
 from model_release.spec import ModelSpec
 from model_release.tasks import triggers
@@ -95,7 +97,7 @@ class TestLease:
         waiting = asyncio.create_task(ending(self.trigger()))
         await asyncio.sleep(0.2)
         assert not waiting.done()
-        await asyncio.to_thread(kube.leases.release, "models", "digits", OTHER)
+        await asyncio.to_thread(kube.leases.give_free, "models", "digits", OTHER)
         assert (await waiting)["late"] is False
 
     async def test_a_holder_whose_run_is_over_is_not_waited_for(

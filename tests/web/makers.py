@@ -9,19 +9,10 @@ from typing import Any
 
 import numpy as np
 
+from model_release.cluster.change import Baseline
 from model_release.cluster.inference_service import InferenceService
-from model_release.cluster.lease import (
-    CLAIM,
-    FROZEN,
-    GUARD,
-    GUARD_SECONDS,
-    LEASE_SECONDS,
-    LOOKED_BY,
-    Claim,
-    Lease,
-    Owner,
-)
-from model_release.cluster.rollout import Baseline
+from model_release.cluster.lease import FROZEN, GUARD, GUARD_SECONDS, LEASE_SECONDS, LOOKED_BY, RELEASE, Lease
+from model_release.cluster.release import Owner, Phase, Release, Watched
 from model_release.judging import Judge, Policy, Side, Window
 from model_release.judging.record import Record
 from model_release.metrics.prometheus import Series
@@ -94,10 +85,10 @@ def service_of(
     )
 
 
-def lease_of(model: str, claim: Claim | None = None, frozen: str | None = None, namespace: str = "models") -> Lease:
+def lease_of(model: str, claim: Release | None = None, frozen: str | None = None, namespace: str = "models") -> Lease:
     annotations = {}
     if claim is not None:
-        annotations[CLAIM] = json.dumps(claim.as_dict())
+        annotations[RELEASE] = json.dumps(claim.as_dict())
         annotations[LOOKED_BY] = "triggerer"
     if frozen is not None:
         annotations[FROZEN] = frozen
@@ -117,14 +108,13 @@ def guard_of(seconds_ago: float, namespace: str = "models") -> Lease:
     return Lease({"metadata": {"name": GUARD, "namespace": namespace}, "spec": spec})
 
 
-def claim_of(model: str, release: str, percent: int) -> Claim:
+def claim_of(model: str, release: str, percent: int) -> Release:
     owner = Owner(f"release_{model}", "manual__1", "http://airflow.test/dags/x/runs/y", "http://airflow.test")
-    return Claim(
+    return Release(
         owner=owner,
-        release=release,
-        stage=f"open at {percent} %",
-        percent=percent,
-        opened_at=at(-3),
+        record=release,
+        phase=Phase.OPEN,
+        watches=(Watched(percent, at(-3)),),
         canary=f"{model}-predictor-00002",
         baseline=Baseline(revision=f"{model}-predictor-00001", storage_uri=uri(model, VERSIONS[0])),
     )

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 from tests.patience import LIMIT
 
-from model_release.cluster.lease import Leases, Owner
+from model_release.cluster.leases import Leases
+from model_release.cluster.release import Owner
 from model_release.errors import ClusterRefused, ClusterUnavailable, StoreUnavailable
 from model_release.tasks import connections
 from model_release.web import cluster
@@ -164,8 +165,8 @@ def test_services_and_leases_of_one_namespace(kube: Any) -> None:
     assert found["digits"].key == "models/digits"
     held = cluster.leases(kube, "models")
     assert set(held) == {"faces"}
-    assert held["faces"].claim is not None
-    assert held["faces"].claim.release == "faces-1"
+    assert held["faces"].release is not None
+    assert held["faces"].release.record == "faces-1"
     assert cluster.services(kube, "others").keys() == {"digits"}
     assert cluster.leases(kube, "others") == {}
 

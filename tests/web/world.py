@@ -174,7 +174,7 @@ def example(now: datetime = NOW) -> World:
     world = World()
     for name in ("digits", "faces", "plants", "receipts", "street-signs", "x-rays"):
         world.specs[name] = spec(name)
-    running = world.add(record_of(world.specs["digits"], outcome=None, started=now - timedelta(minutes=5), looks=14))
+    running = world.add(record_of(world.specs["digits"], outcome=None, started=now - timedelta(minutes=5), looks=3))
     world.add(record_of(world.specs["digits"], started=now - timedelta(days=2), number=7, evaluated=True))
     world.add(record_of(world.specs["faces"], started=now - timedelta(hours=3), evaluated=True))
     world.add(record_of(world.specs["plants"], started=now - timedelta(days=1), outcome="rolled_back", rate=0.06))

@@ -8,13 +8,15 @@ cannot do it: a ServingRuntime has none (KServe's ServingRuntimePodSpec), and KS
 Every file that version.json names must be there with its size and SHA-256, and no other file may lie in config/ and
 model-store/, which is what TorchServe reads. Otherwise one line says what is wrong, and the exit code is 1: KServe
 shows the line in the InferenceService's status. A folder without version.json is none of this project's versions:
-that is said, and it is served as it is. Run again at each start of the container, it checks again.
+that is said, and it is served as it is.
+An image whose torch is older than the build's is told. Run again at each start of the container, it checks again.
 """
 
 import hashlib
 import json
 import os
 import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,26 @@ def problems(folder: Path, record: "dict[str, Any]") -> "list[str]":
         there = (file.relative_to(folder).as_posix() for file in sorted((folder / part).rglob("*")) if file.is_file())
         found += [f"{name} does not belong to it" for name in there if name not in listed]
     return found
+
+
+def older(record: "dict[str, Any]") -> str:
+    """What to know where this image's torch is older than the build's; nothing where it is not, or nobody can tell."""
+    built = str((record.get("toolchain") or {}).get("torch") or "")
+    try:
+        here = metadata.version("torch")
+    except metadata.PackageNotFoundError:
+        return ""
+    if not built or _release(here) >= _release(built):
+        return ""
+    return (
+        f"was built by torch {built}, and this image has {here}: TorchScript is read by newer versions than its own, "
+        "and not always by older ones; a serving image with the build's torch is right"
+    )
+
+
+def _release(torch: str) -> "list[int]":
+    """Major and minor: what TorchScript's operators go with."""
+    return [int(part) for part in torch.split("+")[0].split(".")[:2] if part.isdigit()]
 
 
 def _sha256(file: Path) -> str:
@@ -66,6 +88,8 @@ def main(argv: "list[str]") -> int:
             print(f"Version {name} is not what its version.json says: {'; '.join(found)}", file=sys.stderr)
             return 1
         print(f"Version {name}: {len(record['files'])} files are what version.json says", flush=True)
+        if told := older(record):
+            print(f"Version {name} {told}", file=sys.stderr, flush=True)
     if command:
         os.execvp(command[0], command)  # noqa: S606 -- the container's own command, and no shell
     return 0

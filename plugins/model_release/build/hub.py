@@ -23,10 +23,10 @@ from urllib.parse import quote, urlsplit
 from uuid import uuid4
 
 from model_release.build.hub_talk import CURE, talking_about
-from model_release.build.origins import Log, Place
-from model_release.build.progress import Progress, size
 from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 from model_release.store import files
+from model_release.store.download import Download, size
+from model_release.store.folder import Folder, Log
 
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -55,7 +55,7 @@ class _History:
     guessed: bool = False
 
 
-class HubPlace(Place):
+class HubFolder(Folder):
     """One commit of a model repository `owner/name`.
 
     `revision` is a branch, tag or full commit (default: the branch main). `not_later_than` chooses among the commits
@@ -93,7 +93,7 @@ class HubPlace(Place):
     def looked_at(self) -> str:
         return f"{self.origin} in the cache {self._cache} (HF_HUB_OFFLINE is set)" if self._offline else self.origin
 
-    def names(self) -> list[str]:
+    def names(self, below: str = "") -> list[str]:
         if self._offline:
             snapshot = self._kept / "snapshots" / str(self.commit)
             if not snapshot.is_dir():
@@ -106,10 +106,10 @@ class HubPlace(Place):
         self._sizes = {entry.path: entry.size for entry in tree if isinstance(entry, RepoFile)}
         return list(self._sizes)
 
-    def folders(self) -> list[str]:
+    def folders(self, last: str) -> list[str]:
         return []
 
-    def inside(self, folder: str) -> Place:
+    def inside(self, folder: str) -> Folder:
         raise CheckpointError(f"{self.origin}: a repository of the hub has commits, not candidates in folders")
 
     def size(self, name: str) -> int:
@@ -118,7 +118,7 @@ class HubPlace(Place):
     def bring(self, name: str, target: Path) -> None:
         from huggingface_hub import hf_hub_download
 
-        progress = Progress(name, self._sizes.get(name, 0), self._log)
+        progress = Download(name, self._sizes.get(name, 0), self._log)
         bar = bar_of(progress)
         with talking_about(f"{self.looked_at}: {name}"):
             found = Path(

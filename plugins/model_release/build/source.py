@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from model_release.build import inspection, labels
-from model_release.build.hub import HubAccess, HubPlace
-from model_release.build.origins import DirectoryPlace, Log, Place, PrefixPlace
+from model_release.build.hub import HubAccess, HubFolder
 from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 from model_release.store import files
 from model_release.store.bucket import MAX_FILE
+from model_release.store.folder import Directory, Folder, Log, Prefix, WritableFolder
 
 CONFIG = labels.CONFIG
 PROCESSOR = inspection.PROCESSOR
@@ -107,16 +107,31 @@ def fetch(
 
 def _place(
     source: Mapping[str, str], s3: Any | None, base: Path, hub: HubAccess, not_later_than: datetime | None, log: Log
-) -> Place:
+) -> Folder:
     match sorted(key for key in source if key != "revision"):
         case ["directory"]:
-            return DirectoryPlace(source["directory"], base)
+            found = Directory(source["directory"], base)
+            if not found.path.is_dir():
+                raise CheckpointError(f"{found.path} is no folder; the model file's source must name one that exists")
+            return found
         case ["s3"]:
-            return PrefixPlace(source["s3"], s3, log)
+            if s3 is None:
+                raise CheckpointError(f"{source['s3']} needs an S3 client; set the connection of the model's store")
+            return Prefix(s3, source["s3"], log)
         case ["hub"]:
-            return HubPlace(source["hub"], _revision(source.get("revision")), not_later_than, hub, log)
+            return HubFolder(source["hub"], _revision(source.get("revision")), not_later_than, hub, log)
         case others:
             raise CheckpointError(f"a source has one of directory, s3, hub, not {', '.join(others) or 'nothing'}")
+
+
+def candidates_of(source: Mapping[str, str], base: Path, s3: Any | None) -> WritableFolder:
+    """Where a training puts its candidates: `{"directory": path}` (relative to `base`) or `{"s3": prefix}` with `s3`, a
+    boto3 client. Raises `SpecError` for any other source."""
+    if directory := source.get("directory"):
+        return Directory(directory, base)
+    if (prefix := source.get("s3")) and s3 is not None:
+        return Prefix(s3, prefix)
+    raise SpecError("a training needs a source that candidates can be put into: directory or s3")
 
 
 def _revision(named: str | None) -> str | None:
@@ -126,9 +141,9 @@ def _revision(named: str | None) -> str | None:
     return named
 
 
-def _candidate(place: Place, revision: str | None, not_later_than: datetime | None) -> str:
+def _candidate(place: Folder, revision: str | None, not_later_than: datetime | None) -> str:
     """The candidate that `revision` names, or the newest."""
-    there = place.folders()
+    there = place.folders(last=CONFIG)
     if revision is None:
         newest = newest_candidate(there, not_later_than)
         if newest is None:
@@ -163,7 +178,7 @@ def newest_candidate(names: Iterable[str], not_later_than: datetime | None = Non
     return max(times, key=lambda name: (times[name], name), default=None)
 
 
-def _no_adapter(place: Place) -> None:
+def _no_adapter(place: Folder) -> None:
     """transformers applies an adapter that lies beside the weights, and only the weights would be fetched."""
     if _ADAPTER in place.names():
         raise CheckpointError(
@@ -172,13 +187,13 @@ def _no_adapter(place: Place) -> None:
         )
 
 
-def _bring(place: Place, target: Path) -> None:
+def _bring(place: Folder, target: Path) -> None:
     _no_adapter(place)
     there = set(place.names())
-    marks: dict[str, object] = {}
+    tags: dict[str, str | None] = {}
 
     def bring(name: str) -> None:
-        marks[name] = place.mark(name)
+        tags[name] = place.tag(name)
         place.bring(name, target / name)
 
     def bring_text(name: str) -> None:
@@ -218,5 +233,5 @@ def _bring(place: Place, target: Path) -> None:
     for name in weights:
         bring(name)
     # Labels of one checkpoint and weights of another may fit each other, and answer wrong.
-    if changed := [name for name, mark in marks.items() if place.mark(name) != mark]:
+    if changed := [name for name, tag in tags.items() if place.tag(name) != tag]:
         raise SourceUnavailable(f"{place.origin}: {changed[0]} was changed while it was read; a retry reads it whole")

@@ -39,8 +39,9 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from model_release.build import processes, source
-from model_release.build.candidates import Candidates, candidates_of
+from model_release.build.source import CONFIG, candidates_of
 from model_release.errors import ArchiveError, CheckpointError, TrainingFailed
+from model_release.store.folder import WritableFolder
 
 RECORD = "training.json"
 CURVE = "learning_curve.json"
@@ -95,7 +96,7 @@ def train(
     with TemporaryDirectory(prefix="training-") as scratch:
         made = Path(scratch, "trained")
         made.mkdir()
-        log(f"{run} trains {place.origin}{candidate} with {json.dumps(dict(arguments))}")
+        log(f"{run} trains {place.at(candidate)} with {json.dumps(dict(arguments))}")
         began = time.monotonic()
         report = _process(run, made, arguments, path, timeout, log)
         seconds = time.monotonic() - began
@@ -158,17 +159,17 @@ def _partial(candidate: str) -> str:
     return f"{candidate}.partial"
 
 
-def _open(sources: Mapping[str, str], base: Path, s3: Any | None) -> Candidates:
+def _open(sources: Mapping[str, str], base: Path, s3: Any | None) -> WritableFolder:
     place = candidates_of(sources, base, s3)
     if place.read(source.CONFIG) is not None:
         raise TrainingFailed(
-            f"{place.origin} is a checkpoint itself, beside which no candidate counts; move it into a folder named by "
+            f"{place.at('')} is a checkpoint itself, beside which no candidate counts; move it into a folder named by "
             "its time, such as 20261122T230000"
         )
     return place
 
 
-def _record(place: Candidates, candidate: str) -> dict[str, Any] | None:
+def _record(place: WritableFolder, candidate: str) -> dict[str, Any] | None:
     """What `training.json` says; None where there is no candidate of that name."""
     if place.read(f"{candidate}/{source.CONFIG}") is None:
         return None
@@ -177,24 +178,24 @@ def _record(place: Candidates, candidate: str) -> dict[str, Any] | None:
     except ValueError:
         record = None
     if not isinstance(record, dict) or "fingerprint" not in record:
-        raise TrainingFailed(f"{place.origin}{candidate} is there, and no training of this project made it")
+        raise TrainingFailed(f"{place.at(candidate)} is there, and no training of this project made it")
     return record
 
 
-def _found(place: Candidates, candidate: str, what: Mapping[str, str], arguments: Arguments) -> Trained | None:
+def _found(place: WritableFolder, candidate: str, what: Mapping[str, str], arguments: Arguments) -> Trained | None:
     record = _record(place, candidate)
     if record is None:
         return None
     same = what.items() <= record.items() and dict(arguments).items() <= dict(record["arguments"]).items()
     if not same:
         made = f"{record.get('run') or record.get('image')} with {json.dumps(record['arguments'])}"
-        raise TrainingFailed(f"{place.origin}{candidate} is there, made by {made}; a new run gets a name of its own")
+        raise TrainingFailed(f"{place.at(candidate)} is there, made by {made}; a new run gets a name of its own")
     return _trained(place, candidate, record)
 
 
-def _trained(place: Candidates, candidate: str, record: Mapping[str, Any]) -> Trained:
+def _trained(place: WritableFolder, candidate: str, record: Mapping[str, Any]) -> Trained:
     metrics = {str(name): float(value) for name, value in record["metrics"].items()}
-    origin = f"{place.origin}{candidate}"
+    origin = f"{place.at(candidate)}"
     return Trained(candidate, origin, str(record["fingerprint"]), metrics, float(record["seconds"]))
 
 
@@ -228,7 +229,7 @@ def _process(
 
 
 def _offer(
-    place: Candidates,
+    place: WritableFolder,
     candidate: str,
     made: Mapping[str, str],
     scratch: Path,
@@ -258,7 +259,7 @@ def _offer(
     }
     text = json.dumps(record, ensure_ascii=False, indent=1) + "\n"
     (checkpoint.directory / RECORD).write_text(text, encoding="utf-8")
-    place.put(checkpoint.directory, candidate)
+    place.put(checkpoint.directory, candidate, last=CONFIG)
     trained = _trained(place, candidate, record)
     told = ", ".join(f"{name} {value:.4g}" for name, value in trained.metrics.items()) or "no metrics"
     log(f"{trained.origin}: {told}, trained in {trained.seconds:.0f} s, {trained.fingerprint[:12]}")

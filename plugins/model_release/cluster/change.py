@@ -94,33 +94,6 @@ class Canary:
         return cls(**given)
 
 
-@dataclass(frozen=True)
-class Release:
-    """What a release knows of itself when it ends, from its lease.
-
-    Attributes:
-        canary: the revision it staged, when it came so far as to know it.
-        promoted: the verdict was "promote", and the write may have been done.
-        created: the uid of the InferenceService that it made, when it was its first deployment and that is on record.
-        barred: revisions that must never get traffic from a settle: those that were the latest when the stable
-            template was written back. Until status shows a newer one, "latest" still means one of them.
-        insist: a person takes it back, who is there to hear that it cannot be done: nothing gets traffic unasked, not
-            even the proven template in place of a baseline that is gone.
-    """
-
-    namespace: str
-    name: str
-    baseline: Baseline
-    canary: str | None = None
-    promoted: bool = False
-    barred: tuple[str, ...] = ()
-    created: str | None = None
-    insist: bool = False
-
-    def bars(self, revision: str | None) -> bool:
-        return revision is None or revision == self.canary or revision in self.barred
-
-
 def tell_traffic(live: InferenceService) -> str:
     """`…-00002 30 %, …-00001 70 %`."""
     return ", ".join(f"{name} {percent} %" for name, percent in live.serving.items()) or "none"

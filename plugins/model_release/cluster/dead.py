@@ -17,9 +17,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from model_release.cluster.change import Release
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.standard.view import StandardService
+from model_release.cluster.release import Release
 from model_release.errors import ClusterRefused
 
 if TYPE_CHECKING:
@@ -49,19 +48,9 @@ def and_frozen(said: str, live: InferenceService) -> str:
     return f"{said}; {frozen}" if frozen else said
 
 
-def death_of(live: InferenceService | None, canary: str) -> str | None:
-    """A sentence, when the canary of that name was ready and is not any more; None while it lives, or nobody can tell.
-
-    To be asked of a canary that was staged: in Standard mode, one that was never ready looks the same.
-    """
-    if live is None or live.latest_created != canary:
-        return None
-    if isinstance(live, StandardService):
-        if live.entry is None or live.canary_is_ready is not False:
-            return None
-        said = live.failure[0] if live.failure else ""
-        return f"{canary} is dead: {said or 'no replica of it is available'}"
-    if live.latest_ready != canary:
+def death_of(live: InferenceService, canary: str) -> str | None:
+    """See `cluster.rollout.death_of`; this is how Knative tells it of the latest revision."""
+    if live.latest_created != canary or live.latest_ready != canary:
         return None  # never ready, or made anew
     last_words = _last_words(live, canary)
     if live.frozen_by != canary and last_words is None:
@@ -102,10 +91,10 @@ def let_go(services: InferenceServices, live: InferenceService, release: Release
     Raises:
         ClusterUnavailable: nobody knows whether it was deleted, or it was not read as it is now: read anew.
     """
-    if isinstance(live, StandardService) or release.baseline.revision is None:
+    if release.stable.revision is None:
         return None
     dead = _held_by(live)
-    if dead is None or dead == release.baseline.revision or not live.serving.get(dead):
+    if dead is None or dead == release.stable.revision or not live.serving.get(dead):
         return None
     if dead == live.rolled_out:
         return _fall_back(services, live, release, dead)
@@ -142,12 +131,12 @@ def _fall_back(
             return None
         if revision is not None and live.frozen_by is not None and (said := _failure_of(revision)) is not None:
             services.delete_revision(revision)
-            return _deleted(dead, said, f"so that {release.baseline.revision} takes over")
+            return _deleted(dead, said, f"so that {release.stable.revision} takes over")
     except ClusterRefused as error:
         return _not_deleted(dead, error)
     if live.is_split:
         services.patch(live, {"spec": {"predictor": {"canaryTrafficPercent": None}}})
-    return Progress(State.WAITING, f"{dead} is let go; {release.baseline.revision} takes over", dead)
+    return Progress(State.WAITING, f"{dead} is let go; {release.stable.revision} takes over", dead)
 
 
 def _deleted(dead: str, said: str, why: str) -> Progress:
@@ -167,7 +156,7 @@ def _held_by(live: InferenceService) -> str | None:
 
 def _is_next(services: InferenceServices, namespace: str, release: Release, dead: str) -> bool:
     """Whether Knative's Configuration falls back to the baseline: the newest that is ready, but for this one."""
-    baseline = str(release.baseline.revision)
+    baseline = str(release.stable.revision)
     if _ready_of(services.revision(namespace, baseline)) != "True":
         return False
     name, _, first = baseline.rpartition("-")

@@ -181,10 +181,6 @@ class InferenceService:
         known = route is not None and (route.status == "True" or self.frozen_by is not None)
         return self.serving if known else None
 
-    def served_percent(self, revision: str) -> int | None:
-        """The share of a revision at the gateway, whatever the spec asks for; None while it is not known."""
-        return None if self.gateway is None else self.gateway.get(revision, 0)
-
     @property
     def frozen_by(self) -> str | None:
         """The revision that is dead, and for which the whole route stands still, whatever shares are written."""
@@ -209,6 +205,11 @@ class InferenceService:
     def prev_revision(self) -> str | None:
         """The revision that takes the rest of the split; None when there is no split."""
         return next((str(target["revisionName"]) for target in self._targets if target.get("tag") == "prev"), None)
+
+    @property
+    def stable_revision(self) -> str | None:
+        """The revision that is no canary: the one that has the rest of a split, or was rolled out last."""
+        return (self.prev_revision if self.is_split else None) or self.rolled_out
 
     def tag_url(self, tag: str) -> str | None:
         """The address that reaches one target whatever its percent, 0 included. Needs enable-tag-routing."""

@@ -68,7 +68,7 @@ def wait(
     assess: Callable[[], Progress],
     deadline: float,
     *,
-    poll: float = 2.0,
+    poll: float = 0.5,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     tell: Callable[[Progress], None] = lambda _: None,

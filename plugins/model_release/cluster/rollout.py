@@ -1,63 +1,31 @@
 """The way forward: plan, stage at 0 %, open, shift, promote.
 
 Each verb reads the live state, does what is left to do in at most one write, and may be called again at any time.
-Each write has a pure `assess_…` that tells from a later read whether it took effect, by the **names** of revisions:
-KServe updates status some time after the write, says Ready for the old state meanwhile, and calls the revision that
-was ready last "latest" (docs/facts.md#status-lags-behind-spec).
+Each write has a pure `assess_…` that tells from a later read whether it took effect, by the names of revisions.
 
-This is Knative mode. A service in Standard mode is read as a `StandardService`, and goes to `standard.rollout`, where
-the same verbs hold.
+What is the same in both modes is here; how a mode does it is in `knative.rollout` and `standard.rollout`.
 """
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Any
 
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic, tell_unmoved
 from model_release.cluster.dead import and_frozen
 from model_release.cluster.inference_service import STOP, InferenceService, InferenceServices, Template
-from model_release.cluster.manifest import (
-    MANAGED_BY,
-    Manifest,
-    holds,
-    matches,
-    mode_of,
-    replacement,
-    template_of,
-    without_none,
-)
+from model_release.cluster.manifest import MANAGED_BY, Manifest, without_none
+from model_release.cluster.manifest import mode_of as mode_asked
+from model_release.cluster.modes import mode_named, mode_of
 from model_release.cluster.objects import retrying
-from model_release.cluster.progress import Progress, State, failure_of, trouble_of
-from model_release.cluster.standard import rollout as standard
-from model_release.cluster.standard.view import StandardService
-from model_release.errors import (
-    CanaryLost,
-    ClusterRefused,
-    ClusterUnavailable,
-    ForeignService,
-    RevisionFailed,
-    SpecError,
-)
+from model_release.cluster.progress import Progress, State
+from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable, ForeignService, SpecError
 
-__all__ = [
-    "ANY",
-    "Baseline",
-    "Canary",
-    "Change",
-    "Kind",
-    "assess_promoted",
-    "assess_split",
-    "assess_staged",
-    "baseline_of",
-    "canary_of",
-    "check_ours",
-    "check_untouched",
-    "plan_change",
-    "promote",
-    "shift",
-    "stage",
-    "tell_traffic",
-]
+# Seconds for a gateway to take the stable predictor out of the traffic before its name changes hands (Standard mode).
+DRAIN_SECONDS = 60.0
+
+Decide = Callable[[InferenceService], dict[str, Any] | None]
 
 
 def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
@@ -71,21 +39,8 @@ def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
     """
     if live is None:
         return Change(Kind.FIRST, f"{_key(wanted)} does not exist yet and will be created")
-    check_ours(live, mode_of(wanted))
-    if isinstance(live, StandardService):
-        return standard.plan_change(live, wanted)
-    revision, percent = live.latest_created, live.canary_percent
-    if live.rolled_out is None:
-        return Change(Kind.FIRST, f"{live.key} exists and no revision of it was ever ready", revision)
-    if not matches(live, wanted):
-        return Change(Kind.NEW, f"{live.key} gets a new template; {live.rolled_out} serves meanwhile")
-    if not live.is_split:
-        if live.model_status.transition in ("BlockedByFailedLoad", "InvalidSpec"):
-            raise RevisionFailed(f"{live.key} already has this template, without a canary, and {failure_of(live)}")
-        end = "has all of the traffic" if live.serving == {revision: 100} else "is taking over all of the traffic"
-        return Change(Kind.NOTHING, f"nothing new: {revision} already has this template and {end}", revision)
-    staged = revision if revision != live.rolled_out else None
-    return Change(Kind.STAGED, f"{live.key} already has this template, at {percent} %", staged)
+    check_ours(live, mode_asked(wanted))
+    return mode_of(live).plan_change(live, wanted)
 
 
 def check_ours(live: InferenceService, mode: str = "Knative") -> None:
@@ -115,8 +70,8 @@ def check_ours(live: InferenceService, mode: str = "Knative") -> None:
 def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline | None = None) -> Baseline:
     """The baseline, as the claim records it before any write.
 
-    When an earlier release left its canary's template in the spec, the serving revision's own template is taken from
-    `known`, the baseline that the lease last carried, if that is of the same revision.
+    Args:
+        known: the baseline that the lease last carried; its template, where the spec has another one by now.
 
     Raises:
         ClusterUnavailable: the service is in the midst of a roll-out; which revision is stable, is not settled yet.
@@ -125,39 +80,20 @@ def baseline_of(live: InferenceService | None, wanted: Manifest, known: Baseline
     if live is None:
         return Baseline()
     if live.is_stopped:
-        check_ours(live, mode_of(wanted))
+        check_ours(live, mode_asked(wanted))
     if live.rolled_out is None:
         raise ClusterRefused(
             f"InferenceService {live.key} exists, and no revision of it was ever ready: there is nothing to compare "
             "with and to go back to; see that it serves, or delete it, and release then"
         )
-    if isinstance(live, StandardService):
-        return standard.baseline_of(live, wanted)
-    created = None if matches(live, wanted) else live.latest_created
-    if not live.is_split and live.latest_ready != live.rolled_out:
-        raise ClusterUnavailable(
-            f"InferenceService {live.key} is in the midst of a roll-out from {live.rolled_out} to {live.latest_ready}"
-            f"{live.other_writer()}; which of them is stable is known when it ends"
-        )
-    template: Template | None = None
-    if live.latest_created == live.rolled_out:
-        template = live.template
-    elif (
-        known is not None
-        and (known.uid, known.revision) == (live.uid, live.rolled_out)
-        and not tell_stopped(live, known.started)
-    ):
-        template = known.template
-    return Baseline(
-        uid=live.uid,
-        revision=live.rolled_out,
-        template=template,
-        storage_uri=(template or {}).get("model", {}).get("storageUri"),
-        created=created,
-        percent=live.canary_percent,
-        found=live.template_digest,
-        started=live.started,
-    )
+    return mode_of(live).baseline_of(live, wanted, known)
+
+
+def stable_template(live: InferenceService, known: Baseline | None) -> Template | None:
+    """What the stable revision serves: the spec's own template or, where a canary's or one that was rolled back is in
+    the spec, that of `known`, the baseline that the lease last carried, if it is of this revision. None: nobody knows.
+    """
+    return None if live.rolled_out is None else mode_of(live).stable_template(live, known)
 
 
 def stage(
@@ -177,26 +113,27 @@ def stage(
         As `plan_change`; ClusterUnavailable when nothing could be written.
     """
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
-    in_standard_mode = mode_of(wanted) == "Standard"
 
     def attempt() -> InferenceService:
         live = services.get(namespace, name)
         if live is None:
             if baseline.uid is not None:
                 raise CanaryLost(f"InferenceService {namespace}/{name} was deleted after it was claimed")
-            if in_standard_mode:
-                standard.check_kept(services.create(without_none(wanted), dry_run=True), wanted)
-            return services.create(without_none(wanted))
+            whole = without_none(wanted)
+            mode_named(mode_asked(wanted)).check_kept(lambda: services.create(whole, dry_run=True), wanted)
+            return services.create(whole)
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
         if told := tell_stopped(live, baseline.started):
             raise CanaryLost(f"{told}, after it was claimed")
         # What is there although nothing was when the service was claimed, an earlier try left, and nobody proved.
-        patch = _stage_patch(live, wanted, first=live.rolled_out is None or baseline.uid is None)
+        first = live.rolled_out is None or baseline.uid is None
+        patch = mode_of(live).stage_patch(live, wanted, plan_change(live, wanted), first=first)
         _check_ours_or_as_claimed(live, wanted, baseline, template)
-        if isinstance(live, StandardService) and patch is not None:
-            standard.check_kept(services.patch(live, patch, dry_run=True), wanted)
-        return live if patch is None else services.patch(live, patch)
+        if patch is None:
+            return live
+        mode_of(live).check_kept(lambda: services.patch(live, patch, dry_run=True), wanted)
+        return services.patch(live, patch)
 
     return retrying(attempt)
 
@@ -218,24 +155,7 @@ def _is_as_staged(live: InferenceService, wanted: Manifest, template: str | None
     if template is not None:
         promoted, _, _ = template.partition("/")  # Standard mode names the stable predictor's too, until a promotion
         return live.template_digest in (template, promoted)
-    if isinstance(live, StandardService):
-        return standard.has_staged(live, wanted)
-    return matches(live, wanted)
-
-
-def _stage_patch(live: InferenceService, wanted: Manifest, *, first: bool) -> dict[str, Any] | None:
-    """`first`: no revision is there that the new one could stand beside, and it takes over when it is ready."""
-    change = plan_change(live, wanted)
-    if isinstance(live, StandardService):
-        return standard.stage_patch(live, wanted, change, first=first)
-    if change.kind is Kind.NOTHING or (first and matches(live, wanted)):
-        return None
-    if change.kind is Kind.STAGED:
-        return {"spec": {"predictor": {"canaryTrafficPercent": 0}}} if live.canary_percent else None
-    predictor = replacement(live.template, template_of(wanted))
-    predictor["canaryTrafficPercent"] = None if first else 0
-    metadata = {key: wanted["metadata"].get(key, {}) for key in ("labels", "annotations")}
-    return {"metadata": metadata, "spec": {"predictor": predictor}}
+    return mode_of(live).has_staged(live, wanted)
 
 
 def assess_staged(
@@ -254,36 +174,7 @@ def assess_staged(
         return Progress(State.LOST, told)
     if template is not None and not _is_as_staged(live, wanted, template):
         return Progress(State.LOST, f"{live.key} no longer has what was staged{live.other_writer()}")
-    if isinstance(live, StandardService):
-        return standard.assess_staged(live, wanted, baseline)
-    if not holds(live.template, template_of(wanted)):
-        return Progress(State.LOST, f"{live.key} no longer has the staged template{live.other_writer()}")
-    if baseline.revision is not None:
-        if live.prev_revision not in (None, baseline.revision):
-            return _wrong_baseline(live, baseline.revision)
-        if live.canary_percent != 0 and live.rolled_out == baseline.revision:
-            return Progress(
-                State.LOST, f"{live.key} was opened to {live.canary_percent} % by another hand{live.other_writer()}"
-            )
-    revision = live.latest_created
-    if baseline.revision is not None and not live.is_split and live.gateway == {revision: 100}:
-        if revision != baseline.revision:
-            return Progress(State.READY, f"{revision} already has all of the traffic", revision)
-        if baseline.created is None:
-            return Progress(State.FAILED, f"nothing to stage: {revision} already serves this template", revision)
-    if revision is None or revision in (baseline.revision, baseline.created):
-        return trouble_of(live, None) or Progress(State.WAITING, f"{live.key}: no new revision yet")
-    if trouble := trouble_of(live, revision):
-        return trouble
-    if live.latest_ready != revision:
-        return Progress(
-            State.WAITING, f"{revision} is starting ({live.model_status.target or 'no state yet'})", revision
-        )
-    expected = {revision: 100} if baseline.revision is None else {baseline.revision: 100}
-    if live.gateway != expected or not live.ready:
-        # modelStatus is not asked: it can stay InProgress for good (kserve/kserve#3686). The smoke prediction tells.
-        return Progress(State.WAITING, and_frozen(f"{revision} is ready, its route is not yet", live), revision)
-    return Progress(State.READY, f"{revision} is ready; traffic {tell_traffic(live)}", revision)
+    return mode_of(live).assess_staged(live, wanted, baseline)
 
 
 def canary_of(live: InferenceService, baseline: Baseline) -> Canary:
@@ -311,9 +202,7 @@ def shift(services: InferenceServices, canary: Canary, percent: int) -> Inferenc
         check_untouched(live, canary)
         if live.canary_percent == percent:
             return None
-        if isinstance(live, StandardService):
-            return standard.split(live, percent)
-        return {"spec": {"predictor": {"canaryTrafficPercent": percent}}}
+        return mode_of(live).split(live, percent)
 
     return services.change(canary.namespace, canary.name, decide)
 
@@ -333,8 +222,7 @@ def assess_split(live: InferenceService | None, canary: Canary, percent: int) ->
 
 
 def promote(services: InferenceServices, canary: Canary, percent: int) -> InferenceService:
-    """Give the canary everything by removing the split. Again: no write. In Standard mode two writes and the time
-    between them (`standard.rollout.take_over`).
+    """Give the canary everything by removing the split; in Standard mode by two writes. Again: no write.
 
     Args:
         percent: the share at which the canary was judged; it must still have it.
@@ -348,12 +236,25 @@ def promote(services: InferenceServices, canary: Canary, percent: int) -> Infere
             check_untouched(live, canary, None)
             return None
         check_untouched(live, canary, None if live.canary_percent == 100 else percent)
-        if isinstance(live, StandardService):
-            return standard.promotion(live)
-        return {"spec": {"predictor": {"canaryTrafficPercent": None}}}
+        return mode_of(live).promotion(live)
 
-    promoted = services.change(canary.namespace, canary.name, decide)
-    return standard.take_over(services, promoted, decide) if isinstance(promoted, StandardService) else promoted
+    return _take_over(services, services.change(canary.namespace, canary.name, decide), decide)
+
+
+def _take_over(services: InferenceServices, live: InferenceService, decide: Decide) -> InferenceService:
+    """Goes on with a promotion until the canary's name is the stable one's: each round reads, and writes what
+    `decide` says. Again: goes on from wherever it was.
+
+    Raises:
+        ClusterUnavailable: the gateway has not moved the traffic within a minute; trying again may help.
+    """
+    end = time.monotonic() + DRAIN_SECONDS
+    while live.canary_percent is not None:
+        if time.monotonic() >= end:
+            raise ClusterUnavailable(f"{live.key}: the canary has not got all of the traffic: {tell_traffic(live)}")
+        time.sleep(0.2)
+        live = services.change(live.namespace, live.name, decide)
+    return live
 
 
 def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
@@ -362,12 +263,9 @@ def assess_promoted(live: InferenceService | None, canary: Canary) -> Progress:
         check_untouched(live, canary, None)
     except CanaryLost as lost:
         return Progress(State.LOST, str(lost), canary.revision)
-    if isinstance(live, StandardService) and not live.is_at_rest:
-        return Progress(State.WAITING, f"{canary.revision} takes over; traffic {tell_traffic(live)}", canary.revision)
-    if live is not None and live.gateway == {canary.revision: 100} and live.rolled_out == canary.revision:
-        return Progress(State.READY, f"{canary.revision} has all of the traffic", canary.revision)
-    said = "the traffic has not moved yet"
-    return Progress(State.WAITING, said if live is None else and_frozen(said, live), canary.revision)
+    if live is None:
+        return Progress(State.WAITING, "the traffic has not moved yet", canary.revision)
+    return mode_of(live).assess_promoted(live, canary)
 
 
 def check_untouched(live: InferenceService | None, canary: Canary, percent: int | None = ANY) -> None:
@@ -387,29 +285,15 @@ def check_untouched(live: InferenceService | None, canary: Canary, percent: int 
         raise CanaryLost(f"InferenceService {where} was deleted and made anew{by}")
     if told := tell_stopped(live, canary.started):
         raise CanaryLost(told)
-    if isinstance(live, StandardService):
-        standard.check_untouched(live, canary, percent)
-        return
-    if live.template_digest != canary.template:
-        raise CanaryLost(f"the template of {where} is not the one that was staged{by}")
-    if live.latest_created != canary.revision or live.latest_ready != canary.revision:
-        raise CanaryLost(f"{where} has another revision, {live.latest_created}, after {canary.revision}{by}")
-    if percent != ANY and live.canary_percent not in ({None, 100} if percent is None else {percent}):
-        asked = "promoted" if percent is None else f"at {percent} %"
-        raise CanaryLost(f"{canary.revision} should be {asked}; the spec says {live.canary_percent} %{by}")
-    if percent == ANY and canary.baseline is not None and not live.is_split:
-        raise CanaryLost(f"the split of {where} was removed: {canary.revision} takes everything{by}")
-    if live.is_split and live.prev_revision not in (None, canary.baseline):
-        raise CanaryLost(f"{where} splits with {live.prev_revision} instead of {canary.baseline}{by}")
+    mode_of(live).check_untouched(live, canary, percent)
 
 
-def _wrong_baseline(live: InferenceService, baseline: str) -> Progress:
-    return Progress(
-        State.WRONG_BASELINE,
-        f"{live.key} shares its traffic with {live.prev_revision} and not with {baseline}: KServe took the new "
-        f"template for a late roll-back; {baseline}'s content is to be brought back before a release begins anew",
-        live.latest_created,
-    )
+def death_of(live: InferenceService | None, canary: str) -> str | None:
+    """A sentence, when the canary of that name was ready and is not any more; None while it lives, or nobody can tell.
+
+    To be asked of a canary that was staged: in Standard mode, one that was never ready looks the same.
+    """
+    return None if live is None or live.latest_created != canary else mode_of(live).death_of(live, canary)
 
 
 def _key(wanted: Manifest) -> str:

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit
 
 import requests
+from requests.adapters import HTTPAdapter
 
 from model_release.cluster.inference_service import InferenceService
 from model_release.errors import SmokeFailed
@@ -20,9 +21,35 @@ from model_release.errors import SmokeFailed
 TOLERANCE = 0.02  # of a probability; another CPU's kernels differ in the last digits, another model by far more
 TIMEOUT = 30.0  # seconds for one request
 
+_SIGN_IN = "connection ingress takes a token (extra token) or login and password, or names the cluster-local gateway"
+
 # Answers of a gateway whose routes are not all in place yet. KServe's wrapper also says 503 for a model that failed,
 # so these are asked again for some seconds and then believed.
 NOT_YET = (404, 502, 503, 504)
+
+
+@dataclass(frozen=True)
+class Gateway:
+    """How the gateway is reached: its base URL, or None where the services' host names resolve.
+
+    `authorization` is sent as that header and shown nowhere. `verify` is True, False, or the file of the authorities to
+    trust. With https the tag's host is also what the certificate must be for (SNI), whatever the address is.
+    """
+
+    address: str | None = None
+    authorization: str | None = field(default=None, repr=False)
+    verify: bool | str = True
+
+
+class _Named(HTTPAdapter):
+    """TLS for another name than the address's."""
+
+    def __init__(self, host: str) -> None:
+        self._host = host
+        super().__init__()
+
+    def init_poolmanager(self, *given: Any, **named: Any) -> None:
+        super().init_poolmanager(*given, **named, server_hostname=self._host, assert_hostname=self._host)
 
 
 @dataclass(frozen=True)
@@ -55,7 +82,7 @@ def smoke(
     model: str,
     sample: Mapping[str, Any],
     *,
-    ingress: str | None = None,
+    ingress: Gateway | str | None = None,
     deadline: float = 60.0,
     tolerance: float = TOLERANCE,
     clock: Callable[[], float] = time.monotonic,
@@ -68,7 +95,7 @@ def smoke(
     Args:
         url: a tag address, from `smoke_url`.
         sample: the version's smoke.json: {"instances": [{"data": "<base64>"}…], "expected": [{"label", "score"}…]}.
-        ingress: base URL of the gateway, for places where the tag's host name does not resolve; the host then
+        ingress: the gateway, or its base URL, for places where the tag's host name does not resolve; the host then
             travels in the Host header.
         deadline: seconds for a route that is not in place yet.
         tolerance: largest difference of a score.
@@ -77,13 +104,18 @@ def smoke(
         SmokeFailed: with what was answered.
     """
     host = urlsplit(url).netloc
-    base = (ingress or url).rstrip("/")
+    gateway = ingress if isinstance(ingress, Gateway) else Gateway(ingress)
+    base = (gateway.address or url).rstrip("/")
     address = f"{base}/v1/models/{model}:predict"
-    headers = {"Host": host} if ingress else {}
+    headers = {"Host": host} if gateway.address else {}
+    if gateway.authorization:
+        headers["Authorization"] = gateway.authorization
     end, attempts = clock() + deadline, 0
     with requests.Session() as session:
         # A proxy or a .netrc of the worker has no business between it and the cluster's gateway.
         session.trust_env = False
+        if gateway.address and base.startswith("https:"):
+            session.mount("https://", _Named(urlsplit(url).hostname or ""))
         while True:
             attempts += 1
             began = clock()
@@ -94,7 +126,13 @@ def smoke(
                     headers=headers,
                     timeout=TIMEOUT,
                     allow_redirects=False,  # an answer from elsewhere is not this revision's
+                    verify=gateway.verify,
                 )
+            except requests.exceptions.SSLError as error:
+                raise SmokeFailed(
+                    f"the smoke prediction on {host}: TLS: {error}; connection ingress, extra verify, is the file of "
+                    "the authorities to trust"
+                ) from error
             except requests.RequestException as error:
                 said = f"no answer: {error}"
             else:
@@ -102,12 +140,31 @@ def smoke(
                     answers = _answers(response, host)
                     _compare(answers, sample["expected"], tolerance, host)
                     return Smoke(address, answers, clock() - began, attempts)
-                said = f"answered {response.status_code}: {response.text[:300]}"
+                said = _told(response, base, gateway)
                 if response.status_code not in NOT_YET:
                     raise SmokeFailed(f"the smoke prediction on {host} {said}")
             if clock() >= end:
                 raise SmokeFailed(f"the smoke prediction on {host} {said} (tried {attempts} times in {deadline:g} s)")
             sleep(min(1.0, max(0.0, end - clock())))
+
+
+def _told(response: requests.Response, base: str, gateway: Gateway) -> str:
+    """What was answered in place of a prediction, and what it means where that is known. Holds no secret."""
+    code, where = response.status_code, response.headers.get("Location", "")
+    text = response.text[:300]
+    if gateway.authorization:
+        secret = gateway.authorization.rpartition(" ")[2]
+        text, where = text.replace(secret, "***"), where.replace(secret, "***")
+    if code in (301, 302, 303, 307, 308) and where:
+        said = f"answered {code}, to {where}"
+        if where.startswith("https://") and base.startswith("http://") and urlsplit(where).path.endswith(":predict"):
+            return f"{said}: the gateway wants https; say so in the connection ingress (host https://…)"
+        if code in (302, 303):
+            return f"{said}: a sign-in page answered; {_SIGN_IN}"
+        return said
+    if code in (401, 403):
+        return f"answered {code}: {text} ({_SIGN_IN})"
+    return f"answered {code}: {text}"
 
 
 def _answers(response: requests.Response, host: str) -> tuple[dict[str, Any], ...]:

@@ -17,7 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         surroundings.settle_sandbox(options)
         print(options.run(options))
     except ReleaseError as error:
-        print(f"model_release: {error} -- to be mended by {error.mended_by}", file=sys.stderr)
+        print(f"model_release: {error} -- can be fixed by {error.fixed_by}", file=sys.stderr)
         return 1
     return 0
 

@@ -8,8 +8,8 @@ gets no traffic while that cannot be read. SERVICE is `namespace/name`, or the n
 - `thaw SERVICE`: releases may begin again.
 - `roll-back SERVICE`: the traffic goes to the baseline now: the revision before the canary or, after a promotion, the
   one before the promoted one. A release that is under way sees the order, settles and ends as rolled back.
-- `promote SERVICE --reason …`: the canary that is open is promoted whatever the judge says, by the release that is
-  under way (this one does need Airflow); who and why are in its record.
+- `promote SERVICE --reason …`: the canary that is open is promoted now, whatever the judge says; the release that is
+  under way finds it so, and has who and why in its record.
 
 docs/runbook.md says when to use which.
 """
@@ -28,11 +28,10 @@ from model_release.commands import surroundings
 from model_release.errors import SpecError
 
 if TYPE_CHECKING:
-    from model_release.cluster.emergency import Person
+    from model_release.cluster.change import Baseline, Prove
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
-    from model_release.cluster.rollout import Baseline
-    from model_release.cluster.settle import Prove
+    from model_release.cluster.leases import Leases
+    from model_release.release.emergency import Person
 
 # As for a roll-back by a run: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 _SECONDS = 900.0
@@ -44,7 +43,10 @@ def register(commands: Any) -> None:
     """Adds the emergency commands to those of `python -m model_release`."""
 
     def command(name: str, run: Callable[..., str], *, store: bool = False) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=run.__doc__, description=run.__doc__)
+        other = ["rollback"] if name == "roll-back" else []
+        added: argparse.ArgumentParser = commands.add_parser(
+            name, aliases=other, help=run.__doc__, description=run.__doc__
+        )
         added.add_argument("service", metavar="SERVICE", help="namespace/name, or a model's name")
         surroundings.add_options(added, cluster=True, store=store)
         added.set_defaults(run=partial(_on_service, run))
@@ -73,7 +75,7 @@ def _on_service(run: Callable[..., str], options: argparse.Namespace) -> str:
 
 def _freeze(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """No release may begin until it is lifted. Run again, the last reason stands."""
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
 
     when = datetime.now(UTC).isoformat(timespec="seconds")
     lease = Leases(client).freeze(namespace, name, f"{options.reason} ({surroundings.user()}, {when})")
@@ -83,7 +85,7 @@ def _freeze(client: Any, namespace: str, name: str, options: argparse.Namespace)
 
 def _thaw(client: Any, namespace: str, name: str, _: argparse.Namespace) -> str:
     """Releases may begin again. Run again: nothing."""
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
 
     Leases(client).freeze(namespace, name, None)
     return f"{namespace}/{name} may be released again"
@@ -91,7 +93,7 @@ def _thaw(client: Any, namespace: str, name: str, _: argparse.Namespace) -> str:
 
 def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
     """The traffic goes to the baseline now, and to nothing that did not answer. Run again: finds it there."""
-    from model_release.cluster.emergency import roll_back_now
+    from model_release.release.emergency import roll_back_now
     from model_release.tasks.proof import prover
 
     def prove(baseline: Baseline) -> Prove:
@@ -110,8 +112,8 @@ def _roll_back(client: Any, namespace: str, name: str, options: argparse.Namespa
 
 
 def _promote(client: Any, namespace: str, name: str, options: argparse.Namespace) -> str:
-    """The canary that is open is promoted in spite of the judge. Run again: finds it ordered, or promoted."""
-    from model_release.cluster.emergency import promote_anyway
+    """The canary that is open is promoted in spite of the judge. Run again: finds it promoted."""
+    from model_release.release.emergency import promote_anyway
 
     person = _person("promote", options.reason)
     return promote_anyway(*_hands(client), namespace, name, person, seconds=options.seconds, tell=_tell)
@@ -119,15 +121,15 @@ def _promote(client: Any, namespace: str, name: str, options: argparse.Namespace
 
 def _hands(client: Any) -> tuple[InferenceServices, Leases]:
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
 
     return InferenceServices(client), Leases(client)
 
 
 def _person(command: str, reason: str) -> Person:
     """The same owner for the same person, who can therefore run the command again after it was killed."""
-    from model_release.cluster.emergency import Person
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
+    from model_release.release.emergency import Person
 
     who = surroundings.user()
     return Person(who, reason, Owner(f"python -m model_release {command}", who, "", "by hand"))

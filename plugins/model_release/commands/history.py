@@ -22,9 +22,9 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.model_file import load_all
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
     from model_release.release.index import History
-    from model_release.release.retention import Cluster, Plan, Service
+    from model_release.release.retention import Cluster, LiveService, Pruning
     from model_release.spec import ModelSpec
 
 # Rich cuts a table to 80 columns where nobody looks; a file or a pipe has room.
@@ -156,7 +156,7 @@ def _prune(options: argparse.Namespace) -> str:
         clusters.append(_cluster(surroundings.cluster(Path(file), context or None)))
     keys = [other.service.key for other in load_all(options.models).values() if other.store == spec.store]
 
-    def look() -> tuple[list[Service], Plan]:
+    def look() -> tuple[list[LiveService], Pruning]:
         found = retention.services_of(store, keys, clusters, options.gone)
         older = timedelta(days=options.builds_days)
         return found, retention.plan(
@@ -179,7 +179,7 @@ def _prune(options: argparse.Namespace) -> str:
 
 def _cluster(client: Any) -> Cluster:
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release.retention import Cluster
 
     return Cluster(str(client.configuration.host), InferenceServices(client), Leases(client))
@@ -204,7 +204,7 @@ def _sign(options: argparse.Namespace) -> str:
 def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> dict[str, int] | str:
     """Each version's percent now; a cluster that does not answer is told, and the list goes on."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release import live
 
     namespace, name = spec.service.namespace, spec.service.name
@@ -217,7 +217,7 @@ def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> 
     return live.traffic(service, lease, history, spec.service.key)
 
 
-def _shown(plan: Plan) -> str:
+def _shown(plan: Pruning) -> str:
     rows = [(version, "goes", why) for version, why in plan.removes.items()]
     rows += [(version, "goes", "its removal was cut off") for version in plan.rest]
     rows += [
@@ -268,7 +268,7 @@ def _bytes(size: int) -> str:
 
 def _by_hand() -> Owner:
     """The same for the same person, who can therefore run the command again after it was killed."""
-    from model_release.cluster.lease import Owner
+    from model_release.cluster.release import Owner
 
     return Owner("python -m model_release prune", surroundings.user(), "", "by hand")
 

@@ -31,6 +31,9 @@ _PARTS = {
 # KServe splits by spec.canary, and programs its weights, from this one on.
 _STANDARD = ((0, 21), (0, 21))
 _ROLE = "model-release"
+_WRAPPER = "torchserve-kfs"
+# What a service in this mode never needs, though the Role has it for those in the other one.
+_OF_THE_OTHER_MODE = {"knative": "gateway.networking.k8s.io", "standard": "serving.knative.dev"}
 _CONTROLLERS = {"KServe": ("kserve", "kserve-controller-manager"), "Knative": ("knative-serving", "controller")}
 
 
@@ -109,6 +112,8 @@ def permissions(client: Any, spec: ModelSpec, role: Path) -> Iterator[Finding]:
             continue
         for rule in document["rules"]:
             for group, resource, verb in _each(rule):
+                if group == _OF_THE_OTHER_MODE[spec.service.mode]:
+                    continue
                 asked += 1
                 if not _may(client, namespace, group, resource, verb):
                     missing.append(f"{verb} {resource}{f'.{group}' if group else ''}")
@@ -141,7 +146,7 @@ def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> b
 def guard(client: Any, spec: ModelSpec, patience: float = 6.0) -> Iterator[Finding]:
     """Whether a guard looks at the namespace: without one, a canary stays open when Airflow dies. One whose clock is
     another's is given so many seconds to be seen at work."""
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.release.guard import Beats
 
     namespace, leases, beats = spec.service.namespace, Leases(client), Beats()
@@ -171,8 +176,9 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
     hidden = False
     for what, path in places.items():
         try:
-            if _find(client, path) is not None:
+            if (found := _find(client, path)) is not None:
                 yield ok("runtime", what)
+                yield from _wrapped(what, found, spec)
                 return
         except ClusterRefused:
             hidden = True
@@ -184,10 +190,24 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
         yield error("runtime", f"neither {' nor '.join(places)} exists", cure)
 
 
+def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Finding]:
+    """KServe's own wrapper of TorchServe raises for each answer that is no success, and so a picture that a client's
+    fault made unreadable (400) reaches the gateway as the model's (500): kserve/kserve#4247."""
+    images = [str(one.get("image", "")) for one in runtime["spec"].get("containers") or ()]
+    counted = [metric.name for metric in spec.judge.metrics if metric.above is None and not metric.observe]
+    if counted and any(_WRAPPER in image for image in images):
+        yield warning(
+            "runtime",
+            f"{what} has KServe's wrapper ({_WRAPPER}), which turns a client's 400 into 500: unreadable pictures count "
+            f"as failures in judge.metrics {', '.join(counted)}, on both sides",
+            "include/manifests/serving_runtime_own.yaml, whose front passes statuses on",
+        )
+
+
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:
     """The live InferenceService, and whether a release of ours could be staged on it."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
     from model_release.cluster.rollout import check_ours
 
     key = spec.service.key
@@ -201,7 +221,7 @@ def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list
         findings.append(ok("service", f"{key} does not exist yet: the next release is its first deployment"))
         return None, findings
     check_ours(live, spec.service.mode.capitalize())
-    stable = live.rolled_out or "nothing yet"
+    stable = live.stable_revision or "nothing yet"
     mode = live.deployment_mode or "a mode that KServe has not told"
     findings.append(ok("service", f"{key} runs in {mode}; {stable} is rolled out"))
     if live.rolled_out and live.tag_url("latest") is None and live.tag_url("prev") is None and live.is_split:

@@ -85,7 +85,7 @@ def _told(check: str, look: Callable[[], Iterator[Finding]]) -> Iterator[Finding
 
 
 def _finding(check: str, trouble: Exception) -> Finding:
-    mended_by = getattr(trouble, "mended_by", "whoever set the connection up")
+    fixed_by = getattr(trouble, "fixed_by", "whoever set the connection up")
     said = f"{type(trouble).__name__}: {' '.join(str(trouble).split())}"
     passing = bool(getattr(trouble, "transient", False))
-    return Finding(check, Level.ERROR, said, f"to be mended by {mended_by}", passing)
+    return Finding(check, Level.ERROR, said, f"can be fixed by {fixed_by}", passing)

@@ -25,7 +25,7 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
 
     prometheus.query("time()")
     yield ok("metrics", "Prometheus answers")
-    stable = live.rolled_out if live is not None else None
+    stable = live.stable_revision if live is not None else None
     if stable is None:
         why, cure = f"nothing of {spec.service.key} is rolled out", "ask again after the first deployment"
         if not seen:

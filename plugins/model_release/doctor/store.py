@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 
 
 def check(store: Store) -> Iterator[Finding]:
-    """Writes a small document, tries to overwrite it, reads it, removes it."""
+    """Writes a small document, tries to overwrite it in both ways that would lose somebody's words, overwrites it as a
+    writer does that has read it, reads it, removes it."""
     key = f"doctor/{uuid.uuid4().hex}.json"
     store.write_json(key, {"probe": 1}, if_match=None)
     try:
@@ -25,14 +26,28 @@ def check(store: Store) -> Iterator[Finding]:
             conditional = True
         else:
             conditional = False
-        found, _ = store.read_json(key)
+        found, tag = store.read_json(key)
         if not conditional or found != {"probe": 1}:
             yield error(
                 "store",
                 f"{store.uri} lets one write overwrite another that was to be kept (If-None-Match is not heeded)",
                 "an S3 with conditional writes: Amazon's, MinIO, SeaweedFS from 3.8x on",
             )
+            return
+        store.write_json(key, {"probe": 3}, if_match=tag)
+        try:
+            store.write_json(key, {"probe": 4}, if_match=tag)
+        except StoreContested:
+            found, _ = store.read_json(key)
         else:
-            yield ok("store", f"{store.uri} is read and written, and heeds conditions")
+            found = None
+        if found != {"probe": 3}:
+            yield error(
+                "store",
+                f"{store.uri} lets a writer overwrite what somebody wrote since it read (If-Match is not heeded)",
+                "an S3 with conditional writes: Amazon's, MinIO, SeaweedFS from 3.8x on",
+            )
+        else:
+            yield ok("store", f"{store.uri} is read and written, and heeds If-None-Match and If-Match")
     finally:
         store.remove([key])

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from .judge import Judge, judge
-from .policy import MetricPolicy, Policy, PolicyError, ValueMetric
+from .past import Past
+from .policy import Metric, Policy, PolicyError, Value
 from .verdict import MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .window import EvidenceError, Side, Window
 
 __all__ = [
     "EvidenceError",
     "Judge",
-    "MetricPolicy",
+    "Metric",
     "MetricVerdict",
+    "Past",
     "Policy",
     "PolicyError",
     "Side",
     "TrafficVerdict",
-    "ValueMetric",
+    "Value",
     "ValueVerdict",
     "Verdict",
     "Window",

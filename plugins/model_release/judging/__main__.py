@@ -11,8 +11,9 @@ from typing import Any, TextIO
 
 from .calibrate import calibrate
 from .judge import judge
+from .past import Past
 from .policy import Policy, PolicyError
-from .record import Record, RecordError
+from .record import EDITION, Record, RecordError
 from .window import EvidenceError, Window, windows_from
 
 BAD_INPUT = 2
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Exit code 0 when it answered, 2 for bad input with one line on standard error that says what is wrong."""
     parser = argparse.ArgumentParser(
         prog="python -m model_release.judging",
-        description="Reads {policy, windows, final} as JSON on standard input and prints the verdict as JSON.",
+        description="Reads {policy, windows, past, final} as JSON on standard input and prints the verdict as JSON.",
     )
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--lines", action="store_true", help="one document a line in, one verdict a line out")
@@ -90,12 +91,13 @@ def _document(data: Any, allowed: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 def _verdict(data: Any) -> dict[str, Any]:
-    given = _document(data, ("policy", "windows", "final"))
+    given = _document(data, ("policy", "windows", "past", "final"))
     final = given.get("final", False)
     if not isinstance(final, bool):
         raise _Refused(f"final: {final!r} is neither true nor false")
     windows = windows_from(given.get("windows", []))
-    return judge(Policy.from_dict(given.get("policy")), windows, final=final).to_dict()
+    past = None if given.get("past") is None else Past.from_dict(given["past"])
+    return judge(Policy.from_dict(given.get("policy")), windows, past, final=final).to_dict()
 
 
 def _calibration(data: Any, other: Policy | None) -> dict[str, Any]:
@@ -122,8 +124,11 @@ def _replay(record: Record, other: Policy | None, out: TextIO) -> None:
     different = record.differences()
     for line in different:
         print(f"DIFFERS  {line}", file=out)
+    older = [edition for edition in record.editions if edition != EDITION]
+    for edition in older:
+        print(f"judged by edition {edition}, replayed by edition {EDITION} of the judge", file=out)
     if not different:
-        print("the replay gives the recorded verdicts", file=out)
+        print(f"the replay gives the recorded {'decisions' if older else 'verdicts'}", file=out)
 
 
 def _print(data: Mapping[str, Any], out: TextIO, indent: int | None = None) -> None:

@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .evidence import Counts, Evidence, Floats
+from .evidence import Evidence
 from .policy import Policy
 from .sentences import count, plural, share
 from .simulate import interval, outcomes
+from .state import Counts, Floats
 from .verdict import PROMOTE, ROLL_BACK
 from .window import EvidenceError, Side, Window
 

@@ -1,273 +1,361 @@
-"""The e-processes: how counts become evidence for and against a canary.
+"""The evidence of a release, window by window: counts in, evidence for and against out.
 
-Everything here works on arrays with any leading axes, so the judge of one canary, the simulations of
-thousands of releases, the plan and the calibration run the same lines. README.md derives the formulas.
+Everything here works on arrays with any leading axes, so the judge of one canary, the simulations of thousands of
+releases, the plan and the calibration run the same lines. bets.py has the evidence against, clusters.py that for.
 
-Axes: `...` (releases), T windows, M metrics, then the columns of `Sums`.
+Axes: `...` (releases), T windows, C columns: the policy's metrics, then one for each edge of a latency histogram.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import fields
 
 import numpy as np
 import numpy.typing as npt
 
+from . import bets, clusters, lifeless, split, terms
+from .past import Usual, dispersion, last_six, lasting, usual
 from .policy import Policy
+from .state import (
+    ASIDE,
+    BAD,
+    CALM_CANARY,
+    CALM_STABLE,
+    COLUMNS,
+    FLOOR_BAD,
+    FLOOR_REQUESTS,
+    RATE_BAD,
+    RATE_REQUESTS,
+    RELATIVE,
+    REQUESTS,
+    STABLE_BAD,
+    STABLE_REQUESTS,
+    STABLE_SQUARES,
+    STABLE_WINDOWS,
+    WINDOWS,
+    Bools,
+    Counts,
+    Floats,
+    Readings,
+    State,
+)
 
-Floats = npt.NDArray[np.float64]
-Bools = npt.NDArray[np.bool_]
-
-# Bets against the canary as parts of the largest one that cannot lose everything. The weights rise with the
-# bet: measured, it finds a regression sooner than equal weights in each of the five settings of benchmarks/README.md.
-BETS: Floats = (np.arange(12) + 0.5) / 12
-LOG_BET_WEIGHTS: Floats = np.log(BETS / BETS.sum())
-
-# Alternatives below the limit, as parts of it. Most weight lies on the fifth, where a healthy service is.
-FRACTIONS: Floats = np.array([1e-6, 0.1, 0.2, 0.35, 0.5, 0.7])
-LOG_FRACTIONS: Floats = np.log(FRACTIONS)
-LOG_FRACTION_WEIGHTS: Floats = np.log(np.array([0.05, 0.1, 0.5, 0.2, 0.1, 0.05]))
-
-# How much the assumed design effect weighs, in windows fully worth of measuring it.
+# How much the assumed design effect weighs, in windows fully worth of measuring it; and a canary's, assumed to be 1.
 ASSUMED_WEIGHT = 0.15
+CANARY_WEIGHT = 4.0
+# A past of stable's is worth so many windows at most: bursts change.
+PAST_WEIGHT = 100.0
 # One or two windows cannot show bursts: counts weigh 21 times less in the first, twice less after the second.
 FEW_WINDOWS = 20.0
+LARGEST_DESIGN = 1e6  # beyond it a float cannot tell a burst from another
 
-# Requests that one client may send to one side in a row, for the check of the traffic's split.
-SAME_CLIENT = 10.0
-TRAFFIC_ODDS = 2.0  # the split is as asked for while its odds are within this factor
-TRAFFIC_TOLERANCE = 0.02  # or its share within this difference
+# Stable is ill where its last six windows together are near the absolute limit: what the canary does then is no news.
+ILL = 0.8
+ILL_REQUESTS = 3
+# Stable's usual rate is taken this many of its own deviations higher than it was seen.
+ABOVE_USUAL = 2.0
+LEAST_FLOOR = 1e-4  # where a policy has none
 
-LARGEST_LOG = 230.0  # evidence is reported up to 1e100: enough for anyone, far from overflow
-
-# Columns of `State.sums`: for each of three hypotheses (the absolute limit, the ratio's floor, the ratio to stable)
-# the log wealth of every bet, then for each of the three the log likelihood ratio of every alternative.
-_K, _J = len(BETS), len(FRACTIONS)
-_AGAINST = slice(0, 3 * _K)
-_FOR = slice(3 * _K, 3 * (_K + _J))
-_TOTALS = 3 * (_K + _J)
-CANARY_REQUESTS, CANARY_BAD, CANARY_WINDOWS = range(_TOTALS, _TOTALS + 3)
-STABLE_REQUESTS, STABLE_BAD, STABLE_WINDOWS, STABLE_SQUARES = range(_TOTALS + 3, _TOTALS + 7)
-COLUMNS = _TOTALS + 7
-
-
-@dataclass(frozen=True)
-class Counts:
-    """What was counted; NaN is no data. Requests are (..., T), bad requests (..., T, M)."""
-
-    canary_requests: Floats
-    canary_bad: Floats
-    stable_requests: Floats
-    stable_bad: Floats
-
-
-@dataclass(frozen=True)
-class State:
-    """All that is remembered of the windows so far. With a T axis before M it is a path, one state a window."""
-
-    sums: Floats  # (..., M, COLUMNS)
-    split: Floats  # (..., 2): requests of the canary, of both
-    silent: Floats  # (..., M): windows without data in a row
-
-    def at(self, window: int) -> State:
-        """The state after one window of a path that has no leading axes."""
-        return State(self.sums[window], self.split[window], self.silent[window])
-
-
-@dataclass(frozen=True)
-class Readings:
-    """What a state, or each state of a path, says. Evidence is in logarithms; -inf for a metric without limits."""
-
-    against: Floats  # (..., M): some limit is exceeded
-    favour: Floats  # (..., M): every limit is kept
-    rate_is_worse: Bools  # (..., M): the absolute limit is the more broken one
-    design: Floats  # (..., M): how many requests are worth one now, at least 1
-    lasting: Floats  # (..., M): and once a few windows more have been seen
-    split: Floats  # (...): the canary's share of requests is not near the wanted one
-
-    def at(self, window: int) -> Readings:
-        """The readings after one window of a path that has no leading axes."""
-        return Readings(
-            self.against[window],
-            self.favour[window],
-            self.rate_is_worse[window],
-            self.design[window],
-            self.lasting[window],
-            self.split[window],
-        )
+DEAD_PART = 0.25  # of α, for canaries of which nothing works
 
 
 class Evidence:
-    """The evidence that a policy asks for. Holds no counts: `extend` takes a state and gives the next ones."""
+    """The evidence that a policy asks for. Holds no counts of the release: `extend` takes a state and gives the next.
 
-    def __init__(self, policy: Policy) -> None:
-        metrics = policy.metrics
+    `past`: stable's requests and bad ones before the release, each (..., H, M).
+    """
+
+    def __init__(self, policy: Policy, past: tuple[Floats, Floats] | None = None) -> None:
         self.policy = policy
-        has_rate: Bools = np.array([m.max_rate is not None for m in metrics])
-        self._has_ratio: Bools = np.array([m.max_ratio is not None for m in metrics])
-        has_floor: Bools = np.array([m.max_ratio is not None and m.floor > 0 for m in metrics])
-        self._ratio = np.array([m.max_ratio or 1.0 for m in metrics])
-        # The two limits on the canary alone; a metric that lacks one gets a stand-in that is masked below.
-        rate = np.array([m.max_rate or 0.5 for m in metrics])
-        floor = np.array([(m.max_ratio or 0.0) * m.floor or 0.5 for m in metrics])
+        metrics = policy.metrics
+        self._owner = [i for i, metric in enumerate(metrics) for _ in metric.edges]
+        every = [*metrics, *(metrics[i] for i in self._owner)]
+        self._main = len(metrics)
+        self._has_rate: Bools = np.array([m.max_rate is not None for m in every])
+        self._has_rate[self._main :] = False
+        self._has_ratio: Bools = np.array([m.max_ratio is not None for m in every])
+        self._ratio = np.array([m.max_ratio or 1.0 for m in every])
+        self._floor = np.array([m.floor for m in every])
         # Beside a smaller limit the bad requests of a large window are more than a float can say.
-        self._alone = np.maximum(np.stack([rate, floor], axis=-1), 1e-15)
-        limit = self._alone[..., None]
-        self._good_logs = np.log1p(limit * (1 - FRACTIONS) / (1 - limit))
-        both = has_rate & self._has_ratio
+        self._rate = np.maximum([m.max_rate or 0.5 for m in every], 1e-15)
+        self._rates, self._ratios = np.flatnonzero(self._has_rate), np.flatnonzero(self._has_ratio)
+        gamma = policy.indifference
+        main = slice(0, self._main)
+        self._beyond_rate = terms.beyond(self._rate[main], gamma)
+        self._beyond_floor = terms.beyond(np.clip(self._ratio * self._floor, 1e-15, 1 - 1e-9)[main], gamma)
+        self._beyond_ratio = self._ratio * gamma
+        equal = 1 / np.maximum(self._beyond_ratio, 1.25)  # as good as stable, an alternative where a past says so
+        self._fractions = np.concatenate(
+            [np.broadcast_to(clusters.FRACTIONS, (len(every), len(clusters.FRACTIONS))), equal[:, None]], axis=-1
+        )
+        has_floor = (self._has_ratio & (self._floor > 0))[main]
+        has_rate, has_ratio = self._has_rate[main], self._has_ratio[main]
         with np.errstate(divide="ignore"):
-            self._rate_share = np.log(np.where(both, 0.5, has_rate * 1.0))
-            self._ratio_share = np.log(np.where(both, 0.5, self._has_ratio * 1.0))
-            self._relative_share = np.log(np.where(has_floor, 0.5, 1.0))
-            self._floor_share = np.log(np.where(has_floor, 0.5, 0.0))
-        # Added before a minimum, to leave out what a metric has not; nothing is left of one without limits.
-        self._no_floor = np.where(has_floor, 0.0, np.inf)
-        self._no_rate = np.where(has_rate, 0.0, np.where(self._has_ratio, np.inf, -np.inf))
-        self._no_ratio = np.where(self._has_ratio, 0.0, np.inf)
-        self.log_needed_against = float(np.log(policy.needed_against))
-        self.log_needed_for = float(np.log(policy.needed_for))
-        self.log_needed_split = float(np.log(policy.needed_traffic))
-        self._split_logs = None if policy.traffic is None else _split_logs(policy.traffic)
-        alternatives = 1 if self._split_logs is None else len(self._split_logs[0])
-        self._split_weights = np.full(alternatives, -np.log(alternatives))
+            self._rate_part = np.log(np.where(has_ratio, 0.5, 1.0) * has_rate)
+            self._ratio_part = np.log(np.where(has_rate, 0.5, 1.0) * has_ratio)
+        self.has_floor, self.has_rate, self.has_ratio = has_floor, has_rate, has_ratio
+        self._read_past(past)
+        self.log_needed_against = math.log(policy.needed_against)
+        self.log_needed_for = math.log(policy.needed_for)
+        self.log_needed_split = math.log(policy.needed_traffic)
+        self._idle = policy.deadline_windows
+
+    def _read_past(self, past: tuple[Floats, Floats] | None) -> None:
+        """Stable's past as the three places need it that ask for it."""
+        nothing = np.zeros(self._main)
+        self.usual = Usual(nothing, nothing, nothing, nothing, nothing, nothing)
+        if past is not None:
+            main = slice(0, self._main)
+            mean = np.nansum(past[1], axis=-2) / np.maximum(np.nansum(past[0], axis=-2), 1.0)
+            level = np.where(self.has_rate, self._rate[main], 1.0)
+            beside = self._ratio[main] * np.maximum(self._floor[main], mean)
+            self.usual = usual(*past, np.where(self.has_ratio, np.minimum(level, beside), level))
+        if self.usual.requests.ndim > 1:  # many releases, each with its own past: beside paths (R, T, M)
+            self.usual = Usual(*(getattr(self.usual, f.name)[:, None, :] for f in fields(Usual)))
+        seen = self.usual.requests > 0
+        weight = np.minimum(self.usual.worth, PAST_WEIGHT)
+        self._assumed = ASSUMED_WEIGHT + weight
+        self._assumed_design = (
+            weight * terms.surely(self.usual.dispersion, weight) + ASSUMED_WEIGHT * self.policy.design_effect
+        ) / self._assumed
+        self._windows_before = np.minimum(self.usual.windows, 3)
+        extra = [*self.usual.requests.shape[:-1], len(self._owner)]
+        self._requests_before = np.concatenate([self.usual.requests, np.zeros(extra)], axis=-1)
+        self._bad_before = np.concatenate([self.usual.bad, np.zeros(extra)], axis=-1)
+        from_past = np.where(seen, 0.5, 0.0)[..., None]
+        with np.errstate(divide="ignore"):
+            self._log_weights = np.log(np.concatenate([clusters.WEIGHTS * (1 - from_past), from_past], axis=-1))
+            relative = np.where(seen, np.where(self.usual.rate < self._floor[: self._main], 0.1, 0.9), 0.5)
+            relative = np.where(self.has_floor, relative, 1.0)
+            self._relative_part, self._floor_part = np.log(relative), np.log(1 - relative)
+        self._alternatives = {
+            name: np.clip(self.usual.rate / limit, 0.02, 0.8)[..., None]
+            for name, limit in (("rate", self._beyond_rate), ("floor", self._beyond_floor))
+        }
 
     def start(self, releases: tuple[int, ...] = ()) -> State:
-        metrics = len(self.policy.metrics)
-        return State(np.zeros((*releases, metrics, COLUMNS)), np.zeros((*releases, 2)), np.zeros((*releases, metrics)))
+        every = self._main + len(self._owner)
+        hypotheses = len(self._rates) + 2 * len(self._ratios)
+        dead = np.zeros((*releases, self._main, 2))
+        return State(
+            0,
+            np.zeros((*releases, hypotheses, len(bets.BETS))),
+            np.zeros((*releases, every, COLUMNS)),
+            np.zeros((*releases, 5, every, 5)),
+            np.zeros((*releases, self._main)),
+            dead,
+            np.zeros((*releases, every)),
+            np.zeros((*releases, split.ALTERNATIVES)),
+        )
 
     def extend(self, state: State, counts: Counts) -> State:
         """The path of states after each of the T windows of `counts`, T at least 1."""
         canary, stable = counts.canary_requests[..., None], counts.stable_requests[..., None]
-        canary_known = ~np.isnan(canary + counts.canary_bad)
-        stable_known = ~np.isnan(stable + counts.stable_bad)
-        n, b = np.where(canary_known, canary, 0.0), np.where(canary_known, counts.canary_bad, 0.0)
-        m, s = np.where(stable_known, stable, 0.0), np.where(stable_known, counts.stable_bad, 0.0)
-        # Where one side has no requests or no data, the sides are not compared: its columns do not move.
-        beside = canary_known & stable_known & (n > 0) & (m > 0)
-        b_beside, s_beside = b * beside, s * beside
-        weighted = self._ratio * n
-        part = np.minimum(np.maximum(weighted / np.maximum(weighted + m, 1e-300), 1e-15), 1 - 1e-15)
-
-        # Bad requests beyond what is fair, as a part of what is fair; 0, no bet, where there is nothing to share.
-        excess = np.empty((*b.shape, 3))
-        excess[..., :2] = (b[..., None] / self._alone - n[..., None]) / np.maximum(n, 1.0)[..., None]
-        all_bad = b_beside + s_beside
-        excess[..., 2] = (b_beside / part - all_bad) / np.maximum(all_bad, 1.0)
-        wealth = np.log1p(excess[..., None] * BETS)
-
-        likelihood = np.empty((*b.shape, 3, _J))
-        b_, good_ = b[..., None, None], (n - b)[..., None, None]
-        likelihood[..., :2, :] = b_ * LOG_FRACTIONS + good_ * self._good_logs
-        rest = (1 - part)[..., None]
-        whole = rest + part[..., None] * FRACTIONS
-        likelihood[..., 2, :] = b_beside[..., None] * LOG_FRACTIONS - all_bad[..., None] * np.log(whole)
-
+        canary_bad, stable_bad = counts.canary_bad, counts.stable_bad
+        if self._owner:
+            canary_bad = np.concatenate(
+                [canary_bad, terms.edges(counts.canary_edges, canary_bad, self._owner)], axis=-1
+            )
+            stable_bad = np.concatenate(
+                [stable_bad, terms.edges(counts.stable_edges, stable_bad, self._owner)], axis=-1
+            )
+        canary_known = ~np.isnan(canary + canary_bad)
+        stable_known = ~np.isnan(stable + stable_bad)
+        n, b = np.where(canary_known, canary, 0.0), np.where(canary_known, canary_bad, 0.0)
+        m, s = np.where(stable_known, stable, 0.0), np.where(stable_known, stable_bad, 0.0)
         steps = np.empty((*b.shape, COLUMNS))
-        steps[..., _AGAINST] = wealth.reshape(*b.shape, 3 * _K)
-        steps[..., _FOR] = likelihood.reshape(*b.shape, 3 * _J)
-        steps[..., CANARY_REQUESTS], steps[..., CANARY_BAD], steps[..., CANARY_WINDOWS] = n, b, n > 0
+        steps[..., REQUESTS], steps[..., BAD], steps[..., WINDOWS] = n, b, n > 0
         steps[..., STABLE_REQUESTS], steps[..., STABLE_BAD], steps[..., STABLE_WINDOWS] = m, s, m > 0
         steps[..., STABLE_SQUARES] = s * s / np.maximum(m, 1.0)
-        known = canary_known & (stable_known | ~self._has_ratio)
-        split = np.concatenate([canary, canary + stable], axis=-1)
-        split[np.isnan(split[..., 1])] = 0.0
-        return State(_running(state.sums, steps, -3), _running(state.split, split, -2), _silence(state.silent, known))
+        usual_rate = self._usual_rate(state.sums, steps)
+        now = np.stack(
+            [
+                m,
+                s,
+                terms.hot(s, m, self._rate),
+                terms.hot(s, m, self._ratio * self._floor),
+                terms.hot(s, m, self._ratio * usual_rate),
+            ],
+            axis=-1,
+        )
+        recent = np.concatenate([state.recent, now], axis=-3)
+        bet_rate, for_rate, for_floor, calm = self._kept(recent)
+        for where, total, bad in ((CALM_STABLE, m * calm, s * calm), (CALM_CANARY, n * calm, b * calm)):
+            steps[..., where] = np.stack([total, bad, total > 0, bad * bad / np.maximum(total, 1.0)], axis=-1)
+        steps[..., RATE_REQUESTS], steps[..., RATE_BAD] = n * for_rate, b * for_rate
+        steps[..., FLOOR_REQUESTS], steps[..., FLOOR_BAD] = n * for_floor, b * for_floor
+        steps[..., ASIDE] = (self._has_rate & ~(bet_rate & for_rate)) & (n > 0)
+        # Where one side has no requests or no data, the sides are not compared: its columns do not move.
+        beside = canary_known & stable_known & (n > 0) & (m > 0)
+        b_beside, all_bad = b * beside, (b + s) * beside
+        steps[..., RELATIVE] = terms.relative(n, m, b_beside, all_bad, self._beyond_ratio, self._fractions)
+        excess = np.concatenate(
+            [
+                (terms.alone(n, b, self._rate) * bet_rate)[..., self._rates],
+                terms.alone(n, b, np.clip(self._ratio * usual_rate, 1e-15, 1 - 1e-9))[..., self._ratios],
+                terms.beside(n, m, b_beside, all_bad, self._ratio)[..., self._ratios],
+            ],
+            axis=-1,
+        )
+        main = slice(0, self._main)
+        known = canary_known[..., main] & (stable_known[..., main] | ~self.has_ratio)
+        wanted = np.full(counts.canary_requests.shape[-1], np.nan)
+        if self.policy.traffic is not None:
+            wanted[:] = self.policy.traffic
+            if counts.share is not None:
+                wanted = np.where(np.isnan(counts.share), wanted, counts.share)
+        both = counts.canary_requests + counts.stable_requests
+        return State(
+            state.age,
+            bets.wealth(state.wealth, excess, state.age, self._idle),
+            terms.running(state.sums, steps),
+            recent,
+            terms.silence(state.silent, known),
+            lifeless.rows(state.dead, n[..., main], b[..., main], m[..., main], s[..., main]),
+            usual_rate,
+            split.extend(state.split, counts.canary_requests, both, wanted),
+        )
 
-    def read(self, state: State) -> Readings:
-        """The evidence of a state or of a whole path."""
-        lasting, few = self._design_effect(state.sums)
-        design = lasting * few
-        against, rate_is_worse = self.against(state.sums)
-        favour = self.favour(state.sums, design)
-        return Readings(against, favour, rate_is_worse, design, lasting, self._read_split(state.split))
+    def read(self, state: State, ages: npt.ArrayLike | None = None) -> Readings:
+        """The evidence of a state; with `ages` (T), the windows taken in by then, of a whole path."""
+        at_end = np.asarray(state.age if ages is None else ages)
+        design, few = self._design_effect(state.sums[..., : self._main, :])
+        against, rate_is_worse = self.against(state.wealth, at_end[..., None])
+        favour = self.favour(state.sums[..., : self._main, :], design * few)
+        return Readings(
+            against, favour, rate_is_worse, self._dead(state), design * few, design, split.read(state.split)
+        )
 
-    def against(self, sums: Floats) -> tuple[Floats, Bools]:
-        """log evidence against (..., M), and whether the absolute limit is the more broken one."""
-        parts = _mix(sums[..., _AGAINST].reshape(*sums.shape[:-1], 3, _K), LOG_BET_WEIGHTS)
-        rate = parts[..., 0] + self._rate_share
-        ratio = np.minimum(parts[..., 2], parts[..., 1] + self._no_floor) + self._ratio_share
+    def read_path(self, path: State) -> Readings:
+        """The evidence after each window of a path."""
+        return self.read(path, path.age + 1 + np.arange(path.sums.shape[-3]))
+
+    def against(self, wealth: Floats, age: npt.ArrayLike) -> tuple[Floats, Bools]:
+        """log evidence against (..., M), and whether the absolute limit is the more broken one.
+
+        A mean of e-processes is one: of the two limits, and of the edges of a latency histogram. Of a limit beside
+        stable the smaller of two counts: worse than stable now, and worse than stable usually is, as it takes both.
+        """
+        logs = bets.evidence(wealth, bets.waiting(age, self._idle))
+        rates, ratios = len(self._rates), len(self._ratios)
+        every = self._main + len(self._owner)
+        rate = np.full((*logs.shape[:-1], every), -np.inf)
+        ratio = rate.copy()
+        rate[..., self._rates] = logs[..., :rates]
+        ratio[..., self._ratios] = np.minimum(logs[..., rates : rates + ratios], logs[..., rates + ratios :])
+        rate, edges, ratio = rate[..., : self._main], ratio[..., self._main :], ratio[..., : self._main]
+        for i in sorted(set(self._owner)):
+            mine = edges[..., [j for j, owner in enumerate(self._owner) if owner == i]]
+            of_edges = clusters.mixed(mine, np.full(mine.shape[-1], -math.log(mine.shape[-1])))
+            ratio[..., i] = np.logaddexp(ratio[..., i], of_edges) - math.log(2)
+        rate, ratio = rate + self._rate_part, ratio + self._ratio_part
         return np.logaddexp(rate, ratio), rate >= ratio
 
     def favour(self, sums: Floats, design: Floats) -> Floats:
-        """log evidence for (..., M), with counts divided by the design effect."""
-        logs = sums[..., _FOR].reshape(*sums.shape[:-1], 3, _J) / design[..., None, None]
-        parts = _mix(logs, LOG_FRACTION_WEIGHTS)
-        ratio = np.logaddexp(parts[..., 2] + self._relative_share, parts[..., 1] + self._floor_share)
-        out: Floats = np.minimum(parts[..., 0] + self._no_rate, ratio + self._no_ratio)
-        return out
+        """log evidence for (..., M): every limit is kept, and the weakest counts."""
+        rate, ratio = self._for_each(sums, design)
+        out: Floats = np.minimum(rate, ratio)
+        return np.where(self.has_rate | self.has_ratio, out, -np.inf)
+
+    def at_deadline(self, state: State) -> Bools:
+        """Whether each metric (..., M) is shown to keep its limits by all that was seen, at one look that was fixed
+        before: for each limit by its evidence so far, or by a test of fixed size at the other half of β."""
+        sums = state.sums[..., : self._main, :]
+        design, few = self._design_effect(sums)
+        burst = (design * few + 1) / 2
+        rate, ratio = self._for_each(sums, design * few)
+        half = self.policy.false_promotion / 2
+        by_rate = clusters.tail(sums[..., RATE_BAD], sums[..., RATE_REQUESTS], self._beyond_rate, burst) <= half
+        by_floor = clusters.tail(sums[..., FLOOR_BAD], sums[..., FLOOR_REQUESTS], self._beyond_floor, burst) <= half
+        out: Bools = ((rate >= self.log_needed_for) | by_rate) & (
+            (ratio >= self.log_needed_for) | (by_floor & self.has_floor)
+        )
+        return out & (self.has_rate | self.has_ratio)
+
+    def interval(self, state: State) -> tuple[Floats, Floats]:
+        """The lower and upper end (..., M) of the canary's bad share: together they leave it out in at most 5 % of
+        releases, whatever the number of looks, as far as the bursts are those that were seen."""
+        sums = state.sums[..., : self._main, :]
+        design, few = self._design_effect(sums)
+        burst = (design * few + 1) / 2
+        bad, requests = sums[..., BAD], sums[..., REQUESTS]
+        return clusters.lower(bad, requests, burst), clusters.upper(bad, requests, burst)
+
+    def _for_each(self, sums: Floats, design: Floats) -> tuple[Floats, Floats]:
+        """log evidence that the absolute limit is kept, and that beside stable; inf for a limit that is not there."""
+        burst = ((design + 1) / 2)[..., None]
+
+        def alone(bad: int, requests: int, limit: Floats, alternative: Floats) -> Floats:
+            shape = (*alternative.shape[:-1], len(clusters.FRACTIONS))
+            fractions = np.concatenate([np.broadcast_to(clusters.FRACTIONS, shape), alternative], axis=-1)
+            logs = clusters.log_evidence(
+                sums[..., bad, None], sums[..., requests, None], limit[..., None], burst, fractions
+            )
+            return clusters.mixed(logs, self._log_weights)
+
+        rate = alone(RATE_BAD, RATE_REQUESTS, self._beyond_rate, self._alternatives["rate"])
+        ratio = clusters.mixed(sums[..., RELATIVE] / design[..., None], self._log_weights) + self._relative_part
+        if self.has_floor.any():
+            floor = alone(FLOOR_BAD, FLOOR_REQUESTS, self._beyond_floor, self._alternatives["floor"])
+            ratio = np.logaddexp(ratio, floor + self._floor_part)
+        return np.where(self.has_rate, rate, np.inf), np.where(self.has_ratio, ratio, np.inf)
 
     def _design_effect(self, sums: Floats) -> tuple[Floats, Floats]:
-        """How many of the stable's requests are worth one independent one, and how much less in so few windows.
+        """How many requests are worth one independent one, and how much less in so few windows; both (..., M), at least
+        1.
 
-        Both (..., M) and at least 1. Pearson's dispersion of the stable's bad counts over its windows, mixed with the
-        policy's assumption in proportion to what the windows can tell (README.md, "Bursts").
+        Stable's dispersion over its calm windows, mixed with its past's and with the policy's assumption in proportion
+        to what each can tell, or the canary's own where that is larger (README.md, "Bursts").
         """
-        total, bad = sums[..., STABLE_REQUESTS], sums[..., STABLE_BAD]
-        windows = sums[..., STABLE_WINDOWS]
-        rate = np.minimum(bad / np.maximum(total, 1.0), 1 - 1e-12)
-        squares = np.maximum(sums[..., STABLE_SQUARES] - bad * rate, 0.0)
-        free = np.maximum(windows - 1, 0.0)
-        dispersion = squares / np.maximum(rate * (1 - rate) * free, 1e-12)
-        worth = 2 * bad * free / np.maximum(2 * bad + windows, 1.0)
-        mixed = (worth * dispersion + ASSUMED_WEIGHT * self.policy.design_effect) / (worth + ASSUMED_WEIGHT)
-        looked = np.maximum(np.maximum(windows, sums[..., CANARY_WINDOWS]), 1.0)
-        return np.maximum(mixed, 1.0), 1 + FEW_WINDOWS / looked**4
+        m, s, windows, squares = np.moveaxis(sums[..., CALM_STABLE], -1, 0)
+        seen, worth = dispersion(m, s, windows, squares)
+        stable = (worth * terms.surely(seen, worth) + self._assumed * self._assumed_design) / (worth + self._assumed)
+        n, b, own_windows, own_squares = np.moveaxis(sums[..., CALM_CANARY], -1, 0)
+        seen, worth = dispersion(n, b, own_windows, own_squares)
+        canary = (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)
+        looked = np.maximum(np.maximum(windows, sums[..., WINDOWS]), 1.0) + self._windows_before
+        design = np.clip(np.maximum(stable, canary), 1.0, LARGEST_DESIGN)
+        return design, 1 + FEW_WINDOWS / looked**4
 
-    def _read_split(self, split: Floats) -> Floats:
-        if self._split_logs is None:
-            return np.full(split.shape[:-1], -np.inf)
-        on_canary, on_stable = self._split_logs
-        canary = split[..., :1]
-        logs = (canary * on_canary + (split[..., 1:] - canary) * on_stable) / SAME_CLIENT
-        return _mix(logs, self._split_weights)
-
-
-def _mix(logs: Floats, log_weights: Floats) -> Floats:
-    """log of the weighted mean of exp(logs) over the last axis."""
-    terms = logs + log_weights
-    top = np.maximum.reduce(terms, axis=-1)
-    out: Floats = top + np.log(np.add.reduce(np.exp(terms - top[..., None]), axis=-1))
-    return out
-
-
-def reported(log_evidence: float) -> float:
-    """Evidence as a number a person can read; four digits, so that any machine prints the same."""
-    return float(f"{math.exp(min(log_evidence, LARGEST_LOG)):.4g}")
-
-
-def _split_logs(wanted: float) -> tuple[Floats, Floats]:
-    """Log likelihood ratios of one request on the canary and of one on stable, for each alternative split.
-
-    The null is every share within the tolerated band; an alternative lies beyond the band's nearer edge.
-    """
-    low = min(_share(wanted, 1 / TRAFFIC_ODDS), wanted - TRAFFIC_TOLERANCE)
-    high = max(_share(wanted, TRAFFIC_ODDS), wanted + TRAFFIC_TOLERANCE)
-    pairs = [(low, _share(low, odds)) for odds in (1e-6, 0.5) if low > 0]
-    pairs += [(high, _share(high, odds)) for odds in (2.0, 1e6) if high < 1]
-    edge, other = np.array(pairs).T
-    return np.log(other / edge), np.log((1 - other) / (1 - edge))
-
-
-def _share(share: float, odds: float) -> float:
-    """The share whose odds are `odds` times those of `share`."""
-    return odds * share / (odds * share + 1 - share)
-
-
-def _running(before: Floats, steps: Floats, axis: int) -> Floats:
-    """Sums after each window. The sum so far is the first term, so one window at a time gives the same bits."""
-    if steps.shape[axis] == 1:
-        out: Floats = np.expand_dims(before, axis) + steps
+    def _usual_rate(self, before: Floats, steps: Floats) -> Floats:
+        """Stable's usual rate (..., T, C) as it is known before each window: over its past and this release, taken so
+        much higher than seen that bursts make no difference, and never below the policy's floor."""
+        path = terms.running(before, steps[..., :RATE_REQUESTS])[..., :-1, :, :] if steps.shape[-3] > 1 else None
+        first = before[..., None, :, :RATE_REQUESTS]
+        sums = first if path is None else np.concatenate([first, path], axis=-3)
+        m, s = sums[..., STABLE_REQUESTS], sums[..., STABLE_BAD]
+        seen, worth = dispersion(m, s, sums[..., STABLE_WINDOWS], sums[..., STABLE_SQUARES])
+        every = np.zeros(self._has_ratio.shape)
+        assumed, design = every + ASSUMED_WEIGHT, every + self.policy.design_effect
+        if self.usual.requests.any():
+            edges = [np.ones((*self._assumed.shape[:-1], len(self._owner)))]
+            assumed = np.concatenate([self._assumed, ASSUMED_WEIGHT * edges[0]], axis=-1)
+            design = np.concatenate([self._assumed_design, self.policy.design_effect * edges[0]], axis=-1)
+        bursts = np.maximum((worth * seen + assumed * design) / (worth + assumed), 1.0)
+        floor = np.maximum(self._floor, LEAST_FLOOR)
+        bad = self._bad_before + s + 1
+        high = bad + ABOVE_USUAL * np.sqrt(bursts * bad)
+        out: Floats = np.maximum(self._floor, high / (self._requests_before + m + 1 / floor))
         return out
-    path = np.concatenate([np.expand_dims(before, axis), steps], axis=axis).cumsum(axis=axis)
-    return path[..., 1:, :] if axis == -2 else path[..., 1:, :, :]
 
+    def _kept(self, recent: Floats) -> tuple[Bools, Bools, Bools, Bools]:
+        """Which windows of a path count, each (..., T, C): for the bet on the absolute limit, for the evidence that
+        this limit is kept, for the evidence that the floor is, and for measuring bursts."""
+        m, s = (
+            last_six(recent[..., 5:, :, 0], recent[..., :5, :, 0]),
+            last_six(recent[..., 5:, :, 1], recent[..., :5, :, 1]),
+        )
+        ill = self._has_rate & (s >= ILL * self._rate * m) & (s >= ILL_REQUESTS)
+        rate, floor, high = (lasting(recent[..., 5:, :, k] > 0, recent[..., :5, :, k] > 0) for k in (2, 3, 4))
+        calm = np.where(self._has_ratio, ~high, ~(rate & self._has_rate))
+        return ~ill, ~(rate & self._has_rate), ~(floor & self._has_ratio), calm
 
-def _silence(before: Floats, known: Bools) -> Floats:
-    """Windows without data in a row, up to and including each."""
-    if known.shape[-2] == 1:
-        return np.where(known, 0.0, before[..., None, :] + 1)
-    order = np.arange(1, known.shape[-2] + 1)[:, None]
-    last = np.maximum.accumulate(np.where(known, order, 0), axis=-2)
-    out: Floats = order - last + np.where(last == 0, before[..., None, :], 0.0)
-    return out
+    def _dead(self, state: State) -> Bools:
+        """Whether nothing works any more, (..., M), by the limit that a good canary keeps."""
+        usual = state.usual[..., : self._main]
+        limit = np.where(self.has_rate, self._rate[: self._main], 1.0)
+        limit = np.where(self.has_ratio, np.minimum(limit, self._ratio[: self._main] * usual), limit)
+        limit = np.clip(limit, 1e-9, 1 - 1e-9)
+        risk = DEAD_PART / self.policy.needed_against
+        return lifeless.dead(state.dead, limit, risk, self._idle) & (self.has_rate | self.has_ratio)

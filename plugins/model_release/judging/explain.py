@@ -8,19 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from . import values
-from .evidence import (
-    CANARY_BAD,
-    CANARY_REQUESTS,
-    STABLE_BAD,
-    STABLE_REQUESTS,
-    Evidence,
-    Floats,
-    Readings,
-    State,
-    reported,
-)
-from .policy import MetricPolicy, Policy
+from .evidence import Evidence
+from .policy import Metric, Policy
+from .ramp import Place
 from .sentences import about, count, duration, evidence, fact, limit, limits, plural, rate_limit, ratio_limit, share
+from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Floats, Readings, State
+from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .verdict import State as MetricState
 from .window import Window
@@ -38,16 +31,26 @@ def verdict(
     decision: Decision,
     *,
     cause: int,
+    wider: float | None,
+    place: Place,
     used: int,
     per_minute: float | None,
     last: Window | None,
 ) -> Verdict:
-    """The whole answer for one canary; `state` has no leading axes, `cause` is why the last window decided."""
+    """The whole answer for one canary; `state` has no leading axes, `cause` is why the last window decided, and `wider`
+    the share that the canary may have now."""
     policy = ev.policy
-    missing = _requests_needed(ev, state.sums, readings)
-    metrics = tuple(_metric(ev, i, state, readings, missing[i], last) for i in range(len(policy.metrics)))
+    missing = _requests_needed(ev, state, readings)
+    low, high = ev.interval(state)
+    proven = decision == "promote"
+    metrics = tuple(
+        _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, proven=proven)
+        for i in range(len(policy.metrics))
+    )
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
-    traffic = _traffic(ev, state, readings)
+    traffic = _traffic(ev, place, readings)
+    if wider is not None and decision == "continue" and not any(m.state == "fail" for m in metrics if not m.observe):
+        decision = "open"
     open_ended = decision in ("continue", "inconclusive")
     needed = _overall(metrics) if open_ended else None
     minutes = needed / per_minute if needed is not None and per_minute else None
@@ -55,6 +58,8 @@ def verdict(
         reason = _rolled_back(metrics, shown)
     elif decision == "promote":
         reason = _promoted(metrics)
+    elif decision == "open":
+        reason = f"Open wider, to {share(wider or 0.0)}: {_slowest(metrics).reason}."
     elif decision == "continue":
         reason = _watching(policy, metrics, shown, used, needed, per_minute)
     else:
@@ -68,12 +73,14 @@ def verdict(
         traffic=traffic,
         requests_needed=needed,
         minutes_needed=None if minutes is None else float(f"{minutes:.3g}"),
+        share=wider if decision == "open" else None,
     )
 
 
-def _requests_needed(ev: Evidence, sums: Floats, now: Readings) -> list[float]:
+def _requests_needed(ev: Evidence, state: State, now: Readings) -> list[float]:
     """Canary requests still to come for each metric if they are like those seen; inf where they never decide."""
-    seen = sums[:, CANARY_REQUESTS].tolist()
+    sums = state.sums[: len(ev.policy.metrics)]
+    seen = sums[:, REQUESTS].tolist()
     more = sums * _TIMES
     least = ev.policy.min_requests
     needed = [
@@ -81,7 +88,10 @@ def _requests_needed(ev: Evidence, sums: Floats, now: Readings) -> list[float]:
         for n, times in zip(seen, _crossings(now.favour, ev.favour(more, now.lasting), ev.log_needed_for), strict=True)
     ]
     if now.against.max() > 0:  # more of what speaks for a canary never speaks against it
-        crossings = _crossings(now.against, ev.against(more)[0], ev.log_needed_against)
+        with np.errstate(divide="ignore"):
+            logs = np.log(state.wealth) * _TIMES  # what was won is won again
+        later = ev.against(np.exp(np.minimum(logs, 300.0)), state.age)[0]
+        crossings = _crossings(now.against, later, ev.log_needed_against)
         needed = [min(at, n * times) if n else at for at, n, times in zip(needed, seen, crossings, strict=True)]
     return needed
 
@@ -102,18 +112,27 @@ def _crossings(now: Floats, then: Floats, bar: float) -> list[float]:
 
 
 def _metric(
-    ev: Evidence, i: int, state: State, readings: Readings, missing: float, last: Window | None
+    ev: Evidence,
+    i: int,
+    state: State,
+    readings: Readings,
+    missing: float,
+    ends: tuple[float, float],
+    last: Window | None,
+    *,
+    proven: bool,
 ) -> MetricVerdict:
     policy, metric = ev.policy, ev.policy.metrics[i]
     row = state.sums[i].tolist()
     against, favour = float(readings.against[i]), float(readings.favour[i])
-    canary = {"requests": int(row[CANARY_REQUESTS]), "bad": int(row[CANARY_BAD])}
+    canary = {"requests": int(row[REQUESTS]), "bad": int(row[BAD])}
     stable = {"requests": int(row[STABLE_REQUESTS]), "bad": int(row[STABLE_BAD])}
     bounded = metric.max_rate is not None or metric.max_ratio is not None
     silent = int(state.silent[i])
-    is_proven = favour >= ev.log_needed_for and canary["requests"] >= policy.min_requests
+    aside, dead = int(row[ASIDE]), bool(readings.dead[i])
+    is_proven = (favour >= ev.log_needed_for or proven) and canary["requests"] >= policy.min_requests
     standing: MetricState
-    if bounded and against >= ev.log_needed_against:
+    if bounded and (dead or against >= ev.log_needed_against):
         standing = "fail"
     elif silent:
         standing = "no_data"
@@ -122,17 +141,28 @@ def _metric(
     needed = None if standing in ("fail", "pass") or not math.isfinite(missing) else math.ceil(missing)
     ev_against = reported(against) if bounded else None
     ev_for = reported(favour) if bounded else None
-    words = fact(metric, canary, stable, metric.max_ratio is not None)
-    if standing == "fail":
+    low, high = ends
+    at_least = f"at least {share(low)}" if standing == "fail" and low > 0 else ""
+    at_most = f"at most {share(high)}" if standing in ("pass", "undecided") and high < 1 else ""
+    words = fact(metric, canary, stable, metric.max_ratio is not None, at_least or at_most)
+    if aside:
+        words += f"; stable was failing too, {plural(aside, 'window')} set aside"
+    if standing == "fail" and dead:
+        rows = plural(int(state.dead[i, 0]), "window")
+        reason = f"{words}; nothing worked in the last {rows}, and stable did"
+    elif standing == "fail":
         broken = _broken_limit(metric, bool(readings.rate_is_worse[i]))
         reason = f"{words}; the limit is {broken}. {_tally(ev_against, policy.needed_against)}"
+    elif standing == "pass" and favour < ev.log_needed_for:
+        risk = share(policy.false_promotion / 2)
+        reason = f"{words}; {limits(metric, policy.indifference)}. By the look at the deadline, wrong in at most {risk}"
     elif standing == "pass":
-        reason = f"{words}; {limits(metric)}. {_tally(ev_for, policy.needed_for)}"
+        reason = f"{words}; {limits(metric, policy.indifference)}. {_tally(ev_for, policy.needed_for)}"
     elif standing == "no_data":
         reason = f"no data for {metric.name} in the last {plural(silent, 'window')} ({_gap(metric, last)})"
     elif bounded:
         reason = (
-            f"{words}; {limits(metric)}. Evidence against {evidence(ev_against)} of "
+            f"{words}; {limits(metric, policy.indifference)}. Evidence against {evidence(ev_against)} of "
             f"{evidence(policy.needed_against)}, for {evidence(ev_for)} of {evidence(policy.needed_for)}"
         )
     else:
@@ -147,6 +177,9 @@ def _metric(
         canary=canary,
         stable=stable,
         limit=limit(metric),
+        lower=float(f"{low:.3g}"),
+        upper=float(f"{high:.3g}"),
+        set_aside=aside,
         design_effect=float(f"{readings.design[i]:.3g}"),
         requests_needed=needed,
         observe=metric.observe,
@@ -155,13 +188,12 @@ def _metric(
     )
 
 
-def _traffic(ev: Evidence, state: State, readings: Readings) -> TrafficVerdict | None:
+def _traffic(ev: Evidence, place: Place, readings: Readings) -> TrafficVerdict | None:
     if ev.policy.traffic is None:
         return None
-    canary, both = state.split
     return TrafficVerdict(
-        wanted=ev.policy.traffic,
-        seen=float(f"{canary / both:.4g}") if both else None,
+        wanted=ev.policy.traffic if place.share is None else place.share,
+        seen=float(f"{place.canary / place.both:.4g}") if place.both else None,
         evidence=reported(float(readings.split)),
         needed=ev.policy.needed_traffic,
     )
@@ -308,13 +340,13 @@ def _tally(got: float | None, needed: float) -> str:
     return f"Evidence {evidence(got)}, {evidence(needed)} needed"
 
 
-def _broken_limit(metric: MetricPolicy, rate_broken: bool) -> str:
+def _broken_limit(metric: Metric, rate_broken: bool) -> str:
     if metric.max_rate is not None and (rate_broken or metric.max_ratio is None):
         return rate_limit(metric)
     return ratio_limit(metric)
 
 
-def _gap(metric: MetricPolicy, last: Window | None) -> str:
+def _gap(metric: Metric, last: Window | None) -> str:
     """Which count is missing, and the query that failed when it is known."""
     if last is None:
         return "nothing was measured"

@@ -7,9 +7,11 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from . import explain, values
-from .evidence import CANARY_REQUESTS, Bools, Counts, Evidence, Readings, State
+from . import explain, ramp, values
+from .evidence import Evidence
+from .past import Past
 from .policy import Policy
+from .state import REQUESTS, Bools, Counts, Floats, Readings, State
 from .verdict import BAD_VALUE, CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, Decision, Verdict
 from .window import EvidenceError, Side, Window
 
@@ -23,13 +25,14 @@ _DECISIONS: dict[int, Decision] = {
 }
 
 
-def judge(policy: Policy, windows: Sequence[Window], *, final: bool = False) -> Verdict:
+def judge(policy: Policy, windows: Sequence[Window], past: Past | None = None, *, final: bool = False) -> Verdict:
     """The verdict on the windows, read in order; judging stops at the first window that decides.
 
-    `final` says that no more windows will come: what is still open then is `inconclusive`. The same input
-    always gives the same verdict. Raises EvidenceError for counts of a metric that the policy does not know.
+    `past` is what stable did before the release. `final` says that no more windows will come: what is open then is
+    looked at once more, by a test that may be made once, and is `inconclusive` if that shows nothing either. The same
+    input always gives the same verdict. Raises EvidenceError for counts of a metric that the policy does not know.
     """
-    one = Judge(policy)
+    one = Judge(policy, past)
     one.extend(windows)
     return one.verdict(final=final)
 
@@ -40,21 +43,25 @@ class Judge:
     Once a window has decided, later ones change nothing: `add` gives the same verdict again.
     """
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, past: Past | None = None) -> None:
         self.policy = policy
-        self._evidence = Evidence(policy)
+        self.past = past
+        before = None if past is None or not past.windows else past.counts(policy)
+        self._evidence = Evidence(policy, before)
         self._rules = Rules(self._evidence)
         self._state = self._evidence.start()
         self._readings = self._evidence.read(self._state)
         self._values = tuple(values.ValueState() for _ in policy.values)
         self._names = tuple(m.name for m in policy.metrics)
         self._known = frozenset(self._names)
+        self._edges = {m.name: len(m.edges) for m in policy.metrics}
         self._known_values = frozenset(v.name for v in policy.values)
         self._cause = CONTINUE
         self._used = 0
         self._judged_requests = 0
         self._judged_seconds = 0.0
         self._last: Window | None = None
+        self._place = ramp.Place(policy.traffic)
 
     @property
     def decided(self) -> bool:
@@ -79,8 +86,9 @@ class Judge:
         if not fresh:
             return
         path = self._evidence.extend(self._state, self._counts(fresh))
-        readings = self._evidence.read(path)
-        codes = self._rules.codes(path, readings)
+        readings = self._evidence.read_path(path)
+        shares = np.array([np.nan if w.share is None else w.share for w in fresh])
+        codes = self._rules.codes(path, readings, shares)
         if self.policy.values:
             last = self._extend_values(fresh, codes)
         else:
@@ -91,6 +99,7 @@ class Judge:
         self._used += last + 1
         self._last = fresh[last]
         for window in fresh[: last + 1]:
+            self._place.add(window)
             seconds = window.seconds
             if seconds is not None and window.canary.requests is not None:
                 self._judged_requests += window.canary.requests
@@ -99,18 +108,30 @@ class Judge:
     def verdict(self, *, final: bool = False) -> Verdict:
         """The verdict on what was taken in; `final`: nothing more will come."""
         per_minute = 60 * self._judged_requests / self._judged_seconds if self._judged_seconds else None
-        decision: Decision = _DECISIONS.get(self._cause, "inconclusive" if final else "continue")
+        cause = self._cause
+        if final and cause == CONTINUE and self._rules.at_deadline(self._state, self._readings, self._values_pass()):
+            cause = PROMOTE
+        decision: Decision = _DECISIONS.get(cause, "inconclusive" if final else "continue")
+        wider = None
+        if decision == "continue" and not self.policy.guard and self._used > self.policy.warm_up:
+            wider = ramp.wider(self._evidence, self._state, self._readings, self._place)
         return explain.verdict(
             self._evidence,
             self._state,
             self._readings,
             self._values,
             decision,
-            cause=self._cause,
+            cause=cause,
+            wider=wider,
+            place=self._place,
             used=self._used,
             per_minute=per_minute,
             last=self._last,
         )
+
+    def _values_pass(self) -> bool:
+        pairs = zip(self.policy.values, self._values, strict=True)
+        return all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
     def _extend_values(self, windows: Sequence[Window], codes: Codes) -> int:
         """Joins the value metrics to the shares' decisions; the index of the last window taken in."""
@@ -145,6 +166,12 @@ class Judge:
                 name = next(n for n in entry.bad if n not in self._known)
                 known = ", ".join(self._names)
                 raise EvidenceError(f"{path}.{side}.bad.{name}: the policy has no such metric; it has {known}")
+            for name, slower in () if entry is None else entry.edges.items():
+                if len(slower) > self._edges.get(name, 0):
+                    raise EvidenceError(
+                        f"{path}.{side}.edges.{name}: {len(slower)} counts, and the policy names "
+                        f"{self._edges.get(name, 0)} edges"
+                    )
         if not window.values.keys() <= self._known_values:
             name = next(n for n in window.values if n not in self._known_values)
             known = ", ".join(sorted(self._known_values)) or "none"
@@ -162,11 +189,23 @@ class Judge:
             known: Mapping[str, int | None] = side.bad
             return [float("nan") if (v := known.get(name)) is None else v for name in self._names]
 
+        def slower(side: Side | None) -> list[float]:
+            out: list[float] = []
+            for metric in self.policy.metrics:
+                given: Sequence[int | None] = () if side is None else side.edges.get(metric.name, ())
+                out += [float("nan") if v is None else v for v in given]
+                out += [float("nan")] * (len(metric.edges) - len(given))
+            return out
+
+        edges = any(metric.edges for metric in self.policy.metrics)
         return Counts(
             np.array([requests(w.canary) for w in windows], dtype=float),
             np.array([bad(w.canary) for w in windows], dtype=float),
             np.array([requests(w.stable) for w in windows], dtype=float),
             np.array([bad(w.stable) for w in windows], dtype=float),
+            np.array([slower(w.canary) for w in windows], dtype=float) if edges else None,
+            np.array([slower(w.stable) for w in windows], dtype=float) if edges else None,
+            np.array([np.nan if w.share is None else w.share for w in windows], dtype=float),
         )
 
 
@@ -178,24 +217,51 @@ class Rules:
         self._aside: Bools = np.array([m.observe for m in evidence.policy.metrics])
         self._critical: Bools = np.array([m.critical and not m.observe for m in evidence.policy.metrics])
 
-    def codes(self, path: State, readings: Readings) -> Codes:
+    def codes(self, path: State, readings: Readings, shares: Floats | None = None) -> Codes:
         """What the shares say after each window of a path, (..., T).
 
-        Roll back comes before all else, then whatever makes the figures doubtful, and promotion last.
+        Roll back comes before all else, then whatever makes the figures doubtful, and promotion last. `shares` (T) is
+        the canary's part of the traffic, NaN where it is not known: only the last of the policy's steps promotes.
         """
         evidence, policy = self._evidence, self._evidence.policy
-        failing = readings.against >= evidence.log_needed_against
+        failing = self.failing(readings)
         proven = (
             (readings.favour >= evidence.log_needed_for)
-            & (path.sums[..., CANARY_REQUESTS] >= policy.min_requests)
+            & (path.sums[..., : len(self._aside), REQUESTS] >= policy.min_requests)
             & (path.silent == 0)
             & ~failing
         )
-        codes: Codes = np.where(np.logical_and.reduce(proven | self._aside, axis=-1), PROMOTE, CONTINUE)
+        promotes: Bools = np.logical_and.reduce(proven | self._aside, axis=-1)
         if policy.guard:
-            codes[...] = CONTINUE
+            promotes = np.zeros_like(promotes)
+        elif policy.shares and shares is not None:
+            promotes = promotes & ~(shares < policy.shares[-1] - 1e-9)
+        elif policy.ramp is not None:
+            ages = path.age + 1 + np.arange(promotes.shape[-1])
+            promotes = promotes & (ages >= ramp.LEAST_WINDOWS)
+        codes: Codes = np.where(promotes, PROMOTE, CONTINUE)
         codes[readings.split >= evidence.log_needed_split] = WRONG_SPLIT
         gone = (path.silent >= policy.no_data_limit) & ~self._aside
         codes[np.logical_or.reduce(gone, axis=-1)] = NO_DATA
         codes[np.logical_or.reduce(failing & self._critical, axis=-1)] = ROLL_BACK
         return codes
+
+    def failing(self, readings: Readings) -> Bools:
+        """Which metrics (..., M) are shown to be beyond a limit."""
+        out: Bools = (readings.against >= self._evidence.log_needed_against) | readings.dead
+        return out
+
+    def at_deadline(self, state: State, readings: Readings, others: bool | Bools = True) -> Bools:
+        """Whether what is open at the deadline may be promoted (...): the one look whose moment was fixed before.
+
+        `others`: whether the value metrics let it.
+        """
+        policy = self._evidence.policy
+        shown = (
+            self._evidence.at_deadline(state)
+            & (state.sums[..., : len(self._aside), REQUESTS] >= policy.min_requests)
+            & (state.silent == 0)
+            & ~self.failing(readings)
+        )
+        out: Bools = np.logical_and.reduce(shown | self._aside, axis=-1) & others & (not policy.guard)
+        return out

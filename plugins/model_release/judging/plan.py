@@ -1,28 +1,28 @@
 """Before a release starts: what its steps will need at the service's present traffic, and what they can find.
 
-The plan asks the judge's own evidence. Each bet's and each alternative's logarithm has a mean μ and a deviation σ
-over windows at the rates in question (bets: over windows drawn with a fixed seed), and after T windows it is taken
-to be T·μ − z·σ·√T: what four of five releases exceed. The rest is reading that off as any other state.
-Requests are taken as independent; bursts make it longer.
+The plan asks the judge itself: releases at the rates in question are drawn with a fixed seed and judged, and what four
+of five of them need is told. Requests are taken as independent; bursts make it longer.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from .evidence import ASSUMED_WEIGHT, FEW_WINDOWS, Counts, Evidence, Floats
-from .policy import MetricPolicy, Policy, PolicyError
+from .evidence import Evidence
+from .policy import Metric, Policy, PolicyError
 from .sentences import about, bound, count, duration, number, share
+from .state import Bools, Counts, Floats, State
 
-_Z = 0.84  # four of five releases
-_EVENTS = 100  # bad requests to draw, so that means and deviations are known to a tenth
+_RELEASES = 120  # that are drawn
+_ENOUGH = 0.8  # four of five
+_WINDOWS = 240  # at most, in a release that is drawn: longer ones are drawn with longer windows
 _LARGEST_SHARE = 0.5
-_LONGEST = 10**7  # windows; beyond this a plan says "never"
+_LONGEST = 10**6  # windows; beyond this a plan says "never"
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ def _step(
     smallest: list[float | None] = [None] * len(stable)
     if per_window:
         course = _Course(policy, per_window, per_minute * (1 - part) * seconds / 60, stable)
-        promoted = [_promotion(course, stable, i) for i in range(len(stable))]
+        promoted = course.promoted()
         smallest = _smallest_regressions(course, limits, max(windows, 0))
     metrics = tuple(
         MetricPlan(
@@ -153,100 +153,70 @@ def _step(
 
 
 class _Course:
-    """How a step's evidence grows: what it is worth after so many windows, at any rates of the canary."""
+    """Releases at a step's traffic, and how far the judge is with them after so many windows."""
 
     def __init__(self, policy: Policy, per_window: float, beside: float, stable: Floats) -> None:
         self.evidence = Evidence(policy)
-        self._design = policy.design_effect
         self._requests, self._beside, self._stable = per_window, beside, stable
-        # Promotion's logarithms are sums over requests: what one bad and one good request on the canary and one
-        # bad one on stable add is read off windows that hold nothing else.
-        n, m = np.array([per_window]), np.array([beside])
-        zeros, ones = np.zeros((1, len(stable))), np.ones((1, len(stable)))
-        self._good = self._sums(n, zeros, m, zeros) / per_window
-        self._bad = self._sums(n, ones * n, m, zeros) / per_window
-        both = self._sums(n, zeros, m, ones * m) - self._good * per_window
-        self._bad_beside = both / beside if beside else np.zeros_like(both)
-        # A bet is no such sum, so its windows are drawn: the more, the rarer bad requests are.
-        expected = per_window * float(np.min(np.where(stable > 0, stable, 1)))
-        draws = int(min(max(_EVENTS / max(expected, 1e-9), 1000), 8000))
+
+    def _path(self, canary: Floats, windows: int) -> tuple[State, int]:
+        """The evidence of the releases drawn, and how many of their windows each one here stands for."""
+        each = math.ceil(windows / _WINDOWS)
+        shape = (_RELEASES, math.ceil(windows / each))
         rng = np.random.default_rng(1)
-        self._n = rng.poisson(per_window, (draws, 1)).astype(float)
-        self._m = rng.poisson(beside, (draws, 1)).astype(float)
-        self._s = rng.binomial(self._m[..., None].astype(int), stable).astype(float)
+        n = rng.poisson(self._requests * each, shape).astype(float)
+        m = rng.poisson(self._beside * each, shape).astype(float)
+        b = rng.binomial(n[..., None].astype(int), np.clip(canary, 0, 1)).astype(float)
+        s = rng.binomial(m[..., None].astype(int), self._stable).astype(float)
+        return self.evidence.extend(self.evidence.start(shape[:1]), Counts(n, b, m, s)), each
 
-    def _sums(self, n: Floats, b: Floats, m: Floats, s: Floats) -> Floats:
-        start = self.evidence.start(n.shape[:-1])
-        return self.evidence.extend(start, Counts(n, b, m, s)).sums[..., 0, :, :]
+    def caught(self, canary: Floats, windows: int) -> Bools:
+        """For each metric whether four of five canaries at this rate are found within so many windows."""
+        path, _ = self._path(canary, windows)
+        against = self.evidence.read_path(path).against
+        found: Bools = (against >= self.evidence.log_needed_against).any(axis=1).mean(axis=0) >= _ENOUGH
+        return found
 
-    def against(self, canary: Floats, windows: float) -> Floats:
-        rng = np.random.default_rng(2)
-        b = rng.binomial(self._n[..., None].astype(int), np.clip(canary, 0, 1)).astype(float)
-        drawn = self._sums(self._n, b, self._m, self._s)
-        return self.evidence.against(_late(drawn.mean(axis=0), drawn.var(axis=0), windows))[0]
-
-    def favour(self, canary: Floats, windows: float) -> Floats:
-        bad, good = (self._requests * canary)[:, None], (self._requests * (1 - canary))[:, None]
-        beside = (self._beside * self._stable)[:, None]
-        mean = bad * self._bad + good * self._good + beside * self._bad_beside
-        variance = bad * self._bad**2 + good * self._good**2 + beside * self._bad_beside**2
-        seen = beside[:, 0] * windows
-        worth = 2 * seen * max(windows - 1, 0) / np.maximum(2 * seen + windows, 1)
-        design = (worth + ASSUMED_WEIGHT * self._design) / (worth + ASSUMED_WEIGHT)
-        few = 1 + FEW_WINDOWS / max(windows, 1.0) ** 4
-        return self.evidence.favour(_late(mean, variance, windows), np.maximum(design, 1) * few)
-
-
-def _late(mean: Floats, variance: Floats, windows: float) -> Floats:
-    """What four of five sums of so many windows exceed."""
-    out: Floats = mean * windows - _Z * np.sqrt(variance * windows)
-    return out
-
-
-def _promotion(course: _Course, stable: Floats, metric: int) -> int | None:
-    """Windows until a canary as good as stable is within this metric's limit, None if it never is."""
-    bar = course.evidence.log_needed_for
-    return _first(lambda windows: bool(course.favour(stable, windows)[metric] >= bar))
-
-
-def _first(enough: Callable[[float], bool]) -> int | None:
-    """The first number of windows that is enough, None if none is; `enough` stays true once it is."""
-    high = 1
-    while not enough(high):
-        high *= 2
-        if high > _LONGEST:
-            return None
-    low = high // 2
-    while high - low > max(1, low // 50):
-        middle = (low + high) // 2
-        low, high = (low, middle) if enough(middle) else (middle, high)
-    return high
+    def promoted(self) -> list[int | None]:
+        """For each metric the windows after which four of five canaries as good as stable are within its limits, None
+        if they never are."""
+        out: list[int | None] = [None] * len(self._stable)
+        windows = _WINDOWS
+        while None in out and windows <= _LONGEST:
+            path, each = self._path(self._stable, windows)
+            shown = self.evidence.read_path(path).favour >= self.evidence.log_needed_for
+            first = np.where(shown.any(axis=1), shown.argmax(axis=1) + 1, shown.shape[1] + 1)
+            late = np.sort(first, axis=0)[math.ceil(_ENOUGH * _RELEASES) - 1]
+            for i, at in enumerate(late.tolist()):
+                if out[i] is None and at <= shown.shape[1]:
+                    out[i] = at * each
+            windows *= 8
+        return out
 
 
 def _smallest_regressions(course: _Course, limits: Floats, windows: int) -> list[float | None]:
     """For each metric the lowest rate above its limit that is found within `windows`; by bisection in log-odds."""
     if windows < 1:
         return [None] * len(limits)
-    bar = course.evidence.log_needed_against
     start = np.clip(limits, 1e-6, 1 - 1e-6)
     low, high = np.log(start / (1 - start)), np.full(len(limits), 9.0)
-    found = course.against(np.ones(len(limits)), windows) >= bar
-    for _ in range(12):
+    found = course.caught(np.ones(len(limits)), windows)
+    for _ in range(8):
         middle = (low + high) / 2
-        caught = course.against(1 / (1 + np.exp(-middle)), windows) >= bar
+        caught = course.caught(1 / (1 + np.exp(-middle)), windows)
         low, high = np.where(caught, low, middle), np.where(caught, middle, high)
     rates = 1 / (1 + np.exp(-high))
     return [float(f"{r:.3g}") if ok else None for r, ok in zip(rates, found, strict=True)]
 
 
-def _stable_rate(metric: MetricPolicy, rates: Mapping[str, float]) -> float:
+def _stable_rate(metric: Metric, rates: Mapping[str, float]) -> float:
     if metric.name in rates:
         return rates[metric.name]
     known = [metric.max_rate, (metric.max_ratio or 0.0) * metric.floor or None]
     return min((k for k in known if k is not None), default=0.01) / 5
 
 
-def _limit(metric: MetricPolicy, stable: float) -> float:
+def _limit(metric: Metric, stable: float) -> float:
     limits = [1.0]
     if metric.max_rate is not None:
         limits.append(metric.max_rate)

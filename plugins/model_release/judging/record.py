@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
 from .judge import Judge
+from .past import Past
 from .policy import Policy
 from .verdict import Verdict
 from .window import EvidenceError, Side, Window, windows_from
 
 FORMAT = 1
+EDITION = 2  # of the judge that records name; a step that names none was judged by the first
 Outcome = Literal["promoted", "rolled_back", "first", "nothing_new", "inconclusive", "failed", "published"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
@@ -60,6 +62,7 @@ class Record:
     ended: str | None = None
     outcome: str | None = None
     reason: str = ""
+    cause: str | None = None  # what turned it back, or how far one that failed had come, in a word
     plan: dict[str, Any] | None = None
     steps: list[dict[str, Any]] = field(default_factory=list)
     traffic: list[dict[str, Any]] = field(default_factory=list)
@@ -67,6 +70,7 @@ class Record:
     source: dict[str, Any] | None = None  # what the run released, and the rule by which it was chosen
     evaluation: dict[str, Any] | None = None  # how it answered labelled images, beside the stable version
     retrospect: dict[str, Any] | None = None  # what the judge would have said of traffic that has passed
+    past: dict[str, Any] | None = None  # what stable did before, as the judge was told
     notices: list[str] = field(default_factory=list)  # what people were told, so that nobody is told twice
     cluster: dict[str, Any] | None = None  # whose service it was: the API's address, and the uid of the service's Lease
     format: int = FORMAT
@@ -114,6 +118,7 @@ class Record:
             self.steps,
             ("percent", "opened"),
             {
+                "edition": EDITION,
                 "percent": percent,
                 "opened": opened,
                 "window_seconds": window_seconds,
@@ -133,11 +138,11 @@ class Record:
         """What a named person decided."""
         _put(self.approvals, ("time", "who"), {"time": time, "who": who, "decision": decision, "reason": reason})
 
-    def finish(self, outcome: str, reason: str, ended: str) -> None:
+    def finish(self, outcome: str, reason: str, ended: str, cause: str | None = None) -> None:
         """How the release ended; called again, the last call stands."""
         if outcome not in OUTCOMES:
             raise RecordError(f"outcome: {outcome!r} is none of {', '.join(OUTCOMES)}")
-        self.outcome, self.reason, self.ended = outcome, reason, ended
+        self.outcome, self.reason, self.ended, self.cause = outcome, reason, ended, cause
 
     def to_dict(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in _FIELDS}
@@ -176,10 +181,12 @@ class Record:
     def replay(self, policy: Policy | None = None) -> list[Look]:
         """Every look of every step judged again, by the recorded policies or by another one.
 
-        With the recorded policies the last look of each step gives the recorded verdict. Another policy keeps
-        each step's own `traffic` and `steps`, which belong to the release and not to taste.
+        With the recorded policies the last look of each step gives the recorded verdict, unless an older edition of the
+        judge had said it. Another policy keeps each step's own `traffic` and `steps`, which belong to the release and
+        not to taste.
         """
         looks = []
+        past = None if self.past is None else Past.from_dict(self.past)
         for i, step in enumerate(self.steps):
             if not isinstance(step, Mapping):
                 raise RecordError(f"steps[{i}]: a mapping is expected here, not {type(step).__name__}")
@@ -194,7 +201,7 @@ class Record:
             if policy is not None:
                 recorded = _placed(policy, recorded)
                 windows = [asked_for(window, recorded) for window in windows]
-            one = Judge(recorded)
+            one = Judge(recorded, past)
             for n, window in enumerate(windows, start=1):
                 verdict = one.add(window)
                 if n == len(windows) and final and not one.decided:
@@ -206,16 +213,35 @@ class Record:
                 looks.append(Look(percent, opened, 0, None, one.verdict(final=final)))
         return looks
 
+    @property
+    def editions(self) -> tuple[int, ...]:
+        """The editions of the judge whose verdicts are recorded, each once and in order."""
+        return tuple(sorted({_edition(step) for step in self.steps}))
+
     def differences(self) -> list[str]:
-        """Where a replay does not give the recorded verdict: one line for each such step, none when all is well."""
+        """Where a replay does not give the recorded verdict: one line for each such step, none when all is well.
+
+        Of what another edition of the judge has said, only the decision is compared: its figures had other meanings.
+        """
         said = {(look.percent, look.opened): look.verdict for look in self.replay()}
         lines = []
         for i, step in enumerate(self.steps):
             now, then = said[step["percent"], step["opened"]].to_dict(), step.get("verdict")
-            if now != then:
-                was = then.get("decision") if isinstance(then, Mapping) else then
+            was = then.get("decision") if isinstance(then, Mapping) else then
+            edition = _edition(step)
+            if edition == EDITION and now != then:
                 lines.append(f"steps[{i}]: recorded {was}, replayed {now['decision']}: {now['reason']}")
+            elif edition != EDITION and now["decision"] != was:
+                lines.append(
+                    f"steps[{i}]: edition {edition} of the judge decided {was}, edition {EDITION} decides "
+                    f"{now['decision']}: {now['reason']}"
+                )
         return lines
+
+
+def _edition(step: Mapping[str, Any]) -> int:
+    edition = step.get("edition", 1)
+    return edition if isinstance(edition, int) else 1
 
 
 _FIELDS = ("format", *(f.name for f in fields(Record) if f.name != "format"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from functools import lru_cache
 
-from .policy import MetricPolicy
+from .policy import Metric
 
 
 def share(value: float) -> str:
@@ -73,7 +73,7 @@ def plural(how_many: int, noun: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def limit(metric: MetricPolicy) -> str:
+def limit(metric: Metric) -> str:
     """The limits of a metric, without a verb."""
     parts = []
     if metric.max_rate is not None:
@@ -83,27 +83,32 @@ def limit(metric: MetricPolicy) -> str:
     return " and ".join(parts) or "none, shown only"
 
 
-def limits(metric: MetricPolicy) -> str:
+def limits(metric: Metric, indifference: float = 1.0) -> str:
+    """The limits with a verb, and how far beyond them a promotion still may be."""
     both = metric.max_rate is not None and metric.max_ratio is not None
-    return f"the {'limits are' if both else 'limit is'} {limit(metric)}"
+    words = f"the {'limits are' if both else 'limit is'} {limit(metric)}"
+    return (
+        words if indifference == 1 else f"{words}, promoted below {times(indifference)} {'these' if both else 'that'}"
+    )
 
 
-def rate_limit(metric: MetricPolicy) -> str:
+def rate_limit(metric: Metric) -> str:
     return bound(metric.max_rate or 0.0)
 
 
-def ratio_limit(metric: MetricPolicy) -> str:
+def ratio_limit(metric: Metric) -> str:
     ratio = metric.max_ratio or 0.0
     words = "stable's own rate" if ratio == 1 else f"{times(ratio)} stable"
     return f"{words} (never below {bound(ratio * metric.floor)})" if metric.floor else words
 
 
-def fact(metric: MetricPolicy, canary: dict[str, int], stable: dict[str, int], compared: bool) -> str:
-    """ "14 of 310 canary requests failed (4.5 %), 9 of 2 790 on stable (0.3 %)"."""
+def fact(metric: Metric, canary: dict[str, int], stable: dict[str, int], compared: bool, end: str = "") -> str:
+    """ "14 of 310 canary requests failed (4.5 %, at least 1.8 %), 9 of 2 790 on stable (0.3 %)"; `end` is of the
+    interval."""
     n, b = canary["requests"], canary["bad"]
     if n == 0:
         return f"no canary request to count for {metric.name} yet"
-    words = f"{count(b)} of {count(n)} canary requests {metric.verb} ({share(b / n)})"
+    words = f"{count(b)} of {count(n)} canary requests {metric.verb} ({share(b / n)}{', ' if end else ''}{end})"
     m, s = stable["requests"], stable["bad"]
     if m:
         return f"{words}, {count(s)} of {count(m)} on stable ({share(s / m)})"

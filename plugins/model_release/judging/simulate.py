@@ -7,10 +7,11 @@ from collections.abc import Callable
 import numpy as np
 import numpy.typing as npt
 
-from .evidence import Counts, Evidence, Floats
+from .evidence import Evidence
 from .judge import Rules
 from .policy import Policy
-from .verdict import CONTINUE
+from .state import Counts, Floats
+from .verdict import CONTINUE, PROMOTE
 
 Ints = npt.NDArray[np.int_]
 
@@ -37,31 +38,49 @@ def bad_requests(
     return out
 
 
-def outcomes(policy: Policy, counts: Counts) -> tuple[Ints, Ints]:
+def outcomes(
+    policy: Policy, counts: Counts, past: tuple[Floats, Floats] | None = None, *, final: bool = False
+) -> tuple[Ints, Ints]:
     """Each release's first deciding code (verdict.py's, CONTINUE if none) and the windows it took, (R,) each.
 
-    `counts` has one leading axis of releases. The warm-up is left out of the windows and value metrics are not
-    simulated.
+    `counts` has one leading axis of releases, and so has stable's `past`, requests and bad ones (R, H, M). The warm-up
+    is left out of the windows and value metrics are not simulated. `final`: what is open after the last window has the
+    look at the deadline.
     """
-    evidence = Evidence(policy)
-    rules = Rules(evidence)
     codes, windows = [], []
     releases, length = counts.canary_requests.shape
     for start in range(0, releases, _AT_ONCE):
         some = slice(start, start + _AT_ONCE)
-        part = Counts(
-            counts.canary_requests[some, policy.warm_up :],
-            counts.canary_bad[some, policy.warm_up :],
-            counts.stable_requests[some, policy.warm_up :],
-            counts.stable_bad[some, policy.warm_up :],
-        )
+        evidence = Evidence(policy, None if past is None else (past[0][some], past[1][some]))
+        rules = Rules(evidence)
+        part = _part(counts, some, policy.warm_up)
         path = evidence.extend(evidence.start((part.canary_requests.shape[0],)), part)
-        said = rules.codes(path, evidence.read(path))
+        readings = evidence.read_path(path)
+        said = rules.codes(path, readings, part.share)
         decided = (said != CONTINUE).any(axis=1)
         first = np.where(decided, (said != CONTINUE).argmax(axis=1), length - policy.warm_up - 1)
-        codes.append(np.take_along_axis(said, first[:, None], axis=1)[:, 0])
+        code = np.take_along_axis(said, first[:, None], axis=1)[:, 0]
+        if final:
+            end = path.ending
+            shown = rules.at_deadline(end, evidence.read_path(end))[:, 0]
+            code = np.where(~decided & shown, PROMOTE, code)
+        codes.append(code)
         windows.append(first + 1)
     return np.concatenate(codes), np.concatenate(windows)
+
+
+def _part(counts: Counts, some: slice, warm_up: int) -> Counts:
+    """Some releases, without their warm-up."""
+    canary, stable = (None if e is None else e[some, warm_up:] for e in (counts.canary_edges, counts.stable_edges))
+    return Counts(
+        counts.canary_requests[some, warm_up:],
+        counts.canary_bad[some, warm_up:],
+        counts.stable_requests[some, warm_up:],
+        counts.stable_bad[some, warm_up:],
+        canary,
+        stable,
+        None if counts.share is None else counts.share[warm_up:],
+    )
 
 
 def interval(hits: int, trials: int, confidence: float = 0.99) -> tuple[float, float]:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-Decision = Literal["promote", "rollback", "continue", "inconclusive"]
+Decision = Literal["promote", "open", "rollback", "continue", "inconclusive"]
 State = Literal["pass", "fail", "undecided", "no_data"]
 # Why a window decided, in the order in which they are looked at: a later one is only asked when none before it holds.
 ROLL_BACK, NO_DATA, WRONG_SPLIT, BAD_VALUE, PROMOTE, CONTINUE = range(1, 7)
@@ -18,6 +18,8 @@ Outcome = Literal["successful", "failed", "inconclusive", "error", "pending"]
 class MetricVerdict:
     """One share of bad requests, as far as it is known after the last judged window.
 
+    `lower` and `upper` are the ends of the canary's bad share: at any look, and over all of them, they leave the true
+    one out in at most 5 % of releases. `set_aside` are windows that were left out because stable itself was failing.
     Evidence is None for a metric without limits. `requests_needed` are canary requests still to come until
     this metric decides if it goes on as so far; None when it would not, or when it has decided.
     """
@@ -31,6 +33,9 @@ class MetricVerdict:
     canary: dict[str, int]
     stable: dict[str, int]
     limit: str
+    lower: float
+    upper: float
+    set_aside: int
     design_effect: float
     requests_needed: int | None
     observe: bool
@@ -72,7 +77,8 @@ class Verdict:
     """The judge's answer after `windows_used` windows (those of the warm-up are counted).
 
     `requests_needed` and `minutes_needed` say, for `continue` and `inconclusive`, how much more of the canary's
-    traffic would decide if things go on as so far; None when more of the same would not.
+    traffic would decide if things go on as so far; None when more of the same would not. `share` is, with `open`, the
+    part of the traffic that the canary may have now (0 to 1).
     """
 
     decision: Decision
@@ -83,6 +89,7 @@ class Verdict:
     traffic: TrafficVerdict | None = None
     requests_needed: int | None = None
     minutes_needed: float | None = None
+    share: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; the same counts give the same document on any machine."""

@@ -62,10 +62,14 @@ def _moment(path: str, value: Any) -> None:
 
 @dataclass(frozen=True)
 class Side:
-    """One revision's requests in a window, and how many of them were bad in the eyes of each metric."""
+    """One revision's requests in a window, and how many of them were bad in the eyes of each metric.
+
+    `edges`: for a metric on durations, how many requests were slower than each of its policy's `edges`, in their order.
+    """
 
     requests: int | None = None
     bad: Mapping[str, int | None] = field(default_factory=dict)
+    edges: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requests", _count("side.requests", self.requests))
@@ -76,18 +80,34 @@ class Side:
             if self.requests is not None and value is not None and value > self.requests:
                 raise EvidenceError(f"side.bad.{name}: {value} bad of {self.requests} requests cannot be")
         object.__setattr__(self, "bad", bad)
+        if self.edges:
+            object.__setattr__(self, "edges", {str(name): self._slower(name, at) for name, at in self.edges.items()})
+
+    def _slower(self, name: str, counts: Any) -> tuple[int | None, ...]:
+        if isinstance(counts, (str, bytes, Mapping)) or not isinstance(counts, Iterable):
+            raise EvidenceError(f"side.edges.{name}: a list of counts is expected here, one for each edge")
+        slower = tuple(_count(f"side.edges.{name}[{i}]", value) for i, value in enumerate(counts))
+        known = [value for value in slower if value is not None]
+        if sorted(known, reverse=True) != known or (self.requests is not None and known and known[0] > self.requests):
+            raise EvidenceError(f"side.edges.{name}: {list(slower)} cannot be the requests slower than rising edges")
+        return slower
 
     @classmethod
     def from_dict(cls, data: Any, path: str) -> Side:
-        given = _known(path, data, ("requests", "bad"))
-        bad = given.get("bad")
+        given = _known(path, data, ("requests", "bad", "edges"))
+        bad, edges = given.get("bad"), given.get("edges")
+        if edges is not None and not isinstance(edges, Mapping):
+            raise EvidenceError(f"{path}.edges: a mapping of metric to counts is expected here")
         try:
-            return cls(given.get("requests"), {} if bad is None else bad)
+            return cls(given.get("requests"), {} if bad is None else bad, edges or {})
         except EvidenceError as refusal:
             raise EvidenceError(path + str(refusal).removeprefix("side")) from None
 
     def to_dict(self) -> dict[str, Any]:
-        return {"requests": self.requests, "bad": dict(self.bad)}
+        out: dict[str, Any] = {"requests": self.requests, "bad": dict(self.bad)}
+        if self.edges:
+            out["edges"] = {name: list(counts) for name, counts in self.edges.items()}
+        return out
 
 
 @dataclass(frozen=True)
@@ -95,7 +115,8 @@ class Window:
     """The increases of the counters between `start` and `end`; windows do not overlap.
 
     None for a count means that it could not be measured (no data), which is not zero. `stable=None` means
-    that there is no stable revision beside the canary, as after the promotion: nothing is missing then.
+    that there is no stable revision beside the canary, as after the promotion: nothing is missing then. `share` is the
+    canary's part of the traffic (0 to 1) that was asked for while the window was counted, where it is known.
     `values` holds the value metrics' measurements, `error` the query that failed, in one line.
     """
 
@@ -105,6 +126,7 @@ class Window:
     end: str | None = None
     values: Mapping[str, Mapping[str, float | None]] = field(default_factory=dict)
     error: str | None = None
+    share: float | None = None
 
     @property
     def seconds(self) -> float | None:
@@ -122,10 +144,14 @@ class Window:
         _moment("window.end", self.end)
         if self.error is not None and not isinstance(self.error, str):
             raise EvidenceError(f"window.error: {self.error!r} is not text")
+        if self.share is not None:
+            number = isinstance(self.share, (int, float)) and not isinstance(self.share, bool)
+            if not (number and 0 <= self.share <= 1):
+                raise EvidenceError(f"window.share: {self.share!r} is not a share from 0 to 1, 0.1 for 10 %")
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "window") -> Window:
-        given = _known(path, data, ("start", "end", "canary", "stable", "values", "error"))
+        given = _known(path, data, ("start", "end", "share", "canary", "stable", "values", "error"))
         if given.get("canary") is None:
             raise EvidenceError(f"{path}.canary: is missing; its counts may be null, it may not")
         values: dict[str, dict[str, float | None]] = {}
@@ -140,7 +166,9 @@ class Window:
         canary = Side.from_dict(given["canary"], f"{path}.canary")
         beside = None if stable is None else Side.from_dict(stable, f"{path}.stable")
         try:
-            return cls(canary, beside, given.get("start"), given.get("end"), values, given.get("error"))
+            return cls(
+                canary, beside, given.get("start"), given.get("end"), values, given.get("error"), given.get("share")
+            )
         except EvidenceError as refusal:
             raise EvidenceError(path + str(refusal).removeprefix("window")) from None
 
@@ -151,6 +179,8 @@ class Window:
             "canary": self.canary.to_dict(),
             "stable": None if self.stable is None else self.stable.to_dict(),
         }
+        if self.share is not None:
+            out["share"] = self.share
         if self.values:
             out["values"] = {n: {s: written(v) for s, v in sides.items()} for n, sides in self.values.items()}
         if self.error:

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+from model_release.cluster.release import Phase
 from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable, NotSettled, ReleaseError, ServiceBusy
-from model_release.release import advance as way
 from model_release.release.advance import Action, Done, Look, Opened, Promote, Rules, Shift, TakeBack, World, advance
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Canary, Prove
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Claim, Leases, Owner, Watched
-    from model_release.cluster.rollout import Canary
-    from model_release.cluster.settle import Prove
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Cause, Owner, Release, Watched
     from model_release.release.look import Watch
 
 # A change of the split reaches the gateway in seconds; minutes mean that something is wrong.
@@ -105,34 +105,34 @@ class Drive:
             self._check_acts(moment, str(error))
             return self._cannot_see(error, moment)
 
-    def close(self, why: str) -> None:
+    def close(self, why: str, cause: Cause) -> None:
         """The canary's traffic is to be taken back; the next looks do it. Again: the first word stands."""
-        self._update(lambda claim: way.close(claim, why))
+        self._update(lambda claim: claim.close(why, cause))
 
-    def record(self, change: Callable[[Claim], Claim]) -> None:
+    def record(self, change: Callable[[Release], Release]) -> None:
         """Records what a person has answered; the next looks do it.
 
         Raises:
             RolledBack: the canary was closed meanwhile.
         """
 
-        def checked(claim: Claim) -> Claim:
+        def checked(claim: Release) -> Release:
             claim.check_goes_on()
             return change(claim)
 
         self._update(checked)
 
-    def _renewed(self) -> Claim:
+    def _renewed(self) -> Release:
         """What this release has recorded; that somebody looks is recorded with it."""
         lease = self.leases.renew(self.canary.namespace, self.canary.name, self.owner, self.hand)
-        claim = lease.claim
+        claim = lease.release
         if claim is None:
             raise ServiceBusy(f"the lease of {self.canary.namespace}/{self.canary.name} has no release in it any more")
         return claim
 
-    def _under_way(self, claim: Claim) -> Watch | None:
+    def _under_way(self, claim: Release) -> Watch | None:
         """The watch of the stretch that is under way, when its windows have begun."""
-        if not claim.watches or claim.watches[-1].opened_at is None or (claim.promoted and claim.percent is not None):
+        if not claim.watches or claim.watches[-1].opened_at is None or claim.phase is Phase.PROMOTED:
             return None
         stretch = claim.watches[-1]
         key = stretch.percent, stretch.opened_at or ""
@@ -149,13 +149,14 @@ class Drive:
             # What is on its way is there for what the last watch said.
             said = next(reversed(self.watches.values()), None)
             return World(live, now, reason=said.reason if said else "", stuck=stuck)
-        return World(live, now, watch.judged, watch.reason, watch.trouble if watch.final else "", stuck)
+        blind = watch.trouble if watch.final else ""
+        return World(live, now, watch.judged, watch.reason, blind, watch.no_data, stuck)
 
-    def _record(self, claim: Claim, world: World) -> Action:
+    def _record(self, claim: Release, world: World) -> Action:
         """What comes next, recorded. Decided anew on the lease as it is when it is written."""
         decided: list[Action] = []
 
-        def change(now: Claim) -> Claim:
+        def change(now: Release) -> Release:
             changed, action = advance(now, self.canary, world, self.rules)
             decided.append(action)
             return changed
@@ -164,7 +165,7 @@ class Drive:
             self._update(change)
         return decided[-1]
 
-    def _update(self, change: Callable[[Claim], Claim]) -> None:
+    def _update(self, change: Callable[[Release], Release]) -> None:
         self.leases.update(self.canary.namespace, self.canary.name, self.owner, change)
 
     def _do(self, action: Action, moment: datetime) -> list[str]:
@@ -201,11 +202,10 @@ class Drive:
 
         place = self.canary.namespace, self.canary.name
         lease = self.leases.read(*place)
-        claim = lease.claim if lease else None
-        release = claim.as_release(*place) if claim else None
-        if claim is None or release is None:
+        release = lease.release if lease else None
+        if release is None or release.baseline is None:
             return []
-        lines = self._tell(f"Taken back: {claim.closed}")
+        lines = self._tell(f"Taken back: {release.closed}")
         live = roll_back(self.services, release, self.leases.bar(*place, self.owner), self.prove)
         progress = assess_rolled_back(live, release)
         self._check_acts(moment, progress.sentence)

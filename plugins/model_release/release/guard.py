@@ -13,20 +13,22 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from model_release.cluster.dead import death_of, let_go
+from model_release.cluster.dead import let_go
 from model_release.cluster.objects import WriteConflict
+from model_release.cluster.release import Cause
+from model_release.cluster.rollout import death_of
 from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import ClusterUnavailable, ReleaseError
-from model_release.release.advance import close
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Claim, Lease, Leases
-    from model_release.cluster.settle import Release
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Release
 
 # Seconds between two looks at all leases.
 INTERVAL = 2.0
@@ -53,6 +55,7 @@ class Guard:
     clock: Callable[[], float] = time.monotonic
     _seen: dict[Service, tuple[str, float]] = field(default_factory=dict)  # renewTime, and when it was seen first
     _undecided: set[Service] = field(default_factory=set)
+    _unlisted: list[str] = field(default_factory=list)  # in the last look
     _told: dict[object, str] = field(default_factory=dict)
     _was_away: bool = False
 
@@ -63,17 +66,21 @@ class Guard:
         guarded: set[str] = set()
         lines: list[str] = []
         where_to: list[str | None] = [*sorted(self.namespaces)] or [None]
+        self._unlisted.clear()
         for namespace in where_to:
+            where = f"namespace {namespace}" if namespace else "the whole cluster"
             try:
                 found += self.leases.within(namespace)
                 guarded |= {namespace} if namespace else set()
                 self._told.pop(("list", namespace), None)
             except ClusterUnavailable as error:
                 self._was_away = True
+                self._unlisted.append(where)
                 return [*lines, *self._tell(None, f"The cluster does not answer: {error}")]
             except Exception as error:
-                where = f"namespace {namespace}" if namespace else "the whole cluster; --namespace names one"
-                lines += self._tell(("list", namespace), f"Nobody guards {where}: {_said(error)}")
+                self._unlisted.append(where)
+                hint = "" if namespace else "; --namespace names one"
+                lines += self._tell(("list", namespace), f"Nobody guards {where}{hint}: {_said(error)}")
         now, was_away = self.clock(), self._was_away
         self._was_away = False
         self._told.pop(None, None)
@@ -92,8 +99,8 @@ class Guard:
     @property
     def undecided(self) -> list[str]:
         """Releases of which it cannot be said yet whether somebody looks at them, and those whose canary is being
-        closed: whoever looks only now and then looks until there are none."""
-        return ["/".join(service) for service in sorted(self._undecided)]
+        closed; namespaces that could not be listed. Whoever looks only now and then looks until there are none."""
+        return [*self._unlisted, *("/".join(service) for service in sorted(self._undecided))]
 
     def _beat(self, namespaces: Collection[str]) -> list[str]:
         """Says in each namespace that a guard runs. Where that cannot be done nothing is lost but the word."""
@@ -108,7 +115,7 @@ class Guard:
         return lines
 
     def _look_at(self, lease: Lease, service: Service, now: float) -> list[str]:
-        claim = lease.claim
+        claim = lease.release
         self._undecided.discard(service)
         if claim is None:
             self._seen.pop(service, None)
@@ -116,19 +123,16 @@ class Guard:
         before = self._seen.get(service)
         if before is None or before[0] != lease.renewed:
             self._seen[service] = (lease.renewed, now)
-            self._told.pop(service, None)
+            if claim.closed is None:
+                self._told.pop(service, None)
         quiet = now - self._seen[service][1]
         if claim.closed is None and quiet < lease.duration:
             if before is None or before[0] == lease.renewed:
                 self._undecided.add(service)
             return []
-        release = claim.as_release(*service)
-        live = self.services.get(*service) if release is not None else None
-        is_open = release is not None and live is not None and _is_open(live, claim, release)
-        is_left = (
-            quiet >= lease.duration and release is not None and live is not None and _is_left(live, claim, release)
-        )
-        if release is None or live is None or not (is_open or is_left):
+        live = self.services.get(*service) if claim.baseline is not None else None
+        is_left = live is not None and quiet >= lease.duration and _is_left(live, claim)
+        if live is None or not (_is_open(live, claim) or is_left):
             if claim.promoted and quiet >= lease.duration:
                 dead = death_of(live, str(claim.canary))
                 told = f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it"
@@ -137,20 +141,20 @@ class Guard:
         if claim.closed is None:
             why = f"closed: nobody looked for {round(quiet)} s"
             try:
-                claim = self.leases.write(lease, close(claim, why))
+                claim = self.leases.write(lease, claim.close(why, Cause.GUARD))
             except WriteConflict:
                 return []  # somebody looks after all, or has promoted it meanwhile: the next look sees which
         self._undecided.add(service)
-        return self._close(live, service, claim, replace(release, promoted=False))
+        return self._close(live, service, claim)
 
-    def _close(self, live: InferenceService, service: Service, claim: Claim, release: Release) -> list[str]:
+    def _close(self, live: InferenceService, service: Service, claim: Release) -> list[str]:
         """One step. The next look goes on, until the gateway has it."""
         if live.canary_percent != 0:
-            after = roll_back(self.services, release, self.leases.bar(*service, claim.owner))
-            told = assess_rolled_back(after, release).sentence
+            after = roll_back(self.services, claim, self.leases.bar(*service, claim.owner))
+            told = assess_rolled_back(after, claim).sentence
         else:
-            freed = let_go(self.services, live, release)
-            told = str(freed or assess_rolled_back(live, release))
+            freed = let_go(self.services, live, claim)
+            told = str(freed or assess_rolled_back(live, claim))
         return self._tell(service, f"{'/'.join(service)}: {claim.canary} {claim.closed}; {told}")
 
     def _tell(self, about: object, line: str) -> list[str]:
@@ -160,20 +164,21 @@ class Guard:
         return [] if line == told else [line]
 
 
-def _is_open(live: InferenceService, claim: Claim, release: Release) -> bool:
-    """Whether the canary of this claim has users, by the spec or at the gateway. A first deployment has nobody to give
-    them back to, and a promotion that was done is no canary any more."""
-    if release.baseline.revision is None or not live.is_split or claim.canary is None:
+def _is_open(live: InferenceService, claim: Release) -> bool:
+    """Whether the canary of this release has users, by the spec or at the gateway. A first deployment has nobody to
+    give them back to, and a promotion that was done is no canary any more."""
+    if claim.stable.revision is None or not live.is_split or claim.canary is None:
         return False
     return bool(live.canary_percent) or bool(live.serving.get(claim.canary))
 
 
-def _is_left(live: InferenceService, claim: Claim, release: Release) -> bool:
+def _is_left(live: InferenceService, claim: Release) -> bool:
     """Whether a promoted canary was to be taken back, by evidence or because it died, and still has users. Only while
     KServe knows the baseline as the revision before, so that 0 % does it."""
-    if claim.closed is None or live.is_split or release.baseline.revision is None:
+    before = claim.stable.revision
+    if claim.closed is None or live.is_split or before is None:
         return False
-    return live.previous_rolled_out == release.baseline.revision and live.serving == {claim.canary: 100}
+    return live.previous_rolled_out == before and live.serving == {claim.canary: 100}
 
 
 def _said(error: Exception) -> str:

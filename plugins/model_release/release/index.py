@@ -46,6 +46,7 @@ class Entry:
     reason: str  # at most 300 characters
     percent: int  # the canary's traffic as last recorded
     run: dict[str, Any]  # dag_id, run_id, url, note
+    cause: str | None = None  # Record.cause
 
     @classmethod
     def of(cls, record: Record) -> Entry:
@@ -62,6 +63,7 @@ class Entry:
             reason=record.reason if len(record.reason) <= _REASON else f"{record.reason[: _REASON - 1]}…",
             percent=int(record.traffic[-1]["percent"]) if record.traffic else 0,
             run={key: record.run.get(key) for key in ("dag_id", "run_id", "url", "note")},
+            cause=record.cause,
         )
 
     @property
@@ -262,6 +264,7 @@ _FIELDS = {field.name for field in fields(Entry)}
 
 
 def _entry(given: Any) -> Entry:
+    given = {"cause": None, **given}  # one of the edition before has none
     if set(given) != _FIELDS:
         raise ValueError(f"an entry has other fields than it should: {', '.join(sorted(set(given) ^ _FIELDS))}")
     return Entry(**given)

@@ -14,7 +14,8 @@ from model_release.release.index import History, version_of
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.lease import Claim, Lease
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.release import Release
     from model_release.judging.record import Record
 
 _RECORDS = 30  # a revision with traffic is of one of the last few releases
@@ -53,8 +54,8 @@ def baselines(lease: Lease | None) -> list[Any]:
     """Every baseline in a lease: of the release under way, of one that it took over, and the last one known."""
     if lease is None:
         return []
-    claims: list[Claim] = []
-    claim = lease.claim
+    claims: list[Release] = []
+    claim = lease.release
     while claim is not None:
         claims.append(claim)
         claim = claim.inherited

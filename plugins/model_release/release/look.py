@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from model_release.errors import CanaryLost, MetricsRefused, MetricsUnavailable, ReleaseError
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Canary
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.rollout import Canary
     from model_release.judging import Judge, Policy, Verdict, Window
     from model_release.metrics import ValueReader, WindowReader
     from model_release.release.advance import Judged
@@ -100,7 +100,9 @@ class Watch:
 
     @property
     def judged(self) -> Judged:
-        return self.verdict.decision
+        """The judge's word. What may be opened wider is watched on: the steps are `advance`'s."""
+        decision = self.verdict.decision
+        return "continue" if decision == "open" else decision
 
     @property
     def reason(self) -> str:
@@ -108,6 +110,11 @@ class Watch:
         said = self.verdict.reason + (f" ({self.trouble})" if self.trouble else "")
         trouble = "" if self.judged == "promote" else stable_trouble(self.judge.policy, self.windows)
         return f"{said} {trouble}".strip()
+
+    @property
+    def no_data(self) -> bool:
+        """Whether some figure that decides was not to be had."""
+        return any(metric.state == "no_data" and not metric.observe for metric in self.verdict.metrics)
 
     def _end_if(self, late: bool) -> list[str]:
         if not late or self.over:

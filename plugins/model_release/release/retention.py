@@ -19,7 +19,9 @@ from model_release.release.live import Revisions, baselines, unknown
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Lease, Leases, Owner
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Owner
     from model_release.judging.record import Record
     from model_release.spec.build import Keep
     from model_release.store.store import Store, Version
@@ -41,7 +43,7 @@ class Cluster:
 
 
 @dataclass(frozen=True)
-class Service:
+class LiveService:
     """One InferenceService of one cluster, as it is now. `live` None: there is none."""
 
     key: str  # namespace/name
@@ -51,7 +53,7 @@ class Service:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Pruning:
     """What would be removed. `keeps` is {version: reasons}; `builds` are folders below `builds/`, finished or not;
     `answers` are objects below `evaluations/` of archives that no version has (any more)."""
 
@@ -80,7 +82,7 @@ class Uses:
 
 def services_of(
     store: Store, keys: Iterable[str], clusters: Sequence[Cluster], gone: Collection[str] = ()
-) -> list[Service]:
+) -> list[LiveService]:
     """The services by `keys` (namespace/name) and every other one that a release of this store was for, in each of the
     clusters.
 
@@ -100,7 +102,7 @@ def services_of(
     for key in sorted({*keys, *(record.service for record in records)}):
         namespace, _, name = key.partition("/")
         found += [
-            Service(key, one.services.get(namespace, name), one.leases.read(namespace, name), one.server)
+            LiveService(key, one.services.get(namespace, name), one.leases.read(namespace, name), one.server)
             for one in clusters
         ]
     for record in records:
@@ -108,7 +110,7 @@ def services_of(
     return found
 
 
-def _check_asked(record: Record, found: Sequence[Service], gone: Collection[str], asked: Sequence[str]) -> None:
+def _check_asked(record: Record, found: Sequence[LiveService], gone: Collection[str], asked: Sequence[str]) -> None:
     """Nothing, when the cluster that the release went to is one of those asked, or the release touched none."""
     uid, server = (record.cluster or {}).get("lease"), (record.cluster or {}).get("server")
     if uid is None and not (record.canary or record.traffic):
@@ -126,8 +128,14 @@ def _check_asked(record: Record, found: Sequence[Service], gone: Collection[str]
 
 
 def plan(
-    store: Store, model: str, keep: Keep, services: Sequence[Service], *, builds_older_than: timedelta, now: datetime
-) -> Plan:
+    store: Store,
+    model: str,
+    keep: Keep,
+    services: Sequence[LiveService],
+    *,
+    builds_older_than: timedelta,
+    now: datetime,
+) -> Pruning:
     """What of the model's versions goes and what stays, each with its reasons. Reads; removes nothing.
 
     Raises:
@@ -159,10 +167,12 @@ def plan(
     # One that has its record still is a version like the others, and may have been released since.
     whole = {version.name for version in everyone}
     rest = [name for name in store.half_removed() if name not in whole]
-    return Plan(keeps, removes, rest, stale, answers, size)
+    return Pruning(keeps, removes, rest, stale, answers, size)
 
 
-def needed(records: Iterable[Record], services: Sequence[Service], *, younger_than: timedelta, now: datetime) -> Uses:
+def needed(
+    records: Iterable[Record], services: Sequence[LiveService], *, younger_than: timedelta, now: datetime
+) -> Uses:
     """Which versions services, leases and records name. Raises as `plan`."""
     uses = Uses()
     revisions = [Revisions() for _ in services]
@@ -185,7 +195,7 @@ def needed(records: Iterable[Record], services: Sequence[Service], *, younger_th
     return uses
 
 
-def apply(store: Store, plan: Plan, tell: Callable[[str], None]) -> None:
+def apply(store: Store, plan: Pruning, tell: Callable[[str], None]) -> None:
     """Removes what the plan says, one version after the other. Whoever calls holds the leases of all services
     (`holding`) and made the plan under them. Cut off and run again, the rest is removed."""
     for version in plan.rest:
@@ -224,15 +234,15 @@ def holding(leases: Leases, keys: Iterable[str], owner: Owner) -> Iterator[None]
         yield
     finally:
         for namespace, name in held:
-            leases.release(namespace, name, owner)
+            leases.give_free(namespace, name, owner)
 
 
-def _of_service(service: Service, revisions: Revisions, uses: Uses) -> None:
+def _of_service(service: LiveService, revisions: Revisions, uses: Uses) -> None:
     live = service.live
     revisions.put_lease(service.lease)
     for baseline in baselines(service.lease):
         uses.add(version_of(baseline.storage_uri), f"a baseline in the lease of {service.key}")
-    claim = service.lease.claim if service.lease else None
+    claim = service.lease.release if service.lease else None
     named: list[str | None] = []
     while claim is not None:
         named.append(claim.canary)

@@ -101,8 +101,8 @@ class ModelSpec(Part):
 
         Args:
             guard: the canary was judged already; these windows may stop it and never promote it.
-            again: the how-manieth watch more that a person asked for at this step. Each has half the allowance of the
-                one before, so that all of them together have no more than one.
+            again: how many times a person has asked to watch on at this step, this one counted. Each watch has half
+                the allowance of the one before, so that all of them together have no more than one.
         """
         asked = sum(self.asks_at(step) for step in self.rollout.steps)
         looks = len(self.rollout.steps) + bool(self.rollout.bake) + 2 * asked
@@ -121,6 +121,10 @@ class ModelSpec(Part):
             "min_requests": self.judge.min_requests,
             "warm_up": self.judge.warm_up,
             "no_data_limit": self.judge.no_data_limit,
+            "indifference": self.judge.indifference,
+            "deadline_windows": max(
+                2, round((self.rollout.bake if percent is None else self.rollout.deadline) / self.rollout.window)
+            ),
             "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
             "steps": looks * 2**again,

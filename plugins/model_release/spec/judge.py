@@ -125,7 +125,16 @@ class Judge(Part):
     metrics: tuple[Metric, ...] = Field(min_length=1)
     values: tuple[Value, ...] = ()
     false_rollback: Share = Field(0.01, description="At most this chance that a release rolls back a good canary.")
-    false_promotion: Share = Field(0.05, description="At most this chance to promote one beyond a limit.")
+    false_promotion: Share = Field(
+        0.05, description="At most this chance to promote one beyond indifference times a limit."
+    )
+    indifference: float = Field(
+        2.0,
+        ge=1,
+        le=100,
+        allow_inf_nan=False,
+        description="Promoted below so many times a limit; between it and that, either may happen. 1: below it only.",
+    )
     min_requests: int = Field(100, ge=1, description="On the canary, in each step, before it may go on.")
     warm_up: int = Field(0, ge=0, description="Windows after each opening that are shown and not judged.")
     no_data_limit: int = Field(6, ge=1, description="So many windows without data in a row end the watch.")

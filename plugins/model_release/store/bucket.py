@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from model_release.errors import StoreRefused, StoreUnavailable, VersionDamaged
-from model_release.store.s3 import error_code, keys, split_uri, talking_about
+from model_release.store.folder import Prefix
+from model_release.store.s3 import error_code, talking_about
 
 #: S3 takes no larger object in one request, and only one request gives a checksum over all of it.
 MAX_FILE = 5 * 1024**3
@@ -25,7 +26,7 @@ _AT_ONCE = 8
 _DELETED_AT_ONCE = 1000
 
 
-class Bucket:
+class Bucket(Prefix):
     """What is below `uri` (`s3://bucket/prefix/`), through a boto3 S3 client.
 
     Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer, or somebody
@@ -33,26 +34,17 @@ class Bucket:
     """
 
     def __init__(self, client: Any, uri: str, *, log: Callable[[str], None] | None = None) -> None:
-        self._client, self._log = client, log or logging.getLogger(__name__).info
-        self._bucket, self._prefix = split_uri(uri)
-        self.uri = f"s3://{self._bucket}/{self._prefix}"
+        super().__init__(client, uri, log or logging.getLogger(__name__).info)
 
     # Documents
 
     def read_json(self, key: str) -> tuple[Any, str | None]:
         """(content, ETag) of the JSON document at `key` below the store's prefix; (None, None) where none is."""
-        from botocore.exceptions import ClientError
-
-        with talking_about(self.uri + key):
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            except ClientError as error:
-                if error_code(error) == "NoSuchKey":
-                    return None, None
-                raise
-            body = answer["Body"].read()
+        found = self._got(key)
+        if found is None:
+            return None, None
         try:
-            return json.loads(body), str(answer["ETag"])
+            return json.loads(found[0]), found[1]
         except ValueError as error:
             raise VersionDamaged(f"{self.uri}{key} is no JSON: {error}") from error
 
@@ -74,19 +66,6 @@ class Bucket:
                 **condition,
             )
         return str(answer["ETag"])
-
-    def read_bytes(self, key: str) -> bytes | None:
-        """The document at `key` below the store's prefix, as it is; None where none is."""
-        from botocore.exceptions import ClientError
-
-        with talking_about(self.uri + key):
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + key)
-            except ClientError as error:
-                if error_code(error) == "NoSuchKey":
-                    return None
-                raise
-            return bytes(answer["Body"].read())
 
     def write_bytes(self, key: str, content: bytes, content_type: str) -> None:
         """Writes a document that is made anew each time, such as a picture; what was there gives way."""
@@ -116,17 +95,6 @@ class Bucket:
             # In portions: a thousand records at once would all have to be held.
             for portion in _portions(names, 8 * _AT_ONCE):
                 yield from zip(portion, pool.map(read, portion), strict=True)
-
-    def names(self, folder: str) -> list[str]:
-        """Names of the documents right under `folder` (which ends in `/`), sorted."""
-        prefix = self._prefix + folder
-        with talking_about(self.uri + folder):
-            return sorted(key[len(prefix) :] for key, _ in keys(self._client, self._bucket, prefix, "/"))
-
-    def tag(self, key: str) -> str | None:
-        """The ETag of the document at `key`; None where there is none."""
-        head = self._head(self._prefix + key)
-        return str(head["ETag"]) if head else None
 
     def listing(self, folder: str) -> list[tuple[str, int, datetime]]:
         """(key below the store's prefix, size in bytes, last written) of everything under `folder`, sorted by key."""
@@ -160,26 +128,6 @@ class Bucket:
 
     # Objects
 
-    def _exists(self, key: str) -> bool:
-        return self._head(key) is not None
-
-    def _head(self, key: str) -> dict[str, Any] | None:
-        from botocore.exceptions import ClientError
-
-        with talking_about(f"s3://{self._bucket}/{key}"):
-            try:
-                return dict(self._client.head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED"))
-            except ClientError as error:
-                if error_code(error) in ("404", "NoSuchKey", "NotFound"):
-                    self._bucket_must_exist()
-                    return None
-                raise
-
-    def _bucket_must_exist(self) -> None:
-        """A HEAD has no body: its 404 may mean the object or the bucket."""
-        with talking_about(f"s3://{self._bucket}"):
-            self._client.head_bucket(Bucket=self._bucket)
-
     def _checksum(self, key: str) -> str | None:
         """Hex SHA-256 of an object as the server keeps it, None where it keeps none."""
         head = self._head(key) or {}
@@ -187,7 +135,7 @@ class Bucket:
         return base64.b64decode(checksum).hex() if checksum and "-" not in checksum else None
 
     def _put_file(self, path: Path, key: str, digest: str, *, replace: bool = False) -> None:
-        uri = f"s3://{self._bucket}/{key}"
+        uri = self.uri + key
         size = path.stat().st_size
         if size > MAX_FILE:
             raise StoreRefused(f"{path.name} has {size / 1e9:.1f} GB; S3 takes 5 GB in one request")
@@ -197,7 +145,7 @@ class Bucket:
         try:
             with talking_about(uri), path.open("rb") as body:
                 self._client.put_object(
-                    Bucket=self._bucket, Key=key, Body=body, ChecksumSHA256=_base64(digest), **condition
+                    Bucket=self._bucket, Key=self._prefix + key, Body=body, ChecksumSHA256=_base64(digest), **condition
                 )
         except StoreUnavailable:
             # A retry of boto3's own may meet what its first attempt wrote, and so may another run.
@@ -206,20 +154,20 @@ class Bucket:
         self._log(f"sent {uri} ({size / 1e6:.1f} MB)" if size >= 1e6 else f"sent {uri} ({size} bytes)")
 
     def _is_there(self, key: str, digest: str) -> bool:
-        if not self._exists(key):
+        if self._head(key) is None:
             return False
         if self._checksum(key) != digest:
-            raise VersionDamaged(f"s3://{self._bucket}/{key} holds something else; remove it, or find out who wrote it")
+            raise VersionDamaged(f"{self.uri}{key} holds something else; remove it, or find out who wrote it")
         return True
 
     def _create(self, key: str, body: bytes) -> None:
         from botocore.exceptions import ClientError
 
-        with talking_about(f"s3://{self._bucket}/{key}"):
+        with talking_about(self.uri + key):
             try:
                 self._client.put_object(
                     Bucket=self._bucket,
-                    Key=key,
+                    Key=self._prefix + key,
                     Body=body,
                     ContentType="application/json",
                     ChecksumSHA256=_base64(hashlib.sha256(body).hexdigest()),

@@ -137,7 +137,7 @@ def _place(name: str) -> str:
 
 
 def _record(store: Store, name: str) -> bytes:
-    record = store.read_bytes(f"versions/{name}/{RECORD}")
+    record = store.read(f"versions/{name}/{RECORD}")
     if record is None:
         raise VersionDamaged(f"{store.uri}versions/{name}/ has no {RECORD}")
     return record

@@ -2,7 +2,7 @@
 
 ```
 s3://bucket/prefix/
-  versions/<version>/          config/, model-store/, smoke.json, and version.json, written last
+  versions/<version>/          what the runtime serves, smoke.json, and version.json, written last
   releases/<id>.json           records of releases (`read_json`, `write_json`)
   releases/index/              what lists of releases are made of (`history`)
   signatures/<version>.json    over version.json (`signing`)
@@ -10,8 +10,8 @@ s3://bucket/prefix/
   builds/<key>/                what one task leaves for the next (`stash`, `unstash`)
 ```
 
-A version's name is the digest of what is served (`config/` and `model-store/`): equal content, equal name. A
-prefix without `version.json` is no version. Every object is sent with its SHA-256, which the server checks, and
+A version's name is the digest of what is served (all but `smoke.json`): equal content, equal name. A prefix
+without `version.json` is no version. Every object is sent with its SHA-256, which the server checks, and
 on the condition that there is none of its name, so nothing is ever overwritten and two writers cannot mix.
 A signature lies beside the versions, not in one: neither a version's name nor its files depend on who signed it.
 """
@@ -28,7 +28,7 @@ from typing import Any
 from model_release.errors import ArchiveError, SpecError, StoreUnavailable, VersionDamaged
 from model_release.store import files
 from model_release.store.bucket import Bucket, encode
-from model_release.store.s3 import folders, keys, talking_about
+from model_release.store.s3 import folders, talking_about
 
 RECORD = "version.json"
 SMOKE = "smoke.json"
@@ -37,7 +37,8 @@ STASH_RECORD = "stash.json"
 # For so long nobody publishes a version that is just being removed; removing takes seconds, unless it was killed.
 _REMOVING = timedelta(minutes=5)
 _PRUNED = "pruned/"
-_SERVED = ("config/", "model-store/")
+# What stands beside the files that a runtime serves.
+_BESIDE = (SMOKE, RECORD)
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}")
 _VERSION = re.compile(r"[0-9a-f]{16}")
 
@@ -76,21 +77,20 @@ class Store(Bucket):
         under the version's name.
         """
         sums = files.digests(directory)
-        served = {name: digest for name, digest in sums.items() if name.startswith(_SERVED)}
-        if not any(name.startswith("model-store/") for name in served):
-            raise ArchiveError(f"{directory} is no archive: it lacks model-store/")
+        if not set(sums) - set(_BESIDE):
+            raise ArchiveError(f"{directory} holds no file to serve; nothing is published")
         if SMOKE not in sums:
             raise ArchiveError(f"{directory} was not checked (it lacks {SMOKE}), and nothing unchecked is published")
-        version = files.combined(served)[:16]
-        if self._exists(self._key(version, RECORD)):
+        version = version_name(sums)
+        if self._head(_key(version, RECORD)):
             self._log(f"version {version} is there already")
             return self.version(version)
         self._take_back(version)
         for name, digest in sums.items():
-            self._put_file(directory / name, self._key(version, name), digest)
+            self._put_file(directory / name, _key(version, name), digest)
         listed = {name: {"sha256": sums[name], "size": (directory / name).stat().st_size} for name in sums}
         record = {"version": version, "time": _now(), "files": listed, "evaluation": None, **metadata}
-        self._create(self._key(version, RECORD), encode(record))
+        self._create(_key(version, RECORD), encode(record))
         self._log(f"version {version} is published at {self._uri(version)}")
         return self.version(version)
 
@@ -99,12 +99,10 @@ class Store(Bucket):
         there with the sizes and SHA-256 that the server itself reports. Raises `VersionDamaged` otherwise, and where
         there is no such version."""
         version = self._record(name)
-        prefix = self._key(name, "")
-        with talking_about(version.storage_uri):
-            there = {key[len(prefix) :]: size for key, size in keys(self._client, self._bucket, prefix)}
+        prefix = _key(name, "")
+        there = {key[len(prefix) :]: size for key, size in self.everything(prefix).items()}
         there.pop(RECORD, None)
-        served = {path: about["sha256"] for path, about in version.files.items() if path.startswith(_SERVED)}
-        if files.combined(served)[:16] != name:
+        if version_name({path: about["sha256"] for path, about in version.files.items()}) != name:
             raise VersionDamaged(f"{version.storage_uri}{RECORD} lists other files than those that gave it its name")
         problems = [f"{path} is missing" for path in version.files if path not in there]
         problems += [f"{path} does not belong to it" for path in there if path not in version.files]
@@ -206,21 +204,17 @@ class Store(Bucket):
         that makes the same may read it meanwhile.
         """
         folder = f"builds/{_name(key)}/"
-        prefix = self._prefix + folder
         sums = files.digests(directory)
         record = encode({"files": sums})
-        same = self.read_bytes(folder + STASH_RECORD) == record
-        with talking_about(f"s3://{self._bucket}/{prefix}"):
-            # Without its record a stash is none: nobody reads one that is being changed.
-            if not same:
-                self._client.delete_object(Bucket=self._bucket, Key=prefix + STASH_RECORD)
-            there = dict(keys(self._client, self._bucket, prefix))
-            there.pop(prefix + STASH_RECORD, None)
-            for stale in (there_key for there_key in there if there_key[len(prefix) :] not in sums):
-                self._client.delete_object(Bucket=self._bucket, Key=stale)
+        same = self.read(folder + STASH_RECORD) == record
+        # Without its record a stash is none: nobody reads one that is being changed.
+        if not same:
+            self.remove([folder + STASH_RECORD])
+        there = {key[len(folder) :] for key in self.everything(folder)} - {STASH_RECORD}
+        self.remove(folder + name for name in there if name not in sums)
         for name, digest in sums.items():
-            if prefix + name not in there or self._checksum(prefix + name) != digest:
-                self._put_file(directory / name, prefix + name, digest, replace=True)
+            if name not in there or self._checksum(folder + name) != digest:
+                self._put_file(directory / name, folder + name, digest, replace=True)
         # Written though it is the same: retention goes by the time of the last write.
         self.write_bytes(folder + STASH_RECORD, record, "application/json")
 
@@ -237,18 +231,14 @@ class Store(Bucket):
                 if not target.is_relative_to(fresh.resolve()):
                     raise VersionDamaged(f"{self.uri}{prefix} names a file outside of it: {name!r}")
                 target.parent.mkdir(parents=True, exist_ok=True)
-                with talking_about(self.uri + prefix + name):
-                    self._client.download_file(self._bucket, self._prefix + prefix + name, str(target))
+                self.bring(prefix + name, target)
                 if files.sha256(target) != digest:
                     raise VersionDamaged(f"{self.uri}{prefix}{name} was changed after it was stashed")
 
     # Objects
 
-    def _key(self, version: str, path: str) -> str:
-        return f"{self._prefix}versions/{version}/{path}"
-
     def _uri(self, version: str) -> str:
-        return f"s3://{self._bucket}/{self._key(version, '')}"
+        return f"{self.uri}{_key(version, '')}"
 
     @staticmethod
     def _name(name: str) -> str:
@@ -263,8 +253,7 @@ class Store(Bucket):
         if isinstance(record, VersionDamaged):
             raise record
         if record is None:
-            with talking_about(self._uri(name)):
-                half = any(True for _ in keys(self._client, self._bucket, self._key(name, "")))
+            half = bool(self.everything(_key(name, "")))
             state = f"is half-written: it lacks {RECORD}" if half else "does not exist"
             gone = "" if half else self._pruned(name)
             raise VersionDamaged(f"{self._uri(name)} {state}{gone}")
@@ -279,6 +268,16 @@ class Store(Bucket):
             return Version(name, self._uri(name), time if time.tzinfo else time.replace(tzinfo=UTC), rest, listed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VersionDamaged(f"{self._uri(name)}{RECORD} is no version's record: {error!r}") from error
+
+
+def version_name(sums: Mapping[str, str]) -> str:
+    """What a version of these files ({path: SHA-256}) is called: equal content to serve, equal name. The smoke test,
+    which stands beside them, may be another."""
+    return files.combined({path: digest for path, digest in sums.items() if path not in _BESIDE})[:16]
+
+
+def _key(version: str, path: str) -> str:
+    return f"versions/{version}/{path}"
 
 
 def _name(key: str) -> str:

@@ -17,7 +17,7 @@ from model_release.tasks.run import Run
 from model_release.tasks.triggers import BACK
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Claim
+    from model_release.cluster.release import Release
 
 PROMOTE, LONGER = "Promote", "Watch longer"
 OPTIONS = [PROMOTE, BACK, LONGER]
@@ -50,15 +50,15 @@ def read(event: dict[str, Any]) -> Answer:
     return Answer(chosen, who, str((event.get("params_input") or {}).get("reason") or ""))
 
 
-def ask(ti: Any, spec: ModelSpec, run: Run, claim: Claim, why: str, asked: datetime) -> None:
-    """Asks whether the canary of this claim is to be promoted. Again by the same try: the question is replaced."""
+def ask(ti: Any, spec: ModelSpec, run: Run, now: Release, why: str, asked: datetime) -> None:
+    """Asks whether the canary of this release is to be promoted. Again by the same try: the question is replaced."""
     from airflow.sdk.execution_time.hitl import upsert_hitl_detail
 
     upsert_hitl_detail(
         ti_id=ti.id,
         options=OPTIONS,
-        subject=f"{spec.model}: promote {claim.canary}?",
-        body=_body(spec, run, claim, why, asked + spec.answer_within),
+        subject=f"{spec.model}: promote {now.canary}?",
+        body=_body(spec, run, now, why, asked + spec.answer_within),
         defaults=[BACK],
         params={
             "reason": {
@@ -69,17 +69,17 @@ def ask(ti: Any, spec: ModelSpec, run: Run, claim: Claim, why: str, asked: datet
             }
         },
     )
-    which = f"{ti.task_id} {claim.percent} {claim.watches[-1].again}"
-    notify.tell(spec, run, notify.NEEDS_YOU, f"{claim.canary} waits for an answer. {why}", which=which)
+    which = f"{ti.task_id} {now.percent} {now.watches[-1].again}"
+    notify.tell(spec, run, notify.NEEDS_YOU, f"{now.canary} waits for an answer. {why}", which=which)
 
 
-def _body(spec: ModelSpec, run: Run, claim: Claim, why: str, deadline: datetime) -> str:
+def _body(spec: ModelSpec, run: Run, now: Release, why: str, deadline: datetime) -> str:
     """Markdown. Nothing in it comes from a form or a label."""
     plan = " → ".join(map(str, (*spec.rollout.steps, 100)))
     would = why.removeprefix("Promoted: ")
     return "\n\n".join(
         [
-            f"**{claim.canary}** takes {claim.percent} % of {spec.service.key}; the plan is {plan} %.",
+            f"**{now.canary}** takes {now.percent} % of {spec.service.key}; the plan is {plan} %.",
             f"The judge says: {why}" if would == why else f"The judge would promote it: {would}",
             f"It is looked at meanwhile: evidence against it rolls it back at once and withdraws this question. "
             f"No answer until {deadline:%Y-%m-%d %H:%M} UTC rolls it back, too.",

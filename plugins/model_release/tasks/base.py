@@ -79,7 +79,7 @@ def telling(task: BaseOperator, context: Any) -> Iterator[None]:
         yield
     except ReleaseError as error:
         line = f"{type(error).__name__}: {error}"
-        task.log.error("%s -- to be mended by %s", line, error.mended_by)
+        task.log.error("%s -- can be fixed by %s", line, error.fixed_by)
         context["ti"].xcom_push(key=TROUBLE, value=str(error))
         raise
     except Exception as error:

@@ -71,22 +71,20 @@ class ClaimService(ReleaseOperator):
         )
 
     def _settle_inherited(self, released: ReleasedService) -> None:
-        claim = released.claim()
-        left = claim.left.as_release(released.namespace, released.name) if claim.inherited else None
-        if left is not None:
-            sentence = released.settle(left, self.log.info)
-            self.log.info("Left by %s and settled: %s", claim.inherited and claim.inherited.owner.run_id, sentence)
-        if claim.inherited is not None:
+        now = released.claim()
+        if now.inherited is not None and now.left.baseline is not None:
+            sentence = released.settle(now.left, self.log.info)
+            self.log.info("Left by %s and settled: %s", now.inherited.owner.run_id, sentence)
+        if now.inherited is not None:
             released.note(inherited=None, barred=())
 
     def _record_baseline(self, context: Any, released: ReleasedService) -> dict[str, Any]:
         from model_release.cluster.rollout import baseline_of, plan_change
 
-        claim = released.claim()
         version = service.published(context)
         wanted = released.wanted(self.root, version["uri"])
         live = released.live()
-        lease, baseline = released.leases.read(released.namespace, released.name), claim.baseline
+        lease, baseline = released.leases.read(released.namespace, released.name), released.claim().baseline
         if baseline is None:
             plan_change(live, wanted)  # refuses, before anything is recorded, what can never be released
             baseline = baseline_of(live, wanted, lease.known if lease else None)

@@ -5,7 +5,7 @@
 | `kubernetes`  | kubernetes | the cluster                                                                     |
 | `model_store` | aws        | S3, where versions and records are                                              |
 | `prometheus`  | http       | Prometheus; how to sign in and whom to trust: `prometheus()`                    |
-| `ingress`     | http       | optional: the gateway's address, where the services' host names do not resolve  |
+| `ingress`     | http       | optional: the gateway, where host names do not resolve or it wants a token      |
 | `hub`         | http       | optional: the hub's address where it is another, a token as password            |
 | `grafana`     | http       | optional: Grafana's address, for links                                          |
 
@@ -15,10 +15,12 @@ before one runs, and no credential outlives it.
 
 from __future__ import annotations
 
+from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model_release.build.hub import HubAccess
+    from model_release.cluster.smoke import Gateway
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
     from model_release.store.store import Store
@@ -137,9 +139,41 @@ def grafana_address() -> str | None:
     return _optional_address(GRAFANA)
 
 
-def ingress() -> str | None:
-    """The gateway to send smoke predictions to; None when the services' host names resolve from here."""
-    return _optional_address(INGRESS)
+# What the `extra` of the connection `ingress` may say.
+_INGRESS_EXTRA = ("token", "verify")
+
+
+def ingress() -> Gateway:
+    """The gateway to send smoke predictions to, by the `ingress` connection; without one the services' host names
+    resolve from here. It may sign in as `prometheus` does, by login and password or by extra `token`; for https, extra
+    `verify` is the file of the authorities to trust (or false, for none of these checks). A connection without a host
+    says the latter alone.
+
+    Raises:
+        SpecError: the connection says something else, or two things at once.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from model_release.cluster.smoke import Gateway
+    from model_release.errors import SpecError
+
+    try:
+        connection = BaseHook.get_connection(INGRESS)
+    except AirflowNotFoundException:
+        return Gateway()
+    extra = connection.extra_dejson
+    if unknown := sorted(extra.keys() - set(_INGRESS_EXTRA)):
+        known = ", ".join(_INGRESS_EXTRA)
+        raise SpecError(f"connection {INGRESS}: extra {unknown[0]!r} is unknown; known are {known}")
+    if connection.login and "token" in extra:
+        raise SpecError(f"connection {INGRESS}: a login and extra token are two ways to sign in; give one")
+    authorization = f"Bearer {extra['token']}" if "token" in extra else None
+    if connection.login:
+        pair = b64encode(f"{connection.login}:{connection.password or ''}".encode()).decode()
+        authorization = f"Basic {pair}"
+    address = _address(connection) if connection.host else None
+    return Gateway(address, authorization, extra.get("verify", True))
 
 
 def _optional_address(conn_id: str) -> str | None:

@@ -77,7 +77,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         decide = Decide(task_id="decide", watch="canary", onward="promote", back=ROLL_BACK, **common)
         go_live = GoLive(task_id="go_live", **common)
         go_direct = GoDirect(task_id="go_direct", **common)
-        promote = Promote(task_id="promote", judged_by="canary", **common)
+        promote = Promote(task_id="promote", **common)
         roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
         # A teardown, too: marking a run failed or successful by hand skips all other tasks that have not run, and a run

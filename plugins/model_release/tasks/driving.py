@@ -12,15 +12,15 @@ from model_release.tasks import connections, records
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Claim, Watched
-    from model_release.cluster.rollout import Canary
+    from model_release.cluster.change import Canary
+    from model_release.cluster.release import Release, Watched
     from model_release.judging.record import Record
     from model_release.release.look import Watch
 
 
-def began_with(claim: Claim, now: ModelSpec) -> ModelSpec:
+def began_with(release: Release, now: ModelSpec) -> ModelSpec:
     """The model file that the release began with; one that was edited since counts from the next release on."""
-    return ModelSpec.model_validate_json(claim.spec) if claim.spec else now
+    return ModelSpec.model_validate_json(release.spec) if release.spec else now
 
 
 def rules(spec: ModelSpec) -> Rules:
@@ -31,7 +31,8 @@ def rules(spec: ModelSpec) -> Rules:
 def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str) -> Drive:
     """A drive that goes on from what the lease says. `hand` calls the cluster, and is named as who looked."""
     from model_release.cluster.inference_service import InferenceService, InferenceServices
-    from model_release.cluster.lease import Leases, Owner
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Owner
     from model_release.tasks.proof import prover
 
     client = connections.cluster(hand)
@@ -39,8 +40,8 @@ def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str) -> Drive:
 
     def prove(live: InferenceService) -> None:
         lease = leases.read(canary.namespace, canary.name)
-        claim = lease.claim if lease else None
-        baseline = claim.baseline if claim else None
+        release = lease.release if lease else None
+        baseline = release.baseline if release else None
         prover(baseline.storage_uri if baseline else None, lambda *_: None)(live)
 
     return Drive(
@@ -105,11 +106,7 @@ def _length(spec: ModelSpec, stretch: Watched) -> timedelta:
 def outcome(done: Drive) -> dict[str, Any]:
     """What a drive that is over hands to its task: JSON, stored by Airflow."""
     assert done.done is not None
-    last = next(reversed(done.watches.values()), None)
-    decision: str = done.done.decision
-    if decision == "rollback" and last is not None and last.judged == "inconclusive":
-        decision = "inconclusive"  # the way is the same; who is told, hears that nothing was shown against it
-    return {"decision": decision, "reason": done.done.reason, "revision": done.canary.revision, **counted(done)}
+    return {"decision": done.done.decision, "reason": done.done.reason, **counted(done)}
 
 
 def counted(done: Drive) -> dict[str, Any]:

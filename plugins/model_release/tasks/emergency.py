@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Param
 
+from model_release.cluster.release import Cause
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
@@ -20,11 +21,10 @@ from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
-    from model_release.cluster.emergency import Done, Person
+    from model_release.cluster.change import Baseline, Prove
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
-    from model_release.cluster.rollout import Baseline
-    from model_release.cluster.settle import Prove
+    from model_release.cluster.leases import Leases
+    from model_release.release.emergency import Done, Person
 
 # As for the commands: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 SECONDS = 900.0
@@ -76,9 +76,10 @@ class EmergencyOperator(ReleaseOperator):
     ui_color = "#fde8e8"
 
     def release(self, context: Any, run: Run) -> str:
-        from model_release.cluster.emergency import Person
         from model_release.cluster.inference_service import InferenceServices
-        from model_release.cluster.lease import Leases, Owner
+        from model_release.cluster.leases import Leases
+        from model_release.cluster.release import Owner
+        from model_release.release.emergency import Person
 
         client = connections.cluster()
         person = Person(run.who, str(run.params["reason"]), Owner(run.dag_id, run.run_id, run.url, run.installation))
@@ -99,7 +100,7 @@ class EmergencyOperator(ReleaseOperator):
         def edit(record: Any) -> None:
             if record.outcome is None:
                 record.record_approval(order.when, order.who, order.kind, order.why)
-                record.finish("rolled_back", f"{order} ({said})", records.now())
+                record.finish("rolled_back", f"{order} ({said})", records.now(), Cause.PERSON)
 
         try:
             records.change(self.spec, run, edit)
@@ -119,7 +120,7 @@ class RollBackNow(EmergencyOperator):
     """
 
     def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
-        from model_release.cluster.emergency import roll_back_now
+        from model_release.release.emergency import roll_back_now
 
         place = self.spec.service.namespace, self.spec.service.name
         return roll_back_now(services, leases, *place, person, seconds=SECONDS, tell=self.tell, prove=self._prove)
@@ -133,7 +134,7 @@ class PromoteAnyway(EmergencyOperator):
     verifies it by name, bakes it, and has the name and the reason in its record. Run again, it finds it so."""
 
     def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
-        from model_release.cluster.emergency import Done, promote_anyway
+        from model_release.release.emergency import Done, promote_anyway
 
         place = self.spec.service.namespace, self.spec.service.name
         return Done(promote_anyway(services, leases, *place, person, seconds=SECONDS, tell=self.tell))

@@ -96,25 +96,19 @@ def stable_uri(spec: ModelSpec, run: Run, limits: Evaluation) -> tuple[str | Non
 
 
 def serving(spec: ModelSpec) -> str | None:
-    """The storage URI of the revision that was last rolled out; None when there is none, or nobody knows it.
-
-    During a release the spec holds the canary's template, and after some the template of one that was rolled back; the
-    lease then remembers the stable one's.
-    """
+    """The storage URI of what is stable; None when nothing is, or nobody knows it."""
     from model_release.cluster.inference_service import InferenceServices
-    from model_release.cluster.lease import Leases
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.rollout import stable_template
 
     service, client = spec.service, connections.cluster()
     live = InferenceServices(client).get(service.namespace, service.name)
-    if live is None or live.rolled_out is None:
+    if live is None:
         return None
-    if live.latest_created == live.rolled_out:
-        return live.storage_uri
     lease = Leases(client).read(service.namespace, service.name)
-    known = lease.known if lease else None
-    if known is None or (known.uid, known.revision) != (live.uid, live.rolled_out):
-        return None
-    return known.storage_uri
+    template = stable_template(live, lease.known if lease else None)
+    uri = (template or {}).get("model", {}).get("storageUri")
+    return None if uri is None else str(uri)
 
 
 def _line_by_line(info: Any) -> Any:

@@ -1,25 +1,28 @@
-"""How a run ends: settled, and with one true sentence."""
+"""How a run ends: settled, and with one true sentence (`release.outcome`)."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import ReleaseFailed, RolledBack
+from model_release.cluster.release import Phase
+from model_release.errors import ClusterRefused, ClusterUnavailable
+from model_release.release.outcome import Outcome, outcome_of, unclaimed, unsettled
+from model_release.spec import ModelSpec
 from model_release.tasks import notify, records, telemetry
 from model_release.tasks.base import TROUBLE, ReleaseOperator
-from model_release.tasks.canary import BACK_FROM
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 
 if TYPE_CHECKING:
+    from model_release.cluster.release import Release
     from model_release.judging.record import Record
-
-CLOSED = "closed"  # the XCom key under which `settle` leaves why the canary's traffic was taken back
 
 
 class Settle(ReleaseOperator):
     """The teardown of the claim. Whatever happened before it (success, failure, kill, "mark failed"), it reads the live
-    state, brings the traffic to a proven revision and the stable template into the spec, and gives the lease free.
+    state, brings the traffic to a proven revision and the stable template into the spec, records how the release ended,
+    and gives the lease free.
 
     It fails the run, and keeps the lease so that no other release begins, when it cannot. Run again, it finds the
     lease given free and does nothing.
@@ -28,22 +31,24 @@ class Settle(ReleaseOperator):
     def release(self, context: Any, run: Run) -> str:
         released = ReleasedService(self.spec, run)
         lease = released.leases.read(released.namespace, released.name)
-        claim = lease.claim if lease else None
-        if claim is None or claim.owner.identity != released.owner.identity:
+        now = lease.release if lease else None
+        if now is None or now.owner.identity != released.owner.identity:
             return f"this run holds no claim on {self.spec.service.key}; nothing to settle"
         # A claim that was marked successful by hand may still have had in hand what an earlier run had left.
-        release = claim.left.as_release(released.namespace, released.name)
-        sentence = "nothing was touched"
-        order = claim.order
-        if why := claim.went_back:
-            context["ti"].xcom_push(key=CLOSED, value=why)
-        if release is not None:
-            sentence = released.settle(release, self.log.info)
+        left, sentence, order = now.left, "nothing was touched", now.order
+        if left.baseline is not None:
+            sentence = released.settle(left, self.log.info)
             live = released.live()
-            released.record_traffic("settle", live.serving.get(str(claim.canary), 0) if live else 0, live)
+            released.record_traffic("settle", live.serving.get(str(now.canary), 0) if live else 0, live)
         if order is not None:
             released.record(lambda record: record.record_approval(order.when, order.who, order.kind, order.why))
-        released.leases.release(released.namespace, released.name, released.owner)
+        trouble = trouble_of(context["ti"], run, but=self.task_id)
+
+        def ended(release: Release) -> Release:
+            return replace(release, phase=Phase.SETTLED, trouble=trouble)
+
+        finish(self.spec, run, outcome_of(ended(now)))
+        released.leases.give_free(released.namespace, released.name, released.owner, ended)
         self.log.info("Settled: %s", sentence)
         return sentence
 
@@ -53,87 +58,87 @@ class Report(ReleaseOperator):
     rolled back, or came to nothing, ends as a failed run whose last task says why. Run again, it says the same."""
 
     def release(self, context: Any, run: Run) -> str:
-        outcome, sentence, settled = self.ending(context, run)
         ti = context["ti"]
-        ends: list[tuple[str | None, Record]] = []
-
-        def finish(record: Record) -> None:
-            ends.append((record.ended, record))
-            _finish(record, outcome, sentence)
-
+        outcome = self.outcome(ti, run)
         try:
-            records.change(self.spec, run, finish)
-            # Said again, it is not counted again; a later try of the write may find what an earlier one wrote.
-            if ends and ends[0][0] != ends[-1][1].ended:
-                telemetry.released(ends[-1][1])
-        finally:
-            self.tell(ti, run, outcome, sentence)
+            finish(self.spec, run, outcome)
+        finally:  # people are told also while the store that keeps the record is away
+            event = notify.event_of(outcome)
+            if event is not None:
+                notify.tell(self.spec, run, event, outcome.sentence, attempt=ti.try_number)
         made = ti.xcom_pull(task_ids="publish") or ti.xcom_pull(task_ids="resolve", key="resolved") or {}
-        version = made.get("version", "")
-        line = f"{' '.join(filter(None, [self.spec.model, version]))}: {sentence}"
-        line += f" Settled: {settled}." if settled else ""
+        line = f"{' '.join(filter(None, [self.spec.model, made.get('version', '')]))}: {outcome.sentence}"
+        if outcome.kind in ("rolled_back", "failed") and (settled := ti.xcom_pull(task_ids="settle")):
+            line += f" Settled: {settled}."
         self.log.info("%s", line)
-        if outcome in ("promoted", "first", "nothing_new", "published"):
-            return line
-        context["ti"].xcom_push(key="return_value", value=line)
-        raise RolledBack(line) if outcome == "rolled_back" else ReleaseFailed(line)
+        ti.xcom_push(key="return_value", value=line)
+        outcome.check(line)
+        return line
 
-    def ending(self, context: Any, run: Run) -> tuple[str, str, str | None]:
-        """Outcome, its sentence, and what `settle` said; from the states of this run's tasks and what they left."""
-        ti = context["ti"]
-        states = ti.get_task_states(run.dag_id, run_ids=[run.run_id])[run.run_id]
-        settled = ti.xcom_pull(task_ids="settle")
-        failed = [task for task, state in states.items() if state == "failed" and task != self.task_id]
-        failed.sort(key=lambda task: task != "look_back")  # the last one is told; this stands beside the way
-        closed = ti.xcom_pull(task_ids="settle", key=CLOSED)
-        if closed and "settle" not in failed:
-            return "rolled_back", str(closed), settled
-        if states.get("roll_back") == "success" and failed in ([], ["settle"]):
-            why = self.why_back(ti)
-            return "rolled_back", f"{why} {self.trouble(ti, 'settle')}" if failed else why, settled
-        if failed:
-            return "failed", self.trouble(ti, failed[-1] if "settle" not in failed else "settle"), settled
-        if states.get("go_live") == "success":
-            return "first", "live at 100 %, the first version of the service.", None
-        if states.get("go_direct") == "success":
-            return "promoted", f"all traffic at once, without a canary, as {run.who} asked: {run.params['note']}", None
-        if states.get("promote") == "success":
-            return "promoted", self.last_reason(ti), None
+    def outcome(self, ti: Any, run: Run) -> Outcome:
+        """By the release that this run's `settle` left in the lease or, where another one has taken that since, by its
+        record. A run that claimed nothing is told by its tasks."""
+        states = _states(ti, run)
+        if states.get("settle") in ("success", "failed"):
+            found = self._settled(run)
+            if states["settle"] == "failed":
+                trouble = _told(ti, "settle")
+                return unsettled(found, trouble) if found is not None else unclaimed(trouble=trouble)
+            if found is not None:
+                return found
         resolved = ti.xcom_pull(task_ids="resolve", key="resolved") or {}
-        if resolved.get("nothing_new") or (ti.xcom_pull(task_ids="stage") or {}).get("kind") == "nothing_new":
-            return "nothing_new", "the stable version already; nothing new.", None
-        if states.get("publish") == "success" and not run.moves_traffic:
-            return "published", "published; no traffic was moved.", None
-        return "failed", "the run was ended before it came to a decision.", settled
+        return unclaimed(
+            trouble=trouble_of(ti, run, but=self.task_id),
+            refused=states.get("claim") == "failed",
+            nothing_new=bool(resolved.get("nothing_new")),
+            published=states.get("publish") == "success" and not run.moves_traffic,
+        )
 
-    def trouble(self, ti: Any, task: str) -> str:
-        """The one line of a task that failed."""
-        why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "it was ended from outside: marked by hand, killed or lost"
-        return f"task {task} failed: {why}"
-
-    def tell(self, ti: Any, run: Run, outcome: str, sentence: str) -> None:
-        """Tells people, also while the store that keeps the record is away."""
-        undecided = ti.xcom_pull(task_ids="decide", key=BACK_FROM) == "inconclusive"
-        event = notify.INCONCLUSIVE if undecided and outcome == "rolled_back" else notify.OF_OUTCOME.get(outcome)
-        if event is not None:
-            notify.tell(self.spec, run, event, sentence, attempt=ti.try_number)
-
-    def why_back(self, ti: Any) -> str:
-        """The sentence of the verdict that turned the release back."""
-        for task in ("decide", "decide_bake"):
-            if back := ti.xcom_pull(task_ids=task, key="back"):
-                return str(back)
-        return ""
-
-    def last_reason(self, ti: Any) -> str:
-        """The sentence of the verdict that promoted."""
-        verdict = ti.xcom_pull(task_ids="canary") or {}
-        return str(verdict.get("reason", ""))
+    def _settled(self, run: Run) -> Outcome | None:
+        """What became of this run's release; None where it has none."""
+        try:
+            released = ReleasedService(self.spec, run)
+            lease = released.leases.read(released.namespace, released.name)
+            last = lease.last if lease else None
+        except (ClusterRefused, ClusterUnavailable) as error:
+            self.log.info("The lease does not say how it ended: %s", error)
+        else:
+            if last is not None and last.owner.identity == released.owner.identity:
+                return outcome_of(last)
+        record = records.read(self.spec, run)
+        if record is None or record.outcome is None:
+            return None
+        return Outcome(record.outcome, record.reason, record.cause)  # type: ignore[arg-type]
 
 
-def _finish(record: Record, outcome: str, sentence: str) -> None:
-    """A report that says the same again keeps its time; what `promote` noted for the case of a crash gives way."""
-    if outcome == "nothing_new" and record.outcome in ("promoted", "first"):
-        return  # the run was cleared: what it finds to be stable is what it had made stable
-    said = (record.outcome, record.reason) == (outcome, sentence)
-    record.finish(outcome, sentence, (said and record.ended) or records.now())
+def finish(spec: ModelSpec, run: Run, outcome: Outcome) -> None:
+    """Records how the release ended, and counts it in Airflow's metrics. Said again, it is not counted again, and keeps
+    its time; a later try of the write may find what an earlier one wrote."""
+    ends: list[tuple[str | None, Record]] = []
+
+    def edit(record: Record) -> None:
+        ends.append((record.ended, record))
+        if outcome.kind == "nothing_new" and record.outcome in ("promoted", "first"):
+            return  # the run was cleared: what it finds to be stable is what it had made stable
+        said = (record.outcome, record.reason) == (outcome.kind, outcome.sentence)
+        record.finish(outcome.kind, outcome.sentence, (said and record.ended) or records.now(), outcome.cause)
+
+    records.change(spec, run, edit)
+    if ends and ends[0][0] != ends[-1][1].ended:
+        telemetry.released(ends[-1][1])
+
+
+def trouble_of(ti: Any, run: Run, *, but: str) -> str | None:
+    """The line of the task that failed last, of all `but` this one; None when none did."""
+    failed = [task for task, state in _states(ti, run).items() if state == "failed" and task not in (but, "settle")]
+    failed.sort(key=lambda task: task != "look_back")  # the last one is told; this stands beside the way
+    return _told(ti, failed[-1]) if failed else None
+
+
+def _states(ti: Any, run: Run) -> dict[str, str | None]:
+    return dict(ti.get_task_states(run.dag_id, run_ids=[run.run_id])[run.run_id])
+
+
+def _told(ti: Any, task: str) -> str:
+    why = ti.xcom_pull(task_ids=task, key=TROUBLE) or "it was ended from outside: marked by hand, killed or lost"
+    return f"task {task} failed: {why}"

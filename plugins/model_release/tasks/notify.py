@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import html
 import logging
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -21,6 +22,7 @@ from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
+    from model_release.release.outcome import Outcome
 
 STARTED = "started"
 NEEDS_YOU = "needs you"
@@ -30,16 +32,10 @@ INCONCLUSIVE = "inconclusive"
 FAILED = "failed"
 SWEPT = "swept"
 
-#: How a decision record's outcome is told; what is not here (nothing new, published) is not worth a message.
-OF_OUTCOME = {
-    "promoted": PROMOTED,
-    "first": PROMOTED,
-    "rolled_back": ROLLED_BACK,
-    "inconclusive": INCONCLUSIVE,
-    "failed": FAILED,
-}
+_OF_KIND = {"promoted": PROMOTED, "first": PROMOTED, "rolled_back": ROLLED_BACK, "failed": FAILED}
 
 _SECONDS = 10  # for one way of telling; a release does not wait longer for it
+_SECRET = 6  # characters: what is shorter is a word of an address (`api`, `v1`), and no secret
 _log = logging.getLogger(__name__)
 
 
@@ -63,6 +59,11 @@ class Message:
     def as_dict(self) -> dict[str, Any]:
         """The webhook's JSON."""
         return {**vars(self), "traffic": dict(self.traffic)}
+
+
+def event_of(outcome: Outcome) -> str | None:
+    """How an outcome is told; None: it (nothing new, published) is not worth a message."""
+    return INCONCLUSIVE if outcome.undecided else _OF_KIND.get(outcome.kind)
 
 
 def tell(spec: ModelSpec, run: Run, event: str, sentence: str, *, which: str = "", attempt: int = 1) -> None:
@@ -113,10 +114,15 @@ def _sent(notify: Notify, message: Message) -> bool:
     taken = 0
     for way in ways:
         name = type(way.args[0]).__name__
+        secrets: list[str] = []
         try:
+            secrets = _kept_secret(way.args[0].connection)
             way()
         except Exception as error:  # whatever a provider raises: a message is never worth a release
-            _log.warning("%s was not told of %r: %s: %s", name, message.event, type(error).__name__, error)
+            why = str(error)
+            for secret in secrets:
+                why = why.replace(secret, "***")
+            _log.warning("%s was not told of %r: %s: %s", name, message.event, type(error).__name__, why)
         else:
             taken += 1
             _log.info("%s was told: %s", name, message.title)
@@ -170,6 +176,35 @@ def _webhook(webhook: Webhook, message: Message) -> None:
         json=message.as_dict(),
         extra_options={"timeout": _SECONDS},
     ).notify({})
+
+
+def _kept_secret(conn_id: str) -> list[str]:
+    """What of a connection is nobody's to read, the longest first; Airflow's logs show `***` for it from now on.
+
+    Airflow knows of passwords. A webhook's secret is often its address: `https://hooks.example/services/T0/B0/…`.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.log import mask_secret
+
+    connection = BaseHook.get_connection(conn_id)
+    _, _, path = str(connection.host or "").rpartition("://")[2].partition("/")
+    user, at, _ = str(connection.host or "").rpartition("://")[2].partition("/")[0].rpartition("@")
+    said = [path, *re.split(r"[/?&=]", path), *(user.split(":") if at else ()), connection.password or ""]
+    said += [value for value in _leaves(connection.extra_dejson) if value]
+    found = sorted({one for one in said if len(one) >= _SECRET}, key=len, reverse=True)
+    for one in found:
+        mask_secret(one)
+    return found
+
+
+def _leaves(given: Any) -> Iterator[str]:
+    if isinstance(given, Mapping):
+        given = list(given.values())
+    if isinstance(given, list):
+        for one in given:
+            yield from _leaves(one)
+    elif isinstance(given, str):
+        yield given
 
 
 def _slack_text(text: str) -> str:

@@ -26,6 +26,10 @@ from model_release.tasks.run import Run
 #: with boto3's own variables. Where there is none, none is used.
 STORE_SECRET = "model-release-store"  # noqa: S105 - a name
 
+# A pod with a mesh's sidecar never ends: its step is done, and the proxy runs on. Istio reads the label, older ones the
+# annotation.
+NO_SIDECAR = {"sidecar.istio.io/inject": "false"}
+
 # Nodes may have to be started first, and an image with torch takes minutes to pull.
 _START = 1800
 _TIMEOUT = timedelta(hours=2)
@@ -75,7 +79,8 @@ class StepInPod(KubernetesPodOperator):
             },
             volumes=[k8s.V1Volume(name="scratch", empty_dir=k8s.V1EmptyDirVolumeSource())],
             volume_mounts=[k8s.V1VolumeMount(name="scratch", mount_path="/tmp")],  # noqa: S108 - the pod's own
-            labels={"app.kubernetes.io/managed-by": "model-release"},
+            labels={"app.kubernetes.io/managed-by": "model-release", **NO_SIDECAR},
+            annotations={**NO_SIDECAR, "linkerd.io/inject": "disabled"},
             startup_timeout_seconds=_START,
             # Ends the pod even when nobody of Airflow is there to do it.
             active_deadline_seconds=int(_TIMEOUT.total_seconds()) + _START,

@@ -10,8 +10,9 @@ from model_release.errors import SmokeFailed, SpecError, StoreRefused, StoreUnav
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Prove
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.settle import Prove
+    from model_release.cluster.smoke import Gateway
     from model_release.store.store import Store
 
 # `settle` asks again by itself; a route that is not in place yet needs no patience here.
@@ -23,7 +24,7 @@ def prover(
     log: Callable[..., None],
     *,
     store_at: Callable[[str], Store] = lambda prefix: connections.store(prefix),
-    ingress: Callable[[], str | None] = lambda: connections.ingress(),
+    ingress: Callable[[], Gateway | str | None] = lambda: connections.ingress(),
 ) -> Prove:
     """What `settle` asks the restored stable template's revision: the smoke prediction of the version that it serves.
 

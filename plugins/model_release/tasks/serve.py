@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseBranchOperator
 from airflow.sdk.exceptions import TaskDeferred
 
-from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, RevisionFailed
+from model_release.cluster.release import Cause, Phase
+from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
 from model_release.tasks import connections, records, service
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
-from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
 from model_release.tasks.service import ROUTE_SECONDS, ReleasedService
 from model_release.tasks.triggers import SLACK, RevisionTrigger
 
 if TYPE_CHECKING:
+    from model_release.cluster.change import Baseline, Canary
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.lease import Claim
-    from model_release.cluster.rollout import Baseline, Canary
+    from model_release.cluster.release import Release
 
 
 class Stage(ReleaseOperator):
@@ -41,7 +41,8 @@ class Stage(ReleaseOperator):
         self.root = root
 
     def release(self, context: Any, run: Run) -> Any:
-        from model_release.cluster.rollout import Kind, plan_change, stage
+        from model_release.cluster.change import Kind
+        from model_release.cluster.rollout import plan_change, stage
 
         self.verify(service.published(context)["version"])
         released = ReleasedService(self.spec, run)
@@ -50,32 +51,35 @@ class Stage(ReleaseOperator):
         change = plan_change(live, wanted)
         self.log.info("%s", change.sentence)
         if change.kind is Kind.NOTHING and change.revision == baseline.revision:
-            return {"kind": "nothing_new", "sentence": change.sentence, "canary": None}
-        claim = released.claim()
-        if live is not None and change.kind is Kind.NEW and claim.template is not None:
-            baseline = self._after_another(released, claim, live, wanted)
+            released.note(cause=Cause.NOTHING_NEW)
+            return change.sentence
+        now = released.claim()
+        if live is not None and change.kind is Kind.NEW and now.template is not None:
+            baseline = self._after_another(released, now, live, wanted)
+            now = released.claim()
         if baseline.revision is not None:
             plan = foresee(self.spec, baseline.revision, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
-        claim = released.note(stage="staging")
-        staged = stage(released.services, wanted, baseline, claim.template)
+        if not now.promoted:  # what is staged again after its promotion stays promoted, where it is found so
+            now = released.note(phase=Phase.STAGED, watches=(), word=None, promoted_at=None, cause=None)
+        staged = stage(released.services, wanted, baseline, now.template)
         template = staged.template_digest
         released.note(template=template, created=staged.uid if baseline.uid is None else None)
         raise self._waiting(wanted, baseline, template, datetime.now(UTC) + self.spec.rollout.ready_within)
 
     def _after_another(
-        self, released: ReleasedService, claim: Claim, live: InferenceService, wanted: dict[str, Any]
+        self, released: ReleasedService, now: Release, live: InferenceService, wanted: dict[str, Any]
     ) -> Baseline:
         """The baseline, noted, of a template that is about to be written after another one of this run: what that had
         promoted is what this one stands beside, and the revision that it had staged is not the one to be waited for."""
         from model_release.cluster.rollout import baseline_of
 
         baseline = replace(released.baseline(), created=live.latest_created)
-        if not claim.promoted or live.rolled_out != claim.canary:
+        if not now.promoted or live.rolled_out != now.canary:
             released.note(baseline=baseline)
             return baseline
-        stable = baseline_of(live, wanted)
-        released.note(baseline=stable, canary=None, promoted=False, template=None)
+        stable = baseline_of(live, wanted, None)
+        released.note(baseline=stable, canary=None, phase=Phase.CLAIMED, template=None, word=None, promoted_at=None)
         released.record(lambda record: setattr(record, "baseline", service.recorded(stable)))
         return stable
 
@@ -100,12 +104,12 @@ class Stage(ReleaseOperator):
         else:
             signing.check_version(store, version, signing.key_file(wanted.public_key, self.root))
 
-    def is_ready(self, context: Any, event: dict[str, Any]) -> dict[str, Any]:
+    def is_ready(self, context: Any, event: dict[str, Any]) -> str:
         """Looks for itself at what the trigger saw."""
         with telling(self, context):
             return self._is_ready(context, event, Run.of(context, self.spec))
 
-    def _is_ready(self, context: Any, event: dict[str, Any], run: Run) -> dict[str, Any]:
+    def _is_ready(self, context: Any, event: dict[str, Any], run: Run) -> str:
         from model_release.cluster.progress import State
         from model_release.cluster.rollout import assess_staged, canary_of
 
@@ -117,8 +121,8 @@ class Stage(ReleaseOperator):
         if event["state"] != State.READY.value:
             raise RevisionFailed(f"not ready in time: {event['sentence']}")
         released = ReleasedService(self.spec, run)
-        claim = released.claim()
-        baseline, template, live = released.baseline(), claim.template, released.live()
+        now, live = released.claim(), released.live()
+        baseline, template = now.stable, now.template
         wanted = released.wanted(self.root, service.published(context)["uri"])
         progress = assess_staged(live, wanted, baseline, template)
         if progress.state in gone:
@@ -131,20 +135,17 @@ class Stage(ReleaseOperator):
             self.log.info("Was ready and is not: %s", progress.sentence)
             raise self._waiting(wanted, baseline, template, deadline)
         canary = canary_of(live, baseline)
+        found: dict[str, Any] = {"canary": canary.revision, "template": canary.template, "started": canary.started}
         # No share is open any more: one that was, before this task was cleared, will be opened anew, at its own moment.
         # Nor is a promotion that was begun then worth anything, unless it was done.
-        promoted = claim.promoted and claim.canary == canary.revision and not live.is_split
-        released.note(
-            stage="staged", canary=canary.revision, percent=None, opened_at=None, promoted=promoted, watches=()
-        )
+        if now.promoted and now.canary == canary.revision and not live.is_split:
+            released.note(**found, phase=Phase.PROMOTED, watches=())
+        else:
+            released.note(**found, phase=Phase.STAGED, watches=(), word=None, promoted_at=None)
         released.record(lambda record: setattr(record, "canary", {"revision": canary.revision}))
         released.record_traffic("stage", 0 if baseline.revision else 100, live)
         self.log.info("%s", progress.sentence)
-        return {
-            "kind": "canary" if baseline.revision else "first",
-            "sentence": progress.sentence,
-            "canary": canary.as_dict(),
-        }
+        return progress.sentence
 
 
 class Smoke(ReleaseOperator, BaseBranchOperator):
@@ -162,12 +163,13 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
 
     def choose_branch(self, context: Any) -> str | list[str]:
         with telling(self, context):
-            found = service.staged(context)
-            if found["kind"] == "nothing_new":
-                return []
             run = Run.of(context, self.spec)
-            self.ask(context, ReleasedService(self.spec, run))
-        if found["kind"] == "first":
+            released = ReleasedService(self.spec, run)
+            now = released.claim()
+            if now.cause is Cause.NOTHING_NEW:
+                return []
+            self.ask(context, released)
+        if now.is_first:
             return self.first
         return self.direct if run.rollout == "direct" else self.canary
 
@@ -176,14 +178,14 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
         from model_release.cluster.rollout import check_untouched
         from model_release.cluster.smoke import smoke, smoke_url
 
-        canary, live = service.canary(context), released.live()
+        canary, live = released.canary(), released.live()
         check_untouched(live, canary)
         store = connections.store(self.spec.store)
         sample = store.smoke(store.version(service.published(context)["version"]))
         answered = smoke(smoke_url(live), self.spec.service.name, sample, ingress=connections.ingress())  # type: ignore[arg-type]
         # Another revision could have come up between the two reads and answered in its place.
         check_untouched(released.live(), canary)
-        context["ti"].xcom_push(key=service.ANSWERED, value=canary.revision)
+        released.note_by(lambda now: replace(now, phase=Phase.PROVEN) if now.phase is Phase.STAGED else now)
         self.log.info(
             "%s answers %d images as it should, in %.0f ms",
             canary.revision,
@@ -196,30 +198,37 @@ class GoLive(ReleaseOperator):
     """The first deployment: KServe gave the revision all of the traffic when it became ready, for there was no other.
     Verified by name, and recorded. Run again, it finds it so."""
 
-    outcome = "first"
-
-    def release(self, context: Any, run: Run) -> dict[str, Any]:
+    def release(self, context: Any, run: Run) -> str:
         from model_release.cluster.rollout import assess_promoted
+        from model_release.release.outcome import outcome_of
 
-        released, canary = ReleasedService(self.spec, run), service.canary(context)
-        claim = released.claim()
-        self.check_proven(context, canary.revision)
-        if not claim.promoted:
+        released = ReleasedService(self.spec, run)
+        now, canary = released.claim(), released.canary()
+        word = self.word(now, run)
+        if not now.promoted:
             # Before the write: whoever comes after a crash has to know that this revision was proven.
-            claim = released.note(stage=f"{self.task_id} begun", promoted=True)
+            now = released.note(phase=Phase.PROMOTED, word=word)
         self.move(released, canary)
         progress = released.verified(lambda: assess_promoted(released.live(), canary), self.log.info)
-        if claim.stage != self.task_id:
-            claim = released.note(stage=self.task_id, percent=None, opened_at=records.now())
+        if now.promoted_at is None:
+            now = released.note(promoted_at=records.now())
             released.record_traffic(self.task_id, 100, released.live())
-        released.record(lambda record: record.finish(self.outcome, progress.sentence, records.now()))
-        return {"promoted_at": claim.opened_at, "revision": canary.revision}
+        outcome = outcome_of(now)
+        released.record(lambda record: record.finish(outcome.kind, progress.sentence, records.now()))
+        return progress.sentence
 
-    def check_proven(self, context: Any, revision: str) -> None:
-        """The smoke prediction is all the proof that a first deployment can have."""
-        if service.staged(context)["kind"] != "first":
-            raise CanaryLost(f"{revision} stands beside a stable revision: it goes live by a promotion, or not at all")
-        service.check_answered(context, revision)
+    def word(self, now: Release, run: Run) -> str:
+        """That on which it goes live. The smoke prediction is all the proof that a first deployment can have.
+
+        Raises:
+            CanaryLost: there is no such word.
+        """
+        if not now.is_first:
+            raise CanaryLost(
+                f"{now.canary} stands beside a stable revision: it goes live by a promotion, or not at all"
+            )
+        service.check_answered(now)
+        return "live at 100 %, the first version of the service."
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         """KServe has done it."""
@@ -229,25 +238,20 @@ class GoDirect(GoLive):
     """All of the traffic at once, without a canary, to a version that was live before: somebody asked for it in the
     form and said why. It has answered its smoke prediction, and the bake watches it. Run again, it finds it so."""
 
-    outcome = "promoted"
-
-    def check_proven(self, context: Any, revision: str) -> None:
-        run = Run.of(context, self.spec)
-        if run.rollout != "direct":
-            raise CanaryLost(
-                f"nobody asked for {revision} to go live without a canary; the run's form says {run.rollout}"
-            )
-        service.check_answered(context, revision)
-
-    def release(self, context: Any, run: Run) -> dict[str, Any]:
+    def release(self, context: Any, run: Run) -> str:
         done = super().release(context, run)
         opened = str(context["dag_run"].run_after.isoformat(timespec="milliseconds"))
-        records.change(
-            self.spec,
-            run,
-            lambda record: record.record_approval(opened, run.who, "direct", str(run.params.get("note"))),
-        )
+        note = str(run.params.get("note"))
+        records.change(self.spec, run, lambda record: record.record_approval(opened, run.who, "direct", note))
         return done
+
+    def word(self, now: Release, run: Run) -> str:
+        if run.rollout != "direct":
+            raise CanaryLost(
+                f"nobody asked for {now.canary} to go live without a canary; the run's form says {run.rollout}"
+            )
+        service.check_answered(now)
+        return f"all traffic at once, without a canary, as {run.who} asked: {run.params['note']}"
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         from model_release.cluster.rollout import promote
@@ -259,21 +263,16 @@ class Promote(GoLive):
     """Verifies that the canary has all of the traffic: the revision that was judged, by name, and no other. The drive
     promoted it when the evidence was there; what it could not finish is finished here. Run again, it finds it so."""
 
-    outcome = "promoted"
-
-    def __init__(self, *, judged_by: str, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.judged_by = judged_by
-
-    def check_proven(self, context: Any, revision: str) -> None:
-        verdict = context["ti"].xcom_pull(task_ids=self.judged_by) or {}
-        if (verdict.get("decision"), verdict.get("revision")) != ("promote", revision):
-            raise CanaryLost(f"no verdict of {self.judged_by} says to promote {revision}; nothing is promoted unproven")
+    def word(self, now: Release, run: Run) -> str:
+        if not now.promoted or now.word is None:
+            raise CanaryLost(f"no verdict says to promote {now.canary}; nothing is promoted unproven")
+        return now.word
 
     def move(self, released: ReleasedService, canary: Canary) -> None:
         from model_release.cluster.rollout import promote
 
-        promote(released.services, canary, self.spec.rollout.steps[-1])
+        watches = released.claim().watches
+        promote(released.services, canary, (watches[-1].percent if watches else None) or 0)
 
 
 class RollBack(ReleaseOperator):
@@ -281,35 +280,20 @@ class RollBack(ReleaseOperator):
     late, after its promotion. Bringing the stable template back into the spec is left to `settle`, which needs no
     haste. Run again, it finds it rolled back."""
 
-    def release(self, context: Any, run: Run) -> dict[str, Any]:
-        from model_release.cluster.progress import State, wait
-        from model_release.cluster.settle import assess_rolled_back, roll_back
+    def release(self, context: Any, run: Run) -> str:
+        from model_release.release.back import restored
 
         released = ReleasedService(self.spec, run)
         # From here on this canary is not proven any more, whatever a crash leaves behind. What the drive has taken back
         # is recorded already.
-        claim = released.note_by(
-            lambda claim: replace(claim, promoted=False, stage=claim.stage if claim.closed else "rolling back"),
-            going_back=True,
-        )
-        release = claim.as_release(released.namespace, released.name)
-        if release is None:
+        by_hand = "Rolled back: task roll_back was run, and nobody had decided anything"
+        now = released.note_by(lambda now: now.close(by_hand, Cause.PERSON), going_back=True)
+        if now.baseline is None:
             raise CanaryLost("no baseline was recorded: nothing was touched, and there is nothing to roll back to")
-        remember = released.leases.bar(released.namespace, released.name, released.owner)
-        prove = prover(release.baseline.storage_uri, self.log.info)
-
-        def step() -> Any:
-            current = released.held()
-            return assess_rolled_back(
-                roll_back(released.services, replace(release, barred=current.barred), remember, prove), release
-            )
-
         # Where KServe no longer knows the baseline as the revision before, it has to start anew from its template.
         seconds = max(ROUTE_SECONDS, self.spec.rollout.ready_within.total_seconds())
-        progress = wait(step, seconds, poll=0.5, tell=lambda told: self.log.info("%s", told.sentence))
-        if progress.state is not State.READY:
-            raise NotSettled(f"the roll-back did not take effect: {progress.sentence}")
-        if claim.stage != "rolled back":
-            released.note(going_back=True, stage="rolled back", percent=0)
+        progress = released.take_back(now, seconds, self.log.info)
+        if now.phase is not Phase.RESTORED:
+            restored(released.leases, released.namespace, released.name, released.owner)
             released.record_traffic(self.task_id, 0, released.live())
-        return {"revision": progress.revision, "sentence": progress.sentence}
+        return progress.sentence

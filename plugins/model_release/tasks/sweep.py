@@ -17,6 +17,7 @@ from airflow.sdk import DAG, BaseOperator
 
 from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, StoreUnavailable
 from model_release.model_file import read_all
+from model_release.release.outcome import swept
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, notify, records, telemetry
 from model_release.tasks.base import RETRIES, documented, telling
@@ -25,8 +26,10 @@ from model_release.tasks.run import Run, installation
 from model_release.tasks.triggers import run_is_over
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Claim, Lease, Leases, Owner
-    from model_release.cluster.settle import Prove, Release
+    from model_release.cluster.change import Prove
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.leases import Leases
+    from model_release.cluster.release import Owner, Release
 
 SWEEP = "sweep"
 # How long a canary that was closed may wait for its own run to settle it. A run whose task instance was deleted looks
@@ -67,32 +70,27 @@ class _Abandoned:
     """
 
     def __init__(
-        self, service: Service, specs: Sequence[ModelSpec], claim: Claim, leases: Leases, holder: Owner
+        self, service: Service, specs: Sequence[ModelSpec], release: Release, leases: Leases, holder: Owner
     ) -> None:
-        self.service, self.specs, self.claim = service, specs, claim
+        self.service, self.specs, self.release = service, specs, release
         self._leases, self._holder = leases, holder
-
-    @property
-    def release(self) -> Release | None:
-        """None: it touched nothing."""
-        return self.claim.as_release(*self.service)
 
     @property
     def storage_uri(self) -> str | None:
         """What the baseline serves."""
-        return self.claim.baseline.storage_uri if self.claim.baseline else None
+        return self.release.baseline.storage_uri if self.release.baseline else None
 
     def bar(self, revision: str) -> None:
         """The `remember` of `settle`."""
         self._leases.bar(*self.service, self._holder)(revision)
-        self.claim = replace(self.claim, barred=(*self.claim.barred, revision))
+        self.release = replace(self.release, barred=(*self.release.barred, revision))
 
     def give_free(self) -> None:
-        self._leases.release(*self.service, self._holder)
+        self._leases.give_free(*self.service, self._holder)
 
     def __str__(self) -> str:
-        owner = self.claim.owner
-        return f"{_key(self.service)}: left by {owner.dag_id} {owner.run_id} ({self.claim.stage})"
+        owner = self.release.owner
+        return f"{_key(self.service)}: left by {owner.dag_id} {owner.run_id} ({self.release.stage})"
 
 
 class Sweep(BaseOperator):
@@ -124,7 +122,8 @@ class Sweep(BaseOperator):
 
     def sweep(self, dag_run: Any) -> list[str]:
         from model_release.cluster.inference_service import InferenceServices
-        from model_release.cluster.lease import Leases, Owner
+        from model_release.cluster.leases import Leases
+        from model_release.cluster.release import Owner
 
         base, run_id = installation(), str(dag_run.run_id)
         me = Owner(SWEEP, run_id, f"{base}/dags/{SWEEP}/runs/{quote(run_id)}", base)
@@ -178,30 +177,31 @@ class Sweep(BaseOperator):
         lease = self._leases.read(*service)
         if lease is None or lease.holder is None:
             return self._unclaimed(*service)
-        claim = lease.claim
-        if claim is None:
+        release = lease.release
+        if release is None:
             return f"{_key(service)}: its lease is held by {lease.holder}, which is no release; since {lease.since}"
-        if claim.owner.installation != me.installation:
+        owner = release.owner
+        if owner.installation != me.installation:
             return (
-                f"{_key(service)}: is being released by another Airflow, {claim.owner.dag_id} {claim.owner.run_id} "
-                f"({claim.stage}, since {lease.since}): {claim.owner.url}"
+                f"{_key(service)}: is being released by another Airflow, {owner.dag_id} {owner.run_id} "
+                f"({release.stage}, since {lease.since}): {owner.url}"
             )
-        if claim.owner.identity != me.identity and not run_is_over(claim.owner) and not _is_left(lease, claim):
+        if owner.identity != me.identity and not run_is_over(owner) and not _is_left(lease, release):
             return None
-        return self._take_over(specs, lease, claim, me)
+        return self._take_over(specs, lease, release, me)
 
-    def _take_over(self, specs: Sequence[ModelSpec], lease: Lease, claim: Claim, me: Owner) -> _Abandoned | None:
+    def _take_over(self, specs: Sequence[ModelSpec], lease: Lease, release: Release, me: Owner) -> _Abandoned | None:
         from model_release.cluster.lease import Held
 
         service = (lease.namespace, lease.service)
         if lease.frozen is not None:
             # Nobody can take a frozen service, so the lease may stay with the run that is over.
-            return _Abandoned(service, specs, claim.left, self._leases, claim.owner)
-        taken = self._leases.acquire(lease.namespace, lease.service, me, over=claim.owner)
+            return _Abandoned(service, specs, release.left, self._leases, release.owner)
+        taken = self._leases.acquire(lease.namespace, lease.service, me, over=release.owner)
         if isinstance(taken, Held):
             self.log.info("%s", taken)
             return None
-        return _Abandoned(service, specs, claim.left, self._leases, me)
+        return _Abandoned(service, specs, release.left, self._leases, me)
 
     def _unclaimed(self, namespace: str, name: str) -> str | None:
         live = self._isvcs.get(namespace, name)
@@ -216,7 +216,7 @@ class Sweep(BaseOperator):
         """The canary's traffic goes at once, before any waiting begins. Trouble is `_settle`'s to tell."""
         from model_release.cluster.settle import settle_step
 
-        if one.release is None:
+        if one.release.baseline is None:
             return
         try:
             settle_step(self._isvcs, one.release, one.bar, self._prover(one))
@@ -227,7 +227,7 @@ class Sweep(BaseOperator):
         from model_release.cluster.settle import settle
 
         sentence = "nothing was touched"
-        if one.release is not None:
+        if one.release.baseline is not None:
             self.log.warning("%s", one)
             sentence = settle(
                 self._isvcs,
@@ -246,38 +246,34 @@ class Sweep(BaseOperator):
 
     def _finish_record(self, one: _Abandoned, line: str) -> None:
         """The record of a release that ended without a word says how: it stands where it was promoted, else failed."""
-        claim, live, order = one.claim, self._isvcs.get(*one.service), one.claim.order
-        if not claim.release:
+        release, live, order = one.release, self._isvcs.get(*one.service), one.release.order
+        if not release.record:
             return
-        stands = claim.promoted and live is not None and live.serving == {claim.canary: 100}
-        first = claim.baseline is None or claim.baseline.revision is None
-        outcome = ("first" if first else "promoted") if stands else "failed"
-        why = f"its run ended without settling; {line}"
-        if claim.went_back is not None:
-            outcome, why = "rolled_back", f"{claim.went_back} ({why})"
+        stands = release.promoted and live is not None and live.serving == {release.canary: 100}
+        outcome = swept(release, stands, line)
 
         def finish(record: Any) -> None:
             record.record_traffic(records.now(), SWEEP, 100 if stands else 0, dict(live.serving) if live else {})
             if order is not None:
                 record.record_approval(order.when, order.who, order.kind, order.why)
-            if record.outcome != outcome:
-                record.finish(outcome, why, records.now())
+            if record.outcome != outcome.kind:
+                record.finish(outcome.kind, outcome.sentence, records.now(), outcome.cause)
 
-        spec = next((spec for spec in one.specs if f"release_{spec.model}" == claim.owner.dag_id), None)
+        spec = next((spec for spec in one.specs if f"release_{spec.model}" == release.owner.dag_id), None)
         if spec is not None:
-            owner = claim.owner
-            run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, claim.release, "canary", {})
+            owner = release.owner
+            run = Run(owner.dag_id, owner.run_id, owner.url, owner.installation, release.record, "canary", {})
             record = records.change(spec, run, finish)
-            if record.reason == why:
+            if record.reason == outcome.sentence:
                 telemetry.released(record)
-            notify.tell(spec, run, notify.SWEPT, why)
+            notify.tell(spec, run, notify.SWEPT, outcome.sentence)
         elif (found := version_in(one.storage_uri)) is not None:
-            _amend(found[0], claim.release, finish)
+            _amend(found[0], release.record, finish)
 
 
-def _is_left(lease: Lease, claim: Claim) -> bool:
+def _is_left(lease: Lease, release: Release) -> bool:
     """Whether a canary was closed, and nobody came to settle it since."""
-    if claim.closed is None or not lease.renewed:
+    if release.closed is None or not lease.renewed:
         return False
     return datetime.now(UTC) - datetime.fromisoformat(lease.renewed) >= LEFT
 

@@ -16,6 +16,7 @@ from model_release.errors import TrainingFailed
 from model_release.spec import ModelSpec
 from model_release.tasks import connections
 from model_release.tasks.base import telling
+from model_release.tasks.pods import NO_SIDECAR
 from model_release.tasks.retrain import candidate_of, s3_of, sources, trainable
 
 # Nodes with a GPU may have to be started first, and images with CUDA take minutes to pull.
@@ -53,7 +54,8 @@ class TrainInPod(KubernetesPodOperator):
             automount_service_account_token=service_account is not None,
             security_context={"runAsNonRoot": True, "seccompProfile": {"type": "RuntimeDefault"}},
             container_security_context={"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"]}},
-            labels={"app.kubernetes.io/managed-by": "model-release"},
+            labels={"app.kubernetes.io/managed-by": "model-release", **NO_SIDECAR},
+            annotations={**NO_SIDECAR, "linkerd.io/inject": "disabled"},
             startup_timeout_seconds=_START,
             # Ends the pod even when nobody of Airflow is there to do it.
             active_deadline_seconds=int(training.timeout.total_seconds()) + _START,

@@ -27,7 +27,7 @@ from model_release.tasks.aside import aside
 from model_release.tasks.run import Run, installation
 
 if TYPE_CHECKING:
-    from model_release.cluster.lease import Claim, Owner
+    from model_release.cluster.release import Owner, Release
     from model_release.store.store import Store
 
 
@@ -79,19 +79,19 @@ class LeaseTrigger(_ReleaseTrigger):
     POLL = 5.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.cluster.lease import Leases
+        from model_release.cluster.leases import Leases
 
         leases = Leases(await aside(connections.cluster, "triggerer"))
         told = ""
         while not self.late:
             try:
                 lease = await aside(leases.read, self.given["namespace"], self.given["name"])
-                claim = lease.claim if lease else None
+                release = lease.release if lease else None
                 free = lease is None or lease.holder is None
-                if free or (claim is not None and await aside(run_is_over, claim.owner)):
+                if free or (release is not None and await aside(run_is_over, release.owner)):
                     yield TriggerEvent({"late": False, "deadline": self.given["deadline"]})
                     return
-                line = f"In line behind {_holder(claim)}"
+                line = f"In line behind {_holder(release)}"
             except ClusterUnavailable as error:
                 line = f"The cluster does not answer: {error}"
             if line != told:
@@ -111,9 +111,10 @@ class RevisionTrigger(_ReleaseTrigger):
     POLL = 1.0
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
+        from model_release.cluster.change import Baseline
         from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.progress import Patience, Progress, State
-        from model_release.cluster.rollout import Baseline, assess_staged
+        from model_release.cluster.rollout import assess_staged
 
         services = InferenceServices(await aside(connections.cluster, "triggerer"))
         wanted, template = self.given["wanted"], self.given["template"]
@@ -152,7 +153,7 @@ class CanaryTrigger(_ReleaseTrigger):
     _store: Store | None = None
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
-        from model_release.cluster.rollout import Canary
+        from model_release.cluster.change import Canary
         from model_release.tasks import driving
 
         question = Question(self.given["question"]) if "question" in self.given else None
@@ -236,10 +237,10 @@ class Question:
             logging.getLogger(__name__).info("The question could not be withdrawn: %s", error)
 
 
-def _holder(claim: Claim | None) -> str:
-    if claim is None:
+def _holder(release: Release | None) -> str:
+    if release is None:
         return "somebody who is no release of this project"
-    return f"{claim.owner.dag_id} {claim.owner.run_id} ({claim.stage}): {claim.owner.url}"
+    return f"{release.owner.dag_id} {release.owner.run_id} ({release.stage}): {release.owner.url}"
 
 
 def run_is_over(owner: Owner) -> bool:

@@ -43,7 +43,7 @@ HEADERS = {
     "Referrer-Policy": "same-origin",
     "Cross-Origin-Resource-Policy": "same-origin",
 }
-_TITLES = {401: "Please sign in", 403: "Not for you to see", 404: "There is nothing here", 422: "That is no question"}
+_TITLES = {401: "Please sign in", 403: "Not for you to see", 404: "There is nothing here", 422: "Not understood"}
 
 
 def create_app(sources: Sources, access: Access, prefix: str) -> FastAPI:

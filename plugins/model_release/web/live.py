@@ -12,7 +12,8 @@ from model_release.web import words
 
 if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService
-    from model_release.cluster.lease import Claim, Lease
+    from model_release.cluster.lease import Lease
+    from model_release.cluster.release import Release
     from model_release.release.index import Entry
 
 Json = dict[str, Any]
@@ -81,7 +82,7 @@ def listed(entry: Entry) -> Json:
         "baseline": entry.baseline,
         "started": entry.started,
         "ended": entry.ended,
-        "outcome": words.outcome(entry.outcome),
+        "outcome": words.outcome(entry.outcome, entry.cause),
         "running": entry.outcome is None,
         "reason": entry.reason,
         "percent": entry.percent,
@@ -109,25 +110,25 @@ def _said(name: str, **more: Any) -> Json:
     return row | more
 
 
-def _claim(lease: Lease | None) -> tuple[Claim | None, str | None]:
+def _claim(lease: Lease | None) -> tuple[Release | None, str | None]:
     try:
-        return (lease.claim if lease is not None else None), None
+        return (lease.release if lease is not None else None), None
     except ReleaseError as error:
         return None, str(error)
 
 
-def _stage(lease: Lease | None, claim: Claim | None, models: Collection[str]) -> Json:
+def _stage(lease: Lease | None, claim: Release | None, models: Collection[str]) -> Json:
     if lease is None:
         return {}
     found: Json = {"frozen": lease.frozen}
     if lease.holder:
         found |= {"holder": lease.holder, "since": lease.since, "stage": "held by somebody unknown"}
     if claim is not None:
-        shown = not claim.release or claim.release.rsplit("-", 2)[0] in models  # model, time and digest
+        shown = not claim.record or claim.record.rsplit("-", 2)[0] in models  # model, time and digest
         found |= {
             "stage": claim.stage,
             "since": claim.opened_at or lease.since,
-            "release": claim.release if claim.release and shown else None,
+            "release": claim.record if claim.record and shown else None,
             "holder": claim.owner.url if shown else None,
             "looked": {"at": lease.renewed, "by": lease.looked_by or "a task"} if lease.renewed else None,
         }
@@ -136,11 +137,10 @@ def _stage(lease: Lease | None, claim: Claim | None, models: Collection[str]) ->
 
 def _revisions(service: InferenceService) -> tuple[str | None, str | None]:
     """Stable and canary by name. Beside a split, stable is where the rest of the traffic goes."""
-    if service.is_split:
-        stable = service.prev_revision or service.rolled_out
-        canary = service.latest_created
-        return (stable, canary) if canary != stable else (stable, None)
-    return service.rolled_out or service.latest_ready, None
+    stable, newest = service.stable_revision, service.latest_created
+    if service.is_split and newest != stable:
+        return stable, newest
+    return stable or service.latest_ready, None
 
 
 def _split(service: InferenceService, stable: str | None, canary: str | None) -> list[Json]:

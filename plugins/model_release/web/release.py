@@ -40,7 +40,7 @@ def release(record: Record, spec: ModelSpec, known: Json) -> Json:
         "revisions": {"stable": baseline.get("revision"), "canary": (record.canary or {}).get("revision")},
         "started": record.started,
         "ended": record.ended,
-        "outcome": words.outcome(record.outcome),
+        "outcome": words.outcome(record.outcome, record.cause),
         "running": record.outcome is None,
         "reason": record.reason or counted["reason"],
         "percent": int(record.traffic[-1]["percent"]) if record.traffic else 0,

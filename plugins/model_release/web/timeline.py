@@ -21,7 +21,7 @@ def timeline(record: Record) -> list[Json]:
     events += [event for step in record.steps if (event := _verdict(step)) is not None]
     events += [_approval(entry) for entry in record.approvals]
     if record.outcome is not None:
-        badge = words.outcome(record.outcome)
+        badge = words.outcome(record.outcome, record.cause)
         events.append(_event(record.ended, "end", badge["word"], record.reason, tone=badge["tone"]))
     known = [event for event in events if event["at"] is not None]
     return sorted(known, key=lambda event: event["at"])

@@ -24,6 +24,7 @@ DECISIONS = {
     "promote": ("Passed", "good"),
     "rollback": ("Roll back", "bad"),
     "continue": ("Watching", "busy"),
+    "open": ("Opening wider", "busy"),
     "inconclusive": ("Inconclusive", "warn"),
 }
 STATES = {
@@ -48,9 +49,10 @@ METRIC_STATES = {
 }
 
 
-def outcome(name: str | None) -> Badge:
-    """How a release ended, or that it runs."""
-    return _badge(OUTCOMES, name)
+def outcome(name: str | None, cause: str | None = None) -> Badge:
+    """How a release ended, or that it runs; and what turned it back (`release.outcome`)."""
+    badge = _badge(OUTCOMES, name)
+    return badge | {"word": f"{badge['word']}: {cause}"} if cause else badge
 
 
 def decision(name: Any) -> Badge:

@@ -11,8 +11,8 @@ import pytest
 from huggingface_hub import constants
 
 from model_release.build.hub import HubAccess, bar_of
-from model_release.build.progress import Progress
 from model_release.errors import SourceUnavailable
+from model_release.store.download import Download
 from sandbox.hub import Hub
 
 from .builders import DAY, MONDAY, NAME, Fetch, asked, checkpoint, safetensors
@@ -62,7 +62,7 @@ def test_progress_of_a_download_from_the_hubs_other_store() -> None:
     from huggingface_hub.utils._xet_progress_reporting import XetDownloadProgressReporter
 
     lines: list[str] = []
-    progress = Progress("model.safetensors", 1000, lines.append)
+    progress = Download("model.safetensors", 1000, lines.append)
     with XetDownloadProgressReporter(
         reconstruction_desc="x", total=1000, log_level=logging.WARNING, tqdm_class=bar_of(progress)
     ) as reporter:
@@ -82,7 +82,7 @@ def test_progress_of_a_download_from_the_hubs_other_store() -> None:
 def test_progress_of_a_slow_download() -> None:
     lines: list[str] = []
     seconds = iter([0.0, 1.0, 4.0, 5.0, 6.0, 11.0, 20.0])
-    progress = Progress("model.safetensors", 343_000_000, lines.append, clock=lambda: next(seconds))
+    progress = Download("model.safetensors", 343_000_000, lines.append, clock=lambda: next(seconds))
     for _ in range(5):
         progress(1_000_000)
     progress.done()

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from model_release.judging.evidence import Counts
 from model_release.judging.simulate import bad_requests
+from model_release.judging.state import Counts
 
-RELEASES = 2000
+RELEASES = 800
 Floats = npt.NDArray[np.float64]
 
 

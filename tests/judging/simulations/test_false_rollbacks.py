@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from model_release.judging import Policy
-from model_release.judging.evidence import Counts
 from model_release.judging.simulate import interval, outcomes
+from model_release.judging.state import Counts
 from model_release.judging.verdict import ROLL_BACK, WRONG_SPLIT
 
 from .releases import RELEASES, traffic

@@ -19,9 +19,11 @@ from model_release.build import processes
 from model_release.build.evaluation.images import LabelledImages
 from model_release.build.evaluation.measures import Answer
 from model_release.build.inspection import MAX_TEXT
+from model_release.build.runtimes import torchserve
 from model_release.errors import ArchiveError, StoreUnavailable, VersionDamaged
 from model_release.store import files
-from model_release.store.s3 import split_uri, talking_about
+from model_release.store.folder import Prefix
+from model_release.store.store import version_name
 
 if TYPE_CHECKING:
     from model_release.build.archive import Archive
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 
-_SERVED = ("config/", "model-store/")  # what `Store.publish` names a version by
 _BASE_SECONDS = 600.0
 _SECONDS_AN_IMAGE = 10.0  # some seventy times what a ViT-base takes on two cores (benchmarks/README.md)
 
@@ -46,25 +47,21 @@ class Subject:
 
 def built(archive: Archive) -> Subject:
     """The archive that a build left, under the name that it will have as a version."""
-    sums = files.digests(archive.directory)
-    served = {name: digest for name, digest in sums.items() if name.startswith(_SERVED)}
-    version = files.combined(served)[:16]
+    version = version_name(files.digests(archive.directory))
     return Subject(version, archive.sha256, labels_of(archive.mar), lambda _: archive.mar)
 
 
 def published(version: Version, s3: Any) -> Subject:
     """A version in the store, fetched with the boto3 client `s3` and held to its SHA-256. Raises `VersionDamaged`."""
-    mars = [path for path in version.files if path.startswith("model-store/") and path.endswith(".mar")]
+    mars = torchserve.model_files(version.files)
     labels = version.metadata.get("labels")
     if len(mars) != 1 or not labels:
         raise VersionDamaged(f"{version.storage_uri} has {len(mars)} archives and {len(labels or ())} labels")
     sha256 = str(version.files[mars[0]]["sha256"])
 
     def bring(folder: Path) -> Path:
-        bucket, prefix = split_uri(version.storage_uri)
         target = folder / f"{version.name}.mar"
-        with talking_about(version.storage_uri + mars[0]):
-            s3.download_file(bucket, prefix + mars[0], str(target))
+        Prefix(s3, version.storage_uri).bring(mars[0], target)
         if files.sha256(target) != sha256:
             raise VersionDamaged(f"{version.storage_uri}{mars[0]} is not what its version.json says")
         return target

@@ -6,12 +6,12 @@ its name and content as the stable predictor, which makes its running Deployment
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from typing import Any
 
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
-from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.dead import and_frozen
+from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.manifest import Manifest, holds, replacement, template_of
 from model_release.cluster.progress import FAILED_LOAD_GRACE, NOT_READY_GRACE, Progress, State, failure_of
 from model_release.cluster.standard.entry import at_percent, canary_entry, content, differences
@@ -20,8 +20,6 @@ from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable,
 
 # Seconds for which a ready canary may be missing in the HTTPRoutes: KServe writes them in the same pass.
 ROUTE_GRACE = 30.0
-# Seconds for a gateway to take the stable predictor out of the traffic before its name changes hands.
-DRAIN_SECONDS = 60.0
 
 # Not ready for these is more than "not ready yet", which PredictorReady says as False, too.
 _FAILED = ("ProgressDeadlineExceeded", "ReconcileFailed", "FailedCreate", "ReplicaFailure")
@@ -74,8 +72,12 @@ def _holds(live: StandardService, wanted: Manifest) -> bool:
     return holds(content(live.template), content(template_of(wanted)))
 
 
-def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
-    """See `cluster.rollout.baseline_of`. The stable predictor's template is always in the spec.
+def baseline_of(
+    live: StandardService,
+    wanted: Manifest,
+    known: Baseline | None,
+) -> Baseline:
+    """See `cluster.rollout.baseline_of`.
 
     Raises:
         ClusterUnavailable: the stable predictor is not ready now; there is nothing to compare a canary with.
@@ -86,10 +88,18 @@ def baseline_of(live: StandardService, wanted: Manifest) -> Baseline:
             f"{live.key}: its stable predictor {live.stable} is not ready{live.other_writer()}; a canary has nothing "
             "to stand beside until it is"
         )
-    template = live.stable_template
+    template = stable_template(live, known)
     uri = template.get("model", {}).get("storageUri")
     percent, found = live.canary_percent, live.template_digest
     return Baseline(live.uid, live.stable, template, uri, created, percent, found, live.started)
+
+
+def stable_template(
+    live: StandardService,
+    known: Baseline | None,  # noqa: ARG001 -- as `Mode` has it
+) -> Template:
+    """See `cluster.rollout.stable_template`; it is always in the spec."""
+    return live.stable_template
 
 
 def stage_patch(live: StandardService, wanted: Manifest, change: Change, *, first: bool) -> dict[str, Any] | None:
@@ -111,12 +121,13 @@ def stage_patch(live: StandardService, wanted: Manifest, change: Change, *, firs
     return {"metadata": metadata, "spec": {"predictor": size, "canary": [canary_entry(live, asked)]}}
 
 
-def check_kept(answered: InferenceService, wanted: Manifest) -> None:
+def check_kept(dry_run: Callable[[], InferenceService], wanted: Manifest) -> None:
     """Nothing, when a dry run shows that the API server keeps the name and the canary.
 
     Raises:
         ClusterRefused: it prunes them: KServe's CRD is older than 0.20.
     """
+    answered = dry_run()
     name, spec = template_of(wanted)["name"], answered.raw["spec"]
     named = [one.get("predictor", {}).get("name") for one in spec.get("canary") or []]
     if name not in (spec["predictor"].get("name"), *named):
@@ -172,7 +183,8 @@ def _assess_first(live: StandardService, name: str) -> Progress:
         return trouble
     if not live.stable_is_ready:
         return Progress(State.WAITING, f"{name} is starting ({live.model_status.target or 'no state yet'})", name)
-    if not live.ready or live.serving != {name: 100} or live.model_status.target != "Loaded":
+    # modelStatus is not asked, as in Knative mode: it can stay behind for good, and the smoke prediction tells.
+    if not live.ready or live.serving != {name: 100}:
         return Progress(State.WAITING, f"{name} is ready, its route is not yet", name)
     return Progress(State.READY, f"{name} is ready; traffic {tell_traffic(live)}", name)
 
@@ -210,27 +222,13 @@ def promotion(live: StandardService) -> dict[str, Any] | None:
     return {"spec": {"predictor": replacement(live.stable_template, live.template), "canary": None}}
 
 
-def take_over(
-    services: InferenceServices,
-    live: InferenceService,
-    decide: Callable[[InferenceService], dict[str, Any] | None],
-    *,
-    seconds: float = DRAIN_SECONDS,
-    poll: float = 0.2,
-) -> InferenceService:
-    """Goes on with a promotion until the canary's name is the stable one's: each round reads, and writes what
-    `decide` says. Again: goes on from wherever it was.
-
-    Raises:
-        ClusterUnavailable: the gateway has not moved the traffic in `seconds`; trying again may help.
-    """
-    end = time.monotonic() + seconds
-    while live.canary_percent is not None:
-        if time.monotonic() >= end:
-            raise ClusterUnavailable(f"{live.key}: the canary has not got all of the traffic: {tell_traffic(live)}")
-        time.sleep(poll)
-        live = services.change(live.namespace, live.name, decide)
-    return live
+def assess_promoted(live: StandardService, canary: Canary) -> Progress:
+    """See `cluster.rollout.assess_promoted`."""
+    if not live.is_at_rest:
+        return Progress(State.WAITING, f"{canary.revision} takes over; traffic {tell_traffic(live)}", canary.revision)
+    if live.gateway == {canary.revision: 100} and live.rolled_out == canary.revision:
+        return Progress(State.READY, f"{canary.revision} has all of the traffic", canary.revision)
+    return Progress(State.WAITING, and_frozen("the traffic has not moved yet", live), canary.revision)
 
 
 def check_untouched(live: StandardService, canary: Canary, percent: int | None = ANY) -> None:
@@ -254,6 +252,14 @@ def check_untouched(live: StandardService, canary: Canary, percent: int | None =
         raise CanaryLost(f"{canary.revision} should be {asked}; the spec says {live.canary_percent} %{by}")
     if percent == ANY and not live.is_split:
         raise CanaryLost(f"the split of {where} was removed: {canary.revision} takes everything{by}")
+
+
+def death_of(live: StandardService, canary: str) -> str | None:
+    """See `cluster.rollout.death_of`; the canary is the newest predictor."""
+    if live.entry is None or live.canary_is_ready is not False:
+        return None
+    said = live.failure[0] if live.failure else ""
+    return f"{canary} is dead: {said or 'no replica of it is available'}"
 
 
 def _check_promoted(live: StandardService, canary: Canary, percent: int | None) -> None:

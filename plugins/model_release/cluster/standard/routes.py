@@ -33,10 +33,27 @@ def _weights(route: dict[str, Any]) -> dict[str, int]:
 
 
 def _taken(route: dict[str, Any]) -> bool:
-    """Whether every gateway of the route has accepted this very generation of it."""
-    generation = int(route["metadata"].get("generation") or 0)
-    parents = (route.get("status") or {}).get("parents") or []
-    return bool(parents) and all(_accepts(parent, generation) for parent in parents)
+    """Whether every gateway that the route names has accepted this very generation of it.
+
+    Status also keeps what gateways said that the route names no more, or whose controller is gone
+    (envoyproxy/gateway#5656): nobody takes that back, and it counts for nothing.
+    """
+    generation, namespace = int(route["metadata"].get("generation") or 0), str(route["metadata"].get("namespace"))
+    named = {_parent(ref, namespace) for ref in (route.get("spec") or {}).get("parentRefs") or []}
+    said: dict[tuple[str, ...], list[bool]] = {one: [] for one in named}
+    for parent in (route.get("status") or {}).get("parents") or []:
+        which = _parent(parent.get("parentRef") or {}, namespace)
+        if which in said:
+            said[which].append(_accepts(parent, generation))
+    # Two controllers may speak of one gateway, of which one is gone: who has taken this generation is alive.
+    return bool(said) and all(any(one) for one in said.values())
+
+
+def _parent(ref: dict[str, Any], namespace: str) -> tuple[str, ...]:
+    """A reference to a gateway with what the Gateway API fills in where it is left out."""
+    fields = {"group": "gateway.networking.k8s.io", "kind": "Gateway", "namespace": namespace, "sectionName": ""}
+    given = {key: str(value) for key, value in ref.items() if value is not None}
+    return (*({**fields, **given}[key] for key in fields), given.get("name", ""), given.get("port", ""))
 
 
 def _accepts(parent: dict[str, Any], generation: int) -> bool:

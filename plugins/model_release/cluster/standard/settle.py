@@ -9,19 +9,26 @@ from __future__ import annotations
 
 from typing import Any
 
-from model_release.cluster.change import RESTORE_GRACE, Prove, Release, tell_traffic
+from model_release.cluster.change import RESTORE_GRACE, Prove, Remember, tell_stopped, tell_traffic
 from model_release.cluster.inference_service import InferenceServices, Template
 from model_release.cluster.manifest import holds, predictor_name, replacement
 from model_release.cluster.progress import Progress, State
+from model_release.cluster.release import Release
 from model_release.cluster.standard.entry import canary_entry, content
 from model_release.cluster.standard.rollout import promotion, split, trouble_of
 from model_release.cluster.standard.view import SCALING, StandardService
 from model_release.errors import SmokeFailed
 
 
-def step(services: InferenceServices, live: StandardService, release: Release, prove: Prove | None) -> Progress:
-    """At most one write on the way to a settled service that has a baseline. READY when nothing is left to do."""
-    baseline = release.baseline
+def step(
+    services: InferenceServices,
+    live: StandardService,
+    release: Release,
+    remember: Remember,  # noqa: ARG001 -- as `Mode` has it
+    prove: Prove | None,
+) -> Progress:
+    """At most one write on the way to a settled service. READY when nothing is left to do."""
+    baseline = release.stable
     if release.promoted and (told := _promoted(services, live, release)):
         return told
     if is_clean(live, release):
@@ -31,22 +38,34 @@ def step(services: InferenceServices, live: StandardService, release: Release, p
     return _restore(services, live, release, prove)
 
 
+def stopped(
+    services: InferenceServices,  # noqa: ARG001 -- as `Mode` has it
+    live: StandardService,
+    release: Release,  # noqa: ARG001 -- as `Mode` has it
+    told: str,
+) -> Progress | None:
+    """See `cluster.settle`: a start opens the canary again, and names stay. The steps take its share away."""
+    if live.is_stopped and not live.canary_percent:
+        return Progress(State.READY, f"{told}; it starts without traffic on a canary")
+    return None
+
+
 def is_clean(live: StandardService, release: Release) -> bool:
     """No canary, and one proven predictor that has everything: the baseline, or its content under a newer name."""
-    known = release.baseline.template
+    known = release.stable.template
     return (
         live.is_at_rest
         and live.serving == {live.stable: 100}
         and live.stable != release.canary
-        and (
-            holds(_all_of(live.stable_template), _all_of(known)) if known else live.stable == release.baseline.revision
-        )
+        and (holds(_all_of(live.stable_template), _all_of(known)) if known else live.stable == release.stable.revision)
     )
 
 
 def assess_rolled_back(live: StandardService, release: Release) -> Progress:
     """See `cluster.settle.assess_rolled_back`."""
-    stable = release.baseline.revision
+    if live.is_stopped and not live.canary_percent:
+        return Progress(State.LOST, tell_stopped(live, None))
+    stable = release.stable.revision
     if is_clean(live, release) or (live.serving == {stable: 100} and live.stable == stable and not live.canary_percent):
         return Progress(State.READY, f"{live.stable} has all of the traffic", live.stable)
     return Progress(State.WAITING, f"traffic is still {tell_traffic(live)}")
@@ -63,7 +82,7 @@ def _promoted(services: InferenceServices, live: StandardService, release: Relea
         if live.is_at_rest and live.serving == {canary: 100}:
             return Progress(State.READY, f"{canary} was promoted and has all of the traffic", canary)
         return Progress(State.WAITING, f"{canary} was promoted; traffic is still {tell_traffic(live)}")
-    if live.stable not in (canary, release.baseline.revision):
+    if live.stable not in (canary, release.stable.revision):
         said = f"{canary} was promoted, and {live.stable} came after it{live.other_writer()}"
         return Progress(State.FAILED, said)
     return None
@@ -71,7 +90,7 @@ def _promoted(services: InferenceServices, live: StandardService, release: Relea
 
 def _close(services: InferenceServices, live: StandardService, release: Release) -> Progress:
     """The baseline stands: the canary loses its traffic, then its place."""
-    known = release.baseline.template
+    known = release.stable.template
     if live.canary_percent:
         services.patch(live, split(live, 0))
         return Progress(State.WAITING, f"set to 0 %; {live.stable} gets all of the traffic")
@@ -86,9 +105,9 @@ def _close(services: InferenceServices, live: StandardService, release: Release)
 
 def _restore(services: InferenceServices, live: StandardService, release: Release, prove: Prove | None) -> Progress:
     """Another predictor is stable: the baseline's version again, by its name, as the canary and then as the stable."""
-    known = release.baseline.template
+    known = release.stable.template
     if known is None:
-        said = f"{release.baseline.revision} is gone, and its template is not on record; release its version anew"
+        said = f"{release.stable.revision} is gone, and its template is not on record; release its version anew"
         return Progress(State.FAILED, said)
     if live.entry is None and live.stable != release.canary and holds(_all_of(live.stable_template), _all_of(known)):
         # It was stable by another name before; only the routes have to follow.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 PATIENCE = 5.0
 
 
-class Progress:
+class Download:
     """Counts the bytes of one download and says a line at each tenth of it, and every few seconds in between.
 
     `total` is the size in bytes. Called with the number of bytes that came, by any thread; a negative number takes

@@ -1,0 +1,309 @@
+"""What the judge promises, measured: false roll-backs, late changes, undecided releases, promotions at twice the limit,
+intervals, and whole releases by steps and by a ramp. `judge.py` prints the tables; seeds are fixed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from model_release.judging import Policy, ramp
+from model_release.judging.evidence import Evidence
+from model_release.judging.judge import Rules
+from model_release.judging.simulate import bad_requests, interval, outcomes
+from model_release.judging.state import REQUESTS, Counts, Floats
+from model_release.judging.verdict import CONTINUE, PROMOTE, ROLL_BACK
+
+RELEASES = 2000
+WHOLE = 400  # releases of a line in the table of whole releases, whose windows are judged one by one
+WINDOWS = 180  # of 10 s: half an hour
+BOTH = {"max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005}
+RATIO = {"max_ratio": 1.5, "floor": 0.005}
+STABLE = 0.003
+LIMIT = 0.0075
+NEVER = 10**12
+
+Past = tuple[Floats, Floats]
+
+
+def policy(limits: dict[str, float], **more: object) -> Policy:
+    return Policy.from_dict({"metrics": [{"name": "errors", **limits}], "deadline_windows": WINDOWS, **more})
+
+
+def draw(
+    seed: int,
+    sides: tuple[npt.ArrayLike, npt.ArrayLike],
+    canary: npt.ArrayLike,
+    stable: npt.ArrayLike,
+    bursts: tuple[float, float] = (1, 1),
+    *,
+    length: int = WINDOWS,
+    before: float | None = None,
+    releases: int = RELEASES,
+) -> tuple[Counts, Past]:
+    """Releases, and stable's 720 windows before each, at the rate `before` (its lowest in the release unless said)."""
+    rng = np.random.default_rng(seed)
+    shape = (releases, length)
+    n, m = (np.broadcast_to(np.asarray(requests, dtype=float), shape).copy() for requests in sides)
+    longest = int(min(n.min(), m.min()))
+    b = bad_requests(rng, n, np.broadcast_to(canary, shape), bursts[0], longest)
+    s = bad_requests(rng, m, np.broadcast_to(stable, shape), bursts[1], longest)
+    usual = float(np.min(stable)) if before is None else before
+    all_of_it = np.full((releases, 720, 1), float(n[0, 0] + m[0, 0]))
+    bad = bad_requests(rng, all_of_it, np.full(all_of_it.shape, usual), bursts[1], longest)
+    return Counts(n, b[..., None], m, s[..., None]), (all_of_it, bad)
+
+
+def swing(rate: float) -> Floats:
+    return rate * np.repeat([1.0, 10.0, 1.0], WINDOWS // 3)
+
+
+def told(hits: int, trials: int, at_most: float | None = None) -> str:
+    """A share with its 99 % interval, marked where it is beyond what is promised."""
+    low, high = interval(hits, trials)
+    mark = "" if at_most is None or hits / trials <= at_most else " **missed**"
+    return f"{hits / trials:.1%} | {low:.1%} – {high:.1%}{mark}"
+
+
+def false_rollbacks() -> str:
+    """Line 2: over 200 looks, with stable's past and without it."""
+    lines = [
+        "| traffic (180/20 a window unless said) | limits | past | rolled back | 99 % interval (at most 1 %) |",
+        "|---|---|---|---:|---:|",
+    ]
+    scenes: list[tuple[str, tuple[Counts, Past], Iterable[tuple[str, dict[str, float]]]]] = []
+    for rate in (0.003, 0.01, 0.02):
+        for bursts, words in (((1, 10), "stable in bursts of 10"), ((10, 1), "canary in bursts of 10")):
+            forms = [("1.5 × stable, floor 0.5 %", RATIO), ("1 × stable, no floor", {"max_ratio": 1.0})]
+            scenes.append((f"{rate:.1%}, {words}", draw(41, (20, 180), rate, rate, bursts, length=200), forms))
+    share = np.where(np.arange(200) < 40, 2, np.where(np.arange(200) < 80, 20, 70))
+    both = [("2 % and 1.5 × stable", BOTH)]
+    scenes.append(("0.7 %, share from 1 to 35 %", draw(42, (share, 200 - share), 0.007, 0.007, length=200), both))
+    common = np.where(np.random.default_rng(43).random(200) < 0.1, 0.2, STABLE)
+    scenes.append(("incidents of 20 % on both sides", draw(44, (20, 180), common, common, length=200), both))
+    scenes.append(("incident of 3 % on both sides", draw(45, (20, 180), swing(STABLE), swing(STABLE)), both))
+    lost, past = draw(46, (20, 180), 0.01, 0.01, length=200)
+    gone = np.random.default_rng(47).random(lost.canary_requests.shape) < 0.3
+    for side in (lost.canary_requests, lost.stable_requests):
+        side[gone] = np.nan
+    scenes.append(("1 %, 30 % of the windows lost", (lost, past), both))
+    cold = np.where(np.arange(200) < 3, 0.3, STABLE)
+    scenes.append(
+        ("cold start, 30 % in the first 3 windows, warm_up 3", draw(48, (20, 180), cold, STABLE, length=200), both)
+    )
+    for name, (counts, before), forms in scenes:
+        for words, limits in forms:
+            for which, given in (("yes", before), ("none", None)):
+                warm = 3 if "warm_up" in name else 0
+                asked = policy(limits, min_requests=NEVER, warm_up=warm, deadline_windows=200)
+                hits = int((outcomes(asked, counts, given)[0] == ROLL_BACK).sum())
+                lines.append(f"| {name} | {words} | {which} | {told(hits, RELEASES, 0.01)} |")
+    return "\n".join(lines)
+
+
+def late_changes() -> str:
+    """Line 3."""
+    lines = [
+        "| good for | then | requests a window | windows to the roll-back | told the moment | factor (at most 2.2) |",
+        "|---:|---:|---:|---:|---:|---:|",
+    ]
+    for sides in ((20, 180), (100, 900)):
+        for good in (25, 180, 360):
+            for bad in (0.05, 0.2):
+                length = good + 120
+                rate = np.where(np.arange(length) < good, 0.002, bad)
+                counts, past = draw(51, sides, rate, 0.002, length=length)
+                _, windows = outcomes(policy(BOTH, min_requests=NEVER, deadline_windows=length), counts, past)
+                after = Counts(
+                    counts.canary_requests[:, good:],
+                    counts.canary_bad[:, good:],
+                    counts.stable_requests[:, good:],
+                    counts.stable_bad[:, good:],
+                )
+                _, best = outcomes(policy(BOTH, min_requests=NEVER, deadline_windows=10**9), after)
+                took, least = float((windows - good).mean()), float(best.mean())
+                mark = "" if took <= 2.2 * least else " **missed**"
+                lines.append(
+                    f"| {good} | {bad:.0%} | {sides[0]} | {took:.1f} | {least:.1f} | {took / least:.2f}{mark} |"
+                )
+    return "\n".join(lines)
+
+
+def undecided() -> str:
+    """Line 4: good canaries that are not promoted after half an hour, γ 2."""
+    lines = [
+        "| traffic (stable/canary a window) | past | not promoted | 99 % interval | promised | canary requests |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    scenes = (
+        ("0.3 %", (20, 180), STABLE, 1, 0.005),
+        ("0.3 %, bursts of 3", (20, 180), STABLE, 3, 0.06),
+        ("0.3 %, bursts of 10", (20, 180), STABLE, 10, None),
+        ("0.3 %, incident of 3 % on both sides", (20, 180), swing(STABLE), 1, 0.005),
+        ("0.3 %", (7, 13), STABLE, 1, 0.01),
+        ("1 %", (2, 18), 0.01, 1, None),
+    )
+    for seed, (name, sides, rate, burst, promised) in enumerate(scenes, start=61):
+        counts, past = draw(seed, sides, rate, rate, (burst, burst))
+        for which, given in (("yes", past), ("none", None)):
+            codes, windows = outcomes(policy(BOTH, indifference=2), counts, given, final=True)
+            hits = int((codes != PROMOTE).sum())
+            words = "" if promised is None else f"{promised:.1%}"
+            asked = f"{sides[1]}/{sides[0]}"
+            said = told(hits, RELEASES, promised if given is not None else None)
+            lines.append(f"| {name} ({asked}) | {which} | {said} | {words} | {windows.mean() * sides[0]:.0f} |")
+    return "\n".join(lines)
+
+
+def at_twice_the_limit() -> str:
+    """Line 5: promoted at γL, the evidence against left out so that no early roll-back saves it."""
+    lines = [
+        "| canary at 1.5 %, limit 0.75 % (stable/canary) | past | promoted | 99 % interval (5 %; bursts of 10: 6 %) |",
+        "|---|---|---:|---:|",
+    ]
+    asked = policy(BOTH, indifference=2, false_rollback=1e-300)
+
+    def line(name: str, counts: Counts, past: Past | None, which: str, promised: float | None) -> None:
+        hits = int((outcomes(asked, counts, past, final=True)[0] == PROMOTE).sum())
+        lines.append(f"| {name} | {which} | {told(hits, RELEASES, promised)} |")
+
+    for sides in ((20, 180), (70, 130), (100, 900)):
+        for burst in (1, 3, 10):
+            counts, past = draw(71, sides, 2 * LIMIT, STABLE, (burst, burst))
+            name = f"bursts of {burst} ({sides[1]}/{sides[0]})"
+            line(name, counts, past, "yes", 0.06 if burst == 10 else 0.05)
+            line(name, counts, None, "none", None)
+    for before in (0.0001, 0.01):
+        counts, past = draw(72, (20, 180), 2 * LIMIT, STABLE, before=before)
+        line("independent (180/20)", counts, past, f"wrong: {before:.2%}", None)
+    for burst in (3, 10):
+        counts, past = draw(73, (20, 180), 2 * LIMIT, STABLE, (burst, 1))
+        line(f"bursts of {burst} on the canary alone (180/20)", counts, past, "yes", None)
+    return "\n".join(lines)
+
+
+def intervals() -> str:
+    """Line 6: releases in which the interval left out the truth at any of 180 looks."""
+    lines = [
+        "| rate, bursts (180/20) | left out at some look | 99 % interval (at most 5 %) | upper end after 30 min |",
+        "|---|---:|---:|---:|",
+    ]
+    for rate in (0.001, STABLE, 0.03):
+        for burst in (1, 3, 10):
+            counts, past = draw(81, (20, 180), rate, rate, (burst, burst))
+            missed, ends = 0, []
+            for start in range(0, RELEASES, 100):
+                some = slice(start, start + 100)
+                evidence = Evidence(policy(BOTH), (past[0][some], past[1][some]))
+                part = Counts(*(s[some] for s in vars(counts).values() if s is not None))
+                low, high = evidence.interval(evidence.extend(evidence.start((100,)), part))
+                missed += int(((low > rate) | (high < rate)).any(axis=1).sum())
+                ends.append(high[:, -1])
+            upper = float(np.mean(ends))
+            lines.append(f"| {rate:.1%}, {burst} | {told(missed, RELEASES, 0.05)} | {upper:.2%} |")
+    return "\n".join(lines)
+
+
+@dataclass(frozen=True)
+class Ended:
+    """How whole releases ended: codes, minutes, and requests that were bad beyond stable's rate; each (R,)."""
+
+    codes: npt.NDArray[np.int_]
+    minutes: Floats
+    hurt: Floats
+
+
+def release(asked: Policy, per_second: float, canary: float, *, longest: int = 360, seed: int = 91) -> Ended:
+    """Whole releases in windows of 10 s. A decision acts two windows later: a scrape, a look, the gateway."""
+    rng = np.random.default_rng(seed)
+    total, shape = per_second * 10, (WHOLE,)
+    before = np.full((WHOLE, 720, 1), total)
+    evidence = Evidence(asked, (before, rng.binomial(int(total), STABLE, before.shape).astype(float)))
+    rules, state = Rules(evidence), evidence.start(shape)
+    first = asked.shares[0] if asked.ramp is None else ramp.begin(asked.ramp, total)
+    share, since = np.full(shape, first), np.zeros(shape, dtype=int)
+    wanted, acts = share.copy(), np.full(shape, -1)
+    codes, minutes, hurt = np.full(shape, CONTINUE), np.zeros(shape), np.zeros(shape)
+    ending, alive = np.full(shape, CONTINUE), np.ones(shape, dtype=bool)
+    for t in range(longest + 3):
+        due = alive & (acts == t)
+        over = due & (ending != CONTINUE)
+        codes[over], minutes[over] = ending[over], t / 6
+        alive &= ~over
+        wider = due & ~over
+        share[wider], since[wider], acts[due] = wanted[wider], 0, -1
+        if not alive.any():
+            break
+        n = rng.poisson(total * share).astype(float)
+        m = rng.poisson(total * (1 - share)).astype(float)
+        b, s = rng.binomial(n.astype(int), canary).astype(float), rng.binomial(m.astype(int), STABLE).astype(float)
+        hurt += np.where(alive, b - n * STABLE, 0.0)
+        if t >= longest:
+            continue
+        path = evidence.extend(state, Counts(n[:, None], b[:, None, None], m[:, None], s[:, None, None]))
+        readings = evidence.read_path(path)
+        state = path.after
+        since += 1
+        said = rules.codes(path, readings)[:, 0]
+        if asked.ramp is None:
+            said = np.where((said == PROMOTE) & (share < asked.shares[-1] - 1e-9), CONTINUE, said)
+        if t == longest - 1:
+            said = np.where((said == CONTINUE) & rules.at_deadline(path, readings)[:, 0], PROMOTE, said)
+        free = alive & ((acts < 0) | (ending == CONTINUE))
+        decided = free & (said != CONTINUE)
+        ending[decided], acts[decided] = said[decided], t + 2
+        idle = free & ~decided & (acts < 0)
+        if asked.ramp is None:
+            good = (readings.favour[:, 0, 0] >= evidence.log_needed_for / 2) & (path.sums[:, 0, 0, REQUESTS] >= 100)
+            place = np.searchsorted(asked.shares, share + 1e-9)
+            rises = idle & good & (place < len(asked.shares))
+            wanted[rises] = np.array(asked.shares)[place[rises]]
+        else:
+            rises = idle & (since >= ramp.SETTLED) & (readings.against[:, 0, 0] < math.log(ramp.DOUBTFUL))
+            target = ramp.level(asked.ramp, total, evidence.interval(path)[1][:, 0, 0])
+            rises &= target > share + 1e-9
+            wanted[rises] = target[rises]
+        acts[rises] = t + 2
+    codes = np.where(alive, CONTINUE, codes)
+    return Ended(codes, np.where(codes == CONTINUE, np.inf, minutes), hurt)
+
+
+def whole_releases() -> str:
+    """Line 7."""
+    lines = [
+        "| requests a second | canary | way | promoted | rolled back | open after an hour | minutes: half, 90 % "
+        "| users' bad requests: mean, 95 % |",
+        "|---:|---:|---|---:|---:|---:|---:|---:|",
+    ]
+    ways = {
+        "ramp, budget 20": policy(BOTH, indifference=2, deadline_windows=360, ramp={"budget": 20, "most": 0.35}),
+        "steps 10, 30 %": policy(BOTH, indifference=2, deadline_windows=360, shares=[0.1, 0.3]),
+    }
+    for per_second in (2.0, 20.0, 200.0):
+        for canary in (0.0, 0.001, 0.003, 0.0075, 0.015, 0.04, 0.1, 1.0):
+            for way, asked in ways.items():
+                ended = release(asked, per_second, canary)
+                share = {code: float((ended.codes == code).mean()) for code in (PROMOTE, ROLL_BACK, CONTINUE)}
+                late = np.sort(ended.minutes)
+                half, most = (late[math.ceil(q * WHOLE) - 1] for q in (0.5, 0.9))
+                times = ", ".join("–" if not np.isfinite(x) else f"{x:.1f}" for x in (half, most))
+                lines.append(
+                    f"| {per_second:g} | {canary:.4g} | {way} | {share[PROMOTE]:.1%} | {share[ROLL_BACK]:.1%} "
+                    f"| {share[CONTINUE]:.1%} | {times} "
+                    f"| {ended.hurt.mean():.0f}, {np.quantile(ended.hurt, 0.95):.0f} |"
+                )
+    return "\n".join(lines)
+
+
+SECTIONS = {
+    "judge-false-rollbacks": false_rollbacks,
+    "judge-late": late_changes,
+    "judge-undecided": undecided,
+    "judge-twice-the-limit": at_twice_the_limit,
+    "judge-intervals": intervals,
+    "judge-releases": whole_releases,
+}

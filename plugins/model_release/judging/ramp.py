@@ -1,0 +1,102 @@
+"""How much of the traffic the canary may have: as much as the evidence allows, and no more.
+
+Fixed steps (`Policy.shares`): the next one when the evidence for the canary is the root of what a promotion needs, half
+of
+the way on the scale on which evidence grows. A ramp (`Policy.ramp`): the largest level at which a canary as bad as its
+interval's upper end would hurt no more than `budget` requests before it is found, which takes two windows.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import numpy.typing as npt
+
+from .evidence import Evidence
+from .policy import Ramp
+from .state import REQUESTS, Readings, State
+from .window import Window
+
+Floats = npt.NDArray[np.float64]
+
+LEVELS: Floats = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.35])
+# A release by a ramp takes at least so many windows, whatever the traffic: some faults need a moment to show.
+LEAST_WINDOWS = 12
+# Windows at one level before the next, and until a bad canary is found.
+SETTLED = 2
+FOUND_IN = 2
+# Evidence against at which nothing is opened wider.
+DOUBTFUL = 10.0
+
+
+class Place:
+    """Where a release stands: the canary's share, since how many windows, and the service's traffic."""
+
+    def __init__(self, share: float | None) -> None:
+        self.share = share
+        self.since = 0
+        self.canary = self.both = 0  # requests at this share, where both sides were counted
+        self._requests = self._seconds = 0.0
+        self._windows = 0
+
+    def add(self, window: Window) -> None:
+        """One more window."""
+        if window.share is not None and window.share != self.share:
+            self.share, self.since, self.canary, self.both = window.share, 0, 0, 0
+        self.since += 1
+        stable = None if window.stable is None else window.stable.requests
+        if window.canary.requests is None or (window.stable is not None and stable is None):
+            return
+        self.canary += window.canary.requests
+        self.both += window.canary.requests + (stable or 0)
+        if window.seconds is not None:
+            self._requests += window.canary.requests + (stable or 0)
+            self._seconds += window.seconds
+            self._windows += 1
+
+    @property
+    def per_window(self) -> float | None:
+        """The whole service's requests in a window; None where the windows' times are not known."""
+        return self._requests / self._windows if self._windows else None
+
+
+def begin(ramp: Ramp, per_window: float) -> float:
+    """The share to begin with: the largest level at which a wholly bad canary hurts no more than the budget."""
+    return float(_level(ramp, per_window, np.array(1.0)))
+
+
+def level(ramp: Ramp, per_window: float, upper: npt.ArrayLike) -> Floats:
+    """The largest level for canaries whose share of bad requests is at most `upper`, never above `most`."""
+    return _level(ramp, per_window, np.asarray(upper, dtype=float))
+
+
+def _level(ramp: Ramp, per_window: float, upper: Floats) -> Floats:
+    levels = np.append(LEVELS[ramp.most > LEVELS], ramp.most) if ramp.most <= LEVELS[-1] else LEVELS
+    if ramp.most > LEVELS[-1]:
+        levels = np.append(LEVELS, ramp.most)
+    room = ramp.budget / np.maximum(per_window * FOUND_IN * np.maximum(upper, 1e-6), 1e-9)
+    place = np.searchsorted(levels, room + 1e-12, side="right") - 1
+    out: Floats = levels[np.maximum(place, 0)]
+    return out
+
+
+def wider(evidence: Evidence, state: State, readings: Readings, place: Place) -> float | None:
+    """The share that the canary may have now, None when it stays; the verdict is then `open`."""
+    policy = evidence.policy
+    deciding = np.array([not m.observe for m in policy.metrics])
+    if place.share is None or (state.silent > 0)[deciding].any():
+        return None
+    if policy.shares:
+        following = next((share for share in policy.shares if share > place.share + 1e-9), None)
+        requests = state.sums[: len(deciding), REQUESTS]
+        half_way = (readings.favour >= evidence.log_needed_for / 2) & (requests >= policy.min_requests)
+        failing = readings.against >= evidence.log_needed_against
+        return following if (half_way & ~failing)[deciding].all() else None
+    if policy.ramp is None or place.per_window is None or place.since < SETTLED:
+        return None
+    if (readings.against >= math.log(DOUBTFUL))[deciding].any():
+        return None
+    upper = float(evidence.interval(state)[1][deciding].max())
+    found = float(_level(policy.ramp, place.per_window, np.array(upper)))
+    return found if found > place.share + 1e-9 else None
