@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +134,7 @@ def test_a_run_whose_tasks_were_deleted_ends_with_a_sentence(ending: Ending, rec
     ending.settle()
     with pytest.raises(ReleaseFailed, match="the run was ended before it came to a decision"):
         ending.report()
+    assert (ending.last.phase, record.outcome, record.cause) == (Phase.SETTLED, "failed", "refused")
 
 
 def test_what_cannot_be_settled_keeps_the_lease_and_is_told_first(
@@ -167,24 +169,31 @@ def test_what_another_release_has_taken_since_is_told_by_the_record(ending: Endi
 def test_a_cluster_that_is_away_leaves_the_record(ending: Ending, record: Record) -> None:
     ending.claims(turned_back)
     ending.settle()
+    before = (record.outcome, record.reason, record.cause, record.ended)
     ending.kube.fault("get", "leases", status=503, times=50)
     with pytest.raises(RolledBack, match="9 of 30"):
         ending.report()
+    assert (record.outcome, record.reason, record.cause, record.ended) == before
+    assert record.cause == Cause.EVIDENCE
 
 
 @pytest.mark.parametrize(
-    ("states", "xcoms", "rollout", "line"),
+    ("states", "xcoms", "rollout", "outcome"),
     [
-        (BUILT, {}, "none", "published; no traffic was moved."),
-        ({"resolve": "success"}, {("resolve", "resolved"): {"nothing_new": True}}, "auto", "nothing new."),
+        (BUILT, {}, "none", "published"),
+        ({"resolve": "success"}, {("resolve", "resolved"): {"nothing_new": True}}, "auto", "nothing_new"),
+        (BUILT, {}, "auto", None),
     ],
 )
 def test_a_run_that_claims_nothing_ends_well_when_it_did_what_it_was_to_do(
-    ending: Ending, record: Record, ti: Any, states: Any, xcoms: Any, rollout: str, line: str
+    ending: Ending, record: Record, ti: Any, states: Any, xcoms: Any, rollout: str, outcome: str | None
 ) -> None:
     ti.states, ti.xcoms = {**states, "claim": "skipped", "settle": "skipped"}, xcoms
     ending.context["params"]["rollout"] = rollout
-    assert ending.report().endswith(line)
+    with nullcontext() if outcome else pytest.raises(ReleaseFailed):
+        ending.report()
+    assert record.outcome == (outcome or "failed")
+    assert ending.kube.leases.read("models", "digits") is None
 
 
 @pytest.mark.parametrize("failed", ["resolve", "export", "archive", "publish", "claim"])

@@ -266,19 +266,29 @@ def test_a_pod_that_ends_well_and_leaves_nothing_is_a_fault(
 def test_a_gate_that_failed_in_the_pod_fails_the_task_after_it_is_recorded(
     context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from model_release.build import evaluate
-
     stable_is(monkeypatch, None)
     kept: list[Any] = []
     monkeypatch.setattr(records, "change", lambda _spec, _run, edit: kept.append(edit))
-    monkeypatch.setattr(evaluate, "check", lambda _: (_ for _ in ()).throw(EvaluationFailed("accuracy 0.5")))
-    ended(monkeypatch, pod=None, left={"passed": False})
+    gates = [
+        {"passed": True, "sentence": "recall 0.95 of 0.9"},
+        {"passed": False, "sentence": "accuracy 0.5, and 0.9 at least was asked for"},
+    ]
+    answered = {
+        "passed": False,
+        "gates": gates,
+        "data": {"images": 300, "uri": LIMITS["data"]},
+        "candidate": {"version": "0123456789abcdef"},
+    }
+    ended(monkeypatch, pod=None, left=answered)
     task = EvaluateInPod(task_id="evaluate", spec=model(), root=PROJECT)
-    with pytest.raises(EvaluationFailed):
+    with pytest.raises(
+        EvaluationFailed, match=r"0123456789abcdef on 300 images of .*: accuracy 0\.5, and 0\.9"
+    ) as failed:
         task.trigger_reentry(context, {"status": "success"})
+    assert "recall" not in str(failed.value)
     record = SimpleNamespace(evaluation=None)
     kept[0](record)
-    assert record.evaluation == {"passed": False}
+    assert record.evaluation == answered
     assert ("evaluate", "return_value") not in context["ti"]
 
 

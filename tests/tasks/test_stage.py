@@ -17,9 +17,9 @@ from model_release.cluster.inference_service import InferenceService, InferenceS
 from model_release.cluster.lease import Lease
 from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Phase, Release, Watched
-from model_release.errors import CanaryLost, ClusterUnavailable
+from model_release.errors import CanaryLost, ClusterUnavailable, VersionDamaged
 from model_release.spec import ModelSpec
-from model_release.tasks import records
+from model_release.tasks import connections, records
 from model_release.tasks.claim import ClaimService
 from model_release.tasks.run import Run
 from model_release.tasks.serve import Stage
@@ -41,8 +41,7 @@ def stage(kube: Kube, spec: ModelSpec, context: Any, ti: Any, monkeypatch: pytes
     assert isinstance(kube.leases.acquire("models", "digits", released.owner, "r1"), Lease)
     released.note(baseline=rollout.baseline_of(None, wanted(spec, "v1")))
     task = Stage(task_id="stage", spec=spec, root=PROJECT)
-    monkeypatch.setattr(task, "verify", lambda _: None)
-
+    monkeypatch.setattr(connections, "store", lambda _: SimpleNamespace(version=lambda version: None))
     monkeypatch.setattr("model_release.tasks.serve.foresee", lambda *_: {})
 
     def waits(version: str = "v1") -> Any:
@@ -109,6 +108,22 @@ def by_hand(kube: Kube) -> None:
         {"spec": {"predictor": {"terminationGracePeriodSeconds": 7}}},
         field_manager="somebody", _content_type="application/merge-patch+json",
     )  # fmt: skip
+
+
+def test_a_version_that_was_changed_since_it_was_published_is_not_staged(
+    kube: Kube, stage: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = list[str]()
+
+    def damaged(version: str) -> None:
+        asked.append(version)
+        raise VersionDamaged("model.mar is not what was published")
+
+    monkeypatch.setattr(connections, "store", lambda _: SimpleNamespace(version=damaged))
+    with pytest.raises(VersionDamaged, match="is not what was published"):
+        stage("v1")
+    assert asked == ["v1"]
+    assert kube.services.get("models", "digits") is None
 
 
 async def test_what_another_hand_adds_ends_the_wait(kube: Kube, stage: Callable[..., Any]) -> None:
