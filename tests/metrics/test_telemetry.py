@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 
+from model_release.cluster.release import Cause
+from model_release.release.outcome import BEFORE_TRAFFIC, REFUSED
 from model_release.tasks import telemetry
 
 from .conftest import Statsd, off
@@ -45,7 +47,7 @@ def test_a_promoted_release(statsd: Statsd) -> None:
     assert used > 3
     telemetry.released(made)
     seen = exported(statsd)
-    assert value(seen, "ended_total", **MODEL, outcome="promoted") == 1
+    assert value(seen, "ended_total", **MODEL, outcome="promoted", cause="none") == 1
     assert value(seen, "duration_seconds_sum", **MODEL, outcome="promoted") == pytest.approx(68 + 10 * used)
     stages = {"build": 60, "smoke": 5, "watch_25": 10 * used, "bake": 2, "report": 1}
     for stage, seconds in stages.items():
@@ -67,7 +69,7 @@ def test_a_release_that_was_caught(statsd: Statsd) -> None:
     assert made.steps[0]["verdict"]["decision"] == "rollback"
     telemetry.released(made)
     seen = exported(statsd)
-    assert value(seen, "ended_total", **MODEL, outcome="rolled_back") == 1
+    assert value(seen, "ended_total", **MODEL, outcome="rolled_back", cause="none") == 1
     assert value(seen, "caught_total", **MODEL, percent="25") == 1
     assert value(seen, "decision_seconds_count", **MODEL, percent="25", decision="rollback") == 1
     assert value(seen, "stage_seconds_sum", **MODEL, stage="settle") == pytest.approx(2)
@@ -75,11 +77,23 @@ def test_a_release_that_was_caught(statsd: Statsd) -> None:
         assert value(seen, "tests_reached_total", **MODEL, level=f"{level:g}") == 1
 
 
+@pytest.mark.parametrize("cause", [*Cause, BEFORE_TRAFFIC, REFUSED])
+def test_what_ended_a_release_is_told_in_a_word(statsd: Statsd, cause: str) -> None:
+    """Each of them is in the docs, so that an alarm can name it."""
+    made = record("d", bad=0, outcome="promoted")
+    made.finish("rolled_back", "why", str(made.ended), cause)
+    telemetry.released(made)
+    word = str(cause).replace(" ", "_")
+    assert value(exported(statsd), "ended_total", **MODEL, outcome="rolled_back", cause=word) == 1
+    (line,) = (line for line in DOCS.read_text().splitlines() if line.startswith("| `model_release.ended` "))
+    assert re.search(rf"\b{word}\b", line)
+
+
 def test_two_releases_add_up(statsd: Statsd) -> None:
     for name in ("a", "b"):
         telemetry.released(record(name, bad=0, outcome="promoted"))
     seen = exported(statsd)
-    assert value(seen, "ended_total", **MODEL, outcome="promoted") == 2
+    assert value(seen, "ended_total", **MODEL, outcome="promoted", cause="none") == 2
     assert value(seen, "stage_seconds_sum", **MODEL, stage="build") == pytest.approx(120)
     assert value(seen, "stage_seconds_bucket", **MODEL, stage="build", le="30") == 0
     assert value(seen, "stage_seconds_bucket", **MODEL, stage="build", le="60") == 2
@@ -91,7 +105,7 @@ def test_a_release_that_came_to_nothing(statsd: Statsd) -> None:
     made.finish("failed", "the export ended", str(made.ended))
     telemetry.released(made)
     seen = exported(statsd)
-    assert value(seen, "ended_total", **MODEL, outcome="failed") == 1
+    assert value(seen, "ended_total", **MODEL, outcome="failed", cause="none") == 1
     assert [given["stage"] for name, given, _ in seen if name.endswith("stage_seconds_count")] == ["build"]
 
 
