@@ -20,9 +20,10 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections, driving
 from model_release.tasks.ask import BACK, PROMOTE
 from model_release.tasks.run import Run
+from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import CanaryTrigger
 
-from .cluster import ending, moment
+from .cluster import Kube, ending, moment
 from .test_canary import CANARY, OPEN, OPENED, World, answer, deferred, event, sensor, window, world
 from .test_canary_trigger import Drive
 
@@ -214,3 +215,16 @@ def test_who_wants_the_canary_closed_waits_for_no_past(
     deferred(sensor(spec, "before_promote").ended, context, asking)
     sensor(spec, "before_promote").answered(context, answer(chosen, "because"))
     assert len(reads) == asks
+
+
+def test_the_claim_is_one_moment_however_often_the_lease_is_renewed(
+    kube: Kube, spec: ModelSpec, context: dict[str, Any]
+) -> None:
+    released = ReleasedService(spec, Run.of(context, spec))
+    kube.leases.acquire("models", "digits", released.owner, "r")
+    first = released.claimed()
+    kube.leases.renew("models", "digits", released.owner, "triggerer")
+    released.note(canary="digits-00002")
+    assert kube.leases.acquire("models", "digits", released.owner, "r")
+    assert released.claimed() == first
+    assert first.tzinfo is not None
