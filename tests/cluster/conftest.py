@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi
 from tests.patience import LIMIT
-from tests.releases import left
+from tests.releases import OWNER, left
 
 from model_release.cluster import manifest as manifests
 from model_release.cluster import rollout
@@ -139,7 +139,7 @@ class Live:
         asked = wanted(version, **self.service)
         if baseline is None:
             baseline = rollout.baseline_of(self.services.get("models", "digits"), asked)
-        template = rollout.stage(self.services, asked, baseline).template_digest
+        template = rollout.stage(self.services, asked, baseline, by=OWNER.identity).template_digest
         progress = self.until(partial(rollout.assess_staged, wanted=asked, baseline=baseline, template=template))
         assert progress.state is State.READY, progress
         return baseline, rollout.canary_of(self.get(), baseline)

@@ -356,6 +356,33 @@ def test_a_promotion_that_somebody_else_took_back_meanwhile_is_not_done(live: An
     assert live.door.most(R2) == 30
 
 
+def made_anew(live: Any) -> None:
+    """By another hand, with revisions of the very names and shares."""
+    live.services.delete(live.get())
+    live.until(lambda now: Progress(State.WAITING if now else State.READY, ""))
+    live.released("v3")
+    _, canary = live.stage("v4")
+    live.shift(canary, 30)
+
+
+def test_17_3_a_canary_of_that_name_in_a_service_made_anew_cannot_be_promoted(live: Any) -> None:
+    """Number 3."""
+    opened(live)
+    made_anew(live)
+    with pytest.raises(CanaryLost, match="was deleted and made anew: it has no canary of this release"):
+        promote(live)
+    assert live.door.now == {R1: 70, R2: 30}
+
+
+def test_17_3_after_the_release_nothing_goes_back_to_a_name_in_a_service_made_anew(live: Any) -> None:
+    """Number 3."""
+    promoted(live)
+    made_anew(live)
+    with pytest.raises(CanaryLost, match="no earlier revision's template is on record"):
+        roll_back(live)
+    assert live.door.now == {R1: 70, R2: 30}
+
+
 def test_what_cannot_be_brought_back_is_told_at_once(live: Any) -> None:
     opened(live)
     live.services.delete(live.get())

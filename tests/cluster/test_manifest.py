@@ -74,7 +74,7 @@ def test_the_whole_manifest(model: Callable[..., ModelSpec]) -> None:
             "model": {
                 "modelFormat": {"name": "pytorch"},
                 "protocolVersion": "v1",
-                "runtime": "kserve-torchserve",
+                "runtime": "model-release-torchserve",
                 "storageUri": "s3://models/digits/versions/abc/",
                 "resources": {
                     "requests": {"cpu": "1000m", "memory": "1Gi"},
@@ -130,14 +130,22 @@ def test_a_base_that_is_missing_is_refused(tmp_path: Path) -> None:
         manifests.load_base(tmp_path / "none.yaml")
 
 
-def test_the_runtime_of_this_repository_is_taken(live: Any) -> None:
-    """By the name that model files have by default, before KServe's own with image 0.9.0."""
-    runtime = yaml.safe_load((MANIFESTS / "serving_runtime.yaml").read_text())
+@pytest.mark.parametrize(
+    ("file", "service", "image"),
+    [
+        ("serving_runtime_own.yaml", {}, "registry.example.com/model-release-serving@sha256:" + 64 * "0"),
+        ("serving_runtime.yaml", {"runtime": "kserve-torchserve"}, "pytorch/torchserve-kfs:0.12.0"),
+    ],
+)
+def test_the_runtime_of_this_repository_is_taken(live: Any, file: str, service: dict[str, Any], image: str) -> None:
+    """The one that model files name by default, and the other before KServe's own of that name, with image 0.9.0."""
+    live.service = service
+    runtime = yaml.safe_load((MANIFESTS / file).read_text())
     api = CustomObjectsApi(live.client)
     api.create_namespaced_custom_object("serving.kserve.io", "v1alpha1", "models", "servingruntimes", runtime)
     (revision,) = live.released("v1")
     made = api.get_namespaced_custom_object("serving.knative.dev", "v1", "models", "revisions", revision)
     container = made["spec"]["containers"][0]
-    assert container["image"] == "pytorch/torchserve-kfs:0.12.0"
+    assert container["image"] == image
     assert container["readinessProbe"]["httpGet"]["path"] == "/v1/models/digits"
     assert container["resources"]["limits"] == {"cpu": "1", "memory": "1Gi"}, "the API's form"

@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+from tests.releases import OWNER
 
 from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary, Kind
@@ -57,7 +58,7 @@ def test_a_first_deployment_that_was_never_proven_gives_way_to_another(live: Any
     baseline, unproven = live.stage("v1")
     template, wanted = live.get().template_digest, asked("v2", **live.service)
     before = replace(baseline, created=unproven.revision)
-    written = rollout.stage(live.services, wanted, before, template).template_digest
+    written = rollout.stage(live.services, wanted, before, template, by=OWNER.identity).template_digest
     progress = live.until(partial(rollout.assess_staged, wanted=wanted, baseline=before, template=written))
     assert progress.state is State.READY, progress
     assert progress.revision != unproven.revision
@@ -238,7 +239,8 @@ def test_another_hand_is_named(live: Any, change: dict[str, Any], said: str) -> 
         rollout.promote(live.services, canary, 10)
 
 
-def test_made_anew_under_the_same_name_is_lost(live: Any, asked: Asked) -> None:
+def test_17_3_made_anew_under_the_same_name_is_lost(live: Any, asked: Asked) -> None:
+    """Number 3."""
     live.released("v1")
     baseline, canary = live.stage("v2")
     live.services.delete(live.get())

@@ -239,7 +239,8 @@ def test_a_service_that_was_there_is_never_deleted(live: Any, asked: Asked) -> N
         live.settle(found)
 
 
-def test_a_service_made_anew_is_another_ones(live: Any) -> None:
+def test_17_3_a_service_made_anew_is_another_ones(live: Any) -> None:
+    """Number 3: of another name than its baseline's."""
     live.released("v1")
     with pytest.raises(NotSettled, match="made anew by another hand"):
         live.settle(Baseline(uid="another", revision="digits-predictor-00007", template={}))

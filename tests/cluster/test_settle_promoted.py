@@ -126,6 +126,23 @@ def test_a_first_deployment_that_went_live_outlives_what_its_run_staged_afterwar
     assert live.door.history[mark:] == [{canary.revision: 100}]
 
 
+def test_17_3_a_first_deployment_that_was_made_anew_is_not_known_by_its_revisions_name(live: Any, asked: Asked) -> None:
+    """Number 3: it went live as 00001, which in the service of another hand is a version that this release never saw,
+    beside the one that its users have."""
+    baseline, canary = live.stage("v1")
+    made = live.get().uid
+    live.services.delete(live.get())
+    live.until(lambda now: Progress(State.WAITING if now else State.READY, ""))
+    live.released("v2")
+    other, theirs = live.stage("v3")
+    live.shift(theirs, 30)
+    before = live.get().raw["spec"]
+    with pytest.raises(NotSettled, match="was deleted and made anew by another hand; left as it is"):
+        live.settle(baseline, canary.revision, promoted=True, created=made)
+    assert live.get().raw["spec"] == before
+    assert live.door.now == {other.revision: 70, theirs.revision: 30}
+
+
 def test_promoted_and_the_write_never_happened(live: Any) -> None:
     """The verdict was promote, and the worker died before the write: rolled back, which is always safe."""
     live.released("v1")

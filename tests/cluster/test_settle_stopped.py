@@ -7,7 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from tests.releases import OWNER
 
+from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary
 from model_release.cluster.inference_service import STOP
 from model_release.cluster.progress import Progress, State
@@ -94,24 +96,36 @@ def test_a_stopped_service_whose_stable_template_nobody_knows_is_an_incident(liv
         live.settle(replace(baseline, template=None), canary.revision)
 
 
-@pytest.mark.parametrize("known", [True, False])
-def test_only_the_service_that_this_release_made_is_deleted_with_it(live: Any, asked: Any, known: bool) -> None:
-    """A first deployment that never came up; the second was made under its name by another release meanwhile."""
-    from model_release.cluster import rollout
-
-    made = rollout.stage(live.services, asked("v1"), Baseline())
+@pytest.mark.parametrize("recorded", [True, False])
+@pytest.mark.parametrize("whose", [OWNER.identity, "laptop/release_digits/run-2", ""])
+def test_17_2_only_the_service_that_this_release_made_is_deleted_with_it(
+    live: Any, asked: Any, whose: str, recorded: bool
+) -> None:
+    """Number 2: a first deployment that never came up was deleted, and another hand's is under its name meanwhile: of
+    the same version, as a backup would bring it. `recorded` False: its try died before it could note the uid."""
+    made = rollout.stage(live.services, asked("v1"), Baseline(), by=OWNER.identity)
     live.services.delete(made)
     wait_gone(live)
-    other = rollout.stage(live.services, asked("v2"), Baseline())
-    assert other.uid != made.uid
-    created = made.uid if known else other.uid
-    said = live.settle(Baseline(), created=created)
-    if known:
-        assert said == "InferenceService models/digits was made by another hand; left as it is"
-        assert live.get().uid == other.uid
-    else:
+    other = rollout.stage(live.services, asked("v1"), Baseline(), by=whose)
+    mine = whose == OWNER.identity
+    said = live.settle(Baseline(), created=(other if mine else made).uid if recorded else None)
+    if mine:
         assert said == "models/digits does not exist; no traffic to settle"
         assert live.services.get("models", "digits") is None
+    else:
+        assert said == "InferenceService models/digits was made by another hand; left as it is"
+        assert live.get().uid == other.uid
+
+
+def test_17_2_what_another_hand_restores_after_the_claim_is_not_taken_for_ones_own(live: Any, asked: Any) -> None:
+    """Number 2: the very version that is to be released, so that nothing of the template would show it."""
+    rollout.stage(live.services, asked("v1"), Baseline())
+    with pytest.raises(CanaryLost, match="was made by another hand after it was claimed"):
+        rollout.stage(live.services, asked("v1"), Baseline(), by=OWNER.identity)
+    assert live.get().raw["metadata"]["generation"] == 1
+    assert live.get().made_by == ""
+    known = live.get().uid
+    assert rollout.stage(live.services, asked("v1"), Baseline(), by=OWNER.identity, created=known).uid == known
 
 
 def wait_gone(live: Any) -> None:

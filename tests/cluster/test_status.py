@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -206,6 +207,56 @@ def test_no_baseline_in_the_midst_of_a_roll_out() -> None:
     assert rollout.baseline_of(isvc, asked("v3")).revision == R2
     with pytest.raises(ClusterUnavailable, match="in the midst of a roll-out"):
         rollout.baseline_of(midst, asked("v3"))
+
+
+SERVED = EXAMPLES["05-promoted"]
+COMPONENT = SERVED["components"]["predictor"]
+ILL = [{**one, "status": "False"} if one["type"] != "Stopped" else one for one in SERVED["conditions"]]
+
+
+@pytest.mark.parametrize(
+    ("status", "stopped", "said"),
+    [
+        ({**SERVED, "components": {}}, "true", "is stopped"),
+        ({}, "true", "is stopped"),
+        ({}, None, "no revision of it was ever ready"),
+        ({"components": None}, None, "no revision of it was ever ready"),
+        ({"components": {"predictor": {**COMPONENT, "latestRolledoutRevision": ""}}}, None, "no revision of it was"),
+        ({**SERVED, "conditions": ILL}, None, None),
+        ({**SERVED, "conditions": []}, None, None),
+        ({**SERVED, "modelStatus": {"states": {"activeModelState": "", "targetModelState": ""}}}, None, None),
+        ({**SERVED, "components": {"predictor": {**COMPONENT, "traffic": []}}}, None, None),
+    ],
+    ids=[
+        "stopped", "stopped, no status", "no status", "components null", "rolled out: empty",
+        "scaled to nothing: not ready", "no conditions", "no model state", "no traffic",
+    ],
+)  # fmt: skip
+def test_17_1_what_exists_is_never_a_first_deployment(status: Any, stopped: str | None, said: str | None) -> None:
+    """Number 1: an unproven version would get all of the traffic at once. It is refused with the way out, or stands
+    beside what serves."""
+    there = service(status, "v2")
+    if stopped is not None:
+        there.raw["metadata"]["annotations"] = {"serving.kserve.io/stop": stopped}
+    if said is not None:
+        with pytest.raises(ClusterRefused, match=said) as refused:
+            rollout.baseline_of(there, asked("v3"))
+        assert ("start it first" if stopped else "see that it serves, or delete it") in str(refused.value)
+        return
+    found = rollout.baseline_of(there, asked("v3"))
+    assert (found.uid, found.revision) == ("u", R2)
+
+
+def test_17_1_a_status_that_is_lost_after_the_claim_makes_no_first_deployment() -> None:
+    """Number 1: KServe holds users off a new template by the revision that its status calls rolled out; without one the
+    template's revision would have everything, whatever share the spec says."""
+    there = service({}, "v2")
+    writes: list[Any] = []
+    services: Any = SimpleNamespace(get=lambda *_: there, patch=lambda *args, **_: writes.append(args))
+    claimed = rollout.baseline_of(service(SERVED, "v2"), asked("v3"))
+    with pytest.raises(ClusterUnavailable, match=f"which revision is rolled out, and was {R2} when it was claimed"):
+        rollout.stage(services, asked("v3"), claimed)
+    assert writes == []
 
 
 def test_promoted_example() -> None:

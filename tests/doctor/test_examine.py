@@ -14,10 +14,10 @@ from tests.tasks.conftest import SPEC
 from model_release.cluster.lease import GUARD
 from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
-from model_release.doctor import cluster as doctor
 from model_release.errors import ClusterUnavailable
 from model_release.metrics import Presence
 from model_release.spec import ModelSpec
+from model_release.spec.judge import Metric
 from sandbox.kube.faults import Fault, Match
 
 from .world import deployed
@@ -90,14 +90,33 @@ def test_a_missing_permission_is_named_with_the_manifest_that_gives_it(
     assert "kubectl apply -n models -f include/manifests/role.yaml" in line
 
 
-def test_t1_a_runtime_that_turns_a_clients_fault_into_the_models_is_told(kube: Any, world: World) -> None:
-    """T1: KServe's own wrapper, which the default runtime's image has. One of this project's own is silent."""
-    (_, told) = found(world)["runtime"]
-    assert told.level is Level.WARNING
-    assert "turns a client's 400 into 500" in told.sentence
-    assert "serving_runtime_own.yaml" in str(told.cure)
-    own = {"spec": {"containers": [{"image": "registry.example.com/model-release-serving@sha256:0"}]}}
-    assert list(doctor._wrapped("ServingRuntime models/own", own, world.spec)) == []
+@pytest.mark.parametrize(
+    ("judged", "refused"),
+    [
+        ({}, True),
+        ({"codes": "500"}, True),
+        ({"codes": "503"}, False),
+        ({"codes": "4xx"}, False),
+        ({"observe": True}, False),
+    ],
+)
+def test_t1_a_runtime_that_turns_a_clients_fault_into_the_models_is_refused(
+    kube: Any, world: World, judged: dict[str, Any], refused: bool
+) -> None:
+    """Number 14, T1: KServe's own wrapper, where a limit on 500 would count a bad picture. The default runtime is this
+    project's own, and silent."""
+    (own,) = found(world)["runtime"]
+    assert (own.level, own.sentence) == (Level.OK, "ClusterServingRuntime model-release-torchserve")
+    metrics = [Metric.model_validate({"name": "errors", "max_rate": 0.1, **judged})]
+    service = world.spec.service.model_copy(update={"runtime": "kserve-torchserve"})
+    judge = world.spec.judge.model_copy(update={"metrics": metrics})
+    spec = world.spec.model_copy(update={"service": service, "judge": judge})
+    there, *told = found(replace(world, spec=spec))["runtime"]
+    assert there.sentence == "ClusterServingRuntime kserve-torchserve"
+    assert [one.level for one in told] == [Level.ERROR] * refused
+    for one in told:
+        assert "turns a client's 400 into 500" in one.sentence
+        assert "serving_runtime_own.yaml" in one.cure
 
 
 def test_a_frozen_service_is_told_with_the_way_to_lift_it(kube: Any, world: World) -> None:

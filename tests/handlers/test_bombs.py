@@ -107,7 +107,8 @@ def in_a_child(raw: bytes) -> Any:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-def test_a_bomb_is_refused_before_it_is_decoded(name: str) -> None:
+def test_17_20_a_bomb_is_refused_before_it_is_decoded(name: str) -> None:
+    """Number 20."""
     raw, reason = BOMBS[name]
     found = in_a_child(raw)
     assert found["said"].startswith("refused: ")

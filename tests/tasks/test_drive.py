@@ -328,7 +328,8 @@ def test_a_roll_back_that_does_not_take_effect_ends_with_a_word(scene: Scene, mo
         drive.look(began + timedelta(minutes=11))
 
 
-def test_a_dead_canary_is_taken_back_and_let_go_in_the_look_that_sees_it(scene: Scene) -> None:
+def test_17_6_a_dead_canary_is_taken_back_and_let_go_in_the_look_that_sees_it(scene: Scene) -> None:
+    """Number 6."""
     drive = scene.drive()
     until(drive, lambda: scene.at(25).looks)
     dies(scene, "v2")
@@ -336,6 +337,21 @@ def test_a_dead_canary_is_taken_back_and_let_go_in_the_look_that_sees_it(scene: 
     assert drive.done is not None
     assert drive.done.decision == "rollback"
     assert drive.done.reason.startswith(f"{NEW} is dead: ")
+    assert scene.serving == {STABLE: 100}
+
+
+def test_17_6_a_canary_that_dies_while_it_is_opened_is_closed_at_the_next_look(scene: Scene) -> None:
+    """Number 6: nobody waits for a share that a dead revision keeps from acting, nor for a first window."""
+    drive = scene.drive()
+    drive.look()
+    assert scene.kube.live().canary_percent == 25
+    dies(scene, "v2")
+    drive.look()
+    assert scene.kube.live().canary_percent == 0, "written in the look that saw it"
+    until(drive, lambda: drive.done)
+    assert drive.done is not None
+    assert (drive.done.decision, drive.done.reason.startswith(f"{NEW} is dead: ")) == ("rollback", True)
+    assert scene.at(25).looks == 0
     assert scene.serving == {STABLE: 100}
 
 

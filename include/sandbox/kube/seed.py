@@ -1,4 +1,4 @@
-"""What is in the cluster before anybody writes: namespaces, KServe's configuration, its TorchServe runtime."""
+"""What is in the cluster before anybody writes: namespaces, KServe's configuration, the TorchServe runtimes."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ TORCHSERVE: Manifest = {
                 },
             }
         ],
+    },
+}
+
+# include/manifests/serving_runtime_own.yaml, as a sandbox's pods run it: their front passes TorchServe's statuses on.
+OWN: Manifest = {
+    "metadata": {**TORCHSERVE["metadata"], "name": "model-release-torchserve"},
+    "spec": {
+        **TORCHSERVE["spec"],
+        "supportedModelFormats": [{"name": "pytorch", "version": "1", "autoSelect": False}],
+        "containers": [{**TORCHSERVE["spec"]["containers"][0], "image": "model-release-serving"}],
     },
 }
 
@@ -96,7 +106,8 @@ def plant(registry: Registry, domain: str, namespaces: tuple[str, ...]) -> None:
         ),
     }
     _create(registry, CONFIGMAPS, KSERVE_NAMESPACE, {"metadata": {"name": CONFIG_NAME}, "data": config})
-    _create(registry, CLUSTER_RUNTIMES, "", TORCHSERVE)
+    for runtime in (TORCHSERVE, OWN):
+        _create(registry, CLUSTER_RUNTIMES, "", runtime)
     _create(registry, CRDS, "", _crd())
 
 

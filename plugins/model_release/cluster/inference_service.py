@@ -28,6 +28,8 @@ _NOT_READY = re.compile(r'Revision "([^"]+)" failed to become ready')
 
 # KServe deletes what serves, and starts anew when it is gone or false.
 STOP = "serving.kserve.io/stop"
+# Whose release created it: its uid is known only when the API server has answered.
+MADE_BY = "model-release/created-by"
 
 Template = dict[str, Any]
 
@@ -94,6 +96,11 @@ class InferenceService:
     @property
     def labels(self) -> dict[str, str]:
         return dict(self.raw["metadata"].get("labels") or {})
+
+    @property
+    def made_by(self) -> str:
+        """Whose release created it; empty where none did."""
+        return self.annotations.get(MADE_BY, "")
 
     @property
     def being_deleted(self) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic, tell_unmoved
 from model_release.cluster.dead import and_frozen
-from model_release.cluster.inference_service import STOP, InferenceService, InferenceServices, Template
+from model_release.cluster.inference_service import MADE_BY, STOP, InferenceService, InferenceServices, Template
 from model_release.cluster.manifest import MANAGED_BY, Manifest, without_none
 from model_release.cluster.manifest import mode_of as mode_asked
 from model_release.cluster.modes import mode_named, mode_of
@@ -97,7 +97,13 @@ def stable_template(live: InferenceService, known: Baseline | None) -> Template 
 
 
 def stage(
-    services: InferenceServices, wanted: Manifest, baseline: Baseline, template: str | None = None
+    services: InferenceServices,
+    wanted: Manifest,
+    baseline: Baseline,
+    template: str | None = None,
+    *,
+    by: str = "",
+    created: str | None = None,
 ) -> InferenceService:
     """Bring `wanted` into the cluster without giving it a user's request: created, or as a new template at 0 %.
 
@@ -107,10 +113,14 @@ def stage(
 
     Args:
         template: the `template_digest` of what an earlier try wrote, where that is on record.
+        by: whose release it is; a service that it creates carries that, so that a try that dies before it could record
+            the uid is still known by it.
+        created: the uid of the service that an earlier try created, where that is on record.
 
     Raises:
-        CanaryLost: the service that was claimed is gone, was made anew, or got another template by another hand.
-        As `plan_change`; ClusterUnavailable when nothing could be written.
+        CanaryLost: the service that was claimed is gone, was made anew, or got another template by another hand; one
+            is there that was not when the service was claimed.
+        As `plan_change`; ClusterUnavailable when nothing could be written, or KServe does not say what is rolled out.
     """
     namespace, name = wanted["metadata"]["namespace"], wanted["metadata"]["name"]
 
@@ -120,14 +130,24 @@ def stage(
             if baseline.uid is not None:
                 raise CanaryLost(f"InferenceService {namespace}/{name} was deleted after it was claimed")
             whole = without_none(wanted)
+            if by:
+                whole["metadata"].setdefault("annotations", {})[MADE_BY] = by
             mode_named(mode_asked(wanted)).check_kept(lambda: services.create(whole, dry_run=True), wanted)
             return services.create(whole)
         if baseline.uid not in (None, live.uid):
             raise CanaryLost(f"InferenceService {live.key} was deleted and made anew after it was claimed")
         if told := tell_stopped(live, baseline.started):
             raise CanaryLost(f"{told}, after it was claimed")
+        if baseline.uid is None and live.uid != created and live.made_by != by:
+            raise CanaryLost(f"InferenceService {live.key} was made by another hand after it was claimed")
+        if baseline.revision is not None and live.rolled_out is None:
+            # KServe holds users off a new template by that revision alone.
+            raise ClusterUnavailable(
+                f"InferenceService {live.key}: its status does not say any more which revision is rolled out, and was "
+                f"{baseline.revision} when it was claimed; nothing can be staged beside it"
+            )
         # What is there although nothing was when the service was claimed, an earlier try left, and nobody proved.
-        first = live.rolled_out is None or baseline.uid is None
+        first = baseline.revision is None
         patch = mode_of(live).stage_patch(live, wanted, plan_change(live, wanted), first=first)
         _check_ours_or_as_claimed(live, wanted, baseline, template)
         if patch is None:

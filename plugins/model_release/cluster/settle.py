@@ -95,7 +95,8 @@ def _step(
         if baseline.revision is None:
             return Progress(State.READY, f"{key} does not exist; no traffic to settle")
         return Progress(State.FAILED, f"InferenceService {key} was deleted; {baseline.revision} is gone with it")
-    if baseline.uid not in (None, live.uid):
+    known = baseline.uid or (release.created if release.promoted else None)
+    if known not in (None, live.uid):
         return Progress(
             State.FAILED, f"InferenceService {key} was deleted and made anew by another hand; left as it is"
         )
@@ -122,7 +123,9 @@ def _first(services: InferenceServices, live: InferenceService, release: Release
                 State.FAILED, f"{live.key} never had a proven revision, and {tell_traffic(live)} is served now"
             )
         return Progress(State.READY, f"{live.key} had no ready revision before, and has none now")
-    if live.labels.get(label) != value or release.created not in (None, live.uid):
+    # By its uid; where the try that created it died before it had recorded that, by what it wrote on it.
+    made = live.uid == release.created if release.created else live.made_by == release.owner.identity
+    if live.labels.get(label) != value or not made:
         return Progress(State.READY, f"InferenceService {live.key} was made by another hand; left as it is")
     if not live.being_deleted:
         services.delete(live)

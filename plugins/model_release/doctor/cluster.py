@@ -31,7 +31,7 @@ _PARTS = {
 # KServe splits by spec.canary, and programs its weights, from this one on.
 _STANDARD = ((0, 21), (0, 21))
 _ROLE = "model-release"
-_WRAPPER = "torchserve-kfs"
+_WRAPPER, _OWN = "torchserve-kfs", "model-release-torchserve"
 # What a service in this mode never needs, though the Role has it for those in the other one.
 _OF_THE_OTHER_MODE = {"knative": "gateway.networking.k8s.io", "standard": "serving.knative.dev"}
 _CONTROLLERS = {"KServe": ("kserve", "kserve-controller-manager"), "Knative": ("knative-serving", "controller")}
@@ -183,7 +183,7 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
         except ClusterRefused:
             hidden = True
     apply = f"kubectl apply -n {namespace}"
-    cure = f"{apply} -k include/manifests/verify, then {apply} -f include/manifests/serving_runtime.yaml"
+    cure = f"{apply} -f include/manifests/serving_runtime_own.yaml, with your image, for service.runtime: {_OWN}"
     if hidden:
         yield warning("runtime", f"this account may not see whether {name} exists", f"if it does not: {cure}")
     else:
@@ -194,13 +194,15 @@ def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Fi
     """KServe's own wrapper of TorchServe raises for each answer that is no success, and so a picture that a client's
     fault made unreadable (400) reaches the gateway as the model's (500): kserve/kserve#4247."""
     images = [str(one.get("image", "")) for one in runtime["spec"].get("containers") or ()]
-    counted = [metric.name for metric in spec.judge.metrics if metric.above is None and not metric.observe]
+    by_code = [metric for metric in spec.judge.metrics if metric.above is None and not metric.observe]
+    counted = ", ".join(metric.name for metric in by_code if metric.codes in (None, "500", "5xx"))
     if counted and any(_WRAPPER in image for image in images):
-        yield warning(
+        yield error(
             "runtime",
             f"{what} has KServe's wrapper ({_WRAPPER}), which turns a client's 400 into 500: unreadable pictures count "
-            f"as failures in judge.metrics {', '.join(counted)}, on both sides",
-            "include/manifests/serving_runtime_own.yaml, whose front passes statuses on",
+            f"as failures in judge.metrics {counted}, on both sides",
+            f"service.runtime: {_OWN} (include/manifests/serving_runtime_own.yaml), whose front passes statuses on; or "
+            f"observe: true for {counted}",
         )
 
 

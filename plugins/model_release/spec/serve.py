@@ -30,7 +30,7 @@ class Service(Part):
     container_concurrency: int = Field(0, ge=0, description="Requests at once for each pod; 0 for no limit.")
     timeout: PositiveDuration = timedelta(seconds=60)
     service_account: Name | None = None
-    runtime: str = Field("kserve-torchserve", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    runtime: str = Field("model-release-torchserve", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
     resources: Resources = Resources()
 
     @model_validator(mode="after")

@@ -62,7 +62,8 @@ class Stage(ReleaseOperator):
             released.record(lambda record: setattr(record, "plan", plan))
         if not now.promoted:  # what is staged again after its promotion stays promoted, where it is found so
             now = released.note(phase=Phase.STAGED, watches=(), word=None, promoted_at=None, cause=None)
-        staged = stage(released.services, wanted, baseline, now.template)
+        by, created = now.owner.identity, now.created
+        staged = stage(released.services, wanted, baseline, now.template, by=by, created=created)
         template = staged.template_digest
         released.note(template=template, created=staged.uid if baseline.uid is None else None)
         raise self._waiting(wanted, baseline, template, datetime.now(UTC) + self.spec.rollout.ready_within)
