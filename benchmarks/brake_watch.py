@@ -244,6 +244,10 @@ class Place:
                 one.watching()
             while moment == "asked" and not self.scene.claim.watches[-1].beside_question:
                 time.sleep(INTERVAL)
+            # A worker asks the question. Until the trigger looks again, nobody but the guard would see a death.
+            asked = time.time()
+            while moment == "asked" and self.watcher.looked < asked:
+                time.sleep(INTERVAL)
             while not self.watcher.has(canary):
                 time.sleep(INTERVAL / 4)
             killed = time.time()

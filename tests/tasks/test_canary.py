@@ -84,6 +84,9 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
             seen.claim = edit(self.held() if going_back else self.claim())
             return seen.claim
 
+        def claimed(self) -> datetime:
+            return OPENED
+
         def record(self, edit: Any) -> None:
             edit(seen.record)
 

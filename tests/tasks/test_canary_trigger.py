@@ -76,7 +76,7 @@ def drives(monkeypatch: pytest.MonkeyPatch) -> Any:
     return looks
 
 
-ENDED = {"decision": "promote", "reason": "0 of 300", "steps": [], "moved": []}
+ENDED = {"decision": "promote", "reason": "0 of 300", "past": None, "steps": [], "moved": []}
 
 
 async def test_it_looks_until_the_drive_is_over_and_logs_each_line(drives: Any, given: dict[str, Any]) -> None:

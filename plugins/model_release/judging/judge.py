@@ -64,6 +64,11 @@ class Judge:
         self._place = ramp.Place(policy.traffic)
 
     @property
+    def before(self) -> str:
+        """What it was told that stable did before the release, in words; nothing where it was told nothing."""
+        return self.past.told(self.policy, self._evidence.usual) if self.past is not None and self.past.windows else ""
+
+    @property
     def decided(self) -> bool:
         """Whether some window has decided; more windows then change nothing."""
         return self._cause != CONTINUE

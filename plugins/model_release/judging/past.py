@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from . import sentences
 from .policy import Policy
 from .window import EvidenceError, Side
 
@@ -23,27 +24,45 @@ LONGEST = 720  # windows; older ones say little of today
 
 @dataclass(frozen=True)
 class Past:
-    """Stable's counts by window. What could not be counted is None and is left out, never taken for 0."""
+    """Stable's counts by window. What could not be counted is None and is left out, never taken for 0. `revision` says
+    whose they are, to those who read the record."""
 
     windows: tuple[Side, ...] = ()
+    revision: str | None = None
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "past") -> Past:
         """Raises EvidenceError for counts that cannot be true; more windows than 720 lose the oldest."""
-        if not isinstance(data, Mapping) or set(data) != {"windows"}:
-            raise EvidenceError(f"{path}: a mapping with windows, and nothing else, is expected here")
+        if not isinstance(data, Mapping) or not {"windows"} <= set(data) <= {"windows", "revision"}:
+            raise EvidenceError(f"{path}: a mapping with windows, and nothing else but revision, is expected here")
+        revision = data.get("revision")
+        if revision is not None and not isinstance(revision, str):
+            raise EvidenceError(f"{path}.revision: {revision!r} is not text")
         entries = data["windows"]
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
             raise EvidenceError(f"{path}.windows: a list is expected here, not {type(entries).__name__}")
         sides = [Side.from_dict(entry, f"{path}.windows[{i}]") for i, entry in enumerate(entries)]
-        return cls(tuple(sides[-LONGEST:]))
+        return cls(tuple(sides[-LONGEST:]), revision)
 
     def to_dict(self) -> dict[str, Any]:
-        return {"windows": [side.to_dict() for side in self.windows]}
+        said = {} if self.revision is None else {"revision": self.revision}
+        return {**said, "windows": [side.to_dict() for side in self.windows]}
 
     def counts(self, policy: Policy) -> tuple[Floats, Floats]:
         """Requests (H, M) and bad requests (H, M) of the policy's metrics; NaN is no data."""
         return counts_of(self.windows, policy)
+
+    def told(self, policy: Policy, figures: Usual) -> str:
+        """In words: `0.31 % errors, bursts of 2.4, from 640 windows`. `figures` are its own by this policy."""
+        parts = []
+        for i, metric in enumerate(policy.metrics):
+            if not figures.requests[i]:
+                parts.append(f"{metric.name} not counted")
+                continue
+            bursts = (max(float(figures.dispersion[i]), 1.0) + 1) / 2
+            rate = sentences.bound(float(figures.bad[i] / figures.requests[i]))
+            parts.append(f"{rate} {metric.name}, bursts of {bursts:.2g}")
+        return f"{'; '.join(parts)}, from {sentences.plural(len(self.windows), 'window')}"
 
 
 def counts_of(sides: Sequence[Side], policy: Policy) -> tuple[Floats, Floats]:

@@ -129,6 +129,20 @@ class Record:
             },
         )
 
+    def record_past(self, past: Past | None) -> None:
+        """What the judge is told from now on of stable before the release. Steps that were judged by another past, as
+        before the run was cleared, keep theirs."""
+        told = None if past is None else past.to_dict()
+        if told != self.past:
+            for step in self.steps:
+                step.setdefault("past", self.past)
+            self.past = told
+
+    def past_of(self, step: Mapping[str, Any]) -> Past | None:
+        """What the judge of that step had been told."""
+        told = step.get("past", self.past)
+        return None if told is None else Past.from_dict(told)
+
     def record_traffic(self, time: str, task: str, percent: int, revisions: Mapping[str, int]) -> None:
         """A change of traffic as it was verified: each revision's percent after it."""
         entry = {"time": time, "task": task, "percent": percent, "revisions": dict(revisions)}
@@ -186,7 +200,6 @@ class Record:
         not to taste.
         """
         looks = []
-        past = None if self.past is None else Past.from_dict(self.past)
         for i, step in enumerate(self.steps):
             if not isinstance(step, Mapping):
                 raise RecordError(f"steps[{i}]: a mapping is expected here, not {type(step).__name__}")
@@ -201,7 +214,7 @@ class Record:
             if policy is not None:
                 recorded = _placed(policy, recorded)
                 windows = [asked_for(window, recorded) for window in windows]
-            one = Judge(recorded, past)
+            one = Judge(recorded, self.past_of(step))
             for n, window in enumerate(windows, start=1):
                 verdict = one.add(window)
                 if n == len(windows) and final and not one.decided:

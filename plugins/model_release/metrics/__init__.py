@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
+from .past import read_past
 from .profiles import PROFILES, RevisionMetrics, profile
 from .prometheus import Answer, Prometheus, Series
 from .values import ValueReader
@@ -22,6 +23,7 @@ __all__ = [
     "presence",
     "profile",
     "quantile",
+    "read_past",
     "read_windows",
     "request_rate",
 ]

@@ -13,12 +13,12 @@ from model_release.judging import Side, Window
 from model_release.metrics import samples
 from model_release.metrics.increases import Added, Ledger, Scrapes, Target, target_of
 from model_release.metrics.profiles import RevisionMetrics, code_pattern, profile
-from model_release.metrics.prometheus import Prometheus, Series, milliseconds, selector
+from model_release.metrics.prometheus import BUDGET, Prometheus, Series, milliseconds, selector
 from model_release.metrics.samples import LOOKBACK_MS, Counted
 from model_release.spec import Judge
 
-# A rebuilt reader reads a long past in parts of this length.
-PART_MS = 300_000
+# A rebuilt reader reads a long past in parts of this length, unless said.
+PART = timedelta(minutes=5)
 # A window with a silent stretch longer than this share of it has no data.
 SILENT = 0.75
 _REQUESTS = ""  # no metric has this name
@@ -39,7 +39,8 @@ class WindowReader:
       could have more slow requests than requests: the surplus is carried into the next ones. Nothing is lost.
 
     How increases are counted (restarts, new pods, gaps): `increases`. `start` wants a time zone; `window` is at
-    least two scrape intervals. `stable` is None where there is none beside the canary. Not for several threads.
+    least two scrape intervals; `part` is how much is asked for in one query. `stable` is None where there is none
+    beside the canary. Not for several threads.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class WindowReader:
         window: timedelta,
         lag: timedelta | None = None,
         metrics: RevisionMetrics | None = None,
+        part: timedelta = PART,
     ) -> None:
         if canary == stable:
             raise ValueError(f"canary and stable are one revision: {canary}")
@@ -64,6 +66,7 @@ class WindowReader:
         self._canary, self._stable = canary, stable
         self._revisions = [canary] if stable is None else [canary, stable]
         self._window = round(window.total_seconds() * 1000)
+        self._whole = max(1, part // window)  # windows in a part
         self._lag = self._window if lag is None else round(lag.total_seconds() * 1000)
         self._limits = {m.name: m.above / timedelta(milliseconds=1) for m in judge.metrics if m.above is not None}
         self._codes = {m.name: code_pattern(m.codes) for m in judge.metrics if m.above is None}
@@ -80,22 +83,24 @@ class WindowReader:
         """The end of the last window that was read; `start` before the first."""
         return _moment(self._position)
 
-    def read(self, end: datetime | None = None, *, now: datetime | None = None) -> list[Window]:
+    def read(
+        self, end: datetime | None = None, *, now: datetime | None = None, seconds: float = BUDGET
+    ) -> list[Window]:
         """The windows that are complete, end no later than `end` (now unless said) and were not read before.
 
-        `now` is the clock that `lag` is measured by. When Prometheus fails half-way through a long past, or its time
-        for a look is over, what is read is given and the next call goes on; when it fails at once, nothing has changed.
+        `now` is the clock that `lag` is measured by, `seconds` the time for all of the queries. When
+        Prometheus fails half-way through a long past, or its time is over, what is read is given and the next call goes
+        on; when it fails at once, nothing has changed.
 
         Raises:
             MetricsUnavailable, MetricsRefused: as `Prometheus` says.
         """
-        self._prometheus.begin()
+        self._prometheus.begin(seconds)
         clock = milliseconds(now or datetime.now(UTC))
         until = clock if end is None else milliseconds(end)
         windows: list[Window] = []
         while self._position + self._window <= until:
-            whole = max(1, PART_MS // self._window)
-            last = self._position + min(whole, (until - self._position) // self._window) * self._window
+            last = self._position + min(self._whole, (until - self._position) // self._window) * self._window
             try:
                 reading = self._fetch(self._read_until, last + self._lag)
             except (MetricsUnavailable, MetricsRefused):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -20,6 +21,7 @@ from model_release.tasks.triggers import CanaryTrigger
 
 if TYPE_CHECKING:
     from model_release.cluster.release import Release
+    from model_release.judging import Past
     from model_release.release.drive import Drive
     from model_release.spec import ModelSpec
 
@@ -53,7 +55,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
             run = Run.of(context, self.spec)
             now = self._recorded(run, event)
             if event["decision"] == "ask":
-                self._ask(context, run, str(event["reason"]))
+                self._ask(context, run, str(event["reason"]), driving.told(event))
             return self._told(now, str(event["reason"]))
 
     def answered(self, context: Any, event: dict[str, Any]) -> str:
@@ -67,21 +69,31 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 self._approved(run, records.now(), "nobody", "rollback", now.closed)
             return self._told(now, str(event["reason"]))
 
-    def _drive(self, run: Run, now: Release, *, question: str | None = None) -> NoReturn:
-        """Hands the canary to the triggerer, which goes on from what the lease says."""
+    def _drive(self, run: Run, now: Release, *, question: str | None = None, before: Past | None = None) -> NoReturn:
+        """Hands the canary to the triggerer, which goes on from what the lease says. `before`: stable's past, where it
+        was read already."""
         spec = driving.began_with(now, self.spec)
         longest = self._longest(spec)
+        before = before or self._past(run, now)
         raise TaskDeferred(
             trigger=CanaryTrigger(
                 spec=spec.model_dump_json(),
                 canary=now.as_canary.as_dict(),
                 run=asdict(run),
                 deadline=(datetime.now(UTC) + longest).isoformat(),
+                past=json.dumps(before.to_dict(), separators=(",", ":")),
                 **({} if question is None else {"question": question}),
             ),
             method_name=self.ended.__name__ if question is None else self.answered.__name__,
             timeout=longest + _SLACK,
         )
+
+    def _past(self, run: Run, now: Release) -> Past:
+        """What stable did before the release. Read in a worker and handed on: a triggerer that is started again has the
+        same, and no look waits for it. From Prometheus, not from the record: no store is in a canary's way."""
+        found, told = driving.past(driving.began_with(now, self.spec), now, ReleasedService(self.spec, run).claimed())
+        self.log.info("%s", told)
+        return found
 
     def _longest(self, spec: ModelSpec) -> timedelta:
         rollout = spec.rollout
@@ -110,14 +122,14 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
 
     # -- a person's word -----------------------------------------------------------------------------------------------
 
-    def _ask(self, context: Any, run: Run, why: str) -> NoReturn:
+    def _ask(self, context: Any, run: Run, why: str, before: Past | None = None) -> NoReturn:
         from model_release.release import advance
 
         released, asked = ReleasedService(self.spec, run), datetime.now(UTC)
         now = released.note_by(lambda now: advance.ask(now, records.moment(asked), why))
         ask.ask(context["ti"], driving.began_with(now, self.spec), run, now, why, asked)
         self.log.info("Asked: %s", why)
-        self._drive(run, now, question=str(context["ti"].id))
+        self._drive(run, now, question=str(context["ti"].id), before=before)
 
     def _person(self, context: Any, run: Run, event: dict[str, Any]) -> str:
         from model_release.release import advance
@@ -131,7 +143,9 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
             self._drive(run, now)
         now = released.claim()
         spec = driving.began_with(now, self.spec)
-        drive = driving.drive(spec, now.as_canary, run, "worker")
+        # Who wants it closed waits for nothing, and nothing is judged then.
+        before = self._past(run, now) if answer.chosen == ask.PROMOTE else None
+        drive = driving.drive(spec, now.as_canary, run, "worker", before)
         if answer.chosen == ask.PROMOTE:
             # Evidence goes before an answer that crossed it: looked at once more, at the share that it has.
             drive.look()
@@ -140,7 +154,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
                 now = released.note_by(lambda now: advance.go_on(now, records.now(), rules, answer.sentence))
                 if not now.promoted:
                     self._approved(run, heard, answer.who, answer.decision, answer.reason)
-                    self._drive(run, now)
+                    self._drive(run, now, before=before)
         else:
             drive.close(answer.sentence, Cause.PERSON)
         self._finish(drive, spec)

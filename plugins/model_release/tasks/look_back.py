@@ -56,7 +56,7 @@ class LookBack(ReleaseOperator):
             policy = Policy.from_dict(self.spec.policy(None if step["percent"] == 100 else step["percent"]))
             source, windows = self.counts(past, step, policy)
             try:
-                verdict: Verdict | None = judge(policy, windows, final=True)
+                verdict: Verdict | None = judge(policy, windows, past.past_of(step), final=True)
                 reason = verdict.reason if verdict else ""
             except EvidenceError as error:
                 verdict, reason = None, f"cannot be judged by today's limits: {error}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,6 +73,11 @@ class ReleasedService:
                 "and what follows it runs again"
             )
         return release
+
+    def claimed(self) -> datetime:
+        """When this run took the lease that it holds: the same whenever it is asked."""
+        lease = self.leases.read(self.namespace, self.name)
+        return datetime.fromisoformat(lease.since) if lease and lease.since else datetime.now(UTC)
 
     def baseline(self) -> Baseline:
         """What served before this release touched anything."""

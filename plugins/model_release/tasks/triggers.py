@@ -11,6 +11,7 @@ hangs for one blinds no other.
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
@@ -142,9 +143,9 @@ class CanaryTrigger(_ReleaseTrigger):
     """Drives the canary: opens it, looks, gives it more, promotes it, or takes its traffic back in the same breath in
     which the evidence turns. No worker is needed for any of it, nor the scheduler; the task writes the report.
 
-    Given: spec (JSON, as the release began with it), canary, run, deadline. Event: what `driving.outcome` says; or
-    {"error", "sentence"}. With `question`, the id of a task that asks a person meanwhile: the answer, as Airflow gives
-    it; where the drive ends first, the question is withdrawn.
+    Given: spec (JSON, as the release began with it), canary, run, deadline, past (JSON: what stable did before).
+    Event: what `driving.outcome` says; or {"error", "sentence"}. With `question`, the id of a task that asks a person
+    meanwhile: the answer, as Airflow gives it; where the drive ends first, the question is withdrawn.
     """
 
     # Seconds that a look may take, less than the lease's duration: one that hangs is given up, and another hand looks.
@@ -154,13 +155,16 @@ class CanaryTrigger(_ReleaseTrigger):
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
         from model_release.cluster.change import Canary
+        from model_release.judging import Past
         from model_release.tasks import driving
 
         question = Question(self.given["question"]) if "question" in self.given else None
         spec, run = ModelSpec.model_validate_json(self.given["spec"]), Run(**self.given["run"])
         canary = Canary.from_dict(self.given["canary"])
+        # A trigger of an edition that read none has none.
+        before = Past.from_dict(json.loads(self.given["past"])) if "past" in self.given else None
         try:
-            drive = await aside(driving.drive, spec, canary, run, "triggerer")
+            drive = await aside(driving.drive, spec, canary, run, "triggerer", before)
             showing: asyncio.Task[None] | None = None
             while drive.done is None:
                 if question is not None and (answer := await question.answer()):
@@ -171,7 +175,7 @@ class CanaryTrigger(_ReleaseTrigger):
                         lines = await aside(drive.look)
                 except TimeoutError:
                     self.log.info("A look has taken %g s and is given up; another hand looks", self.LOOK)
-                    drive = await aside(driving.drive, spec, canary, run, "triggerer")
+                    drive = await aside(driving.drive, spec, canary, run, "triggerer", before)
                     continue
                 for line in lines:
                     self.log.info(line)

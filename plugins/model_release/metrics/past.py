@@ -1,0 +1,61 @@
+"""What one revision did before a moment: its windows, as the judge wants them of stable before a release."""
+
+from __future__ import annotations
+
+import time
+from datetime import datetime, timedelta
+
+from model_release.errors import MetricsRefused, MetricsUnavailable
+from model_release.judging import Past, Side
+from model_release.judging.past import LONGEST
+from model_release.metrics.profiles import RevisionMetrics
+from model_release.metrics.prometheus import BUDGET, Prometheus
+from model_release.metrics.windows import WindowReader
+from model_release.spec import Judge
+
+# Windows read at a time: six times three to seven queries for all of them. Each part also reads the five minutes
+# before it.
+PART = 120
+
+
+def read_past(
+    prometheus: Prometheus,
+    judge: Judge,
+    *,
+    namespace: str,
+    revision: str,
+    since: datetime,
+    before: datetime,
+    window: timedelta,
+    metrics: RevisionMetrics | None = None,
+    seconds: float = BUDGET,
+) -> tuple[Past, str]:
+    """What there is of the last 720 windows, and what kept it from being more: a sentence, or nothing.
+
+    The windows end one window before `before`, so that all of them are complete whenever this is read, and read again
+    it says the same; none begins before `since`, when the name began to mean this revision. They are read newest first,
+    for `seconds` in all: what is refused, or not there in time, only ends it. A window without data is left out, and so
+    is one without a request, which tells nothing; neither is ever 0.
+    """
+    deadline, end, left = time.monotonic() + seconds, before - window, LONGEST
+    sides: list[Side] = []
+    while number := min(PART, left, max((end - since) // window, 0)):
+        start = end - number * window
+        reader = WindowReader(
+            prometheus,
+            judge,
+            namespace=namespace,
+            canary=revision,
+            stable=None,
+            start=start,
+            window=window,
+            metrics=metrics,
+            part=number * window,
+        )
+        try:
+            windows = reader.read(end, now=before, seconds=deadline - time.monotonic())
+        except (MetricsRefused, MetricsUnavailable) as error:
+            return Past(tuple(sides), revision), str(error)
+        sides[:0] = [one.canary for one in windows if one.canary.requests]
+        end, left = start, left - number
+    return Past(tuple(sides), revision), ""
