@@ -189,10 +189,24 @@ def test_a_sign_that_passes_begins_a_new_grace() -> None:
 
 
 def test_a_failed_canary_of_before_is_no_sign_against_the_new_one() -> None:
-    """KServe never clears lastFailureInfo, and status lags: r2 failed, v3 was just written."""
+    """K1: KServe never clears lastFailureInfo, and status lags: r2 failed, v3 was just written."""
     isvc = service(EXAMPLES["08-canary-storage-init-fails-early"], "v3", 0)
     progress = rollout.assess_staged(isvc, asked("v3"), Baseline("u", R1, created=R2))
     assert progress.state is State.WAITING
+
+
+@pytest.mark.parametrize("transition", ["InProgress", "UpToDate", ""])
+def test_k1_a_canary_that_is_ready_is_ready_whatever_the_models_status_stays_at(transition: str) -> None:
+    """K1: it can stay InProgress for good (kserve/kserve#3686), with a failure of long ago."""
+    ready = trace("rollback_0_next_staged")[-2]
+    failure = {"reason": "ModelLoadFailed", "message": "of long ago", "exitCode": 1}
+    told = {"transitionStatus": transition, "states": {"targetModelState": "Pending"}, "lastFailureInfo": failure}
+    stale = service({**ready.status, "modelStatus": told}, "v3", 0)
+    baseline = Baseline("u", R1, template("v1"), created=R2)
+    progress = rollout.assess_staged(stale, asked("v3"), baseline)
+    assert (progress.state, progress.revision) == (State.READY, R3)
+    opened = service({**trace("rollback_0_next_staged")[-1].status, "modelStatus": told}, "v3", 30)
+    assert rollout.assess_split(opened, rollout.canary_of(stale, baseline), 30).state is State.READY
 
 
 def test_standard_mode_is_refused() -> None:
