@@ -14,11 +14,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "transformers", "kubernetes", "kubernetes_asyncio", "boto3", "botocore", "numpy", "sklearn", "PIL")
 
 _SERVER = """
-import json, os, sys, time, traceback
-began = time.process_time()
+import json, os, sys, traceback
 import airflow.sdk
 from airflow.sdk import DAG, BaseOperator
-BARE = time.process_time() - began
 for line in sys.stdin:
     asked = json.loads(line)
     ours, theirs = os.pipe()
@@ -28,7 +26,7 @@ for line in sys.stdin:
         os.environ.update(asked["environment"])
         code = 1
         try:
-            exec(asked["code"], {"__name__": "asked", "BARE": BARE})
+            exec(asked["code"], {"__name__": "asked"})
             code = 0
         except BaseException:
             traceback.print_exc(file=sys.stdout)
@@ -52,7 +50,7 @@ class Parsing:
         )
 
     def __call__(self, code: str, **environment: str) -> Any:
-        """What the code prints last, as JSON. `BARE` is the CPU time that importing `airflow.sdk` took, in seconds."""
+        """What the code prints last, as JSON."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(json.dumps({"code": code, "environment": environment}) + "\n")
