@@ -14,12 +14,11 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-# What each half runs: marks, and the folders to look in. Importing every test file takes half a minute of a core, so
-# the releases are looked for only where they are.
-HALVES = {
-    "releases": ("e2e and not faults and not walk", ["tests/e2e", "tests/faults"]),
-    "rest": ("not e2e and not faults and not walk", ["tests", "--ignore=tests/e2e"]),
-}
+# Where each half looks. The browser's and the models' tests are no releases: they are there so that both halves take
+# about as long.
+_FIRST = ["tests/e2e", "tests/faults", "tests/browser", "tests/models"]
+HALVES = {"releases": _FIRST, "rest": ["tests", *(f"--ignore={folder}" for folder in _FIRST)]}
+MARKS = "not faults and not walk"
 _COUNTS = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed|xpassed|deselected)")
 _LAST = re.compile(r"^=*\s*(?:\d+ \w+(?:, )?)+ in [\d.]+s")
 
@@ -72,11 +71,11 @@ def together(halves: list[Half]) -> tuple[int, str]:
     return max((abs(half.code or 0) for half in halves), default=1), "; ".join([line, *ended])
 
 
-def main(words: list[str]) -> int:
+def main() -> int:
     halves = [Half(name) for name in HALVES]
     # One -v takes back the -q of pyproject.toml: a line for each file.
-    pytest = [sys.executable, "-m", "pytest", "-v", "--no-header", "--color=no", *words]
-    commands = [[*pytest, "-m", marks, *([] if words else where)] for marks, where in HALVES.values()]
+    pytest = [sys.executable, "-m", "pytest", "-v", "--no-header", "--color=no", "-m", MARKS]
+    commands = [[*pytest, *where] for where in HALVES.values()]
     threads = [threading.Thread(target=half.run, args=(of,)) for half, of in zip(halves, commands, strict=True)]
     for thread in threads:
         thread.start()
@@ -96,4 +95,4 @@ def main(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.run import HALVES, Half, together
+from tests.run import HALVES, MARKS, Half, together
 
 PASSED = "tests/test_spec.py ....  [100%]\n===== 4 passed, 7 deselected in 75.31s (0:01:15) =====\n"
 FAILED = (
@@ -55,6 +55,8 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         "release/test_a.py": [],
         "release/test_b.py": ["simulation"],
         "browser/test_a.py": ["e2e", "walk"],
+        "browser/test_b.py": [],
+        "models/test_a.py": ["stack"],
     }
     for name, own in marks.items():
         file = tmp_path / "tests" / name
@@ -63,18 +65,18 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         file.write_text(f"import pytest\npytestmark = [{said}]\ndef test_it(): pass\n")
     (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
 
-    def found(chosen: str, where: list[str]) -> set[str]:
-        command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "-qq", "--collect-only", "-m", chosen, *where]
+    def found(where: list[str]) -> set[str]:
+        command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "-qq", "--collect-only", "-m", MARKS, *where]
         said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
         return set(re.findall(r"tests/(\S+\.py)", said.split("warnings summary")[0]))
 
-    first, second = (found(*half) for half in HALVES.values())
-    assert first == {"faults/test_b.py", "e2e/test_a.py"}
+    first, second = (found(half) for half in HALVES.values())
+    assert first == {"faults/test_b.py", "e2e/test_a.py", "browser/test_b.py", "models/test_a.py"}
     assert second == {"release/test_a.py", "release/test_b.py"}
 
 
 def test_every_release_is_where_the_half_looks_for_it() -> None:
-    folders = HALVES["releases"][1]
+    folders = HALVES["releases"]
     tests = Path(__file__).parent
     marked = [path for path in tests.rglob("test_*.py") if re.search(r"mark\.e2e\b(?!.*walk)", path.read_text())]
     assert marked
