@@ -60,8 +60,7 @@ def _guarded(name: str, what: str, harm: Callable[[Place], contextlib.AbstractCo
 
 def _death(moment: str, what: str, *, again: bool) -> Case:
     name, often = f"{moment}-{'again' if again else 'once'}", "again and again" if again else "once"
-    run = lambda place: place.by_death(moment, again=again)  # noqa: E731
-    return Case(name, f"{what}, {often}", DEATH, LOOK + 3, run)
+    return Case(name, f"{what}, {often}", DEATH, LOOK + 3, lambda place: place.by_death(moment, again=again))
 
 
 BROKEN = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from model_release.cluster.progress import State
 from model_release.cluster.release import Release
 from model_release.cluster.rollout import death_of
 from model_release.cluster.settle import assess_rolled_back, roll_back
-from model_release.errors import CanaryLost, ClusterRefused
+from model_release.errors import CanaryLost, ClusterRefused, NotSettled
 
 
 def test_a_dead_canary_is_seen_by_what_the_real_controllers_say() -> None:
@@ -191,3 +192,18 @@ def test_one_that_dies_after_its_promotion_and_cannot_be_let_go(
     assert live.door.history[mark:] == [{newest: 100}]
     live.settle(baseline, canary.revision)
     live.assert_clean("v1")
+
+
+def test_17_8_a_person_gets_no_unasked_revision_in_place_of_a_dead_one(live: Any, monkeypatch: Any) -> None:
+    """Number 8: the frozen route reaches nothing new at 0 %, so what has the stable template cannot be asked."""
+    baseline, canary = _promoted_and_dead(live)
+    monkeypatch.setattr(live.services, "delete_revision", _forbidden)
+    release = replace(left("models", "digits", baseline, canary.revision), insist=True)
+    told = f"{canary.revision} is dead, so digits-predictor-00003, which has the stable template, cannot be asked"
+    with pytest.raises(NotSettled, match=told):
+        live.until(lambda _: assess_rolled_back(roll_back(live.services, release, live.barred.append, _asks), release))
+    assert live.door.most("digits-predictor-00003") == 0
+
+
+def _asks(_: Any) -> None:
+    """It would answer, if it could be reached."""

@@ -13,7 +13,7 @@ from model_release.cluster.knative import settle as settling
 from model_release.cluster.progress import Progress, State
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
 from model_release.errors import CanaryLost, NotSettled, SpecError
-from model_release.release.emergency import Done, Person, promote_anyway, roll_back_now
+from model_release.release.emergency import ByHand, Person, promote_anyway, roll_back_now
 from sandbox.interfaces import Phase as Pod
 from sandbox.interfaces import PodState
 
@@ -29,7 +29,7 @@ def person(reason: str = "because") -> Person:
 
 def roll_back(
     live: Any, prove: Any = None, reason: str = "because", seconds: float = LIMIT, to: str | None = None
-) -> Done:
+) -> ByHand:
     return roll_back_now(
         live.services,
         live.leases,

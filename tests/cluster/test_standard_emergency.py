@@ -10,7 +10,7 @@ from tests.patience import LIMIT
 
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.release import Owner, Phase, Watched
-from model_release.release.emergency import Done, Person, promote_anyway, roll_back_now
+from model_release.release.emergency import ByHand, Person, promote_anyway, roll_back_now
 
 
 def named(version: str) -> str:
@@ -35,7 +35,7 @@ def opened(live: Any) -> Any:
     return live
 
 
-def roll_back(live: Any, asked: list[str] | None = None) -> Done:
+def roll_back(live: Any, asked: list[str] | None = None) -> ByHand:
     def prove(_: Any) -> Any:
         return lambda seen: asked.append(str(seen.tag_url("latest"))) if asked is not None else None
 
@@ -61,7 +61,7 @@ def test_a_promotion_is_taken_back_by_the_old_version_which_is_asked_first(opene
     assert set(asked) == {f"http://{V1}.models.svc.cluster.local"}
     opened.assert_clean("v1")
     again = roll_back(opened)
-    assert again == Done(f"models/digits: {V1} is what the last release found; there is nothing to roll back")
+    assert again == ByHand(f"models/digits: {V1} is what the last release found; there is nothing to roll back")
 
 
 def test_a_person_promotes_what_the_judge_has_not_and_no_run_is_needed(opened: Any) -> None:

@@ -76,12 +76,12 @@ def test_a_namespace_without_a_guard_is_a_warning_with_the_way_to_one(kube: Any,
 def test_a_missing_permission_is_named_with_the_manifest_that_gives_it(
     kube: Any, world: World, monkeypatch: Any
 ) -> None:
-    from model_release.doctor import cluster as checks
+    from model_release.release import rights
 
-    may = checks._may
+    may = rights.may
     monkeypatch.setattr(
-        checks,
-        "_may",
+        rights,
+        "may",
         lambda client, ns, group, resource, verb: verb != "patch" and may(client, ns, group, resource, verb),
     )
     (line,) = errors(world)

@@ -298,16 +298,15 @@ def test_everything_listens_on_loopback_alone(story: Story, live: Any) -> None:
     assert {name: found for name, found in strange.items() if found} == {}
 
 
-def test_all_of_it_fits_into_a_laptops_memory(story: Story) -> None:
-    """3.3 GB, with PostgreSQL and the guard, and three TorchServes for a moment on a busy machine. But for PyTorch's
-    libraries: their pages are as many as the build has that the package index gives, and none of them is ours to save.
-    """
+def test_all_of_it_stays_below_three_gigabytes(story: Story) -> None:
+    """But for PyTorch's libraries: their pages are as many as the build has that the package index gives, and none of
+    them is ours to save."""
     seen, libraries = story.observer.memory_mb, story.observer.pytorch_mb
     assert len(seen) > 20
     assert min(seen) > 500, "something was not counted"
     assert max(libraries) > 50, "the models that serve have PyTorch"
     ours = [all_of_it - part for all_of_it, part in zip(seen, libraries, strict=True)]
-    assert max(ours) < 3300, f"{max(ours)} MB of {max(seen)} MB"
+    assert max(ours) < 3000, f"{max(ours)} MB of {max(seen)} MB"
 
 
 @pytest.mark.parametrize("name", RELEASES)

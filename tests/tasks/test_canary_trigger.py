@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 from dataclasses import asdict
 from types import SimpleNamespace
@@ -162,10 +163,12 @@ async def test_an_answer_that_came_before_the_task_was_deferred_is_heard(
     )
     asked: list[UUID] = []
     monkeypatch.setattr(hitl, "get_hitl_detail_content_detail", lambda ti_id: asked.append(ti_id) or said)
-    assert await ending(CanaryTrigger(**given, question=QUESTION)) == {
+    past = {"revision": "digits-00001", "windows": [{"requests": 300, "bad": {"errors": 1}}]}
+    assert await ending(CanaryTrigger(**given, question=QUESTION, past=json.dumps(past))) == {
         "chosen_options": ["Promote"],
         "params_input": {"reason": "well"},
         "responded_by_user": {"id": "7", "name": "ada"},
+        "past": past,
     }
     assert asked == [UUID(QUESTION)]
 

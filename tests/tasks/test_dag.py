@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import yaml
 
 from model_release.errors import SpecError
 from model_release.model_file import load
@@ -157,6 +158,35 @@ def test_dag_files_parse_without_anything_heavy(parsing: Parsing) -> None:
         f"print(json.dumps(sorted(set({HEAVY!r}) & set(sys.modules))))"
     )
     assert parsing(code) == []
+
+
+def test_a_dag_file_does_little_for_each_model(parsing: Parsing, tmp_path: Path) -> None:
+    """Counted in calls of Python functions, which are the same on any machine. What it takes is in docs/scale.md."""
+
+    def calls(models: int) -> int:
+        folder = tmp_path / str(models)
+        (folder / "include" / "models").mkdir(parents=True)
+        (folder / "dags").mkdir()
+        (folder / "dags" / "release.py").write_text((PROJECT / "dags" / "release.py").read_text())
+        text = yaml.safe_load((PROJECT / "include" / "models" / "digits.yaml").read_text())
+        for number in range(models):
+            content = yaml.safe_dump({**text, "model": f"model-{number}"})
+            (folder / "include" / "models" / f"{number}.yaml").write_text(content)
+        code = (
+            "import collections, runpy, sys\n"
+            "seen = collections.Counter()\n"
+            "sys.setprofile(lambda frame, event, given: seen.update([event]))\n"
+            f"found = runpy.run_path({str(folder / 'dags' / 'release.py')!r})\n"
+            "sys.setprofile(None)\n"
+            f"assert sum(name.startswith('release_model-') for name in found) == {models}\n"
+            "print(seen['call'])"
+        )
+        return int(parsing(code))
+
+    ten, twenty = calls(10), calls(20)
+    each = (twenty - ten) / 10
+    assert each <= 30_000, "26 456 when this was written"
+    assert ten - 10 * each <= 80_000, "62 957 when this was written, whatever the number of models"
 
 
 def test_a_broken_model_file_takes_no_other_models_dags_with_it(parsing: Parsing, tmp_path: Path) -> None:

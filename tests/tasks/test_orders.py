@@ -13,7 +13,7 @@ from model_release.cluster.release import Cause, Order, Owner, Phase, Release
 from model_release.errors import RolledBack, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.release import emergency as orders
-from model_release.release.emergency import Done
+from model_release.release.emergency import ByHand
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, emergency, records
 from model_release.tasks.emergency import emergency_dags
@@ -85,9 +85,9 @@ class TestTheDags:
                 raise StoreUnavailable("S3 does not answer")
             edit(record)
 
-        def act(services: Any, leases: Any, namespace: str, name: str, person: Any, **more: Any) -> Done:
+        def act(services: Any, leases: Any, namespace: str, name: str, person: Any, **more: Any) -> ByHand:
             seen.append((namespace, name, person, more["prove"] is not None))
-            return Done("models/digits: digits-00001 has all of the traffic", alone=True)
+            return ByHand("models/digits: digits-00001 has all of the traffic", alone=True)
 
         monkeypatch.setattr(connections, "cluster", _no_cluster)
         monkeypatch.setattr(records, "change", change)

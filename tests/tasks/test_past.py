@@ -18,7 +18,7 @@ from model_release.judging.record import Record
 from model_release.release.look import Watch
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, driving
-from model_release.tasks.ask import BACK, PROMOTE
+from model_release.tasks.ask import BACK, LONGER, PROMOTE
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import CanaryTrigger
@@ -215,6 +215,21 @@ def test_who_wants_the_canary_closed_waits_for_no_past(
     deferred(sensor(spec, "before_promote").ended, context, asking)
     sensor(spec, "before_promote").answered(context, answer(chosen, "because"))
     assert len(reads) == asks
+
+
+@pytest.mark.parametrize("chosen", [PROMOTE, LONGER, BACK])
+def test_an_answer_brings_the_past_along_and_nobody_reads_it_while_nobody_looks(
+    spec: ModelSpec, reads: Any, world: World, context: Any, chosen: str
+) -> None:
+    world.claim = RELEASE
+    one = sensor(spec, "before_promote")
+    deferred(one.ended, context, event(spec, "ask") | {"past": PAST.to_dict()})
+    said = answer(chosen, "because") | {"past": PAST.to_dict()}
+    if chosen == LONGER:
+        assert json.loads(deferred(one.answered, context, said).trigger.given["past"]) == PAST.to_dict()
+    else:
+        one.answered(context, said)
+    assert reads == []
 
 
 def test_the_claim_is_one_moment_however_often_the_lease_is_renewed(

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from model_release.cluster.lease import GUARD, Lease
+from model_release.cluster.release import Cause
 from model_release.errors import ClusterUnavailable, MetricsUnavailable, StoreUnavailable
 from model_release.release.index import Entry
 from model_release.web import past
@@ -51,6 +52,12 @@ def test_a_staged_canary_has_no_traffic_and_is_named() -> None:
     told = standing(service_of("digits", {1: 100, 2: 0}), None, None, ["digits"])
     assert told["state"]["name"] == "staged"
     assert told["canary"]["percent"] == 0
+
+
+def test_one_that_was_taken_back_is_no_canary_to_come() -> None:
+    release = claim_of("digits", "r", 10).close("Rolled back: too many errors", Cause.EVIDENCE)
+    told = standing(service_of("digits", {1: 100, 2: 0}), lease_of("digits", release), None, ["digits"])
+    assert (told["state"]["name"], told["stage"]) == ("taken_back", "closing")
 
 
 def test_a_lease_that_cannot_be_read_is_told() -> None:

@@ -15,16 +15,13 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 from model_release.cluster.change import Baseline
 from model_release.cluster.manifest import MANAGED_BY
 from model_release.cluster.objects import Kind
 from model_release.cluster.release import Owner, Release
 from model_release.errors import ClusterRefused
-
-if TYPE_CHECKING:
-    pass
 
 T = TypeVar("T")
 

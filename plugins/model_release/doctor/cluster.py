@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -102,6 +103,8 @@ def _controller(client: Any, name: str) -> tuple[int, int] | None:
 
 def permissions(client: Any, spec: ModelSpec, role: Path) -> Iterator[Finding]:
     """Whether the account may do what the release's Role says it needs: one question for each verb."""
+    from model_release.release.rights import may
+
     namespace, missing, asked = spec.service.namespace, list[str](), 0
     for document in yaml.safe_load_all(role.read_text(encoding="utf-8")):
         if (
@@ -115,7 +118,9 @@ def permissions(client: Any, spec: ModelSpec, role: Path) -> Iterator[Finding]:
                 if group == _OF_THE_OTHER_MODE[spec.service.mode]:
                     continue
                 asked += 1
-                if not _may(client, namespace, group, resource, verb):
+                with _talking("POST", "selfsubjectaccessreviews"):
+                    allowed = may(client, namespace, group, resource, verb)
+                if not allowed:
                     missing.append(f"{verb} {resource}{f'.{group}' if group else ''}")
     if missing:
         cure = f"kubectl apply -n {namespace} -f include/manifests/{role.name}, and bind it to this account"
@@ -129,18 +134,6 @@ def _each(rule: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         for resource in rule["resources"]:
             for verb in rule["verbs"]:
                 yield group, resource, verb
-
-
-def _may(client: Any, namespace: str, group: str, resource: str, verb: str) -> bool:
-    plural, _, part = resource.partition("/")
-    wanted = {"namespace": namespace, "group": group, "resource": plural, "subresource": part, "verb": verb}
-    review = {
-        "apiVersion": "authorization.k8s.io/v1",
-        "kind": "SelfSubjectAccessReview",
-        "spec": {"resourceAttributes": {key: value for key, value in wanted.items() if value}},
-    }
-    answer = _call(client, "/apis/authorization.k8s.io/v1/selfsubjectaccessreviews", "POST", review)
-    return bool((answer or {}).get("status", {}).get("allowed"))
 
 
 def guard(client: Any, spec: ModelSpec, patience: float = 6.0) -> Iterator[Finding]:
@@ -236,7 +229,24 @@ def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list
 
 def _find(client: Any, path: str) -> dict[str, Any] | None:
     """The object, or None where there is none."""
-    return _call(client, path, "GET", None)
+    from kubernetes.client import ApiException
+
+    with _talking("GET", path):
+        try:
+            answer = client.call_api(
+                path,
+                "GET",
+                header_params={"Accept": "application/json"},
+                auth_settings=["BearerToken"],
+                response_types_map={200: "object"},
+                _return_http_data_only=True,
+                _request_timeout=_TIMEOUTS,
+            )
+        except ApiException as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+    return dict(answer)
 
 
 def _get(client: Any, path: str) -> dict[str, Any]:
@@ -246,27 +256,16 @@ def _get(client: Any, path: str) -> dict[str, Any]:
     return found
 
 
-def _call(client: Any, path: str, method: str, body: dict[str, Any] | None) -> dict[str, Any] | None:
+@contextmanager
+def _talking(method: str, path: str) -> Iterator[None]:
+    """What the client raises, as errors of ours."""
     from kubernetes.client import ApiException
     from urllib3.exceptions import HTTPError
 
     try:
-        answer = client.call_api(
-            path,
-            method,
-            header_params={"Accept": "application/json", "Content-Type": "application/json"},
-            body=body,
-            auth_settings=["BearerToken"],
-            response_types_map={200: "object", 201: "object"},
-            _return_http_data_only=True,
-            _request_timeout=_TIMEOUTS,
-        )
+        yield
     except ApiException as refusal:
-        if refusal.status == 404:
-            return None
-        if refusal.status in (401, 403):
-            raise ClusterRefused(f"{method} {path}: {refusal.status} {refusal.reason}") from refusal
-        raise ClusterUnavailable(f"{method} {path}: {refusal.status} {refusal.reason}") from refusal
+        kind = ClusterRefused if refusal.status in (401, 403) else ClusterUnavailable
+        raise kind(f"{method} {path}: {refusal.status} {refusal.reason}") from refusal
     except HTTPError as trouble:
         raise ClusterUnavailable(f"{method} {path}: {trouble}") from trouble
-    return dict(answer)

@@ -1,14 +1,13 @@
 """Evidence against a canary: bets on windows, most of them placed at once and the rest later.
 
 A window says x, the bad requests beyond what is fair as a part of what is fair, x ≥ -1. While the canary keeps its
-limit
-E[x | past] ≤ 0, whatever happens inside the window, so that each bet's wealth, W = Π (1 + λx) with 0 ≤ λ < 1, is a
-non-negative supermartingale (Waudby-Smith and Ramdas, JRSS-B 2024). By Ville's inequality (1939) it ever reaches 1/α
+limit, E[x | past] ≤ 0, whatever happens inside the window, so that each bet's wealth, W = Π (1 + λx) with 0 ≤ λ < 1, is
+a non-negative supermartingale (Waudby-Smith and Ramdas, JRSS-B 2024). By Ville's inequality (1939) it ever reaches 1/α
 with chance at most α.
 
 A product from the first window on remembers every good window against a canary that turns bad later. Here a part of the
-money waits and is bet from a later window on (Shin, Ramdas, Rinaldo, "E-detectors", 2022): with w₁ = ½ and the other
-half spread evenly over the T windows of the deadline,
+money waits and is bet from a later window on (Shin, Ramdas, Rinaldo, "E-detectors", 2022): with w₁ = 0.7 and the rest
+spread evenly over the T windows of the deadline,
 
     A_t = (A_{t-1} + w_t) (1 + λ x_t),        evidence = Σ_λ weight(λ) A_t + the money that still waits.
 """
@@ -30,7 +29,7 @@ _RICHEST = 1e150  # far beyond any threshold, and far from overflow
 
 
 def waiting(age: npt.ArrayLike, windows: int) -> Floats:
-    """The money that is not bet yet after `age` windows, when the late half is spread over `windows`."""
+    """The money that is not bet yet after `age` windows, when what is bet late is spread over `windows`."""
     late = np.clip(np.asarray(age, dtype=float) - 1, 0, windows) / windows
     out: Floats = np.where(np.asarray(age) < 1, 1.0, (1 - AT_ONCE) * (1 - late))
     return out

@@ -1,9 +1,9 @@
 """Evidence for a canary, and intervals for its share: events count here, deflated by their bursts.
 
 Bad requests come in clusters: clusters as a Poisson process, each of geometric length with mean B (Pólya–Aeppli;
-Johnson,
-Kotz, Kemp, "Univariate Discrete Distributions", 9.7). D = 2B - 1 is then the design effect, the variance of counts over
-that of independent ones. With n requests at a rate p and the tilt F, E[F^b] = exp(-(n p) (1 - F) / (B - (B - 1) F)), so
+Johnson, Kotz, Kemp, "Univariate Discrete Distributions", 9.7). D = 2B - 1 is then the design effect, the variance of
+counts over that of independent ones. With n requests at a rate p and the tilt F,
+E[F^b] = exp(-(n p) (1 - F) / (B - (B - 1) F)), so
 
     exp(b ln F - n ln(1 - p₀ (1 - F) / (B - (B - 1) F)))
 

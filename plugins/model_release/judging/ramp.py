@@ -1,9 +1,10 @@
 """How much of the traffic the canary may have: as much as the evidence allows, and no more.
 
 Fixed steps (`Policy.shares`): the next one when the evidence for the canary is the root of what a promotion needs, half
-of
-the way on the scale on which evidence grows. A ramp (`Policy.ramp`): the largest level at which a canary as bad as its
-interval's upper end would hurt no more than `budget` requests before it is found, which takes two windows.
+of the way on the scale on which evidence grows. A ramp (`Policy.ramp`): the largest level at which a canary as bad as
+its interval's upper end would hurt no more than `budget` requests before it is found, which takes two windows.
+
+Nothing calls it for a live release yet: there each step is a test of its own (`release.advance`).
 """
 
 from __future__ import annotations
@@ -63,19 +64,14 @@ class Place:
 
 def begin(ramp: Ramp, per_window: float) -> float:
     """The share to begin with: the largest level at which a wholly bad canary hurts no more than the budget."""
-    return float(_level(ramp, per_window, np.array(1.0)))
+    return float(level(ramp, per_window, 1.0))
 
 
 def level(ramp: Ramp, per_window: float, upper: npt.ArrayLike) -> Floats:
     """The largest level for canaries whose share of bad requests is at most `upper`, never above `most`."""
-    return _level(ramp, per_window, np.asarray(upper, dtype=float))
-
-
-def _level(ramp: Ramp, per_window: float, upper: Floats) -> Floats:
-    levels = np.append(LEVELS[ramp.most > LEVELS], ramp.most) if ramp.most <= LEVELS[-1] else LEVELS
-    if ramp.most > LEVELS[-1]:
-        levels = np.append(LEVELS, ramp.most)
-    room = ramp.budget / np.maximum(per_window * FOUND_IN * np.maximum(upper, 1e-6), 1e-9)
+    levels = np.append(LEVELS[ramp.most > LEVELS], ramp.most)
+    bad = np.maximum(np.asarray(upper, dtype=float), 1e-6)
+    room = ramp.budget / np.maximum(per_window * FOUND_IN * bad, 1e-9)
     place = np.searchsorted(levels, room + 1e-12, side="right") - 1
     out: Floats = levels[np.maximum(place, 0)]
     return out
@@ -98,5 +94,5 @@ def wider(evidence: Evidence, state: State, readings: Readings, place: Place) ->
     if (readings.against >= math.log(DOUBTFUL))[deciding].any():
         return None
     upper = float(evidence.interval(state)[1][deciding].max())
-    found = float(_level(policy.ramp, place.per_window, np.array(upper)))
+    found = float(level(policy.ramp, place.per_window, upper))
     return found if found > place.share + 1e-9 else None

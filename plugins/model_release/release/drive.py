@@ -87,15 +87,15 @@ class Drive:
         """
         moment = now or datetime.now(UTC)
         try:
-            claim = self._renewed()
+            release = self._renewed()
             live = self.services.get(self.canary.namespace, self.canary.name)
-            watch = self._under_way(claim)
+            watch = self._under_way(release)
             # Before all that Prometheus may keep waiting: what the cluster or a person says is more than it can.
-            action = self._record(claim, self._world(live, watch, moment))
+            action = self._record(release, self._world(live, watch, moment))
             lines = list[str]()
             if watch is not None and isinstance(action, Look) and not watch.over:
                 lines += watch.look(live, moment)
-                action = self._record(claim, self._world(live, watch, moment))
+                action = self._record(release, self._world(live, watch, moment))
             return lines + self._do(action, moment)
         except CanaryLost as lost:
             return self._tell(str(lost))  # between the read and the write; the next look sees it, and closes
@@ -107,7 +107,7 @@ class Drive:
 
     def close(self, why: str, cause: Cause) -> None:
         """The canary's traffic is to be taken back; the next looks do it. Again: the first word stands."""
-        self._update(lambda claim: claim.close(why, cause))
+        self._update(lambda release: release.close(why, cause))
 
     def record(self, change: Callable[[Release], Release]) -> None:
         """Records what a person has answered; the next looks do it.
@@ -116,25 +116,25 @@ class Drive:
             RolledBack: the canary was closed meanwhile.
         """
 
-        def checked(claim: Release) -> Release:
-            claim.check_goes_on()
-            return change(claim)
+        def checked(release: Release) -> Release:
+            release.check_goes_on()
+            return change(release)
 
         self._update(checked)
 
     def _renewed(self) -> Release:
         """What this release has recorded; that somebody looks is recorded with it."""
         lease = self.leases.renew(self.canary.namespace, self.canary.name, self.owner, self.hand)
-        claim = lease.release
-        if claim is None:
+        release = lease.release
+        if release is None:
             raise ServiceBusy(f"the lease of {self.canary.namespace}/{self.canary.name} has no release in it any more")
-        return claim
+        return release
 
-    def _under_way(self, claim: Release) -> Watch | None:
+    def _under_way(self, release: Release) -> Watch | None:
         """The watch of the stretch that is under way, when its windows have begun."""
-        if not claim.watches or claim.watches[-1].opened_at is None or claim.phase is Phase.PROMOTED:
+        if not release.watches or release.watches[-1].opened_at is None or release.phase is Phase.PROMOTED:
             return None
-        stretch = claim.watches[-1]
+        stretch = release.watches[-1]
         key = stretch.percent, stretch.opened_at or ""
         if key not in self.watches:
             self.watches[key] = self.watch(stretch)
@@ -152,7 +152,7 @@ class Drive:
         blind = watch.trouble if watch.final else ""
         return World(live, now, watch.judged, watch.reason, blind, watch.no_data, stuck)
 
-    def _record(self, claim: Release, world: World) -> Action:
+    def _record(self, release: Release, world: World) -> Action:
         """What comes next, recorded. Decided anew on the lease as it is when it is written."""
         decided: list[Action] = []
 
@@ -161,7 +161,7 @@ class Drive:
             decided.append(action)
             return changed
 
-        if change(claim) != claim:
+        if change(release) != release:
             self._update(change)
         return decided[-1]
 

@@ -48,7 +48,7 @@ class Person:
 
 
 @dataclass(frozen=True)
-class Done:
+class ByHand:
     """What was done, in a sentence. `alone`: traffic was moved, and no release is under way that will record it."""
 
     sentence: str
@@ -66,7 +66,7 @@ def roll_back_now(
     tell: Tell,
     prove: Callable[[Baseline], Prove] | None = None,
     to: str | None = None,
-) -> Done:
+) -> ByHand:
     """The traffic goes to the baseline: the revision before the canary or, when no release is under way, the one before
     the last promotion. To no other one, and to none that did not answer. Again: finds it there, and brings what could
     not be brought back the first time.
@@ -90,7 +90,7 @@ def roll_back_now(
         raise CanaryLost(f"{namespace}/{name} was never released by this project: there is no baseline on record")
     if lease.holder in (None, person.owner.identity):
         return _afterwards(services, leases, lease, person, seconds=seconds, tell=tell, prove=prove, to=to)
-    return Done(_under_way(services, leases, lease, person, seconds=seconds, tell=tell, to=to))
+    return ByHand(_under_way(services, leases, lease, person, seconds=seconds, tell=tell, to=to))
 
 
 def _check_meant(key: str, baseline: Baseline | None, to: str | None) -> None:
@@ -256,7 +256,7 @@ def _afterwards(
     tell: Tell,
     prove: Callable[[Baseline], Prove] | None,
     to: str | None,
-) -> Done:
+) -> ByHand:
     """No release is under way: back to what the last one found, and its template into the spec."""
     namespace, name, me, known = lease.namespace, lease.service, person.owner, lease.known
     live = services.get(namespace, name)
@@ -267,7 +267,7 @@ def _afterwards(
     release = Release(me, namespace=namespace, name=name, baseline=known, insist=True)
     if mine is None and is_clean(live, release):
         said = f"{live.rolled_out} is what the last release found; there is nothing to roll back"
-        return Done(f"{namespace}/{name}: {said}")
+        return ByHand(f"{namespace}/{name}: {said}")
     # A person whose command was killed goes on with what it had barred. What has the stable template already is what an
     # earlier roll-back could not prove.
     canary = mine.canary if mine is not None else None if live.template == known.template else live.latest_created
@@ -293,7 +293,7 @@ def _afterwards(
     current = now.release if now is not None and now.holder == me.identity else None
     said = settle(services, current or release, remember, deadline=seconds, prove=proof, tell=tell)
     leases.give_free(namespace, name, me, lambda ended: replace(ended, phase=Phase.SETTLED))
-    return Done(f"{namespace}/{name}: {said}", alone=True)
+    return ByHand(f"{namespace}/{name}: {said}", alone=True)
 
 
 def _begun(release: Release, baseline: Baseline, canary: str | None, order: Order) -> Release:

@@ -115,47 +115,47 @@ class Guard:
         return lines
 
     def _look_at(self, lease: Lease, service: Service, now: float) -> list[str]:
-        claim = lease.release
+        release = lease.release
         self._undecided.discard(service)
-        if claim is None:
+        if release is None:
             self._seen.pop(service, None)
             return []
         before = self._seen.get(service)
         if before is None or before[0] != lease.renewed:
             self._seen[service] = (lease.renewed, now)
-            if claim.closed is None:
+            if release.closed is None:
                 self._told.pop(service, None)
         quiet = now - self._seen[service][1]
-        if claim.closed is None and quiet < lease.duration:
+        if release.closed is None and quiet < lease.duration:
             if before is None or before[0] == lease.renewed:
                 self._undecided.add(service)
             return []
-        live = self.services.get(*service) if claim.baseline is not None else None
-        is_left = live is not None and quiet >= lease.duration and _is_left(live, claim)
-        if live is None or not (_is_open(live, claim) or is_left):
-            if claim.promoted and quiet >= lease.duration:
-                dead = death_of(live, str(claim.canary))
-                told = f"{'/'.join(service)}: {claim.canary} is promoted, and nobody looks at it"
+        live = self.services.get(*service) if release.baseline is not None else None
+        is_left = live is not None and quiet >= lease.duration and _is_left(live, release)
+        if live is None or not (_is_open(live, release) or is_left):
+            if release.promoted and quiet >= lease.duration:
+                dead = death_of(live, str(release.canary))
+                told = f"{'/'.join(service)}: {release.canary} is promoted, and nobody looks at it"
                 return self._tell(service, f"{told}; {dead}" if dead else told)
             return []
-        if claim.closed is None:
+        if release.closed is None:
             why = f"closed: nobody looked for {round(quiet)} s"
             try:
-                claim = self.leases.write(lease, claim.close(why, Cause.GUARD))
+                release = self.leases.write(lease, release.close(why, Cause.GUARD))
             except WriteConflict:
                 return []  # somebody looks after all, or has promoted it meanwhile: the next look sees which
         self._undecided.add(service)
-        return self._close(live, service, claim)
+        return self._close(live, service, release)
 
-    def _close(self, live: InferenceService, service: Service, claim: Release) -> list[str]:
+    def _close(self, live: InferenceService, service: Service, release: Release) -> list[str]:
         """One step. The next look goes on, until the gateway has it."""
         if live.canary_percent != 0:
-            after = roll_back(self.services, claim, self.leases.bar(*service, claim.owner))
-            told = assess_rolled_back(after, claim).sentence
+            after = roll_back(self.services, release, self.leases.bar(*service, release.owner))
+            told = assess_rolled_back(after, release).sentence
         else:
-            freed = let_go(self.services, live, claim)
-            told = str(freed or assess_rolled_back(live, claim))
-        return self._tell(service, f"{'/'.join(service)}: {claim.canary} {claim.closed}; {told}")
+            freed = let_go(self.services, live, release)
+            told = str(freed or assess_rolled_back(live, release))
+        return self._tell(service, f"{'/'.join(service)}: {release.canary} {release.closed}; {told}")
 
     def _tell(self, about: object, line: str) -> list[str]:
         """The line, when it is new."""
@@ -164,21 +164,21 @@ class Guard:
         return [] if line == told else [line]
 
 
-def _is_open(live: InferenceService, claim: Release) -> bool:
+def _is_open(live: InferenceService, release: Release) -> bool:
     """Whether the canary of this release has users, by the spec or at the gateway. A first deployment has nobody to
     give them back to, and a promotion that was done is no canary any more."""
-    if claim.stable.revision is None or not live.is_split or claim.canary is None:
+    if release.stable.revision is None or not live.is_split or release.canary is None:
         return False
-    return bool(live.canary_percent) or bool(live.serving.get(claim.canary))
+    return bool(live.canary_percent) or bool(live.serving.get(release.canary))
 
 
-def _is_left(live: InferenceService, claim: Release) -> bool:
+def _is_left(live: InferenceService, release: Release) -> bool:
     """Whether a promoted canary was to be taken back, by evidence or because it died, and still has users. Only while
     KServe knows the baseline as the revision before, so that 0 % does it."""
-    before = claim.stable.revision
-    if claim.closed is None or live.is_split or before is None:
+    before = release.stable.revision
+    if release.closed is None or live.is_split or before is None:
         return False
-    return live.previous_rolled_out == before and live.serving == {claim.canary: 100}
+    return live.previous_rolled_out == before and live.serving == {release.canary: 100}
 
 
 def _said(error: Exception) -> str:

@@ -54,12 +54,12 @@ def baselines(lease: Lease | None) -> list[Any]:
     """Every baseline in a lease: of the release under way, of one that it took over, and the last one known."""
     if lease is None:
         return []
-    claims: list[Release] = []
-    claim = lease.release
-    while claim is not None:
-        claims.append(claim)
-        claim = claim.inherited
-    return [baseline for baseline in (*(claim.baseline for claim in claims), lease.known) if baseline is not None]
+    releases: list[Release] = []
+    release = lease.release
+    while release is not None:
+        releases.append(release)
+        release = release.inherited
+    return [baseline for baseline in (*(release.baseline for release in releases), lease.known) if baseline is not None]
 
 
 def traffic(live: InferenceService | None, lease: Lease | None, history: History, service: str) -> dict[str, int] | str:

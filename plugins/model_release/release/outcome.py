@@ -6,13 +6,14 @@ Log, page, notification, the run's state, the record and the telemetry say what 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, cast
 
 from model_release.cluster.release import Cause, Phase
 from model_release.errors import ReleaseFailed, RolledBack
 
 if TYPE_CHECKING:
     from model_release.cluster.release import Release
+    from model_release.judging.record import Record
 
 Kind = Literal["promoted", "first", "rolled_back", "nothing_new", "published", "failed"]
 
@@ -59,6 +60,15 @@ def outcome_of(release: Release) -> Outcome:
     if release.cause is Cause.NOTHING_NEW:
         return Outcome("nothing_new", "the stable version already; nothing new.")
     return Outcome("failed", FROM_OUTSIDE, _reached(release))
+
+
+def recorded(record: Record) -> Outcome | None:
+    """The end that a decision record has; None while it has none. "inconclusive" is an older edition's word."""
+    if record.outcome is None:
+        return None
+    if record.outcome == "inconclusive":
+        return Outcome("rolled_back", record.reason, Cause.DEADLINE)
+    return Outcome(cast(Kind, record.outcome), record.reason, record.cause)
 
 
 def unclaimed(

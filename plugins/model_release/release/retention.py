@@ -242,11 +242,11 @@ def _of_service(service: LiveService, revisions: Revisions, uses: Uses) -> None:
     revisions.put_lease(service.lease)
     for baseline in baselines(service.lease):
         uses.add(version_of(baseline.storage_uri), f"a baseline in the lease of {service.key}")
-    claim = service.lease.release if service.lease else None
+    release = service.lease.release if service.lease else None
     named: list[str | None] = []
-    while claim is not None:
-        named.append(claim.canary)
-        claim = claim.inherited
+    while release is not None:
+        named.append(release.canary)
+        release = release.inherited
     if live is not None:
         revisions.put_spec(live)
         uses.add(version_of(live.storage_uri), f"in the spec of {service.key}")

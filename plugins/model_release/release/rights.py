@@ -1,4 +1,4 @@
-"""What the guard may do, asked before it has to: one that learns in the moment of need that it may not is none."""
+"""What an account may do, asked before it has to: a guard that learns in the moment of need that it may not is none."""
 
 from __future__ import annotations
 
@@ -28,6 +28,15 @@ def missing(api_client: ApiClient, namespace: str | None) -> list[str]:
     Raises:
         ApiException, HTTPError: nobody could tell.
     """
+    return [
+        f"{verb} {resource}.{group}"
+        for group, resource, verb in NEEDED
+        if not may(api_client, namespace, group, resource, verb)
+    ]
+
+
+def may(api_client: ApiClient, namespace: str | None, group: str, resource: str, verb: str) -> bool:
+    """One question of `missing`; `resource` may name a subresource, as `pods/log`."""
     from kubernetes.client import (
         AuthorizationV1Api,
         V1ResourceAttributes,
@@ -37,10 +46,10 @@ def missing(api_client: ApiClient, namespace: str | None) -> list[str]:
 
     from model_release.cluster.objects import TIMEOUTS
 
-    asked, found = AuthorizationV1Api(api_client), []
-    for group, resource, verb in NEEDED:
-        wanted = V1ResourceAttributes(namespace=namespace or "", group=group, resource=resource, verb=verb)
-        review = V1SelfSubjectAccessReview(spec=V1SelfSubjectAccessReviewSpec(resource_attributes=wanted))
-        if not asked.create_self_subject_access_review(review, _request_timeout=TIMEOUTS).status.allowed:
-            found.append(f"{verb} {resource}.{group}")
-    return found
+    plural, _, part = resource.partition("/")
+    wanted = V1ResourceAttributes(
+        namespace=namespace or "", group=group, resource=plural, subresource=part or None, verb=verb
+    )
+    review = V1SelfSubjectAccessReview(spec=V1SelfSubjectAccessReviewSpec(resource_attributes=wanted))
+    answer = AuthorizationV1Api(api_client).create_self_subject_access_review(review, _request_timeout=TIMEOUTS)
+    return bool(answer.status.allowed)

@@ -137,14 +137,16 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
         answer, heard = ask.read(event), records.now()
         self.log.info("%s", answer.sentence)
         released = ReleasedService(self.spec, run)
+        before = driving.told(event)
         if answer.chosen == ask.LONGER:
             now = released.note_by(lambda now: advance.watch_longer(now, records.now()))
             self._approved(run, heard, answer.who, answer.decision, answer.reason)
-            self._drive(run, now)
+            self._drive(run, now, before=before)
         now = released.claim()
         spec = driving.began_with(now, self.spec)
         # Who wants it closed waits for nothing, and nothing is judged then.
-        before = self._past(run, now) if answer.chosen == ask.PROMOTE else None
+        if answer.chosen == ask.PROMOTE:
+            before = before or self._past(run, now)
         drive = driving.drive(spec, now.as_canary, run, "worker", before)
         if answer.chosen == ask.PROMOTE:
             # Evidence goes before an answer that crossed it: looked at once more, at the share that it has.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from model_release.cluster.change import Baseline, Prove
     from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
-    from model_release.release.emergency import Done, Person
+    from model_release.release.emergency import ByHand, Person
 
 # As for the commands: a split takes seconds, a baseline that has to start anew takes as long as it takes.
 SECONDS = 900.0
@@ -89,7 +89,7 @@ class EmergencyOperator(ReleaseOperator):
             self.keep(run, person, done.sentence)
         return done.sentence
 
-    def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
+    def act(self, services: InferenceServices, leases: Leases, person: Person) -> ByHand:
         """Does it."""
         raise NotImplementedError
 
@@ -105,7 +105,7 @@ class EmergencyOperator(ReleaseOperator):
         try:
             records.change(self.spec, run, edit)
         except ReleaseError as error:
-            self.log.warning("Done, and not recorded: %s", error)
+            self.log.warning("ByHand, and not recorded: %s", error)
 
     def tell(self, progress: Any) -> None:
         self.log.info("%s", progress.sentence)
@@ -119,7 +119,7 @@ class RollBackNow(EmergencyOperator):
     its template is not brought back into the spec; another run of this DAG does that. Run again, it finds it so.
     """
 
-    def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
+    def act(self, services: InferenceServices, leases: Leases, person: Person) -> ByHand:
         from model_release.release.emergency import roll_back_now
 
         place = self.spec.service.namespace, self.spec.service.name
@@ -133,8 +133,8 @@ class PromoteAnyway(EmergencyOperator):
     """The canary that is open gets all of the traffic whatever the judge says, by the release that is under way, which
     verifies it by name, bakes it, and has the name and the reason in its record. Run again, it finds it so."""
 
-    def act(self, services: InferenceServices, leases: Leases, person: Person) -> Done:
-        from model_release.release.emergency import Done, promote_anyway
+    def act(self, services: InferenceServices, leases: Leases, person: Person) -> ByHand:
+        from model_release.release.emergency import ByHand, promote_anyway
 
         place = self.spec.service.namespace, self.spec.service.name
-        return Done(promote_anyway(services, leases, *place, person, seconds=SECONDS, tell=self.tell))
+        return ByHand(promote_anyway(services, leases, *place, person, seconds=SECONDS, tell=self.tell))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_release.cluster.release import Phase
 from model_release.errors import ClusterRefused, ClusterUnavailable
-from model_release.release.outcome import Outcome, outcome_of, unclaimed, unsettled
+from model_release.release.outcome import Outcome, outcome_of, recorded, unclaimed, unsettled
 from model_release.spec import ModelSpec
 from model_release.tasks import notify, records, telemetry
 from model_release.tasks.base import TROUBLE, ReleaseOperator
@@ -106,9 +106,7 @@ class Report(ReleaseOperator):
             if last is not None and last.owner.identity == released.owner.identity:
                 return outcome_of(last)
         record = records.read(self.spec, run)
-        if record is None or record.outcome is None:
-            return None
-        return Outcome(record.outcome, record.reason, record.cause)  # type: ignore[arg-type]
+        return recorded(record) if record is not None else None
 
 
 def finish(spec: ModelSpec, run: Run, outcome: Outcome) -> None:

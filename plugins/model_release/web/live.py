@@ -34,22 +34,23 @@ def standing(
     A release is named, and its run, where it is of one of `models`: others may release to the service, too. `guard` is
     the guard's own lease in the namespace; who could not read the leases does not know of it, and says None instead.
     """
-    claim, unread = _claim(lease)
+    release, unread = _release(lease)
     if trouble is not None:
         return _said("unknown", trouble=trouble)
     if service is None:
-        return _said("absent", **_stage(lease, claim, models), trouble=unread)
+        return _said("absent", **_stage(lease, release, models), trouble=unread)
     stable, canary = _revisions(service)
     share = service.traffic.get(canary, 0) if canary else None
     name = "live"
     if canary:
-        name = "canary" if share else "staged"
+        back = release is not None and release.went_back is not None
+        name = "canary" if share else "taken_back" if back else "staged"
     elif lease is not None and lease.holder:
         name = "releasing"
     elif not service.ready:
         name = "waking"
     newest = version_of(service.storage_uri)
-    before = version_of(claim.baseline.storage_uri) if claim and claim.baseline else None
+    before = version_of(release.baseline.storage_uri) if release and release.baseline else None
     return _said(
         name,
         stable={"revision": stable, "version": before if canary else newest} if stable else None,
@@ -57,7 +58,7 @@ def standing(
         split=_split(service, stable, canary),
         ready=service.ready,
         guard=BEATS.alive(guard),
-        **_stage(lease, claim, models),
+        **_stage(lease, release, models),
         trouble=unread,
     )
 
@@ -110,26 +111,26 @@ def _said(name: str, **more: Any) -> Json:
     return row | more
 
 
-def _claim(lease: Lease | None) -> tuple[Release | None, str | None]:
+def _release(lease: Lease | None) -> tuple[Release | None, str | None]:
     try:
         return (lease.release if lease is not None else None), None
     except ReleaseError as error:
         return None, str(error)
 
 
-def _stage(lease: Lease | None, claim: Release | None, models: Collection[str]) -> Json:
+def _stage(lease: Lease | None, release: Release | None, models: Collection[str]) -> Json:
     if lease is None:
         return {}
     found: Json = {"frozen": lease.frozen}
     if lease.holder:
         found |= {"holder": lease.holder, "since": lease.since, "stage": "held by somebody unknown"}
-    if claim is not None:
-        shown = not claim.record or claim.record.rsplit("-", 2)[0] in models  # model, time and digest
+    if release is not None:
+        shown = not release.record or release.record.rsplit("-", 2)[0] in models  # model, time and digest
         found |= {
-            "stage": claim.stage,
-            "since": claim.opened_at or lease.since,
-            "release": claim.record if claim.record and shown else None,
-            "holder": claim.owner.url if shown else None,
+            "stage": release.stage,
+            "since": release.opened_at or lease.since,
+            "release": release.record if release.record and shown else None,
+            "holder": release.owner.url if shown else None,
             "looked": {"at": lease.renewed, "by": lease.looked_by or "a task"} if lease.renewed else None,
         }
     return found

@@ -31,6 +31,7 @@ STATES = {
     "live": ("Live", "good"),
     "canary": ("Canary", "busy"),
     "staged": ("Staged at 0 %", "busy"),
+    "taken_back": ("Taken back", "bad"),
     "releasing": ("Releasing", "busy"),
     "waking": ("Not ready", "warn"),
     "absent": ("Not deployed", "mute"),

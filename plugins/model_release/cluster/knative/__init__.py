@@ -1,13 +1,13 @@
 """Knative mode (`cluster.modes`): KServe has Knative keep a revision for each template, and split the traffic by their
 percents (docs/facts.md#status-lags-behind-spec)."""
 
+from model_release.cluster.dead import death_of
 from model_release.cluster.knative.rollout import (
     assess_promoted,
     assess_staged,
     baseline_of,
     check_kept,
     check_untouched,
-    death_of,
     has_staged,
     plan_change,
     promotion,

@@ -10,13 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic
-from model_release.cluster.dead import and_frozen, death_of
+from model_release.cluster.dead import and_frozen
 from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.manifest import Manifest, holds, matches, replacement, template_of
 from model_release.cluster.progress import Progress, State, failure_of, trouble_of
 from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
-
-__all__ = ["death_of", "has_staged"]
 
 
 def plan_change(live: InferenceService, wanted: Manifest) -> Change:

@@ -185,8 +185,9 @@ def _bring_back(
             return Progress(State.FAILING, said, latest, BASELINE_GRACE)
         # The baseline is gone, or a promoted canary is dead, and with it the route that could reach this one at 0 %.
         # What serves instead is what is being rolled back; the proven content goes before it, unasked.
-        elif release.insist and _route_names_what_is_gone(live):
-            said = f"{baseline.revision} is gone, so {latest}, which has its template, cannot be asked and gets nothing"
+        elif release.insist:
+            why = f"{baseline.revision} is gone" if _route_names_what_is_gone(live) else f"{live.frozen_by} is dead"
+            said = f"{why}, so {latest}, which has the stable template, cannot be asked and gets nothing"
             return Progress(State.FAILED, f"{said}; {DIRECT}")
     services.patch(live, split(live, None))
     return Progress(State.WAITING, f"{latest} has the stable template and gets all of the traffic", latest)
