@@ -321,8 +321,9 @@ class Evidence:
     def _usual_rate(self, before: Floats, steps: Floats) -> Floats:
         """Stable's usual rate (..., T, C) as it is known before each window: over its past and this release, taken so
         much higher than seen that bursts make no difference, and never below the policy's floor."""
-        path = terms.running(before, steps[..., :RATE_REQUESTS])[..., :-1, :, :] if steps.shape[-3] > 1 else None
-        first = before[..., None, :, :RATE_REQUESTS]
+        totals = steps[..., : CALM_STABLE.start]  # which windows are calm is not known yet
+        path = terms.running(before, totals)[..., :-1, :, :] if steps.shape[-3] > 1 else None
+        first = before[..., None, :, : CALM_STABLE.start]
         sums = first if path is None else np.concatenate([first, path], axis=-3)
         m, s = sums[..., STABLE_REQUESTS], sums[..., STABLE_BAD]
         seen, worth = dispersion(m, s, sums[..., STABLE_WINDOWS], sums[..., STABLE_SQUARES])
