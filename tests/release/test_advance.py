@@ -126,6 +126,15 @@ TABLE = {
         replace(RAMP, asks="before_promote", answer_within="4h"),
         recorded=(("percent", 5), ("watches", (Watched(5, SINCE, windows=12),))),
     ),
+    "a promotion at the deadline with less confidence than usual: the bake is to know": Row(
+        opened(30),
+        world(judged="promote", reason="with 90 % confidence", windows=99, confidence=0.9),
+        Promote(30),
+        recorded=(("watches", (Watched(30, SINCE, windows=99, confidence=0.9),)), ("word", "with 90 % confidence")),
+    ),
+    "a deadline that is extended is recorded, and looked on": Row(
+        opened(30), world(extended=True), Look(), recorded=(("watches", (Watched(30, SINCE, extended=True),)),)
+    ),
     "evidence for it at the last share: all of the traffic": Row(
         opened(30, TEN),
         world(judged="promote", reason="0 of 300"),

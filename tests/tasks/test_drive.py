@@ -41,6 +41,8 @@ class Said:
     final: bool = False
     no_data: bool = False
     share: int | None = None
+    confidence: float | None = None
+    extended: bool = False
     looks: int = 0
     windows: list[Any] = field(default_factory=list)
 

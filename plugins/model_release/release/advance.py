@@ -10,7 +10,7 @@ done and each action may be done again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from model_release.cluster.change import Canary
 from model_release.cluster.inference_service import InferenceService
@@ -55,6 +55,8 @@ class World:
         reason: its sentence.
         share: in percent, with `open`: what the canary may have now.
         windows: how many of the stretch that is under way were judged.
+        confidence: of a promotion at the deadline, where it is less than usual.
+        extended: the deadline came, and as much time again is to decide.
         blind: what kept the watch from looking when it had to end; nothing, when it just came to its end.
         no_data: some figure that the judge needs was not to be had.
         stuck: what was asked for has not reached the gateway in time; its sentence.
@@ -66,6 +68,8 @@ class World:
     reason: str = ""
     share: int | None = None
     windows: int | None = None
+    confidence: float | None = None
+    extended: bool = False
     blind: str = ""
     no_data: bool = False
     stuck: str | None = None
@@ -177,9 +181,9 @@ def _next(
     return replace(release, phase=Phase.OPEN, watches=(*over, begun))
 
 
-def _counted(release: Release, windows: int | None) -> Release:
-    """The judge has said its word on so many windows of the stretch: whoever judges later takes in the same ones."""
-    return replace(release, watches=(*release.watches[:-1], replace(release.watches[-1], windows=windows)))
+def _noted(release: Release, **said: Any) -> Release:
+    """The stretch that is under way, with what the judge has said."""
+    return replace(release, watches=(*release.watches[:-1], replace(release.watches[-1], **said)))
 
 
 def _taken_back(release: Release, world: World) -> tuple[Release, Action]:
@@ -218,12 +222,13 @@ def _watching(
     except CanaryLost as lost:
         return release.close(str(lost), Cause.CHANGED), TakeBack()
     if world.judged == "continue":
-        return release, Look()
+        return _noted(release, extended=stretch.extended or world.extended), Look()
     if world.judged == "rollback":
         return release.close(world.reason, Cause.EVIDENCE), TakeBack()
     if world.judged == "open" and (stretch.beside_question or world.share is None or world.share <= percent):
         return release, Look()
-    release = _counted(release, world.windows)
+    # Whoever judges later takes in the same windows.
+    release = _noted(release, windows=world.windows, confidence=world.confidence)
     if world.judged == "open" and world.share is not None:
         return _next(release, world.share, world.now), Shift(world.share)
     undecided = Cause.NO_DATA if world.blind or world.no_data else Cause.DEADLINE

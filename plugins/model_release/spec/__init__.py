@@ -134,6 +134,7 @@ class ModelSpec(Part):
             "guard": guard or percent is None,
             "answered": answered,
             "least_windows": least_windows,
+            "deadline_confidence": rollout.promote_with_confidence,
             "metrics": metrics,
             "values": values,
             **way,

@@ -78,6 +78,13 @@ class Rollout(Part):
     deadline: PositiveDuration = Field(
         timedelta(minutes=30), description="For the whole canary, from its opening; then: inconclusive, rolled back."
     )
+    promote_with_confidence: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="At the deadline without a decision: promoted if it is shown with this confidence to be below "
+        "indifference times each limit, and baked for twice as long.",
+    )
     bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
     ready_within: PositiveDuration = Field(
         timedelta(minutes=15), description="For the new revision to become ready, image pull included."
@@ -113,6 +120,15 @@ class Rollout(Part):
         if isinstance(given, dict) and given.get("ramp") is not None:
             return {"steps": (), **given}
         return given
+
+    @model_validator(mode="after")
+    def _what_is_promoted_on_less_is_watched_on(self) -> Rollout:
+        if self.promote_with_confidence is not None and not self.bake:
+            raise ValueError(
+                "promote_with_confidence promotes on less evidence and watches on for twice the bake, and there is "
+                "none; bake: 10m is right, for example"
+            )
+        return self
 
     @model_validator(mode="after")
     def _deadline_holds_windows(self) -> Rollout:
