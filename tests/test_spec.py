@@ -192,6 +192,18 @@ def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) ->
         load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
 
 
+def test_durations_beside_stable_are_compared_at_the_edges_around_their_limit(tmp_path: Path) -> None:
+    slow = {"name": "slow", "above": "500ms", "max_rate": 0.05}
+    beside = slow | {"name": "slower", "max_ratio": 1.5, "floor": 0.01}
+    spec = load(written(tmp_path, changed("judge", {"profile": "istio", "metrics": [slow, beside]})))
+    alone, both = spec.policy(10)["metrics"]
+    assert "edges" not in alone
+    assert both["edges"] == [50, 100, 250, 1000, 2500, 5000]
+    assert all("edges" not in metric for metric in spec.policy(None)["metrics"]), (
+        "in the bake there is no stable beside"
+    )
+
+
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:
     from model_release.judging import Policy
 

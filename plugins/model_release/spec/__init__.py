@@ -103,12 +103,15 @@ class ModelSpec(Part):
             least_windows: promoted in no fewer windows.
         """
         rollout = self.rollout
-        metrics = [metric.limits() for metric in self.judge.metrics]
+        metrics = [
+            metric.limits() | ({"edges": list(edges)} if (edges := self.judge.edges_of(metric)) else {})
+            for metric in self.judge.metrics
+        ]
         values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
             values = [value for value in values if "max_ratio" not in value]
             metrics = [
-                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor")}
+                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor", "edges")}
                 for metric in metrics
                 if "max_rate" in metric
             ]
