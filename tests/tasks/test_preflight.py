@@ -88,9 +88,13 @@ def test_a_canary_that_its_deadline_would_end_is_refused_and_what_waits_for_no_j
     monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "is counted", "up"))
     monkeypatch.setattr(metrics, "bucket_edges", lambda *_, **__: ())
     monkeypatch.setattr(metrics, "read_before", lambda *_, **__: metrics.Before(quiet, 0.2, 720))
+    told: list[Any] = []
+    monkeypatch.setattr(preflight.suggestions, "remember", lambda model, plan: told.append((model, plan)))
     context["params"]["rollout"] = rollout
     if rollout == "canary":
         with pytest.raises(NotReady, match=r"^plan: At 0.2 requests a second .* a deadline of .*; or approval:"):
             task.execute(context)
     else:
         assert "plan" in {one["check"] for one in task.execute(context)}
+    ((model, lines),) = told
+    assert (model, lines[0]) == ("digits", "stable: 0 % errors, bursts of 1, from 720 windows"), "the form tells it"
