@@ -235,5 +235,7 @@ def test_a_release_that_its_deadline_would_end_is_an_error_and_what_is_not_known
     asking = replace(world, spec=world.spec.model_copy(update={"approval": "on_inconclusive"}))
     assert [one for one in found(asking)["plan"] if one.level is Level.ERROR] == []
     if level is Level.ERROR:
-        assert said[-1].cure == "or approval: on_inconclusive, and a person decides at the deadline"
+        assert said[-1].cure.startswith(
+            "or approval: on_inconclusive, and a person decides at the deadline; or rollout.if"
+        )
         assert found(asking)["plan"][-1].level is Level.WARNING

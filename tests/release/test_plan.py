@@ -69,12 +69,20 @@ def test_what_cannot_end_in_time_is_refused_and_a_person_asked_is_a_way_to_go_on
     known(Before(counted(1, bad=0), 0.2, 720))
     found = seen(spec())
     assert "\n" not in found.refusal
-    for words in ("would be promoted by the deadline of 5 min for each step", "with a limit of ", "with a deadline of ",
-                  "or approval: on_inconclusive, and a person decides at the deadline"):  # fmt: skip
+    for words in (
+        "would be promoted by the deadline of 5 min for each step",
+        "with a limit of ",
+        "with a deadline of ",
+        "or approval: on_inconclusive, and a person decides at the deadline",
+        "or rollout.if_too_slow: go",
+    ):
         assert words in found.refusal
     asking = seen(spec(approval="on_inconclusive"))
     assert (asking.refusal, asking.trouble) == ("", found.trouble)
     assert seen(spec(approval="before_promote")).refusal, "that person is asked when the judge is sure"
+    going = seen(spec(rollout={**SPEC["rollout"], "if_too_slow": "go"}))  # type: ignore[dict-item]
+    assert (going.refusal, going.trouble) == ("", found.trouble)
+    assert going.goes == "it is tried all the same, by rollout.if_too_slow: go"
     patient = spec(rollout={**SPEC["rollout"], "deadline": "6h"})  # type: ignore[dict-item]
     assert seen(patient).trouble == ""
 

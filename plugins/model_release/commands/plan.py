@@ -70,8 +70,8 @@ def _plan(options: argparse.Namespace) -> str:
 def _lines(found: Foreseen, troubles: list[str]) -> list[str]:
     """The plan's, and what kept it from being of this service's own past."""
     lines = [*troubles, *found.sentences]
-    if found.trouble:
-        lines.append(f"A person is asked at the deadline: {found.trouble}.")
+    if found.trouble and found.goes:
+        lines.append(f"{found.trouble}; {found.goes}.")
     return lines
 
 

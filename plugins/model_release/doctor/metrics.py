@@ -58,8 +58,8 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
 
 
 def _plan(prometheus: Prometheus, spec: ModelSpec, live: InferenceService) -> Iterator[Finding]:
-    """How long the release will need. One that its deadline would end, more often than not, is an error; not where a
-    person is asked then, and not where nothing is known."""
+    """How long the release will need. One that its deadline would end, more often than not, is an error; not where the
+    model file lets it go on, and not where nothing is known."""
     from model_release.release.plan import GO_ANYWAY, foresee
 
     found = foresee(spec, prometheus, live.stable_revision, live.started)
@@ -68,7 +68,7 @@ def _plan(prometheus: Prometheus, spec: ModelSpec, live: InferenceService) -> It
     if found.refusal:
         yield error(PLAN, found.trouble, GO_ANYWAY)
     elif found.trouble:
-        yield warning(PLAN, found.trouble, "a person is asked at the deadline, by approval: on_inconclusive")
+        yield warning(PLAN, found.trouble, found.goes)
 
 
 def _values(prometheus: Prometheus, spec: ModelSpec, stable: str) -> Iterator[Finding]:

@@ -20,19 +20,23 @@ ASSUMED = 10.0
 # A release is refused by no less: a service that is younger is not known.
 LEAST_WINDOWS = 60
 LEAST_REQUESTS = 100
-GO_ANYWAY = "or approval: on_inconclusive, and a person decides at the deadline"
+GO_ANYWAY = (
+    "or approval: on_inconclusive, and a person decides at the deadline; or rollout.if_too_slow: go, and it is tried "
+    "all the same"
+)
 NOTHING = "nothing is stable yet"
 
 
 @dataclass(frozen=True)
 class Foreseen:
     """`past`: in one line, what stable did, or why that is not known and what was assumed. `known`: whether the plan is
-    of this service's own past and traffic, long enough to refuse a release by it."""
+    of this service's own past and traffic, long enough to refuse a release by it. `goes`: why it goes on even where it
+    cannot end in time, by the model file; nothing where it does not."""
 
     past: str
     known: bool
     plan: Plan
-    asks: bool
+    goes: str
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -47,8 +51,8 @@ class Foreseen:
 
     @property
     def refusal(self) -> str:
-        """The trouble, where it ends the release: nobody is asked when the judge cannot tell, and it is rolled back."""
-        return "" if self.asks or not self.trouble else f"{self.trouble}; {GO_ANYWAY}"
+        """The trouble, where it ends the release: it would be rolled back at its deadline, and nobody wanted it so."""
+        return "" if self.goes or not self.trouble else f"{self.trouble}; {GO_ANYWAY}"
 
     def to_dict(self) -> dict[str, Any]:
         """JSON, for the record and for programs."""
@@ -100,8 +104,14 @@ def foresee(
         past=_told(policy, past, why, traffic=traffic),
         known=traffic and enough and requests >= LEAST_REQUESTS,
         plan=planned,
-        asks=spec.approval == "on_inconclusive",
+        goes=_goes(spec),
     )
+
+
+def _goes(spec: ModelSpec) -> str:
+    if spec.approval == "on_inconclusive":
+        return "a person is asked at the deadline, by approval: on_inconclusive"
+    return "it is tried all the same, by rollout.if_too_slow: go" if spec.rollout.if_too_slow == "go" else ""
 
 
 def _first(spec: ModelSpec) -> int:
