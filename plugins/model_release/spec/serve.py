@@ -60,7 +60,7 @@ class Rollout(Part):
     )
     if_too_slow: Literal["refuse", "go"] = Field(
         "refuse",
-        description="A release whose deadline would end more good canaries than it lets through, by the traffic so far, "
+        description="A release whose deadline would end more good canaries than it lets through, by its past traffic, "
         "is refused by the preflight, or tried all the same.",
     )
     bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
