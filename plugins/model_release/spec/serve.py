@@ -85,6 +85,11 @@ class Rollout(Part):
         description="At the deadline without a decision: promoted if it is shown with this confidence to be below "
         "indifference times each limit, and baked for twice as long.",
     )
+    if_too_slow: Literal["refuse", "go"] = Field(
+        "refuse",
+        description="A release whose deadline would end more good canaries than it lets through, by its past traffic, "
+        "is refused by the preflight, or tried all the same.",
+    )
     bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
     ready_within: PositiveDuration = Field(
         timedelta(minutes=15), description="For the new revision to become ready, image pull included."
