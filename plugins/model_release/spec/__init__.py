@@ -7,7 +7,7 @@ are parsed.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,6 +49,9 @@ class ModelSpec(Part):
     model: Name
     source: Source
     service: Service
+    runtime: Literal["torchserve"] = Field(
+        "torchserve", description="What serves the model; a version is built for one."
+    )
     store: S3Prefix
     schedule: Schedule = Field(None, description="A cron expression or preset; nothing for runs by hand only.")
     training: Training | None = None
@@ -85,6 +88,11 @@ class ModelSpec(Part):
                 "istio-destination is right"
             )
         return self
+
+    @property
+    def serving_runtime(self) -> str:
+        """The name of the ServingRuntime, or ClusterServingRuntime, on the cluster."""
+        return self.service.runtime or f"model-release-{self.runtime}"
 
     def asks_at(self, percent: int) -> bool:
         """Whether a person may be asked at this step, after its watch and before its decision."""
