@@ -40,12 +40,14 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
         bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the live histogram of {stable}"
     )
     rate = request_rate(prometheus, metrics, namespace, stable) or 0.0
+    # By a ramp the share grows to `most`, which is where most of the requests are counted.
+    shares = [step / 100 for step in rollout.steps] or [rollout.ramp.most / 100 if rollout.ramp else 0.0]
     planned = plan(
-        Policy.from_dict(spec.policy(rollout.steps[0])),
+        Policy.from_dict(spec.policy(1)),
         requests_per_minute=rate,
         deadline_minutes=rollout.deadline.total_seconds() / 60,
         window_seconds=rollout.window.total_seconds(),
-        shares=[step / 100 for step in rollout.steps],
+        shares=shares,
     )
     for sentence in planned.sentences:
         say(sentence)
