@@ -82,6 +82,11 @@ class Rollout(Part):
     deadline: PositiveDuration = Field(
         timedelta(minutes=30), description="For the whole canary, from its opening; then: inconclusive, rolled back."
     )
+    if_too_slow: Literal["refuse", "go"] = Field(
+        "refuse",
+        description="A release whose deadline would end more good canaries than it lets through, by its past traffic, "
+        "is refused by the preflight, or tried all the same.",
+    )
     bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
     ready_within: PositiveDuration = Field(
         timedelta(minutes=15), description="For the new revision to become ready, image pull included."

@@ -41,8 +41,9 @@ from model_release.tasks.serve import GoDirect, GoLive, Promote, RollBack, Smoke
 ROLL_BACK = "roll_back"
 
 
-def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) -> DAG:
-    """`release_<model>`. `project` is the folder that holds dags/ and include/; the form suggests `versions`."""
+def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), plan: Sequence[str] = ()) -> DAG:
+    """`release_<model>`. `project` is the folder that holds dags/ and include/; the form suggests `versions`, and tells
+    what the last `plan` said."""
     with DAG(
         f"release_{spec.model}",
         description=f"Releases {spec.model} on {spec.service.key} by canary: {spec.rollout.path}",
@@ -51,7 +52,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) ->
         start_date=datetime(2024, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        params=form(versions),
+        params=form(versions, plan),
         default_args=RETRIES,
         tags=["model-release", spec.model, spec.service.key],
     ) as dag:
