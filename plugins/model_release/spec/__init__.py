@@ -73,7 +73,7 @@ class ModelSpec(Part):
         """A training puts its candidates into the source."""
         if self.training is None:
             return self
-        if self.source.hub:
+        if not (self.source.directory or self.source.s3):
             raise ValueError(
                 f"training cannot write to {self.source}; source: {{directory: …}} or {{s3: s3://…/}} is right"
             )
