@@ -15,8 +15,8 @@ import numpy as np
 
 from . import ramp
 from .evidence import Evidence
-from .judge import Rules
 from .policy import Policy
+from .rules import Rules
 from .simulate import Ints, bad_requests
 from .state import REQUESTS, Counts, Floats, Readings, State
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK

@@ -94,7 +94,6 @@ def foresee(
         requests_per_second=per_second if per_second is not None else ASSUMED if rate is None else rate,
         deadline_minutes=rollout.deadline.total_seconds() / 60,
         window_seconds=rollout.window.total_seconds(),
-        shares=[step / 100 for step in rollout.steps],
         past=past,
     )
     enough = found is not None and found.windows >= LEAST_WINDOWS
@@ -115,7 +114,7 @@ def _goes(spec: ModelSpec) -> str:
 
 
 def _first(spec: ModelSpec) -> int:
-    return spec.rollout.steps[0]
+    return spec.rollout.steps[0] if spec.rollout.ramp is None else 1
 
 
 def _before(
