@@ -137,7 +137,6 @@ def _traffic(spec: ModelSpec, per_second: float) -> dict[str, Any]:
         "requests_per_second": per_second,
         "deadline_minutes": rollout.deadline.total_seconds() / 60,
         "window_seconds": rollout.window.total_seconds(),
-        "shares": [step / 100 for step in rollout.steps],
     }
 
 

@@ -7,7 +7,7 @@ are parsed.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -50,6 +50,9 @@ class ModelSpec(Part):
     model: Name
     source: Source
     service: Service
+    runtime: Literal["torchserve"] = Field(
+        "torchserve", description="What serves the model; a version is built for one."
+    )
     store: S3Prefix
     schedule: Schedule = Field(None, description="A cron expression or preset; nothing for runs by hand only.")
     training: Training | None = None
@@ -70,7 +73,7 @@ class ModelSpec(Part):
         """A training puts its candidates into the source."""
         if self.training is None:
             return self
-        if self.source.hub:
+        if not (self.source.directory or self.source.s3):
             raise ValueError(
                 f"training cannot write to {self.source}; source: {{directory: …}} or {{s3: s3://…/}} is right"
             )
@@ -86,6 +89,11 @@ class ModelSpec(Part):
                 "istio-destination is right"
             )
         return self
+
+    @property
+    def serving_runtime(self) -> str:
+        """The name of the ServingRuntime, or ClusterServingRuntime, on the cluster."""
+        return self.service.runtime or f"model-release-{self.runtime}"
 
     def policy(
         self, percent: int | None, *, guard: bool = False, answered: int = 0, least_windows: int = 1

@@ -30,7 +30,11 @@ class Service(Part):
     container_concurrency: int = Field(0, ge=0, description="Requests at once for each pod; 0 for no limit.")
     timeout: PositiveDuration = timedelta(seconds=60)
     service_account: Name | None = None
-    runtime: str = Field("model-release-torchserve", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    runtime: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="The ServingRuntime's name on the cluster; model-release-<runtime> unless said.",
+    )
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -41,7 +45,7 @@ class Service(Part):
 
     @property
     def timeout_seconds(self) -> int:
-        """`timeout` as Kubernetes and TorchServe take it: whole seconds, one at least."""
+        """`timeout` as Kubernetes and servers take it: whole seconds, one at least."""
         return max(1, round(self.timeout.total_seconds()))
 
     @property
