@@ -207,7 +207,7 @@ def _end(spec: ModelSpec, stretches: Sequence[Watched]) -> tuple[datetime, timed
     asked = max((place for place, before in enumerate(stretches) if before.beside_question), default=-1)
     since = [each for each in stretches[asked + 1 :] if each.opened_at is not None]
     begun, extended = datetime.fromisoformat(str(since[0].opened_at)), any(each.extended for each in since)
-    return begun + (2 if extended else 1) * rollout.deadline, None if extended else rollout.deadline
+    return begun + (2 if extended else 1) * rollout.longest, None if extended else rollout.longest
 
 
 def outcome(done: Drive) -> dict[str, Any]:
