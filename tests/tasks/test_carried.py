@@ -248,6 +248,20 @@ def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelS
     assert record.differences() == []
 
 
+def test_a_ramp_begins_where_a_wholly_bad_canary_hurts_no_more_than_its_budget(spec: ModelSpec) -> None:
+    ramp = ModelSpec.model_validate(
+        {**spec.model_dump(mode="json"), "rollout": {"ramp": {"budget": 20, "most": 35}, "window": "10s"}}
+    )
+
+    def past(per_window: int) -> Past:
+        return Past.from_dict({"windows": [{"requests": per_window, "bad": {}}] * 9})
+
+    # Found in two windows: 20 requests are 5 % of 400, and a whole canary's of the 20 that come.
+    firsts = [driving.rules(ramp, before).first for before in (past(200), past(20), past(10**6), Past(()), None)]
+    assert firsts == [5, 35, 1, 1, 1]
+    assert driving.rules(spec, past(200)).first == 25
+
+
 def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:
     bake = looked(watches(spec)([FIRST, SECOND, Watched(None, after(20))]), 23)
     assert (bake.verdict.windows_used, bake.windows[0].share, bake.before) == (3, None, [])

@@ -28,12 +28,19 @@ Asks = Literal["never", "before_promote", "on_inconclusive"]
 class Rules:
     """What the model file says about the way. `answer_within` is for the sentence when nobody answered.
 
-    `steps`: the shares that are known beforehand; of a ramp the first, and the judge says the others.
+    `steps`: the shares that are known beforehand. Of a ramp, which has none, `ramp_from` is the first, and the judge
+    says the others.
     """
 
     steps: tuple[int, ...]
     asks: Asks = "never"
     answer_within: str = ""
+    ramp_from: int = 1
+
+    @property
+    def first(self) -> int:
+        """The share to begin with."""
+        return self.steps[0] if self.steps else self.ramp_from
 
     def after(self, percent: int) -> int | None:
         """The share after this one; None after the last."""
@@ -130,7 +137,7 @@ def advance(release: Release, canary: Canary, world: World, rules: Rules) -> tup
         return _taken_back(release, world)
     if release.phase is Phase.BAKING:
         return _baking(release, canary, world)
-    stretch = release.watches[-1] if release.watches else Watched(rules.steps[0])
+    stretch = release.watches[-1] if release.watches else Watched(rules.first)
     percent = stretch.percent or 0
     if _is_ordered(release, canary) and not release.promoted:
         release = replace(release, phase=Phase.PROMOTED, word=str(release.order))

@@ -31,8 +31,8 @@ def began_with(release: Release, now: ModelSpec) -> ModelSpec:
 def rules(spec: ModelSpec, before: Past | None = None) -> Rules:
     """What the model file says about the way of a canary. `before`: what stable did, by whose traffic a ramp begins;
     without it, it begins at its first level."""
-    steps = spec.rollout.steps or (_first_share(spec, before),)
-    return Rules(steps, spec.approval, format_duration(spec.answer_within))
+    first = _first_share(spec, before) if spec.rollout.ramp else 1
+    return Rules(spec.rollout.steps, spec.approval, format_duration(spec.answer_within), first)
 
 
 def _first_share(spec: ModelSpec, before: Past | None) -> int:
