@@ -40,9 +40,12 @@ from kserve.protocol.rest.server import RESTServer
 _log = logging.getLogger("server")
 
 LARGEST_REQUEST = 33_554_432
-#: Requests that are under way, or wait: as many as TorchServe's queue has. More are answered 503.
+#: Requests that were read and are under way, or wait: as many as TorchServe's queue has. More are answered 503.
 MOST_REQUESTS = 100
 _GRACE = 20
+#: Seconds, more than the hour of Envoy and the 90 s of queue-proxy: a connection that a proxy is about to use again is
+#: never closed here, which would be a 503 for that request.
+_KEEP_ALIVE = 3_700
 _PREDICT = ("/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer")
 _NOT_SERVED = (
     "/v1/models/{model_name}:explain",
@@ -100,30 +103,27 @@ class Front:
 
     async def predict(self, model_name: str, request: Request) -> Any:
         """Answers V1 and V2 alike: which it is stands in the body."""
-        if self._under_way >= MOST_REQUESTS:
-            return _error(503, f"{MOST_REQUESTS} requests are under way")
-        self._under_way += 1
-        try:
-            return await self._answer(model_name, request)
-        finally:
-            self._under_way -= 1
-
-    async def _answer(self, name: str, request: Request) -> Any:
-        if self._server.dataplane.model_registry.get_model(name) is None:
-            return _error(404, f"Model with name {name} does not exist.")
+        if self._server.dataplane.model_registry.get_model(model_name) is None:
+            return _error(404, f"Model with name {model_name} does not exist.")
         if request.url.query:
             return _error(400, f"the query ({request.url.query[:80]}) is not read; top_k belongs into parameters")
         fields = await _fields(request)
         if fields is None:
             return _error(413, f"the request is over the limit of {LARGEST_REQUEST >> 20} MiB")
+        if self._under_way >= MOST_REQUESTS:
+            _log.warning("%d requests are under way: one more is answered 503", MOST_REQUESTS)
+            return _error(503, f"{MOST_REQUESTS} requests are under way")
+        self._under_way += 1
         try:
-            answer, _ = await self._server.dataplane.infer(name, fields, dict(request.headers))
+            answer, _ = await self._server.dataplane.infer(model_name, fields, dict(request.headers))
         except InvalidInput as error:
             return _error(400, str(error))
         except Exception as error:
             # The model has said what failed where it was the network.
             _log.error("%s: %s", type(error).__name__, (str(error).splitlines() or [""])[-1])
             return _error(503, "Prediction failed")
+        finally:
+            self._under_way -= 1
         return JSONResponse(answer)
 
 
@@ -178,6 +178,7 @@ def main() -> int:
             server.model_repository_extension,
             options.http_port,
             grace_period=_GRACE,
+            timeout_keep_alive=_KEEP_ALIVE,
         )
         rest.config.host = options.host
         asyncio.run(rest.start())

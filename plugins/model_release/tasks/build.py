@@ -110,12 +110,12 @@ class Resolve(BuildOperator, BaseBranchOperator):
             return {"version": version.name, "source": {**version.metadata["source"], "rule": choice.rule}}
         with TemporaryDirectory(prefix="source-") as scratch:
             checkpoint = source.fetch(
-                self.spec.source.model_dump(exclude_none=True)
-                | ({"revision": choice.revision} if choice.revision else {}),
+                self.spec.source.place | ({"revision": choice.revision} if choice.revision else {}),
                 Path(scratch, "checkpoint"),
                 base=self.root,
-                s3=connections.s3() if self.spec.source.s3 else None,
+                s3=connections.s3() if self.spec.source.s3 or self.spec.source.mlflow else None,
                 hub=connections.hub() if self.spec.source.hub else None,
+                mlflow=connections.mlflow() if self.spec.source.mlflow else None,
                 not_later_than=choice.not_later_than,
                 log=self.log.info,
             )
