@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseBranchOperator
 
 from model_release.errors import ReleaseError, SpecError
+from model_release.release.outcome import NOTHING_NEW
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records, suggestions
+from model_release.tasks import connections, records, suggestions, watching
+from model_release.tasks.assets import emit, version_asset
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
@@ -88,7 +90,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
             if run.rollout == "direct":
                 check_was_live(connections.store(self.spec.store), found["version"], ReleasedService(self.spec, run))
             records.change(self.spec, run, lambda record: _begin(record, found))
-            found["nothing_new"] = "version" in found and self.is_live(run, found["version"])
+            found["nothing_new"] = self.nothing_new(run, found, context["dag_run"].run_type == "asset_triggered")
         context["ti"].xcom_push(key="resolved", value=found)
         if found["nothing_new"]:
             return []
@@ -123,15 +125,28 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 "time": checkpoint.time.isoformat() if checkpoint.time else None,
                 "architecture": checkpoint.architecture,
             }
+            seen = {"candidate": checkpoint.identity}
             toolchain = export.toolchain(self.handler, **steps.asked_of(self.spec))
             built = store.find(checkpoint.fingerprint, toolchain=toolchain, service=self.spec.service.name)
             if built:
                 self.log.info("Version %s was built of the same checkpoint: nothing to build", built.name)
-                return {"version": built.name, "source": {**told, "rule": choice.rule}}
+                return {**seen, "version": built.name, "source": {**told, "rule": choice.rule}}
             identity = [checkpoint.fingerprint, self.spec.service.name, toolchain]
             build = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
             store.stash(f"{build}/checkpoint", checkpoint.directory)
-        return {"build": build, "fingerprint": checkpoint.fingerprint, "source": {**told, "rule": choice.rule}}
+            about = {"build": build, "fingerprint": checkpoint.fingerprint}
+        return {**seen, **about, "source": {**told, "rule": choice.rule}}
+
+    def nothing_new(self, run: Run, found: dict[str, Any], by_event: bool) -> str | None:
+        """Why there is nothing to release: the version is live, or an event told of a candidate that another release
+        took already; None where there is something. What it takes is noted, for the next event."""
+        candidate = found.pop("candidate", None)
+        if candidate and run.moves_traffic:
+            store = connections.store(self.spec.store)
+            other = watching.take(store, self.spec.model, candidate, run.release, by_event=by_event)
+            if other is not None:
+                return f"{candidate} was taken by the release {other} already; nothing new."
+        return NOTHING_NEW if "version" in found and self.is_live(run, found["version"]) else None
 
     def is_live(self, run: Run, version: str) -> bool:
         """Whether the version has all of the traffic, in a service that nobody is changing. A look that fails, or a
@@ -237,4 +252,7 @@ class Publish(BuildOperator):
             suggestions.remember(self.spec.model, [one.name for one in store.versions()])
         records.change(self.spec, run, lambda record: setattr(record, "version", version.name))
         self.log.info("Version %s at %s", version.name, version.storage_uri)
-        return {"version": version.name, "uri": version.storage_uri}
+        made = {"version": version.name, "uri": version.storage_uri}
+        origin = resolved["source"].get("origin")
+        emit(context, version_asset(self.spec), {**made, "origin": origin, "release": run.page})
+        return made
