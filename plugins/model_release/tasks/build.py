@@ -49,7 +49,7 @@ class BuildOperator(ReleaseOperator):
         resolved = self.resolved(context)
         service, fingerprint = self.spec.service.name, resolved["fingerprint"]
         request = steps.Request(name, resolved["build"], service, fingerprint, **steps.asked_of(self.spec))
-        return steps.run(connections.store(self.spec.store), request, self.root, connections.s3, self.log.info)
+        return steps.run(connections.builds(self.spec), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
         found = context["ti"].xcom_pull(task_ids="resolve", key="resolved")
@@ -100,7 +100,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
         """What `choice` means, with the version where it is built already, else with the build to come."""
         from model_release.build import export, source, steps
 
-        store = connections.store(self.spec.store)
+        store = connections.builds(self.spec)
         if choice.version:
             version = store.version(choice.version)
             check_service(version, self.spec)
@@ -229,7 +229,7 @@ class Publish(BuildOperator):
         from model_release.store import signing
 
         resolved = self.resolved(context)
-        store = connections.store(self.spec.store)
+        store = connections.builds(self.spec)
         if "version" in resolved:
             version = store.version(resolved["version"])
         else:
