@@ -70,7 +70,7 @@ def test_what_cannot_end_in_time_is_refused_and_a_person_asked_is_a_way_to_go_on
     found = seen(spec())
     assert "\n" not in found.refusal
     for words in (
-        "would be promoted by the deadline of 5 min for each step",
+        "would be promoted by the deadline of 5 min",
         "with a limit of ",
         "with a deadline of ",
         "or approval: on_inconclusive, and a person decides at the deadline",

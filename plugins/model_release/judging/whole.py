@@ -15,10 +15,10 @@ import numpy as np
 
 from . import ramp
 from .evidence import Evidence
-from .judge import Rules
 from .policy import Policy
+from .rules import Rules
 from .simulate import Ints, bad_requests
-from .state import REQUESTS, Counts, Floats, Readings, State
+from .state import REQUESTS, Bools, Counts, Floats, Readings, State
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 
 RELEASES = 80
@@ -124,7 +124,7 @@ class _Course:
             shown = np.minimum(shown, first_shown)
             at += said.shape[1]
             if final and at >= length:
-                promoted = self._at_deadline(path)
+                promoted = self._at_deadline(path, share)
                 codes = np.where((codes == CONTINUE) & promoted, PROMOTE, codes)
             if until is not None and (codes == until[0]).mean() >= until[1]:
                 break
@@ -151,9 +151,11 @@ class _Course:
             said = np.where((said == PROMOTE) & (share[:, None] < self.policy.shares[-1] - 1e-9), CONTINUE, said)
         return np.where((said == PROMOTE) | (said == ROLL_BACK), said, CONTINUE)
 
-    def _at_deadline(self, path: State) -> Ints:
-        end = path.ending
-        return self.rules.at_deadline(end, self.evidence.read_path(end))[:, 0].astype(int)
+    def _at_deadline(self, path: State, share: Floats) -> Bools:
+        """Which are promoted by the one look; steps that were not gone through are not passed over."""
+        end, last = path.ending, self.policy.shares[-1] if self.policy.shares else 0.0
+        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end))[:, 0]
+        return shown & (share >= last - 1e-9)
 
     def _wider(self, path: State, readings: Readings, share: Floats, each: int) -> Floats:
         """The shares for the next windows, by the rules of ramp.py."""

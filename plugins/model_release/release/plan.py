@@ -137,7 +137,6 @@ def _traffic(spec: ModelSpec, per_second: float) -> dict[str, Any]:
         "requests_per_second": per_second,
         "deadline_minutes": rollout.deadline.total_seconds() / 60,
         "window_seconds": rollout.window.total_seconds(),
-        "shares": [step / 100 for step in rollout.steps],
     }
 
 
@@ -148,7 +147,7 @@ def _goes(spec: ModelSpec) -> str:
 
 
 def _first(spec: ModelSpec) -> int:
-    return spec.rollout.steps[0]
+    return spec.rollout.steps[0] if spec.rollout.ramp is None else 1
 
 
 def _before(

@@ -60,4 +60,5 @@ def world(spec: ModelSpec, root: Path) -> World:
         cluster=connections.cluster,
         store=lambda: connections.store(spec.store),
         prometheus=connections.prometheus,
+        mlflow=connections.mlflow,
     )

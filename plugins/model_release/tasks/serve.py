@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from model_release.cluster.release import Cause, Phase
 from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
-from model_release.tasks import connections, records, service
+from model_release.tasks import connections, records, registry, service
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
 from model_release.tasks.run import Run
@@ -215,7 +215,8 @@ class GoLive(ReleaseOperator):
             now = released.note(promoted_at=records.now())
             released.record_traffic(self.task_id, 100, released.live())
         outcome = outcome_of(now)
-        released.record(lambda record: record.finish(outcome.kind, progress.sentence, records.now()))
+        record = released.record(lambda record: record.finish(outcome.kind, progress.sentence, records.now()))
+        registry.note(self.spec, record, run.page)
         return progress.sentence
 
     def word(self, now: Release, run: Run) -> str:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from model_release.judging.record import Look
+    from model_release.judging.replay import Look
     from model_release.judging.verdict import MetricVerdict
 
 Json = dict[str, Any]

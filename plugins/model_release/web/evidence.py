@@ -10,7 +10,8 @@ from model_release.web import words
 from model_release.web.course import course, progress, seconds, share
 
 if TYPE_CHECKING:
-    from model_release.judging.record import Look, Record
+    from model_release.judging.record import Record
+    from model_release.judging.replay import Look
     from model_release.judging.verdict import MetricVerdict, Verdict
 
 Json = dict[str, Any]
