@@ -89,6 +89,8 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
         ("rollout.steps", [], "rollout.steps", "at least 1"),
         ("rollout", {"steps": [10], "ramp": {"most": 20}}, "rollout.steps", "one of both is right"),
+        ("rollout", {"promote_with_confidence": 0.9}, "rollout", "bake: 10m is right"),
+        ("rollout.promote_with_confidence", 1.2, "rollout.promote_with_confidence", "less than 1"),
         ("rollout.ramp", {"most": 0}, "rollout.ramp.most", "below the first level, which is 1 percent"),
         ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
         ("rollout.ramp", {"budget": 0}, "rollout.ramp.budget", "greater than 0"),
@@ -206,6 +208,18 @@ def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) ->
     for edge in BUCKET_EDGES_MS[profile]:  # type: ignore[index]
         metric = {"name": "slow", "above": format_duration(timedelta(milliseconds=edge)), "max_rate": 0.1}
         load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
+
+
+def test_durations_beside_stable_are_compared_at_the_edges_around_their_limit(tmp_path: Path) -> None:
+    slow = {"name": "slow", "above": "500ms", "max_rate": 0.05}
+    beside = slow | {"name": "slower", "max_ratio": 1.5, "floor": 0.01}
+    spec = load(written(tmp_path, changed("judge", {"profile": "istio", "metrics": [slow, beside]})))
+    alone, both = spec.policy(10)["metrics"]
+    assert "edges" not in alone
+    assert both["edges"] == [50, 100, 250, 1000, 2500, 5000]
+    assert all("edges" not in metric for metric in spec.policy(None)["metrics"]), (
+        "in the bake there is no stable beside"
+    )
 
 
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:

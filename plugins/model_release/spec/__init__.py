@@ -119,12 +119,15 @@ class ModelSpec(Part):
             least_windows: promoted in no fewer windows.
         """
         rollout = self.rollout
-        metrics = [metric.limits() for metric in self.judge.metrics]
+        metrics = [
+            metric.limits() | ({"edges": list(edges)} if (edges := self.judge.edges_of(metric)) else {})
+            for metric in self.judge.metrics
+        ]
         values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
             values = [value for value in values if "max_ratio" not in value]
             metrics = [
-                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor")}
+                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor", "edges")}
                 for metric in metrics
                 if "max_rate" in metric
             ]
@@ -135,7 +138,7 @@ class ModelSpec(Part):
             way = {"shares": [step / 100 for step in rollout.steps]}
         # A person may take their time, and what turns bad meanwhile is to be found as fast.
         asked = self.answer_within if self.approval != "never" else timedelta(0)
-        longest = rollout.bake if percent is None else rollout.deadline + asked
+        longest = rollout.bake if percent is None else rollout.longest + asked
         return {
             "false_rollback": self.judge.false_rollback,
             "false_promotion": self.judge.false_promotion,
@@ -150,6 +153,7 @@ class ModelSpec(Part):
             "guard": guard or percent is None,
             "answered": answered,
             "least_windows": least_windows,
+            "deadline_confidence": rollout.promote_with_confidence,
             "metrics": metrics,
             "values": values,
             **way,
