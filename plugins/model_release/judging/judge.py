@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from . import explain, ramp, values
+from . import explain, labels, ramp, values
 from .evidence import Evidence
 from .past import Past
 from .policy import Policy
@@ -52,9 +52,11 @@ class Judge:
         self._state = self._evidence.start()
         self._readings = self._evidence.read(self._state)
         self._values = tuple(values.ValueState() for _ in policy.values)
+        self._labels = self._fresh_labels()
         self._names = tuple(m.name for m in policy.metrics)
         self._known = frozenset(self._names)
         self._edges = {m.name: len(m.edges) for m in policy.metrics}
+        self._known_labels = frozenset(s.name for s in policy.shifts)
         self._known_values = frozenset(v.name for v in policy.values)
         self._cause = CONTINUE
         self._used = 0
@@ -94,8 +96,8 @@ class Judge:
         readings = self._evidence.read_path(path)
         shares = np.array([np.nan if w.share is None else w.share for w in fresh])
         codes = self._rules.codes(path, readings, shares)
-        if self.policy.values:
-            last = self._extend_values(fresh, codes)
+        if self.policy.values or self._labels:
+            last = self._extend_others(fresh, codes)
         else:
             deciding = codes != CONTINUE
             last = int(deciding.argmax()) if deciding.any() else len(fresh) - 1
@@ -114,17 +116,20 @@ class Judge:
         """The verdict on what was taken in; `final`: nothing more will come."""
         per_minute = 60 * self._judged_requests / self._judged_seconds if self._judged_seconds else None
         cause = self._cause
-        if final and cause == CONTINUE and self._rules.at_deadline(self._state, self._readings, self._values_pass()):
+        if final and cause == CONTINUE and self._rules.at_deadline(self._state, self._readings, self._others_pass()):
             cause = PROMOTE
         decision: Decision = _DECISIONS.get(cause, "inconclusive" if final else "continue")
         wider = None
         if decision == "continue" and not self.policy.guard and self._used > self.policy.warm_up:
             wider = ramp.wider(self._evidence, self._state, self._readings, self._place)
+            if not all(one.shown(ramp.HALF_WAY) or one.limit.observe for one in self._labels):
+                wider = None
         return explain.verdict(
             self._evidence,
             self._state,
             self._readings,
             self._values,
+            self._labels,
             decision,
             cause=cause,
             wider=wider,
@@ -134,12 +139,17 @@ class Judge:
             last=self._last,
         )
 
-    def _values_pass(self) -> bool:
+    def _others_pass(self) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
-        return all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
+        labels_pass = all(one.limit.observe or one.at_deadline() for one in self._labels)
+        return labels_pass and all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
-    def _extend_values(self, windows: Sequence[Window], codes: Codes) -> int:
-        """Joins the value metrics to the shares' decisions; the index of the last window taken in."""
+    def _fresh_labels(self) -> tuple[labels.Labels, ...]:
+        past = {} if self.past is None else self.past.labels
+        return tuple(labels.Labels(self.policy, limit, past.get(limit.name, {})) for limit in self.policy.shifts)
+
+    def _extend_others(self, windows: Sequence[Window], codes: Codes) -> int:
+        """Joins labels and value metrics to the shares' decisions; the index of the last window taken in."""
         i = 0
         for i, window in enumerate(windows):
             self._values = tuple(
@@ -151,7 +161,9 @@ class Judge:
                 for metric, state in zip(self.policy.values, self._values, strict=True)
                 if not metric.observe
             }
-            code = int(codes[i])
+            for one in self._labels:
+                one.add(window)
+            code = labels.joined(self._labels, int(codes[i]))
             if "failed" in said:
                 code = ROLL_BACK
             elif code in (PROMOTE, CONTINUE) and said & {"inconclusive", "error"}:
@@ -171,6 +183,9 @@ class Judge:
                 name = next(n for n in entry.bad if n not in self._known)
                 known = ", ".join(self._names)
                 raise EvidenceError(f"{path}.{side}.bad.{name}: the policy has no such metric; it has {known}")
+            if entry is not None and not entry.labels.keys() <= self._known_labels:
+                name = next(n for n in entry.labels if n not in self._known_labels)
+                raise EvidenceError(f"{path}.{side}.labels.{name}: the policy has no such limit on labels")
             for name, slower in () if entry is None else entry.edges.items():
                 if len(slower) > self._edges.get(name, 0):
                     raise EvidenceError(

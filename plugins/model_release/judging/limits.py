@@ -1,4 +1,4 @@
-"""What is held against a limit: shares of bad requests, and numbers that are no shares; and how they are checked."""
+"""What is held against a limit: shares of bad requests, labels, numbers that are no shares; and how it is checked."""
 
 from __future__ import annotations
 
@@ -127,6 +127,40 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Shift:
+    """How far the labels that a canary gives may be from those that stable gives at the same time.
+
+    `max_shift` bounds the total variation between the two, 0 to 1: the share of the answers that would have to be
+    another label to make them alike. `observe` and `critical` as in `Metric`.
+    """
+
+    name: str
+    max_shift: float
+    observe: bool = False
+    critical: bool = True
+
+    def check(self, path: str) -> None:
+        text(f"{path}.name", self.name)
+        number(f"{path}.max_shift", self.max_shift, 0, 1, right="a share between 0 and 1, 0.1 for 10 % of the answers")
+        flag(f"{path}.observe", self.observe)
+        flag(f"{path}.critical", self.critical)
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str = "metric") -> Shift:
+        if isinstance(data, Mapping) and (beside := sorted({"max_rate", "max_ratio", "floor"} & data.keys())):
+            raise PolicyError(f"{path}.{beside[0]}: limits bad requests, and max_shift labels; one of both")
+        given = known(path, data, tuple(f.name for f in fields(cls)))
+        if "name" not in given:
+            raise PolicyError(f"{path}.name: is missing")
+        shift = cls(**given)
+        shift.check(path)
+        return shift
+
+    def to_dict(self) -> dict[str, Any]:
+        return spoken(self, always=("name", "max_shift"))
+
+
+@dataclass(frozen=True)
 class Value:
     """A number that is no share (queue depth, memory, a business figure), held against a threshold.
 
@@ -177,7 +211,7 @@ class Value:
         return spoken(self, always=("name",))
 
 
-def spoken(entry: Metric | Value, always: tuple[str, ...]) -> dict[str, Any]:
+def spoken(entry: Metric | Shift | Value, always: tuple[str, ...]) -> dict[str, Any]:
     """The fields that differ from their default: a record stays as short as the file that was written."""
     said = {f.name: getattr(entry, f.name) for f in fields(entry)}
     given = {f.name: said[f.name] for f in fields(entry) if f.name in always or said[f.name] != f.default}

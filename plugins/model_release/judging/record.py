@@ -262,8 +262,8 @@ _FIELDS = ("format", *(f.name for f in fields(Record) if f.name != "format"))
 
 def _placed(policy: Policy, recorded: Policy) -> Policy:
     """Another policy at a step's place, which must judge metrics that were counted."""
-    counted = {m.name for m in recorded.metrics}
-    for i, metric in enumerate(policy.metrics):
+    counted = {m.name for m in recorded.limits}
+    for i, metric in enumerate(policy.limits):
         if metric.name not in counted:
             raise EvidenceError(
                 f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
@@ -275,9 +275,15 @@ def _placed(policy: Policy, recorded: Policy) -> Policy:
 def asked_for(window: Window, policy: Policy) -> Window:
     """The window without the counts of metrics that another policy does not ask for."""
     metrics, values = {m.name for m in policy.metrics}, {v.name for v in policy.values}
+    shifts = {s.name for s in policy.shifts}
 
     def part(side: Side) -> Side:
-        return Side(side.requests, {name: bad for name, bad in side.bad.items() if name in metrics})
+        return replace(
+            side,
+            bad={name: bad for name, bad in side.bad.items() if name in metrics},
+            edges={name: slower for name, slower in side.edges.items() if name in metrics},
+            labels={name: counts for name, counts in side.labels.items() if name in shifts},
+        )
 
     return replace(
         window,
