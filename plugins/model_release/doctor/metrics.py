@@ -21,7 +21,7 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
 
     `live` None means, where it was `seen`, that there is no such service.
     """
-    from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics import answers_presence, bucket_edges, check_limits, presence, profile, request_rate
 
     prometheus.query("time()")
     yield ok("metrics", "Prometheus answers")
@@ -39,6 +39,13 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
         yield Finding("metrics", Level.ERROR, said, "mend judge.profile or the scraping", counted.passing)
         return
     yield ok("metrics", counted.sentence)
+    window = spec.rollout.window
+    for answered in answers_presence(prometheus, metrics, spec.judge, namespace, stable, window=window):
+        if answered.ok:
+            yield ok("metrics", answered.sentence)
+            continue
+        said = f"the answers of a canary beside {stable} could not be judged: {answered.sentence}"
+        yield Finding("metrics", Level.ERROR, said, "mend the scraping, or take max_shift away", answered.passing)
     try:
         check_limits(
             bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the histogram of {stable}"

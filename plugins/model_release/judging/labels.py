@@ -157,9 +157,11 @@ class Labels:
         )
 
     def _moved(self) -> tuple[LabelShare, ...]:
-        """The labels that moved most, window beside window, the farthest first."""
-        far = np.abs(self._state.apart)
-        places = sorted(self._place.items(), key=lambda one: (-far[one[1]], one[0]))
+        """The labels that moved most, window beside window, the farthest first; of two alike the one that rose."""
+        apart = np.round(self._state.apart, 6)
+        places = sorted(
+            self._place.items(), key=lambda one: (-abs(float(apart[one[1]])), -float(apart[one[1]]), one[0])
+        )
         canary, stable = self._state.canary, self._state.stable
         there = [(label, int(canary[place]), int(stable[place])) for label, place in places]
         return tuple(LabelShare(*one) for one in there if one[1] or one[2])[:SHOWN]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Past, Side
 from model_release.judging.past import LONGEST
+from model_release.judging.shift import binned
 from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import BUDGET, Prometheus
 from model_release.metrics.windows import WindowReader
@@ -39,6 +42,11 @@ def read_past(
     """
     deadline, end, left = time.monotonic() + seconds, before - window, LONGEST
     sides: list[Side] = []
+    labels: dict[str, Counter[str]] = {}
+
+    def found() -> Past:
+        return Past(tuple(sides), revision, {name: binned(counts) for name, counts in labels.items() if counts})
+
     while number := min(PART, left, max((end - since) // window, 0)):
         start = end - number * window
         reader = WindowReader(
@@ -55,7 +63,10 @@ def read_past(
         try:
             windows = reader.read(end, now=before, seconds=deadline - time.monotonic())
         except (MetricsRefused, MetricsUnavailable) as error:
-            return Past(tuple(sides), revision), str(error)
-        sides[:0] = [one.canary for one in windows if one.canary.requests]
+            return found(), str(error)
+        for one in windows:
+            for name, counts in one.canary.labels.items():
+                labels.setdefault(name, Counter()).update(counts or {})
+        sides[:0] = [replace(one.canary, labels={}) for one in windows if one.canary.requests]
         end, left = start, left - number
-    return Past(tuple(sides), revision), ""
+    return found(), ""

@@ -42,7 +42,8 @@ _LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 class Metric(Part):
     """A share of bad requests.
 
-    Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration (`above`).
+    Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration (`above`). With `max_shift` it
+    is no such share, but the labels that both sides give, as the handler counts them.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
@@ -53,10 +54,20 @@ class Metric(Part):
         None, ge=1, allow_inf_nan=False, description="Times stable's share that is still accepted."
     )
     floor: Share | None = Field(None, description="Stable's share counts as at least this, with max_ratio.")
+    max_shift: Share | None = Field(
+        None, description="The share of the answers that may be other labels than stable's: of all of them together."
+    )
     observe: bool = Field(False, description="Computed and shown; never decides.")
 
     @model_validator(mode="after")
     def _has_one_meaning(self) -> Metric:
+        beside = {
+            name: getattr(self, name) for name in ("codes", "above", "max_rate", "max_ratio", "floor") if self.max_shift
+        }
+        if said := [name for name, value in beside.items() if value is not None]:
+            raise ValueError(f"max_shift limits the labels and {said[0]} bad requests; give each a name of its own")
+        if self.max_shift is not None:
+            return self
         if self.codes is not None and self.above is not None:
             raise ValueError("codes and above are two metrics; give each a name of its own")
         if self.max_rate is None and self.max_ratio is None and not self.observe:
@@ -69,7 +80,12 @@ class Metric(Part):
 
     def limits(self) -> dict[str, Any]:
         """The metric as `judging.Policy` reads it."""
-        given = {"max_rate": self.max_rate, "max_ratio": self.max_ratio, "floor": self.floor}
+        given = {
+            "max_shift": self.max_shift,
+            "max_rate": self.max_rate,
+            "max_ratio": self.max_ratio,
+            "floor": self.floor,
+        }
         limits: dict[str, Any] = {"name": self.name, **{k: v for k, v in given.items() if v is not None}}
         if self.observe:
             limits["observe"] = True
@@ -152,6 +168,11 @@ class Judge(Part):
             raise ValueError(f"two metrics are called {doubled[0]!r}")
         if all(metric.observe for metric in self.metrics):
             raise ValueError("every metric is only observed; at least one must decide")
+        shifts = [metric.name for metric in self.metrics if metric.max_shift is not None]
+        if len(shifts) > 1:
+            raise ValueError(f"{shifts[0]} and {shifts[1]} limit the same labels; one max_shift is enough")
+        if all(metric.observe or metric.max_shift is not None for metric in self.metrics):
+            raise ValueError("max_shift alone would promote a canary that fails; judge a share of bad requests, too")
         edges = BUCKET_EDGES_MS[self.profile]
         for metric in self.metrics:
             if metric.above is None:

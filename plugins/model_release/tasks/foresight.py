@@ -28,7 +28,7 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
     """
     from model_release.judging import Policy
     from model_release.judging.plan import plan
-    from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics import answers_presence, bucket_edges, check_limits, presence, profile, request_rate
 
     prometheus, metrics = connections.prometheus(), profile(spec.judge.profile, spec.judge.labels)
     namespace, rollout = spec.service.namespace, spec.rollout
@@ -36,6 +36,10 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
     if not seen.ok:
         refused = MetricsUnavailable if seen.passing else MetricsRefused
         raise refused(f"a canary beside {stable} could not be judged: {seen.sentence}")
+    for answered in answers_presence(prometheus, metrics, spec.judge, namespace, stable, window=rollout.window):
+        if not answered.ok:
+            refused = MetricsUnavailable if answered.passing else MetricsRefused
+            raise refused(f"the answers of a canary beside {stable} could not be judged: {answered.sentence}")
     check_limits(
         bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the live histogram of {stable}"
     )

@@ -12,7 +12,7 @@ from model_release.web import words
 
 if TYPE_CHECKING:
     from model_release.judging.record import Look, Record
-    from model_release.judging.verdict import MetricVerdict, Verdict
+    from model_release.judging.verdict import LabelShare, MetricVerdict, Verdict
 
 Json = dict[str, Any]
 
@@ -34,7 +34,7 @@ def evidence(record: Record) -> Json:
     return {
         "steps": [_step(step) for step in record.steps],
         "looks": rows,
-        "course": _course(looks, rows),
+        "course": _course(looks, counted),
         "metrics": [_meter(metric) for metric in last.metrics] if last else [],
         "values": [_value(asdict(value)) for value in last.values] if last else [],
         "reason": words.passed(last.reason) if last else "",
@@ -90,15 +90,16 @@ def _side(side: Json | None) -> Json | None:
     return {"requests": side.get("requests"), "bad": dict(side.get("bad") or {})}
 
 
-def _course(looks: list[Look], rows: list[Json]) -> Json:
-    """One point for each look, and an empty one between two steps, whose evidence begins anew."""
-    names = dict.fromkeys(metric.name for look in looks for metric in look.verdict.metrics)
+def _course(looks: list[Look], counted: dict[tuple[int, str], Json]) -> Json:
+    """One point for each look, and an empty one between two steps, whose evidence begins anew. Of labels the share of
+    the one that moved most is told."""
+    names = {metric.name: metric.labels[0].label if metric.labels else None for metric in _last(looks)}
     times: list[float] = []
     against: list[float | None] = []
     favour: list[float | None] = []
     shares: dict[str, dict[str, list[float | None]]] = {name: {"canary": [], "stable": []} for name in names}
     step = None
-    for look, row in zip(looks, rows, strict=True):
+    for look in looks:
         moment = seconds(look.end)
         if moment is None:
             continue
@@ -111,11 +112,26 @@ def _course(looks: list[Look], rows: list[Json]) -> Json:
         times.append(moment)
         against.append(max(_known(progress(m.evidence_against, m.needed_against) for m in deciding), default=None))
         favour.append(min(_known(progress(m.evidence_for, m.needed_for) for m in deciding), default=None))
+        window = counted[look.percent, look.opened]["windows"][look.window - 1]
         for role in ("canary", "stable"):
-            side = row[role] or {"requests": None, "bad": {}}
-            for name in names:
-                shares[name][role].append(_share(side["bad"].get(name), side["requests"]))
+            side = window.get(role) or {"requests": None, "bad": {}}
+            for name, label in names.items():
+                bad, requests = side["bad"].get(name), side["requests"]
+                if label is not None:
+                    bad, requests = _given(side, name, label)
+                shares[name][role].append(_share(bad, requests))
     return {"times": times, "against": against, "for": favour, "shares": shares}
+
+
+def _last(looks: list[Look]) -> Iterable[MetricVerdict]:
+    """Each metric as it stood last."""
+    return {metric.name: metric for look in looks for metric in look.verdict.metrics}.values()
+
+
+def _given(side: Json, name: str, label: str) -> tuple[int | None, int | None]:
+    """How often a label was given, and how many answers there were."""
+    counts = (side.get("labels") or {}).get(name)
+    return (None, None) if counts is None else (counts.get(label, 0), sum(counts.values()))
 
 
 def _known(values: Iterable[float | None]) -> list[float]:
@@ -144,7 +160,13 @@ def _meter(metric: MetricVerdict) -> Json:
         "stable": _total(metric.stable),
         "requests_needed": metric.requests_needed,
         "design_effect": metric.design_effect,
+        "labels": [_label(one, metric) for one in metric.labels],
     }
+
+
+def _label(one: LabelShare, metric: MetricVerdict) -> Json:
+    sides = {"canary": (one.canary, metric.canary), "stable": (one.stable, metric.stable)}
+    return {"label": one.label, **{role: _share(given, side["requests"]) for role, (given, side) in sides.items()}}
 
 
 def _total(side: Json) -> Json:
