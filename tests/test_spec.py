@@ -64,6 +64,9 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
     assert schema == ModelSpec.model_json_schema(), "make schema"
 
 
+_COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "field", "cure"),
     [
@@ -105,6 +108,28 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
                 ("judge.metrics.1.max_shift", 0, "greater than 0"),
                 ("judge.metrics.1.max_shift", 1, "less than 1"),
                 ("judge.metrics.1.max_shift", "ten", "valid number"),
+            )
+        ),
+        ("judge.metrics", [{"name": "u", "below": 0.52, "max_rate": 0.1}], "judge.metrics.0", "0.5 or 0.55"),
+        (
+            "judge.metrics",
+            [{"name": "u", "below": 0.5, "above": "1s", "max_rate": 0.1}],
+            "judge.metrics.0",
+            "two metrics",
+        ),
+        *(
+            ("judge.metrics", [{"name": "r", "max_rate": 0.1, **queries}], field, cure)
+            for queries, field, cure in (
+                ({"bad": _COUNTED}, "judge.metrics.0", "bad needs total"),
+                ({"total": _COUNTED}, "judge.metrics.0", "total needs bad"),
+                ({"bad": "up", "total": _COUNTED}, "judge.metrics.0.bad", "$window is missing"),
+                ({"bad": "a[$window]", "total": _COUNTED}, "judge.metrics.0.bad", "$revision is missing"),
+                ({"bad": _COUNTED, "total": f"$pod {_COUNTED}"}, "judge.metrics.0.total", "'$pod' stands for nothing"),
+                (
+                    {"bad": _COUNTED.replace("increase", "rate"), "total": _COUNTED},
+                    "judge.metrics.0.bad",
+                    "rate(…) gives no count",
+                ),
             )
         ),
         (

@@ -183,6 +183,14 @@ class ImageClassifier:
                 # Metrics travel as log lines, in which these characters have a meaning.
                 dimensions=[Dimension("label", re.sub(r"[,:|#\[\]\s]+", "_", label))],
             )
+        # How sure the model was, in twentieths: a counter of each, for a histogram's edges are not ours to choose.
+        for band, count in Counter(min(int(20 * top[0]["score"] + 1e-9), 19) for top in predictions).items():
+            context.metrics.add_metric(
+                "image_classifier_confidence_total",
+                count,
+                "Count",
+                dimensions=[Dimension("below", f"{(band + 1) / 20:.2f}")],
+            )
 
 
 def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

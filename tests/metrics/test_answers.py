@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from model_release.judging import Window
+from model_release.judging import Policy, Window
+from model_release.judging import judge as judged
 from model_release.metrics import PROFILES, Prometheus, WindowReader, answers_presence, read_past, read_windows
 from model_release.spec import Judge
 
@@ -209,3 +210,25 @@ def test_whether_labels_can_be_judged_is_known_before_any_traffic_moves(
     assert found.sentence.startswith("image_classifier_predictions_total{")
     nothing = Judge.model_validate({"metrics": [{"name": "errors", "max_rate": 0.02}]})
     assert answers_presence(serve(History()), PROFILES["istio"], nothing, NAMESPACE, STABLE, window=TEN) == []
+
+
+def test_how_sure_the_model_is_becomes_a_share_of_its_answers(serve: Serve) -> None:
+    history = History()
+    gateway(history)
+    for revision in (CANARY, STABLE):
+        up(history, pod(revision, f"{revision}:8082"))
+        for band, pace in (("0.05", 1), ("0.50", 2 * (revision == CANARY)), ("0.55", 4), ("1.00", 3)):
+            labels = pod(revision, f"{revision}:8082") | {"below": band}
+            history.add("image_classifier_confidence_total", labels, {s: round(pace * (s + 30 - 0.4)) for s in EVERY})
+    unsure = {"name": "unsure", "below": 0.5, "max_rate": 0.2, "max_ratio": 1.3, "floor": 0.05}
+    judge = Judge.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}, unsure]})
+    windows = read(serve(history), judge=judge)
+    assert [(side.bad, side.totals) for side in (windows[2].canary, windows[2].stable) if side] == [
+        ({"errors": 0, "unsure": 30}, {"unsure": 100}),
+        ({"errors": 0, "unsure": 10}, {"unsure": 80}),
+    ]
+    verdict = judged(Policy.from_dict({"metrics": [one.limits() for one in judge.metrics]}), windows * 5)
+    assert verdict.decision == "rollback"
+    assert "canary answers were less than 50 % sure (30 %" in verdict.reason
+    silent = read(serve(History()), judge=judge)[0].canary
+    assert (silent.bad, silent.totals) == ({"errors": None, "unsure": None}, {"unsure": None})

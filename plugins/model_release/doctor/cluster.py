@@ -187,7 +187,9 @@ def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Fi
     """KServe's own wrapper of TorchServe raises for each answer that is no success, and so a picture that a client's
     fault made unreadable (400) reaches the gateway as the model's (500): kserve/kserve#4247."""
     images = [str(one.get("image", "")) for one in runtime["spec"].get("containers") or ()]
-    by_code = [metric for metric in spec.judge.metrics if metric.above is None and not metric.observe]
+    by_code = [
+        metric for metric in spec.judge.metrics if metric.of_requests and metric.above is None and not metric.observe
+    ]
     counted = ", ".join(metric.name for metric in by_code if metric.codes in (None, "500", "5xx"))
     if counted and any(_WRAPPER in image for image in images):
         yield error(

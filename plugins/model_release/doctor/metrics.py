@@ -22,6 +22,7 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
     `live` None means, where it was `seen`, that there is no such service.
     """
     from model_release.metrics import answers_presence, bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics.values import check_shares
 
     prometheus.query("time()")
     yield ok("metrics", "Prometheus answers")
@@ -52,6 +53,12 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
         )
     except MetricsRefused as refused:
         yield error("metrics", str(refused), "put judge.metrics.above on one of them")
+    try:
+        names = {"namespace": namespace, "service": spec.service.name, "revision": stable}
+        for sentence in check_shares(prometheus, spec.judge.metrics, window, datetime.now(UTC), **names):
+            yield ok("metrics", sentence)
+    except MetricsRefused as refused:
+        yield error("metrics", f"{refused}", "one series is needed for each: sum(…), and `or vector(0)` for none")
     yield from _values(prometheus, spec, stable)
     rate = request_rate(prometheus, metrics, namespace, stable) or 0.0
     if rate == 0:

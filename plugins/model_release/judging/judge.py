@@ -186,6 +186,9 @@ class Judge:
             if entry is not None and not entry.labels.keys() <= self._known_labels:
                 name = next(n for n in entry.labels if n not in self._known_labels)
                 raise EvidenceError(f"{path}.{side}.labels.{name}: the policy has no such limit on labels")
+            if entry is not None and not entry.totals.keys() <= self._known:
+                name = next(n for n in entry.totals if n not in self._known)
+                raise EvidenceError(f"{path}.{side}.totals.{name}: the policy has no such metric")
             for name, slower in () if entry is None else entry.edges.items():
                 if len(slower) > self._edges.get(name, 0):
                     raise EvidenceError(
@@ -209,6 +212,10 @@ class Judge:
             known: Mapping[str, int | None] = side.bad
             return [float("nan") if (v := known.get(name)) is None else v for name in self._names]
 
+        def totals(side: Side | None) -> list[float]:
+            given = [0 if side is None else side.total(name) for name in self._names]
+            return [float("nan") if v is None else v for v in given]
+
         def slower(side: Side | None) -> list[float]:
             out: list[float] = []
             for metric in self.policy.metrics:
@@ -218,6 +225,7 @@ class Judge:
             return out
 
         edges = any(metric.edges for metric in self.policy.metrics)
+        own = any(side is not None and side.totals for w in windows for side in (w.canary, w.stable))
         return Counts(
             np.array([requests(w.canary) for w in windows], dtype=float),
             np.array([bad(w.canary) for w in windows], dtype=float),
@@ -226,6 +234,8 @@ class Judge:
             np.array([slower(w.canary) for w in windows], dtype=float) if edges else None,
             np.array([slower(w.stable) for w in windows], dtype=float) if edges else None,
             np.array([np.nan if w.share is None else w.share for w in windows], dtype=float),
+            np.array([totals(w.canary) for w in windows], dtype=float) if own else None,
+            np.array([totals(w.stable) for w in windows], dtype=float) if own else None,
         )
 
 

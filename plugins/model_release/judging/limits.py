@@ -62,6 +62,7 @@ class Metric:
     not exceed `max_ratio` × max(stable's share, `floor`). With both limits, either one broken is a failure and
     both must hold for a pass. `observe`: computed and shown, never decides. `critical=False`: a failure bars
     the promotion and does not roll back by itself. `phrase` completes "14 of 310 canary requests …".
+    `noun` is what is counted, where it is not requests: "14 of 310 canary answers …".
     `edges`: with `max_ratio`, the bucket edges of a latency histogram (milliseconds, rising) at which both sides are
     compared besides the limit itself; windows then carry, for each, how many requests were slower.
     """
@@ -74,6 +75,7 @@ class Metric:
     critical: bool = True
     phrase: str | None = None
     edges: tuple[float, ...] = ()
+    noun: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edges, list):
@@ -89,6 +91,8 @@ class Metric:
         flag(f"{path}.critical", self.critical)
         if self.phrase is not None:
             text(f"{path}.phrase", self.phrase)
+        if self.noun is not None:
+            text(f"{path}.noun", self.noun)
         if self.max_rate is not None:
             number(f"{path}.max_rate", self.max_rate, 0, 1, right="a share between 0 and 1, 0.02 for 2 %")
         number(f"{path}.floor", self.floor, 0, 1, right="a share from 0 to below 1", closed=(True, False))

@@ -74,8 +74,9 @@ def counts_of(sides: Sequence[Side], policy: Policy) -> tuple[Floats, Floats]:
     shape = (len(sides), len(policy.metrics))
     known = [[side.bad.get(metric.name) for metric in policy.metrics] for side in sides]
     bad = np.array([[np.nan if b is None else b for b in row] for row in known], dtype=float).reshape(shape)
-    requests = np.array([np.nan if side.requests is None else side.requests for side in sides], dtype=float)
-    return np.broadcast_to(requests[:, None], shape), bad
+    totals = [[side.total(metric.name) for metric in policy.metrics] for side in sides]
+    requests = np.array([[np.nan if n is None else n for n in row] for row in totals], dtype=float).reshape(shape)
+    return requests, bad
 
 
 @dataclass(frozen=True)

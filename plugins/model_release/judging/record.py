@@ -282,6 +282,7 @@ def asked_for(window: Window, policy: Policy) -> Window:
             side,
             bad={name: bad for name, bad in side.bad.items() if name in metrics},
             edges={name: slower for name, slower in side.edges.items() if name in metrics},
+            totals={name: total for name, total in side.totals.items() if name in metrics},
             labels={name: counts for name, counts in side.labels.items() if name in shifts},
         )
 

@@ -81,27 +81,37 @@ class Side:
 
     `edges`: for a metric on durations, how many requests were slower than each of its policy's `edges`, in their order.
     `labels`: for a metric on labels, how often each was given; labels that were not given may be left out.
+    `totals`: for a metric that counts something else than requests (answers, orders), how many there were.
     """
 
     requests: int | None = None
     bad: Mapping[str, int | None] = field(default_factory=dict)
     edges: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, int] | None] = field(default_factory=dict)
+    totals: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requests", _count("side.requests", self.requests))
         if not isinstance(self.bad, Mapping):
             raise EvidenceError("side.bad: a mapping of metric to count is expected here")
         bad = {str(name): _count(f"side.bad.{name}", value) for name, value in self.bad.items()}
-        for name, value in bad.items():
-            if self.requests is not None and value is not None and value > self.requests:
-                raise EvidenceError(f"side.bad.{name}: {value} bad of {self.requests} requests cannot be")
+        if self.totals:
+            totals = {str(name): _count(f"side.totals.{name}", value) for name, value in self.totals.items()}
+            object.__setattr__(self, "totals", totals)
         object.__setattr__(self, "bad", bad)
+        for name, value in bad.items():
+            of = self.total(name)
+            if of is not None and value is not None and value > of:
+                raise EvidenceError(f"side.bad.{name}: {value} bad of {of} requests cannot be")
         if self.edges:
             object.__setattr__(self, "edges", {str(name): self._slower(name, at) for name, at in self.edges.items()})
         if self.labels:
             given = {str(name): _given(f"side.labels.{name}", counts) for name, counts in self.labels.items()}
             object.__setattr__(self, "labels", given)
+
+    def total(self, name: str) -> int | None:
+        """Of how many a metric's bad ones are a share; None for no data."""
+        return self.totals.get(name, self.requests)
 
     def _slower(self, name: str, counts: Any) -> tuple[int | None, ...]:
         if isinstance(counts, (str, bytes, Mapping)) or not isinstance(counts, Iterable):
@@ -114,9 +124,9 @@ class Side:
 
     @classmethod
     def from_dict(cls, data: Any, path: str) -> Side:
-        given = _known(path, data, ("requests", "bad", "edges", "labels"))
+        given = _known(path, data, ("requests", "bad", "edges", "labels", "totals"))
         bad = given.get("bad")
-        more = {name: {} if given.get(name) is None else given[name] for name in ("edges", "labels")}
+        more = {name: {} if given.get(name) is None else given[name] for name in ("edges", "labels", "totals")}
         for name, counts in more.items():
             if not isinstance(counts, Mapping):
                 raise EvidenceError(f"{path}.{name}: a mapping of metric to counts is expected here")
@@ -129,6 +139,8 @@ class Side:
         out: dict[str, Any] = {"requests": self.requests, "bad": dict(self.bad)}
         if self.edges:
             out["edges"] = {name: list(counts) for name, counts in self.edges.items()}
+        if self.totals:
+            out["totals"] = dict(self.totals)
         if self.labels:
             out["labels"] = {name: None if counts is None else dict(counts) for name, counts in self.labels.items()}
         return out

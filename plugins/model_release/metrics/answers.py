@@ -1,4 +1,4 @@
-"""What the handler counts of its answers, by revision and window: how often it gave each label.
+"""What the handler counts of its answers, by revision and window: how often it gave each label, and how sure it was.
 
 Whatever the profile: the handler's page is scraped from the pods themselves, and the pods carry their revision's name
 (docs/metrics.md). Counted like requests (`increases`): by the samples themselves, through restarts and new pods.
@@ -9,10 +9,13 @@ from __future__ import annotations
 import statistics
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
+from model_release.judging import Side
+from model_release.judging.shift import binned
 from model_release.metrics.increases import Ledger, Scrapes, Target, target_of
 from model_release.metrics.observed import RECENT, Presence, milliseconds_of
 from model_release.metrics.profiles import RevisionMetrics
@@ -20,14 +23,15 @@ from model_release.metrics.prometheus import Prometheus, Series, milliseconds
 from model_release.spec import Judge, format_duration
 
 PREDICTIONS = "image_classifier_predictions_total"
+CONFIDENCE = "image_classifier_confidence_total"
 # A handler's page may be scraped so much later than the requests.
 _LATER_MS = 60_000
 # The label of each counter that tells its answers apart.
-BY = {PREDICTIONS: "label"}
+BY = {PREDICTIONS: "label", CONFIDENCE: "below"}
 
 
 class AnswerReader:
-    """Counts of `counters`, window by window, beside a `WindowReader`, which says when.
+    """What a judge's metrics ask of the handler, window by window, beside a `WindowReader`, which says when.
 
     A revision whose handler was not scraped in a window has no data in it, and so has one that had requests and has
     never shown the counter: None. What happened meanwhile counts in the next window that has data.
@@ -37,14 +41,16 @@ class AnswerReader:
         self,
         prometheus: Prometheus,
         metrics: RevisionMetrics,
-        counters: Sequence[str],
+        judge: Judge,
         *,
         namespace: str,
         revisions: Sequence[str],
         opening: int,
         window: int,
     ) -> None:
-        self._prometheus, self._metrics, self._counters = prometheus, metrics, list(counters)
+        self._prometheus, self._metrics, self._counters = prometheus, metrics, counters_of(judge)
+        self._shifts = [metric.name for metric in judge.metrics if metric.max_shift is not None]
+        self._unsure = {metric.name: metric.below for metric in judge.metrics if metric.below is not None}
         self._namespace, self._revisions = namespace, list(revisions)
         self._ledger = Ledger(opening, window)
         # All that is scraped of a revision's pods, and of that the handlers' own pages, as far as they have shown one.
@@ -83,7 +89,23 @@ class AnswerReader:
             if owner := self._metrics.target_revision(one.labels, self._revisions):
                 self._pending.setdefault((owner, name), Counter())[one.labels.get(BY[name], "")] += one.amount
 
-    def counts(
+    def onto(self, side: Side, revision: str, start: int, end: int) -> tuple[Side, list[str]]:
+        """The side with what the handler has counted of its answers in the window, and why something is missing."""
+        notes = []
+        if self._shifts:
+            given, note = self._counts(revision, PREDICTIONS, start, end, side.requests)
+            labels = None if given is None else binned(given)
+            side = replace(side, labels=dict.fromkeys(self._shifts, labels))
+            notes.append(note)
+        if self._unsure:
+            bands, note = self._counts(revision, CONFIDENCE, start, end, side.requests)
+            bad = {name: None if bands is None else unsure(bands, below) for name, below in self._unsure.items()}
+            total = None if bands is None else sum(bands.values())
+            side = replace(side, bad={**side.bad, **bad}, totals=dict.fromkeys(self._unsure, total))
+            notes.append(note)
+        return side, [note for note in notes if note]
+
+    def _counts(
         self, revision: str, counter: str, start: int, end: int, requests: int | None
     ) -> tuple[dict[str, int] | None, str]:
         """How often each label was given in the window, or None and why, in one line that names the query."""
@@ -118,7 +140,15 @@ class AnswerReader:
 
 def counters_of(judge: Judge) -> list[str]:
     """The handler's counters that a model file's metrics are read from."""
-    return [PREDICTIONS] if any(metric.max_shift is not None for metric in judge.metrics) else []
+    shifts, unsure = (
+        any(getattr(metric, name) is not None for metric in judge.metrics) for name in ("max_shift", "below")
+    )
+    return [PREDICTIONS] * shifts + [CONFIDENCE] * unsure
+
+
+def unsure(bands: Mapping[str, int], below: float) -> int:
+    """How many answers were given with less confidence than `below`, an edge of the handler's bands."""
+    return sum(count for band, count in bands.items() if float(band) <= below + 1e-9)
 
 
 def answers_presence(

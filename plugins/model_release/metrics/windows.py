@@ -5,15 +5,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_right
 from collections import Counter
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Side, Window
-from model_release.judging.shift import binned
 from model_release.metrics import samples
-from model_release.metrics.answers import PREDICTIONS, AnswerReader, counters_of
+from model_release.metrics.answers import AnswerReader
 from model_release.metrics.increases import Added, Ledger, Scrapes, Target, target_of
 from model_release.metrics.profiles import RevisionMetrics, code_pattern, profile
 from model_release.metrics.prometheus import BUDGET, Prometheus, Series, milliseconds, selector
@@ -31,8 +29,8 @@ class WindowReader:
     """Reads the windows [start + k·window, start + (k+1)·window), each once, in order.
 
     * Boundaries come from `start` alone, so a reader made anew (after a restart) gives the same windows from the
-      first on. `read` costs what is new: three to seven queries a look, and four more for labels, over the
-      samples since the last window.
+      first on. `read` costs what is new: three to seven queries a look, and two for each of the handler's
+      counters, over the samples since the last window.
     * A window is complete when every target that was scraped in it has been scraped at or after its end, or at
       the latest `lag` (one window unless said) after its end.
     * No data is None, never 0: no scrape of the revision's target, or silence for most of the window, or a value
@@ -73,15 +71,14 @@ class WindowReader:
         self._whole = max(1, part // window)  # windows in a part
         self._lag = self._window if lag is None else round(lag.total_seconds() * 1000)
         self._limits = {m.name: m.above / timedelta(milliseconds=1) for m in judge.metrics if m.above is not None}
-        self._shares = [m for m in judge.metrics if m.max_shift is None]
+        self._shares = [m for m in judge.metrics if m.of_requests]
         self._codes = {m.name: code_pattern(m.codes) for m in self._shares if m.above is None}
-        self._shifts = [m.name for m in judge.metrics if m.max_shift is not None]
         self._position = milliseconds(start)
         self._ledger = Ledger(self._position, self._window)
         self._answers = AnswerReader(
             prometheus,
             self._metrics,
-            counters_of(judge),
+            judge,
             namespace=namespace,
             revisions=self._revisions,
             opening=self._position,
@@ -194,11 +191,8 @@ class WindowReader:
             else:
                 sides[name] = Side(None, {metric.name: None for metric in self._shares})
                 errors.append(trouble)
-            if self._shifts:
-                given, note = self._answers.counts(name, PREDICTIONS, start, end, sides[name].requests)
-                labels = None if given is None else binned(given)
-                sides[name] = replace(sides[name], labels=dict.fromkeys(self._shifts, labels))
-                errors += [note] if note else []
+            sides[name], notes = self._answers.onto(sides[name], name, start, end)
+            errors += notes
         self._answers.forget(end - 2 * self._window)
         self._position = self._read_until = end
         for scrapes in self._ledger.scrapes.values():

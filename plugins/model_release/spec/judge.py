@@ -36,19 +36,42 @@ BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
 
 
 _CODES = "Bad response codes: 5xx, 503, …; 0 is Envoy's for a request that got no answer. Unless said, 5xx and 0."
+_COUNTS = (
+    'PromQL for how many were bad in a window: "$revision", "$namespace", "$service" and "$window" stand for what is '
+    'asked about, as in sum(increase(orders_returned_total{revision="$revision"}[$window])).'
+)
 _LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
+
+
+_PLACEHOLDERS = ("namespace", "revision", "service")
+# What may be bad: one of these, `bad` with its `total`.
+_MEANINGS = ("codes", "above", "below", "bad", "total")
+
+
+def _known_placeholders(query: str, names: tuple[str, ...]) -> str:
+    for found in re.finditer(r"\$(\w*)", query):
+        if found[1] not in names:
+            known = ", ".join(f"${name}" for name in names)
+            raise ValueError(f"{found[0]!r} stands for nothing; {known} do")
+    return query
 
 
 class Metric(Part):
     """A share of bad requests.
 
-    Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration (`above`). With `max_shift` it
-    is no such share, but the labels that both sides give, as the handler counts them.
+    Bad is a response code (`codes`; unless said 5xx, and no answer at all), a duration (`above`), an answer of which
+    the model is less sure (`below`), or what a query of one's own counts (`bad` of `total`). With `max_shift` it is no
+    such share, but the labels that both sides give, as the handler counts them.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
     codes: str | None = Field(None, pattern=r"^(0|[1-5](\d\d|xx))$", description=_CODES)
     above: PositiveDuration | None = Field(None, description="Bad is slower than this; on a bucket's edge.")
+    below: Share | None = Field(
+        None, description="Bad is an answer whose likeliest label has less probability than this: 0.05, 0.1, … 0.95."
+    )
+    bad: str | None = Field(None, min_length=1, description=_COUNTS)
+    total: str | None = Field(None, min_length=1, description="Of how many `bad` are a share; PromQL likewise.")
     max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
     max_ratio: float | None = Field(
         None, ge=1, allow_inf_nan=False, description="Times stable's share that is still accepted."
@@ -61,15 +84,22 @@ class Metric(Part):
 
     @model_validator(mode="after")
     def _has_one_meaning(self) -> Metric:
-        beside = {
-            name: getattr(self, name) for name in ("codes", "above", "max_rate", "max_ratio", "floor") if self.max_shift
-        }
-        if said := [name for name, value in beside.items() if value is not None]:
-            raise ValueError(f"max_shift limits the labels and {said[0]} bad requests; give each a name of its own")
         if self.max_shift is not None:
+            bad = [name for name in (*_MEANINGS, "max_rate", "max_ratio", "floor") if getattr(self, name) is not None]
+            if bad:
+                raise ValueError(f"max_shift limits the labels and {bad[0]} bad requests; give each a name of its own")
             return self
-        if self.codes is not None and self.above is not None:
-            raise ValueError("codes and above are two metrics; give each a name of its own")
+        said = [name for name in _MEANINGS if getattr(self, name) is not None and name != "total"]
+        if len(said) > 1:
+            raise ValueError(f"{said[0]} and {said[1]} are two metrics; give each a name of its own")
+        if (self.bad is None) != (self.total is None):
+            here, missing = ("bad", "total") if self.total is None else ("total", "bad")
+            raise ValueError(f"{here} needs {missing}: how many were bad, and of how many")
+        if self.below is not None and abs(20 * self.below - round(20 * self.below)) > 1e-9:
+            low = int(20 * self.below) / 20
+            raise ValueError(
+                f"below: {self.below:g} is on no edge of what is counted; {low:g} or {low + 0.05:g} can be read exactly"
+            )
         if self.max_rate is None and self.max_ratio is None and not self.observe:
             raise ValueError("no limit: max_rate, max_ratio or both; or observe: true to only show it")
         if self.max_ratio is not None and self.floor is None:
@@ -77,6 +107,25 @@ class Metric(Part):
         if self.floor is not None and self.max_ratio is None:
             raise ValueError("floor has no meaning without max_ratio")
         return self
+
+    @field_validator("bad", "total")
+    @classmethod
+    def _counts_a_window(cls, query: str | None) -> str | None:
+        if query is None:
+            return None
+        _known_placeholders(query, (*_PLACEHOLDERS, "window"))
+        if "$window" not in query:
+            raise ValueError("$window is missing: what one window counted is asked for, as in increase(…[$window])")
+        if found := re.search(r"\b(i?rate|deriv|i?delta)\s*\(", query):
+            raise ValueError(f"{found[1]}(…) gives no count; increase(…[$window]) does")
+        if "$revision" not in query:
+            raise ValueError("$revision is missing: without it, canary and stable would be told the same")
+        return query
+
+    @property
+    def of_requests(self) -> bool:
+        """Whether it is a share of the requests, as the profile counts them."""
+        return self.max_shift is None and self.below is None and self.bad is None
 
     def limits(self) -> dict[str, Any]:
         """The metric as `judging.Policy` reads it."""
@@ -87,12 +136,13 @@ class Metric(Part):
             "floor": self.floor,
         }
         limits: dict[str, Any] = {"name": self.name, **{k: v for k, v in given.items() if v is not None}}
+        if self.below is not None:
+            limits |= {"noun": "answers", "phrase": f"were less than {100 * self.below:g} % sure"}
+        if self.bad is not None:
+            limits["noun"] = "events"
         if self.observe:
             limits["observe"] = True
         return limits
-
-
-_PLACEHOLDERS = ("namespace", "revision", "service")
 
 
 class Value(Part):
@@ -115,11 +165,7 @@ class Value(Part):
     @field_validator("query")
     @classmethod
     def _placeholders_are_known(cls, query: str) -> str:
-        for found in re.finditer(r"\$(\w*)", query):
-            if found[1] not in _PLACEHOLDERS:
-                known = ", ".join(f"${name}" for name in _PLACEHOLDERS)
-                raise ValueError(f"{found[0]!r} stands for nothing; {known} do")
-        return query
+        return _known_placeholders(query, _PLACEHOLDERS)
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Value:

@@ -101,12 +101,14 @@ def watch(spec: ModelSpec, canary: Canary, stretch: Watched, before: Past | None
     policy = Policy.from_dict(
         spec.policy(stretch.percent, guard=stretch.beside_question, again=stretch.again),
     )
-    named = {value.name for value in policy.values}
+    named = {entry.name for entry in (*policy.limits, *policy.values)}
+    # In the bake nothing is read that can only be judged beside stable.
+    judged = spec.judge.model_copy(update={"metrics": [one for one in spec.judge.metrics if one.name in named]})
     prometheus, stable = connections.prometheus(), None if stretch.percent is None else canary.baseline
     return Watch(
         reader=WindowReader(
             prometheus,
-            spec.judge,
+            judged,
             namespace=canary.namespace,
             canary=canary.revision,
             stable=stable,
@@ -120,6 +122,7 @@ def watch(spec: ModelSpec, canary: Canary, stretch: Watched, before: Past | None
             service=canary.name,
             canary=canary.revision,
             stable=stable,
+            shares=judged.metrics,
         ),
         judge=Judge(policy, before),
         canary=canary,
