@@ -21,7 +21,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 # Fixtures that start programs, servers or other Python processes, by the folder in which they have that meaning.
 # A test that asks for one is no unit test: it is marked `stack` here, so that none can be forgotten.
 STARTING = {
-    "build": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve", "team"},
+    "build": {"make_checkpoint", "checkpoint", "exported", "packed", "s3", "torchserve", "team", "mlflow"},
     "commands": {"s3", "live"},
     "doctor": {"kube"},
     "release": {"s3", "live"},

@@ -76,6 +76,10 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
         ("service.name", "Digits_1", "service.name", "does not have the form"),
         ("service", {"name": "a", "namespace": "b", "min_replicas": 3, "max_replicas": 2}, "service", "less than"),
         ("source", {"directory": "x", "s3": "s3://bucket/x/"}, "source", "exactly one"),
+        ("source", {"hub": "a/b", "on_promotion": "champion"}, "source", "on_promotion moves an alias of a registry"),
+        ("source", {"mlflow": "digits"}, "source.mlflow", "does not have the form"),
+        ("source", {"mlflow": "models:/a@b", "on_promotion": "b"}, "source", "the source follows the alias b"),
+        ("source", {"mlflow": "models:/a@b", "revision": "main"}, "source", "mlflow names its own"),
         ("source", {}, "source", "exactly one"),
         ("store", "s3://models/digits", "store", "does not have the form"),
         ("rollout.window", 10, "rollout.window", "such as 10s"),
@@ -87,6 +91,11 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
         ("rollout.steps", [10, 100], "rollout.steps", "1 to 99"),
         ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
         ("rollout.steps", [], "rollout.steps", "at least 1"),
+        ("rollout", {"steps": [10], "ramp": {"most": 20}}, "rollout.steps", "one of both is right"),
+        ("rollout.ramp", {"most": 0}, "rollout.ramp.most", "below the first level, which is 1 percent"),
+        ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
+        ("rollout.ramp", {"budget": 0}, "rollout.ramp.budget", "greater than 0"),
+        ("rollout.ramp", {"budgets": 5}, "rollout.ramp.budgets", "'budget' is near"),
         ("rollout", {"window": "10m", "deadline": "15m"}, "rollout", "20m is the least"),
         ("schedule", "every week", "schedule", "@weekly"),
         ("judge.metrics", [], "judge.metrics", "at least 1"),
@@ -232,7 +241,18 @@ def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) ->
         load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
 
 
-def test_policy_shares_the_allowance_over_steps_and_bake(tmp_path: Path) -> None:
+def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:
+    from model_release.judging import Policy
+
+    spec = load(written(tmp_path, changed("rollout", {"ramp": {"budget": 12, "most": 20}})))
+    assert (spec.rollout.steps, spec.rollout.path) == ((), "up to 20 % as the evidence allows → 100 %")
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec, "as a release keeps it"
+    policy = Policy.from_dict(spec.policy(5))
+    assert policy.ramp is not None
+    assert (policy.ramp.budget, policy.ramp.most, policy.shares) == (12, 0.2, ())
+
+
+def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(tmp_path: Path) -> None:
     from model_release.judging import Policy
 
     metrics = [
@@ -242,7 +262,8 @@ def test_policy_shares_the_allowance_over_steps_and_bake(tmp_path: Path) -> None
     content = changed("judge", {"metrics": metrics}) | {"rollout": {"steps": [10, 30], "bake": "5m"}}
     spec = load(written(tmp_path, content))
     at_step, baking = Policy.from_dict(spec.policy(10)), Policy.from_dict(spec.policy(None))
-    assert at_step.steps == baking.steps == 3
+    assert at_step.steps == baking.steps == 2
+    assert (at_step.shares, baking.shares) == ((0.1, 0.3), ())
     assert at_step.traffic == 0.1
     assert baking.traffic is None
     assert [metric.name for metric in baking.metrics] == ["errors"], "nothing stands beside a promoted revision"

@@ -72,9 +72,10 @@ class TrainingFailed(ReleaseError):
 
 
 class SourceUnavailable(ReleaseError):
-    """The hub does not answer now, or asks to be asked less often; or a source was changed while it was read."""
+    """The hub or the registry does not answer now, or asks to be asked less often; or a source was changed while it was
+    read."""
 
-    fixed_by = "time, or whoever runs the hub or writes to the source"
+    fixed_by = "time, or whoever runs the hub or the registry, or writes to the source"
     transient = True
 
 

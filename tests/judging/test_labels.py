@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from model_release.judging import EvidenceError, Judge, Past, Policy, PolicyError, Side, Verdict, Window, judge
-from model_release.judging.record import Record, asked_for
+from model_release.judging.record import Record
+from model_release.judging.replay import asked_for
 from model_release.judging.shift import MOST_LABELS, binned
 
 FACES = ("angry", "fear", "happy", "neutral", "sad")

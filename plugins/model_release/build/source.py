@@ -1,9 +1,10 @@
 """Where a checkpoint comes from, and whether it is one that can be released.
 
-A source is a folder, an S3 prefix or a repository of the hub, in Hugging Face format: `config.json`,
-`preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and shards). A folder or
-prefix either is a checkpoint itself or holds candidates, each in a folder named by the time it was made
-(`20261122T230000`): the newest one counts. In a repository the newest commit does.
+A source is a folder, an S3 prefix, a repository of the hub or a model of an MLflow registry, in Hugging Face format:
+`config.json`, `preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and
+shards). A folder or prefix either is a checkpoint itself or holds candidates, each in a folder named by the time it was
+made (`20261122T230000`): the newest one counts. In a repository the newest commit does, in a registry the version at
+which an alias stands.
 
 Only the files that matter are fetched, only safetensors are read, and a checkpoint that brings its own code is
 refused: nothing that came from outside is ever run.
@@ -20,6 +21,7 @@ from typing import Any
 
 from model_release.build import inspection, labels
 from model_release.build.hub import HubAccess, HubFolder
+from model_release.build.registry import CURE, Registry
 from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 from model_release.store import files
 from model_release.store.bucket import MAX_FILE
@@ -63,26 +65,29 @@ def fetch(
     s3: Any | None = None,
     base: Path | None = None,
     hub: HubAccess | None = None,
+    mlflow: Registry | None = None,
     not_later_than: datetime | None = None,
     log: Log | None = None,
 ) -> Checkpoint:
     """Brings the checkpoint of `source` into `destination` and checks it.
 
-    `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` with `s3`, a boto3 client, or
-    `{"hub": "owner/name"}` with `hub`, how it is reached (default: as the environment says). A relative path is below
-    `base` (default: the working directory), and is recorded as it was given: the worker's own paths are nobody's
-    business. `log` hears how downloads get on, and what is to be known of the labels.
+    `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` with `s3`, a boto3 client,
+    `{"hub": "owner/name"}` with `hub`, how it is reached (default: as the environment says), or
+    `{"mlflow": "models:/name@alias"}` with `mlflow`, the server, and with `s3` where that keeps its files there. A
+    relative path is below `base` (default: the working directory), and is recorded as it was given: the worker's own
+    paths are nobody's business. `log` hears how downloads get on, and what is to be known of the labels.
 
     `not_later_than` picks the newest candidate, or the newest commit of the branch, made by then (a backfill of an
     earlier date); a source without candidates does not heed it. `"revision"` beside the place names the one to take:
-    the folder of a candidate; of the hub a tag or commit, which is that very one, or a branch (default: main).
+    the folder of a candidate; of the hub a tag or commit, which is that very one, or a branch (default: main); of a
+    registry a version's number or an alias.
 
     Run again, the destination is replaced by what the source holds now. Raises `CheckpointError` (what is
     missing or wrong, and where), `SpecError` for an address that is none, `SourceUnavailable` while the hub does not
     answer or where the source is changed meanwhile, and the store's errors.
     """
     revision = source.get("revision")
-    place = _place(source, s3, base or Path(), hub or HubAccess(), not_later_than, log or (lambda _: None))
+    place = _place(source, s3, base or Path(), hub or HubAccess(), mlflow, not_later_than, log or (lambda _: None))
     candidate = None
     _no_adapter(place)
     if place.commit is None and (revision or CONFIG not in place.names()):
@@ -106,7 +111,13 @@ def fetch(
 
 
 def _place(
-    source: Mapping[str, str], s3: Any | None, base: Path, hub: HubAccess, not_later_than: datetime | None, log: Log
+    source: Mapping[str, str],
+    s3: Any | None,
+    base: Path,
+    hub: HubAccess,
+    mlflow: Registry | None,
+    not_later_than: datetime | None,
+    log: Log,
 ) -> Folder:
     match sorted(key for key in source if key != "revision"):
         case ["directory"]:
@@ -120,8 +131,14 @@ def _place(
             return Prefix(s3, source["s3"], log)
         case ["hub"]:
             return HubFolder(source["hub"], _revision(source.get("revision")), not_later_than, hub, log)
+        case ["mlflow"]:
+            if mlflow is None:
+                raise CheckpointError(f"{source['mlflow']} needs the address of an MLflow server; {CURE}")
+            return mlflow.folder(source["mlflow"], _revision(source.get("revision")), not_later_than, s3, log)
         case others:
-            raise CheckpointError(f"a source has one of directory, s3, hub, not {', '.join(others) or 'nothing'}")
+            raise CheckpointError(
+                f"a source has one of directory, s3, hub, mlflow, not {', '.join(others) or 'nothing'}"
+            )
 
 
 def candidates_of(source: Mapping[str, str], base: Path, s3: Any | None) -> WritableFolder:
@@ -135,9 +152,12 @@ def candidates_of(source: Mapping[str, str], base: Path, s3: Any | None) -> Writ
 
 
 def _revision(named: str | None) -> str | None:
-    """A name of git's, which is also part of a path in the hub's cache."""
+    """A name of git's, which is also part of a path in the hub's cache; or a registry's number or alias."""
     if named is not None and (not _REVISION.fullmatch(named) or ".." in named):
-        raise SpecError(f"{named!r} is no revision of the hub; a branch, a tag or a full commit is right")
+        raise SpecError(
+            f"{named!r} is no revision of the hub or a registry; a branch, tag or full commit is right, or a version's "
+            "number or alias"
+        )
     return named
 
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
 
-from . import airflow, clocks, cluster, metrics, store
+from . import airflow, clocks, cluster, metrics, registry, store
 from .finding import Finding, Level
 
 if TYPE_CHECKING:
+    from model_release.build.registry import Registry
     from model_release.cluster.inference_service import InferenceService
     from model_release.metrics.prometheus import Prometheus
     from model_release.store.store import Store
@@ -36,6 +37,7 @@ class World:
     store: Callable[[], Store]
     prometheus: Callable[[], Prometheus]
     address: str | None = None
+    mlflow: Callable[[], Registry] | None = None
 
 
 def examine(world: World) -> Iterator[Finding]:
@@ -66,6 +68,8 @@ def examine(world: World) -> Iterator[Finding]:
     yield from trouble
     if prometheus is not None:
         yield from _told("metrics", lambda: metrics.check(prometheus, spec, live, seen))
+    if spec.source.mlflow and world.mlflow is not None:
+        yield from registry.check(world.mlflow, spec)
     yield from clocks.check(client, there, prometheus)
 
 

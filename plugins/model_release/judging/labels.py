@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -61,6 +62,10 @@ class Labels:
             self._place[label] = len(self._place)
         if new and room:
             self._state = self._state.grown(len(self._place))
+
+    def clear_doubts(self) -> None:
+        """A person has answered that there was no data; the evidence stays."""
+        self._state = replace(self._state, silent=np.zeros(()))
 
     @property
     def answers(self) -> int:

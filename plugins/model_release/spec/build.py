@@ -24,8 +24,8 @@ Schedule = Annotated[str | None, AfterValidator(check_cron)]
 
 
 class Source(Part):
-    """Where checkpoints come from: exactly one of the three. A folder or prefix holds one checkpoint, or candidates in
-    folders named by time; a repository of the hub holds its commits."""
+    """Where checkpoints come from: exactly one of the four. A folder or prefix holds one checkpoint, or candidates in
+    folders named by time; a repository of the hub holds its commits, a registry its versions."""
 
     directory: str | None = Field(None, min_length=1, description="A folder; relative to the project's own.")
     s3: S3Prefix | None = Field(None, description="An S3 prefix, ending in `/`.")
@@ -34,6 +34,18 @@ class Source(Part):
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
         max_length=96,
         description="A model repository of the Hugging Face hub: owner/name.",
+    )
+    mlflow: str | None = Field(
+        None,
+        pattern=r"^models:/[^/:@%'\"\\\x00-\x1f]+(@[A-Za-z0-9_-]+|/[0-9]+|/latest)$",
+        max_length=300,
+        description="A model of an MLflow registry: models:/name@alias, models:/name/7 or models:/name/latest.",
+    )
+    on_promotion: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z0-9_-]+$",
+        max_length=100,
+        description="Of a registry: the alias that a promotion moves to the promoted version, such as champion.",
     )
     revision: str | None = Field(
         None,
@@ -44,14 +56,25 @@ class Source(Part):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
-        if sum(place is not None for place in (self.directory, self.s3, self.hub)) != 1:
-            raise ValueError("exactly one of directory, s3 and hub says where checkpoints come from")
+        if sum(place is not None for place in (self.directory, self.s3, self.hub, self.mlflow)) != 1:
+            raise ValueError("exactly one of directory, s3, hub and mlflow says where checkpoints come from")
         if self.revision is not None and self.hub is None:
-            raise ValueError("revision names a commit of the hub; a folder or prefix has none")
+            raise ValueError(
+                "revision names a commit of the hub; a folder or prefix has none, and mlflow names its own"
+            )
+        if self.on_promotion is not None and self.mlflow is None:
+            raise ValueError("on_promotion moves an alias of a registry; no other source has any")
+        if self.on_promotion is not None and f"{self.mlflow}".endswith(f"@{self.on_promotion}"):
+            raise ValueError(f"the source follows the alias {self.on_promotion}; on_promotion moves another one")
         return self
 
+    @property
+    def place(self) -> dict[str, str]:
+        """The place and the revision that are named, as `build.source` takes them."""
+        return dict(self.model_dump(include={"directory", "s3", "hub", "mlflow", "revision"}, exclude_none=True))
+
     def __str__(self) -> str:
-        return self.s3 or self.directory or f"hub {self.hub}"
+        return self.s3 or self.directory or self.mlflow or f"hub {self.hub}"
 
 
 class Evaluation(Part):

@@ -38,7 +38,9 @@ class BuildOperator(ReleaseOperator):
 
     @property
     def handler(self) -> Path:
-        return self.root / "include" / "handlers" / "image_classifier.py"
+        from model_release.build import runtimes
+
+        return runtimes.handler(self.root, self.spec.runtime)
 
     def step(self, context: Any, name: steps.Name) -> dict[str, Any]:
         """Does a step of the build here: the same that a pod would do."""
@@ -46,7 +48,9 @@ class BuildOperator(ReleaseOperator):
 
         resolved = self.resolved(context)
         service, fingerprint = self.spec.service.name, resolved["fingerprint"]
-        request = steps.Request(name, resolved["build"], service, fingerprint, **steps.asked_of(self.spec))
+        request = steps.Request(
+            name, resolved["build"], service, fingerprint, runtime=self.spec.runtime, **steps.asked_of(self.spec)
+        )
         return steps.run(connections.store(self.spec.store), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
@@ -106,12 +110,12 @@ class Resolve(BuildOperator, BaseBranchOperator):
             return {"version": version.name, "source": {**version.metadata["source"], "rule": choice.rule}}
         with TemporaryDirectory(prefix="source-") as scratch:
             checkpoint = source.fetch(
-                self.spec.source.model_dump(exclude_none=True)
-                | ({"revision": choice.revision} if choice.revision else {}),
+                self.spec.source.place | ({"revision": choice.revision} if choice.revision else {}),
                 Path(scratch, "checkpoint"),
                 base=self.root,
-                s3=connections.s3() if self.spec.source.s3 else None,
+                s3=connections.s3() if self.spec.source.s3 or self.spec.source.mlflow else None,
                 hub=connections.hub() if self.spec.source.hub else None,
+                mlflow=connections.mlflow() if self.spec.source.mlflow else None,
                 not_later_than=choice.not_later_than,
                 log=self.log.info,
             )
@@ -154,11 +158,20 @@ def _begin(record: Any, found: dict[str, Any]) -> None:
 
 
 def check_service(version: Any, spec: ModelSpec) -> None:
-    """Raises `SpecError` for a version that was built for another service: its archive answers under that name."""
+    """Raises `SpecError` for a version that was built for another service, since its archive answers under that name,
+    or for another runtime, since no other can open it."""
     if version.metadata.get("service") != spec.service.name:
         raise SpecError(
             f"version {version.name} was built for service {version.metadata.get('service')}, not for "
             f"{spec.service.name}; build it again for this one"
+        )
+    from model_release.build import runtimes
+
+    runtime = version.metadata.get("runtime", runtimes.DEFAULT)  # versions of earlier editions do not say
+    if runtime != spec.runtime:
+        raise SpecError(
+            f"version {version.name} was built for runtime {runtime}, and the model file says runtime: {spec.runtime}; "
+            f"runtime: {runtime} releases it, or build it again for this one"
         )
 
 
@@ -184,7 +197,7 @@ def check_was_live(store: Store, version: str, released: ReleasedService) -> Non
 
 
 class Export(BuildOperator):
-    """Checkpoint → TorchScript, proven equal to the original at batches 1, 3 and 8.
+    """Checkpoint → what the runtime serves, proven equal to the original at batches 1, 3 and 8.
 
     Run again, it exports again: equal input gives equal bytes, so what follows finds its own work.
     """
@@ -194,7 +207,7 @@ class Export(BuildOperator):
 
 
 class ArchiveModel(BuildOperator):
-    """TorchScript → `.mar` in KServe's layout, which then has to answer real images in a bare environment.
+    """Export → an archive in KServe's layout, which then has to answer real images in a bare environment.
 
     Run again, it archives again: equal input gives equal bytes.
     """
@@ -227,6 +240,7 @@ class Publish(BuildOperator):
                 about = {
                     "model": self.spec.model,
                     "service": self.spec.service.name,
+                    "runtime": self.spec.runtime,
                     "source": source,
                     "evaluation": context["ti"].xcom_pull(task_ids="evaluate"),
                 }

@@ -7,6 +7,7 @@
 | `prometheus`  | http       | Prometheus; how to sign in and whom to trust: `prometheus()`                    |
 | `ingress`     | http       | optional: the gateway, where host names do not resolve or it wants a token      |
 | `hub`         | http       | optional: the hub's address where it is another, a token as password            |
+| `mlflow`      | http       | the MLflow server, for sources in its registry                                  |
 | `grafana`     | http       | optional: Grafana's address, for links                                          |
 
 The sandbox and a cluster differ in nothing else. The clients are made anew in each task: nothing heavy is imported
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from model_release.build.hub import HubAccess
+    from model_release.build.registry import Registry
     from model_release.cluster.smoke import Gateway
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
@@ -31,6 +33,7 @@ PROMETHEUS = "prometheus"
 INGRESS = "ingress"
 GRAFANA = "grafana"
 HUB = "hub"
+MLFLOW = "mlflow"
 
 
 def cluster(who: str = "worker") -> Any:
@@ -139,8 +142,30 @@ def grafana_address() -> str | None:
     return _optional_address(GRAFANA)
 
 
-# What the `extra` of the connection `ingress` may say.
-_INGRESS_EXTRA = ("token", "verify")
+def mlflow() -> Registry:
+    """The MLflow server, by the connection `mlflow`. It may sign in, and trusts, as `ingress` does; the host may be a
+    whole address (`https://mlflow.example.com/team`).
+
+    Raises:
+        SpecError: there is no such connection, or it says something else, or two things at once.
+    """
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from model_release.build.registry import Registry
+    from model_release.errors import SpecError
+
+    try:
+        connection = BaseHook.get_connection(MLFLOW)
+    except AirflowNotFoundException as error:
+        raise SpecError(
+            f"there is no connection {MLFLOW}; one of type http with the server's address is right"
+        ) from error
+    return Registry(_address(connection), *_signing_in(connection, MLFLOW))
+
+
+# What the `extra` of the connections `ingress` and `mlflow` may say.
+_EXTRA = ("token", "verify")
 
 
 def ingress() -> Gateway:
@@ -156,24 +181,28 @@ def ingress() -> Gateway:
     from airflow.sdk.exceptions import AirflowNotFoundException
 
     from model_release.cluster.smoke import Gateway
-    from model_release.errors import SpecError
 
     try:
         connection = BaseHook.get_connection(INGRESS)
     except AirflowNotFoundException:
         return Gateway()
+    return Gateway(_address(connection) if connection.host else None, *_signing_in(connection, INGRESS))
+
+
+def _signing_in(connection: Any, name: str) -> tuple[str | None, bool | str]:
+    """(the header Authorization, whom to trust) of a connection."""
+    from model_release.errors import SpecError
+
     extra = connection.extra_dejson
-    if unknown := sorted(extra.keys() - set(_INGRESS_EXTRA)):
-        known = ", ".join(_INGRESS_EXTRA)
-        raise SpecError(f"connection {INGRESS}: extra {unknown[0]!r} is unknown; known are {known}")
+    if unknown := sorted(extra.keys() - set(_EXTRA)):
+        raise SpecError(f"connection {name}: extra {unknown[0]!r} is unknown; known are {', '.join(_EXTRA)}")
     if connection.login and "token" in extra:
-        raise SpecError(f"connection {INGRESS}: a login and extra token are two ways to sign in; give one")
+        raise SpecError(f"connection {name}: a login and extra token are two ways to sign in; give one")
     authorization = f"Bearer {extra['token']}" if "token" in extra else None
     if connection.login:
         pair = b64encode(f"{connection.login}:{connection.password or ''}".encode()).decode()
         authorization = f"Basic {pair}"
-    address = _address(connection) if connection.host else None
-    return Gateway(address, authorization, extra.get("verify", True))
+    return authorization, extra.get("verify", True)
 
 
 def _optional_address(conn_id: str) -> str | None:

@@ -15,7 +15,7 @@ from airflow.sdk import DAG, Param
 from model_release.cluster.release import Cause
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records
+from model_release.tasks import connections, records, registry
 from model_release.tasks.base import RETRIES, ReleaseOperator, documented
 from model_release.tasks.proof import prover
 from model_release.tasks.run import Run
@@ -103,7 +103,7 @@ class EmergencyOperator(ReleaseOperator):
                 record.finish("rolled_back", f"{order} ({said})", records.now(), Cause.PERSON)
 
         try:
-            records.change(self.spec, run, edit)
+            registry.note_by_hand(self.spec, records.change(self.spec, run, edit), run.page)
         except ReleaseError as error:
             self.log.warning("ByHand, and not recorded: %s", error)
 

@@ -9,7 +9,7 @@ from model_release.cluster.release import Phase
 from model_release.errors import ClusterRefused, ClusterUnavailable
 from model_release.release.outcome import Outcome, outcome_of, recorded, unclaimed, unsettled
 from model_release.spec import ModelSpec
-from model_release.tasks import notify, records, telemetry
+from model_release.tasks import notify, records, registry, telemetry
 from model_release.tasks.base import TROUBLE, ReleaseOperator
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
@@ -110,8 +110,8 @@ class Report(ReleaseOperator):
 
 
 def finish(spec: ModelSpec, run: Run, outcome: Outcome) -> None:
-    """Records how the release ended, and counts it in Airflow's metrics. Said again, it is not counted again, and keeps
-    its time; a later try of the write may find what an earlier one wrote."""
+    """Records how the release ended, tells the model's registry, and counts it in Airflow's metrics. Said again, it is
+    not counted again, and keeps its time; a later try of the write may find what an earlier one wrote."""
     ends: list[tuple[str | None, Record]] = []
 
     def edit(record: Record) -> None:
@@ -124,6 +124,8 @@ def finish(spec: ModelSpec, run: Run, outcome: Outcome) -> None:
     records.change(spec, run, edit)
     if ends and ends[0][0] != ends[-1][1].ended:
         telemetry.released(ends[-1][1])
+    if ends:
+        registry.note(spec, ends[-1][1], run.page)
 
 
 def trouble_of(ti: Any, run: Run, *, but: str) -> str | None:

@@ -67,7 +67,7 @@ def trainable(spec: ModelSpec) -> Training:
 
 def sources(spec: ModelSpec) -> dict[str, str]:
     """The model's source as `build` takes it."""
-    return dict(spec.source.model_dump(exclude_none=True))
+    return spec.source.place
 
 
 def s3_of(spec: ModelSpec) -> Any | None:

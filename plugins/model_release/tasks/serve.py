@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from model_release.cluster.release import Cause, Phase
 from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
-from model_release.tasks import connections, records, service
+from model_release.tasks import connections, records, registry, service
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
 from model_release.tasks.run import Run
@@ -58,7 +58,7 @@ class Stage(ReleaseOperator):
             baseline = self._after_another(released, now, live, wanted)
             now = released.claim()
         if baseline.revision is not None:
-            plan = foresee(self.spec, baseline.revision, self.log.info)
+            plan = foresee(self.spec, baseline.revision, baseline.started, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
         if not now.promoted:  # what is staged again after its promotion stays promoted, where it is found so
             now = released.note(phase=Phase.STAGED, watches=(), word=None, promoted_at=None, cause=None)
@@ -215,7 +215,8 @@ class GoLive(ReleaseOperator):
             now = released.note(promoted_at=records.now())
             released.record_traffic(self.task_id, 100, released.live())
         outcome = outcome_of(now)
-        released.record(lambda record: record.finish(outcome.kind, progress.sentence, records.now()))
+        record = released.record(lambda record: record.finish(outcome.kind, progress.sentence, records.now()))
+        registry.note(self.spec, record, run.page)
         return progress.sentence
 
     def word(self, now: Release, run: Run) -> str:

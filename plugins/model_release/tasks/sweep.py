@@ -19,7 +19,7 @@ from model_release.errors import ClusterUnavailable, NotSettled, ReleaseError, S
 from model_release.model_file import read_all
 from model_release.release.outcome import swept
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, notify, records, telemetry
+from model_release.tasks import connections, notify, records, registry, telemetry
 from model_release.tasks.base import RETRIES, documented, telling
 from model_release.tasks.proof import prover, version_in
 from model_release.tasks.run import Run, installation
@@ -102,6 +102,7 @@ class Sweep(BaseOperator):
     finished, and the lease given free. All canaries go to 0 % before the first is cleaned up. Run again, killed or
     not, it goes on: a lease that a sweep died with is one more whose run is over.
 
+    What a registry that was away has not been told yet is told.
     Returns the lines that it logged about services that are not at rest. One that cannot be settled fails the run, and
     the next sweep tries again.
 
@@ -150,6 +151,7 @@ class Sweep(BaseOperator):
                 lines.append(self._settle(one))
             except ReleaseError as error:
                 troubles.append(error)
+        self._tell_registries()
         for line in lines:
             self.log.warning("%s", line)
         if troubles:
@@ -171,6 +173,14 @@ class Sweep(BaseOperator):
         for lease in leases:
             found.setdefault((lease.namespace, lease.service), ())
         return found
+
+    def _tell_registries(self) -> None:
+        """What a registry that was away has not been told yet."""
+        for spec in (spec for specs in self.services for spec in specs):
+            try:
+                registry.write(spec)
+            except ReleaseError as error:
+                self.log.warning("%s: whether its registry was told is not known: %s", spec.model, error)
 
     def _look(self, service: Service, specs: Sequence[ModelSpec], me: Owner) -> _Abandoned | str | None:
         """What was left and is taken over now, or a line for what only a person can judge."""
@@ -267,6 +277,7 @@ class Sweep(BaseOperator):
             if record.reason == outcome.sentence:
                 telemetry.released(record)
             notify.tell(spec, run, notify.SWEPT, outcome.sentence)
+            registry.note(spec, record, run.page)
         elif (found := version_in(one.storage_uri)) is not None:
             _amend(found[0], release.record, finish)
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from model_release.web import words
 
 if TYPE_CHECKING:
-    from model_release.judging.record import Look, Record
+    from model_release.judging.record import Record
+    from model_release.judging.replay import Look
     from model_release.judging.verdict import LabelShare, MetricVerdict, Verdict
 
 Json = dict[str, Any]
@@ -34,7 +35,7 @@ def evidence(record: Record) -> Json:
     return {
         "steps": [_step(step) for step in record.steps],
         "looks": rows,
-        "course": _course(looks, counted),
+        "course": _course(looks, counted, {key for key, step in counted.items() if step.get("carried")}),
         "metrics": [_meter(metric) for metric in last.metrics] if last else [],
         "values": [_value(asdict(value)) for value in last.values] if last else [],
         "reason": words.passed(last.reason) if last else "",
@@ -90,9 +91,9 @@ def _side(side: Json | None) -> Json | None:
     return {"requests": side.get("requests"), "bad": dict(side.get("bad") or {})}
 
 
-def _course(looks: list[Look], counted: dict[tuple[int, str], Json]) -> Json:
-    """One point for each look, and an empty one between two steps, whose evidence begins anew. Of labels the share of
-    the one that moved most is told."""
+def _course(looks: list[Look], counted: dict[tuple[int, str], Json], carried: set[tuple[int, str]]) -> Json:
+    """One point for each look, and an empty one before a step whose evidence begins anew, as all steps' but those of
+    `carried`. Of labels the share of the one that moved most is told."""
     names = {metric.name: metric.labels[0].label if metric.labels else None for metric in _last(looks)}
     times: list[float] = []
     against: list[float | None] = []
@@ -103,7 +104,7 @@ def _course(looks: list[Look], counted: dict[tuple[int, str], Json]) -> Json:
         moment = seconds(look.end)
         if moment is None:
             continue
-        if step is not None and step != (look.percent, look.opened):
+        if step not in (None, (look.percent, look.opened)) and (look.percent, look.opened) not in carried:
             times.append((times[-1] + moment) / 2)
             for line in (against, favour, *(line for sides in shares.values() for line in sides.values())):
                 line.append(None)
