@@ -306,7 +306,7 @@ def test_a_window_without_data_is_a_gap(world: World) -> None:
     record.steps[0]["windows"][1]["canary"] = {"requests": None, "bad": {"errors": None, "slow": None}}
     told = evidence(record)
     assert told["looks"][1]["canary"]["requests"] is None
-    assert told["course"]["shares"]["errors"]["canary"][1] is None
+    assert told["course"]["metrics"]["errors"]["window"][1] is None
 
 
 def test_labels_are_two_bars_each_and_the_one_that_moved_has_a_course(world: World, browse: Open) -> None:
@@ -327,9 +327,9 @@ def test_labels_are_two_bars_each_and_the_one_that_moved_has_a_course(world: Wor
     )
     told = evidence(record)
     assert told["metrics"][1]["labels"][1] == {"label": "happy", "canary": 0.1, "stable": 0.8}
-    course = told["course"]["shares"]["predictions"]
-    first = told["metrics"][1]["labels"][0]
-    assert (set(course["canary"]), set(course["stable"])) == ({first["canary"]}, {first["stable"]})
+    course = told["course"]["metrics"]["predictions"]
+    assert course["canary"] == [None] * len(course["limit"]), "the interval is that of the distance"
+    assert (set(course["limit"]), course["lower"][-1]) == ({0.1}, told["metrics"][1]["lower"])
     text = browse().get(f"/releases/{record.release}").text
     assert text.count("happy on canary: 10 % of the answers") == 1
     assert text.count("happy on stable: 80 % of the answers") == 1

@@ -146,8 +146,10 @@ class Judge:
         """The verdict on what was taken in; `final`: nothing more will come."""
         per_minute = 60 * self._judged_requests / self._judged_seconds if self._judged_seconds else None
         cause = self._cause
-        if final and cause == CONTINUE and self._at_deadline():
-            cause = PROMOTE
+        confidence = None
+        if final and cause == CONTINUE:
+            shown, confidence = self._at_deadline()
+            cause = PROMOTE if shown else CONTINUE
         decision: Decision = _DECISIONS.get(cause, "inconclusive" if final else "continue")
         wider = None
         if decision == "continue" and not self.policy.guard and self._used and not self._is_warming:
@@ -162,6 +164,7 @@ class Judge:
             self._labels,
             decision,
             cause=cause,
+            confidence=confidence,
             wider=wider,
             place=self._place,
             used=self._used,
@@ -174,15 +177,22 @@ class Judge:
         """Whether no window of the present share was judged yet: what there is speaks of the share before."""
         return self._warming > 0 or (self._share is not None and self._share != self._place.share)
 
-    def _at_deadline(self) -> bool:
-        """Whether the one look at the deadline promotes. Steps that were not gone through cannot be passed over."""
+    def _at_deadline(self) -> tuple[bool, float | None]:
+        """Whether the one look at the deadline promotes, and with which confidence where it is the policy's own. Steps
+        that were not gone through cannot be passed over."""
         steps, share = self.policy.shares, self._place.share
-        through = not steps or share is None or share > steps[-1] - 1e-9
-        return through and bool(self._rules.at_deadline(self._state, self._readings, self._others_pass()))
+        if steps and share is not None and share < steps[-1] - 1e-9:
+            return False, None
+        seen, confidence = (self._state, self._readings), self.policy.deadline_confidence
+        surely = bool(self._rules.at_deadline(*seen, self._others_pass(None)))
+        if confidence is None or surely:
+            return surely, None
+        risk = 1 - confidence
+        return bool(self._rules.at_deadline(*seen, self._others_pass(risk), risk=risk)), confidence
 
-    def _others_pass(self) -> bool:
+    def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
-        labels_pass = all(one.limit.observe or one.at_deadline() for one in self._labels)
+        labels_pass = all(one.limit.observe or one.at_deadline(risk) for one in self._labels)
         return labels_pass and all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
     def _fresh_labels(self) -> tuple[labels.Labels, ...]:

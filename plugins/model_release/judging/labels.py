@@ -99,11 +99,12 @@ class Labels:
         enough = self.favour >= part * math.log(self.policy.needed_for)
         return enough and self.answers >= self.policy.min_requests and not self.silent and not self.failing
 
-    def at_deadline(self) -> bool:
-        """By the one look whose moment was fixed before."""
+    def at_deadline(self, risk: float | None = None) -> bool:
+        """By the one look whose moment was fixed before, at half of β unless `risk` says another chance to be wrong."""
         if self.shown():
             return True
-        by_size = shift.at_deadline(self._state, self._bound, self._design, self.policy.false_promotion / 2)
+        risk = self.policy.false_promotion / 2 if risk is None else risk
+        by_size = shift.at_deadline(self._state, self._bound, self._design, risk)
         return bool(by_size) and self.answers >= self.policy.min_requests and not self.silent and not self.failing
 
     def verdict(self, *, promoted: bool) -> MetricVerdict:
