@@ -217,6 +217,24 @@ def test_steps_are_opened_at_half_of_the_evidence_of_labels_too() -> None:
     assert judge(steps, silent).decision == "continue"
 
 
+def test_a_ramp_goes_on_until_labels_are_doubtful() -> None:
+    """Few answers say little of labels: that promotes nothing, and keeps nobody from finding out with more of them."""
+    ramp = policy(traffic=0.01, ramp={"budget": 50, "most": 0.35})
+    for shares, opened in ((EVEN, True), (ANGRY, False)):
+        there = [
+            Window(
+                one.canary, one.stable, f"2026-03-01T02:{i:02}:00+00:00", f"2026-03-01T02:{i:02}:10+00:00", share=0.01
+            )
+            for i, one in enumerate(windows(shares, EVEN, 40, (2, 198)))
+        ]
+        said = [judge(ramp, there[:length]) for length in range(2, 40)]
+        doubtful = [verdict for verdict in said if of(verdict).evidence_against >= 10]
+        wider = [verdict for verdict in said if verdict.decision == "open"]
+        assert (bool(doubtful), not set(map(id, doubtful)) & set(map(id, wider))) == (not opened, True)
+        if opened:
+            assert min(of(verdict).evidence_for for verdict in wider) < 6
+
+
 @pytest.mark.parametrize(
     ("shift", "said"),
     [

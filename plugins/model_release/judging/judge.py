@@ -154,7 +154,7 @@ class Judge:
         wider = None
         if decision == "continue" and not self.policy.guard and self._used and not self._is_warming:
             wider = ramp.wider(self._evidence, self._state, self._readings, self._place)
-            if not all(one.shown(ramp.HALF_WAY) or one.limit.observe for one in self._labels):
+            if not all(one.opens or one.limit.observe for one in self._labels):
                 wider = None
         return explain.verdict(
             self._evidence,

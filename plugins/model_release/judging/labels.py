@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import shift, terms
+from . import ramp, shift, terms
 from .policy import Policy, Shift
 from .sentences import bound, count, evidence, plural, share, times
 from .state import Floats
@@ -98,6 +98,13 @@ class Labels:
         """Whether the evidence for the canary is there, or on its logarithm that part of it."""
         enough = self.favour >= part * math.log(self.policy.needed_for)
         return enough and self.answers >= self.policy.min_requests and not self.silent and not self.failing
+
+    @property
+    def opens(self) -> bool:
+        """Whether the canary may have more of the traffic: a step waits for evidence, a ramp for the lack of doubt."""
+        if self.policy.ramp is None:
+            return self.shown(ramp.HALF_WAY)
+        return not self.silent and self.against < math.log(ramp.DOUBTFUL)
 
     def at_deadline(self, risk: float | None = None) -> bool:
         """By the one look whose moment was fixed before, at half of β unless `risk` says another chance to be wrong."""
