@@ -97,6 +97,7 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("rollout.ramp", {"budgets": 5}, "rollout.ramp.budgets", "'budget' is near"),
         ("rollout", {"window": "10m", "deadline": "15m"}, "rollout", "20m is the least"),
         ("schedule", "every week", "schedule", "@weekly"),
+        ("runtime", "triton", "runtime", "'torchserve' or 'kserve'"),
         ("judge.metrics", [], "judge.metrics", "at least 1"),
         ("judge.metrics", [{"name": "errors"}], "judge.metrics.0", "max_rate"),
         ("judge.metrics", [{"name": "errors", "max_rate": 2}], "judge.metrics.0.max_rate", "less than 1"),
@@ -136,6 +137,19 @@ def test_load_refuses_with_file_line_field_and_cure(
     parts = [part for part in field.split(".") if not part.isdigit()]
     text = file.read_text().splitlines()[number - 1]
     assert any(part in text for part in parts) or number == 1 or text.lstrip().startswith("-")
+
+
+def test_a_runtime_has_a_serving_runtime_of_its_name(tmp_path: Path) -> None:
+    spec = load(written(tmp_path, changed("runtime", "kserve")))
+    assert spec.serving_runtime == "model-release-kserve"
+    assert load(written(tmp_path, GOOD)).serving_runtime == "model-release-torchserve"
+    assert (
+        load(written(tmp_path, changed("service.runtime", "kserve-torchserve"))).serving_runtime == "kserve-torchserve"
+    )
+    with pytest.raises(
+        SpecError, match=r"build\.fold is TorchScript's, and runtime kserve serves what torch\.export makes"
+    ):
+        load(written(tmp_path, {**changed("runtime", "kserve"), "build": {"fold": True}}))
 
 
 def test_load_names_every_trouble_at_its_own_line(tmp_path: Path) -> None:

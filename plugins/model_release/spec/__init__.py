@@ -50,7 +50,7 @@ class ModelSpec(Part):
     model: Name
     source: Source
     service: Service
-    runtime: Literal["torchserve"] = Field(
+    runtime: Literal["torchserve", "kserve"] = Field(
         "torchserve", description="What serves the model; a version is built for one."
     )
     store: S3Prefix
@@ -79,6 +79,14 @@ class ModelSpec(Part):
             )
         if self.training.image and not self.source.s3:
             raise ValueError(f"training.image writes to S3, and the source is {self.source}; {{s3: s3://…/}} is right")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_fits_the_runtime(self) -> ModelSpec:
+        if self.build.fold and self.runtime == "kserve":
+            raise ValueError(
+                "build.fold is TorchScript's, and runtime kserve serves what torch.export makes; without fold is right"
+            )
         return self
 
     @model_validator(mode="after")
