@@ -18,7 +18,7 @@ from model_release.errors import MetricsUnavailable
 from model_release.judging import Past, Window, judge
 from model_release.judging.record import Record
 from model_release.release.look import Watch
-from model_release.spec import ModelSpec
+from model_release.spec import Metric, ModelSpec
 from model_release.tasks import connections, driving
 
 from .test_canary import CANARY, OPENED
@@ -260,3 +260,24 @@ def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelS
 def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:
     bake = looked(watches(spec)([FIRST, SECOND, Watched(None, after(20))]), 23)
     assert (bake.verdict.windows_used, bake.windows[0].share, bake.before) == (3, None, [])
+
+
+def test_the_bake_reads_only_what_can_be_judged_without_stable(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of a metric that the bake's policy does not know would end the watch: limits beside stable, and labels."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(metrics, "WindowReader", lambda _, judge, **__: asked.update(windows=judge.metrics))
+    monkeypatch.setattr(metrics, "ValueReader", lambda *_, shares, **__: asked.update(shares=shares))
+    monkeypatch.setattr(connections, "prometheus", lambda: None)
+    both = [
+        {"name": "errors", "max_rate": 0.02},
+        {"name": "slow", "above": "1s", "max_ratio": 1.5, "floor": 0.01},
+        {"name": "predictions", "max_shift": 0.1},
+    ]
+    judged = spec.judge.model_copy(update={"metrics": tuple(Metric.model_validate(one) for one in both)})
+    one = spec.model_copy(update={"judge": judged})
+    for percent, names in ((25, ["errors", "slow", "predictions"]), (None, ["errors"])):
+        watches(one)([Watched(percent, OPENED.isoformat())])
+        assert [metric.name for metric in asked["windows"]] == names
+        assert [metric.name for metric in asked["shares"]] == names

@@ -151,7 +151,8 @@ class Evidence:
 
     def extend(self, state: State, counts: Counts) -> State:
         """The path of states after each of the T windows of `counts`, T at least 1."""
-        canary, stable = counts.canary_requests[..., None], counts.stable_requests[..., None]
+        canary = terms.totals(counts.canary_totals, counts.canary_requests, self._owner)
+        stable = terms.totals(counts.stable_totals, counts.stable_requests, self._owner)
         canary_bad, stable_bad = counts.canary_bad, counts.stable_bad
         if self._owner:
             canary_bad = np.concatenate(

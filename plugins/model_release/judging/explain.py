@@ -9,6 +9,7 @@ import numpy as np
 
 from . import values
 from .evidence import Evidence
+from .labels import Labels
 from .policy import Metric, Policy
 from .ramp import Place
 from .sentences import about, count, duration, evidence, fact, limit, limits, plural, rate_limit, ratio_limit, share
@@ -28,6 +29,7 @@ def verdict(
     state: State,
     readings: Readings,
     value_states: Sequence[values.ValueState],
+    labels: Sequence[Labels],
     decision: Decision,
     *,
     cause: int,
@@ -47,7 +49,7 @@ def verdict(
     metrics = tuple(
         _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, confidence, proven=proven)
         for i in range(len(policy.metrics))
-    )
+    ) + tuple(one.verdict(promoted=proven) for one in labels)
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
     traffic = _traffic(ev, place, readings)
     if wider is not None and decision == "continue" and not any(m.state == "fail" for m in metrics if not m.observe):
