@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit walk models faults soak release walkthrough up down status env screens picture schema dashboards audit clean
+.PHONY: help setup lock check test unit walk models faults soak release walkthrough up down status env screens picture schema plan dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -81,6 +81,10 @@ picture: setup ## docs/release.svg anew: the last release of `make release`, as 
 
 schema: setup ## include/models/model.schema.json anew from the code
 	@$(BIN)/python -m model_release.spec > include/models/model.schema.json
+
+plan: setup ## how long a release of MODEL=… would need, and what would make it faster; ARGS=--json, ARGS=--sandbox, …
+	@[ -n "$(MODEL)" ] || { echo "plan: name the model: make plan MODEL=digits" >&2; exit 1; }
+	@$(BIN)/python -m model_release plan $(MODEL) $(ARGS)
 
 dashboards: setup ## Grafana's dashboards, a folder for each profile; DIR=… says where, ./dashboards unless said
 	@$(BIN)/python -m model_release.metrics.dashboards $(or $(DIR),dashboards)

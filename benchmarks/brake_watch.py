@@ -206,6 +206,11 @@ class Place:
         finally:
             self.scene.live.sandbox("start", "postgres")
             self._until_airflow_answers()
+            # They end without their database, and Kubernetes or systemd starts them again.
+            for part in ("scheduler", "dag-processor", "triggerer"):
+                with contextlib.suppress(AssertionError):
+                    self.scene.kill(part)
+                self.scene.restart(part)
 
     def _until_airflow_answers(self, patience: float = 300) -> None:
         end = time.monotonic() + patience

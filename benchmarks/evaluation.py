@@ -137,7 +137,7 @@ def packed(scratch: Path) -> Path:
     export.export(
         checkpoint.directory, scratch / "export", handler=HANDLER, fingerprint=checkpoint.fingerprint, log=say
     )
-    return archive.archive(scratch / "export", "vit-base", HANDLER, scratch / "archive", log=say).mar
+    return archive.archive(scratch / "export", "vit-base", HANDLER, scratch / "archive", log=say).file
 
 
 def draw(folder: Path, count: int) -> None:

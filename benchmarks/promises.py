@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from model_release.judging import Policy, ramp
 from model_release.judging.evidence import Evidence
-from model_release.judging.judge import Rules
+from model_release.judging.rules import Rules
 from model_release.judging.simulate import bad_requests, interval, outcomes
 from model_release.judging.state import REQUESTS, Counts, Floats
 from model_release.judging.verdict import CONTINUE, PROMOTE, ROLL_BACK

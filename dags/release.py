@@ -16,9 +16,10 @@ from model_release.tasks.dag import release_dag
 
 PROJECT = Path(__file__).resolve().parents[1]
 
-versions, wanted = suggestions.known(), get_parsing_context().dag_id
+suggested, wanted = suggestions.known(), get_parsing_context().dag_id
 for spec in read_all(PROJECT / "include" / "models")[0].values():  # model_files.py tells of the others
     dag_id = f"release_{spec.model}"
     # A task parses this file once more, for the sake of one DAG; with a thousand models the others would cost it most.
     if wanted in (None, dag_id):
-        globals()[dag_id] = release_dag(spec, PROJECT, versions.get(spec.model, ()))
+        known = suggested.get(spec.model, suggestions.Suggested())
+        globals()[dag_id] = release_dag(spec, PROJECT, known.versions, known.plan)

@@ -88,6 +88,11 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("rollout.steps", [10, 100], "rollout.steps", "1 to 99"),
         ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
         ("rollout.steps", [], "rollout.steps", "at least 1"),
+        ("rollout", {"steps": [10], "ramp": {"most": 20}}, "rollout.steps", "one of both is right"),
+        ("rollout.ramp", {"most": 0}, "rollout.ramp.most", "below the first level, which is 1 percent"),
+        ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
+        ("rollout.ramp", {"budget": 0}, "rollout.ramp.budget", "greater than 0"),
+        ("rollout.ramp", {"budgets": 5}, "rollout.ramp.budgets", "'budget' is near"),
         ("rollout", {"window": "10m", "deadline": "15m"}, "rollout", "20m is the least"),
         ("schedule", "every week", "schedule", "@weekly"),
         ("judge.metrics", [], "judge.metrics", "at least 1"),
@@ -189,7 +194,18 @@ def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) ->
         load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
 
 
-def test_policy_shares_the_allowance_over_steps_and_bake(tmp_path: Path) -> None:
+def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:
+    from model_release.judging import Policy
+
+    spec = load(written(tmp_path, changed("rollout", {"ramp": {"budget": 12, "most": 20}})))
+    assert (spec.rollout.steps, spec.rollout.path) == ((), "up to 20 % as the evidence allows → 100 %")
+    assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec, "as a release keeps it"
+    policy = Policy.from_dict(spec.policy(5))
+    assert policy.ramp is not None
+    assert (policy.ramp.budget, policy.ramp.most, policy.shares) == (12, 0.2, ())
+
+
+def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(tmp_path: Path) -> None:
     from model_release.judging import Policy
 
     metrics = [
@@ -199,7 +215,8 @@ def test_policy_shares_the_allowance_over_steps_and_bake(tmp_path: Path) -> None
     content = changed("judge", {"metrics": metrics}) | {"rollout": {"steps": [10, 30], "bake": "5m"}}
     spec = load(written(tmp_path, content))
     at_step, baking = Policy.from_dict(spec.policy(10)), Policy.from_dict(spec.policy(None))
-    assert at_step.steps == baking.steps == 3
+    assert at_step.steps == baking.steps == 2
+    assert (at_step.shares, baking.shares) == ((0.1, 0.3), ())
     assert at_step.traffic == 0.1
     assert baking.traffic is None
     assert [metric.name for metric in baking.metrics] == ["errors"], "nothing stands beside a promoted revision"

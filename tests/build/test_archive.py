@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ import yaml
 from model_release.build import bare_check
 from model_release.build.archive import Archive, archive, check, load
 from model_release.build.export import Export
+from model_release.build.runtimes import torchserve
 from model_release.errors import ArchiveError, SpecError
 from model_release.store import files
 
@@ -64,7 +66,7 @@ def test_own_dimensions_come_before_those_that_torchserve_appends(packed: Archiv
 
 
 def test_the_archive_is_stored_and_holds_what_the_handler_needs(packed: Archive) -> None:
-    with zipfile.ZipFile(packed.mar) as mar:
+    with zipfile.ZipFile(packed.file) as mar:
         entries = mar.infolist()
         manifest = json.loads(mar.read("MAR-INF/MANIFEST.json"))
     assert [entry.filename for entry in entries] == [
@@ -72,6 +74,7 @@ def test_the_archive_is_stored_and_holds_what_the_handler_needs(packed: Archive)
         "image_classifier.py",
         "image_headers.py",
         "image_input.py",
+        "image_model.py",
         "image_pixels.py",
         "image_requests.py",
         "model.json",
@@ -106,8 +109,9 @@ def test_the_check_gives_the_smoke_test(packed: Archive, exported: Export) -> No
 
 def spoiled(packed: Archive, target: Path, **changes: str) -> Archive:
     """A copy of the archive with other content for some files (None removes one)."""
-    copy = Archive(shutil.copytree(packed.directory, target), packed.service, packed.sha256, packed.size)
-    with zipfile.ZipFile(packed.mar) as mar:
+    shutil.copytree(packed.directory, target)
+    copy = replace(packed, directory=target, file=target / packed.file.relative_to(packed.directory))
+    with zipfile.ZipFile(packed.file) as mar:
         content = {name: mar.read(name) for name in mar.namelist()}
     for name, change in changes.items():
         name = name.replace("__", ".")
@@ -115,7 +119,7 @@ def spoiled(packed: Archive, target: Path, **changes: str) -> Archive:
         after = before.replace(*change.split("→")) if "→" in change else change
         assert after != before
         content[name] = after.encode()
-    with zipfile.ZipFile(copy.mar, "w") as mar:
+    with zipfile.ZipFile(copy.file, "w") as mar:
         for name, data in content.items():
             mar.writestr(name, data)
     return copy
@@ -123,7 +127,7 @@ def spoiled(packed: Archive, target: Path, **changes: str) -> Archive:
 
 REFUSED: dict[str, tuple[dict[str, str], str]] = {
     "needs transformers": (
-        {"image_classifier__py": "import torch\n→import torch\nimport transformers\n"},
+        {"image_model__py": "import torch\n→import torch\nimport transformers\n"},
         "does not load in a bare environment: No module named 'transformers' in the serving image",
     ),
     "needs torchvision": (
@@ -144,7 +148,7 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
         r"bad input must be the client's error \(400\); the handler raises RuntimeError: oops",
     ),
     "two classes": (
-        {"image_classifier__py": "class ImageClassifier:→class Second: ...\n\n\nclass ImageClassifier:"},
+        {"image_classifier__py": "class ImageClassifier(→class Second: ...\n\n\nclass ImageClassifier("},
         "must define one class, TorchServe's entry; it defines 2",
     ),
 }
@@ -154,21 +158,26 @@ REFUSED: dict[str, tuple[dict[str, str], str]] = {
 def verdicts(packed: Archive, exported: Export, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the check says of each spoiled archive. One process imports torch and forks for each of them."""
     folder = tmp_path_factory.mktemp("spoiled")
-    cases = {name: str(spoiled(packed, folder / str(n), **REFUSED[name][0]).mar) for n, name in enumerate(REFUSED)}
+    cases = {name: str(spoiled(packed, folder / str(n), **REFUSED[name][0]).file) for n, name in enumerate(REFUSED)}
     program = (
         "import contextlib, io, json, os, runpy, sys, torch, numpy, PIL.Image\n"
-        "script, reference, cases = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])\n"
+        "script, runtime, reference, cases = *sys.argv[1:4], json.loads(sys.argv[4])\n"
         "for name, mar in cases.items():\n"
         "    sys.stdout.flush()\n"
         "    if os.fork() == 0:\n"
-        "        sys.argv = [script, mar, reference]\n"
+        "        sys.argv = [script, runtime, mar, reference]\n"
         "        with contextlib.suppress(SystemExit):\n"
         "            runpy.run_path(script, run_name='__main__')\n"
         "        sys.stdout.flush()\n"
         "        os._exit(0)\n"
         "    os.wait()\n"
     )
-    arguments = [bare_check.__file__, str(exported.directory / "reference.json"), json.dumps(cases)]
+    arguments = [
+        bare_check.__file__,
+        torchserve.__file__,
+        str(exported.directory / "reference.json"),
+        json.dumps(cases),
+    ]
     done = subprocess.run(
         [sys.executable, "-I", "-c", program, *arguments],
         capture_output=True,

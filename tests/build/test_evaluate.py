@@ -45,12 +45,12 @@ def picture(seed: int, size: int = 32) -> bytes:
 
 def rewritten(packed: Archive, target: Path, **changes: Callable[[str], str]) -> Archive:
     """A copy of the archive whose .mar has other text in some files; `model__json` is model.json."""
-    copy = target / "model-store" / packed.mar.name
+    copy = target / "model-store" / packed.file.name
     copy.parent.mkdir(parents=True)
     (target / "config").mkdir()
     for name in (torchserve.CONFIG, torchserve.METRICS):
         (target / name).write_bytes((packed.directory / name).read_bytes())
-    with zipfile.ZipFile(packed.mar) as old, zipfile.ZipFile(copy, "w") as new:
+    with zipfile.ZipFile(packed.file) as old, zipfile.ZipFile(copy, "w") as new:
         for name in old.namelist():
             data = old.read(name)
             change = changes.get(name.replace(".", "__"))
@@ -85,7 +85,7 @@ def scene(packed: Archive, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     for name, data in unsorted.items():
         (folder / name).write_bytes(data)
     log: list[str] = []
-    found = run(packed.mar, [(name, folder / name) for name in unsorted], batch=4, what="it", log=log.append)
+    found = run(packed.file, [(name, folder / name) for name in unsorted], batch=4, what="it", log=log.append)
     for name in unsorted:
         label = found[name].label or ""
         (folder / label).mkdir(exist_ok=True)
@@ -159,7 +159,7 @@ def test_what_is_unreadable_is_refused_alone_and_what_the_model_fails_on_fails_a
     content = {"a.png": picture(1), "b.png": b"no image", "c.png": picture(2, 40), "d.png": b"", "e.png": picture(3)}
     for name, data in content.items():
         (tmp_path / name).write_bytes(data)
-    found = run(as_cut.mar, [(name, tmp_path / name) for name in content], batch=5, what="it", log=scene.log.append)
+    found = run(as_cut.file, [(name, tmp_path / name) for name in content], batch=5, what="it", log=scene.log.append)
     assert list(found) == list(content)
     assert [found[name].label is None for name in content] == [False, True, True, True, False]
     assert found["b.png"].fault.startswith("refused: bad input: 8 bytes that are no image")
@@ -169,13 +169,13 @@ def test_what_is_unreadable_is_refused_alone_and_what_the_model_fails_on_fails_a
 
 @pytest.mark.parametrize("spoil", ["handler", "images"])
 def test_an_archive_that_answers_nothing(scene: Scene, tmp_path: Path, spoil: str) -> None:
-    mar, name = scene.packed.mar, next(iter(scene.images.truth))
+    mar, name = scene.packed.file, next(iter(scene.images.truth))
     if spoil == "handler":
         mar = rewritten(
             scene.packed,
             tmp_path / "x",
             image_input__py=lambda text: text.replace("import base64\n", "import absent\n"),
-        ).mar
+        ).file
     (tmp_path / "a.png").write_bytes(b"no image" if spoil == "images" else (scene.folder / name).read_bytes())
     expected = {
         "handler": "the archive's handler does not load: ModuleNotFoundError: No module named 'absent'",

@@ -167,7 +167,7 @@ WHOLE = json.dumps(Release(Owner("release_digits", "run-1", "url", "laptop"), ca
         ("[]", "it names no owner"),
         (json.dumps({"holder": "another-tool"}), "it names no owner"),
         (json.dumps({"owner": {"name": "x"}}), "unexpected keyword argument 'name'"),
-        (WHOLE.replace('"format": 2', '"format": 3'), "a newer edition wrote it: format 3, and this one reads 2"),
+        (WHOLE.replace('"format": 3', '"format": 4'), "a newer edition wrote it: format 4, and this one reads 3"),
         (WHOLE.replace('"canary"', '"rainbow"'), "'rainbow' is no field of a release"),
         (WHOLE.replace('"claimed"', '"blue-green"'), "'blue-green' is not a valid Phase"),
         (json.dumps({"owner": json.loads(WHOLE)["owner"], "stage": "blue-green"}), "'blue-green' is no phase"),

@@ -81,3 +81,25 @@ def test_what_it_had_taken_over_is_read_too() -> None:
     assert (found.inherited.phase, found.inherited.percent) == (Phase.OPEN, 30)
     assert found.left == found.inherited
     assert Release.from_dict(found.as_dict()) == found
+
+
+def test_stretches_of_an_edition_that_did_not_count_their_windows_are_read() -> None:
+    """Format 2, written by 265c567: each step was a test of its own then."""
+    stretch = {"until": None, "beside_question": False, "again": 0, "why": ""}
+    first = {**stretch, "percent": 10, "opened_at": "2026-03-01T02:00:00.000+00:00"}
+    written = {
+        "format": 2,
+        "owner": {"dag_id": "release_digits", "run_id": "manual__1", "url": "u", "installation": "i"},
+        "record": "r1",
+        "phase": "open",
+        "baseline": None,
+        "canary": "digits-00002",
+        "watches": [
+            {**first, "until": "2026-03-01T02:05:00.000+00:00"},
+            {**stretch, "percent": 30, "opened_at": "2026-03-01T02:05:02.000+00:00"},
+        ],
+        "inherited": None,
+    }
+    found = Release.from_dict(written, "models", "digits")
+    assert [(one.percent, one.windows) for one in found.watches] == [(10, None), (30, None)]
+    assert (found.percent, found.as_dict()["format"]) == (30, 3)

@@ -11,11 +11,13 @@ import pytest
 from kubernetes.client import CoordinationV1Api
 from tests.tasks.conftest import SPEC
 
+from model_release import metrics
 from model_release.cluster.lease import GUARD
 from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
 from model_release.errors import ClusterUnavailable
-from model_release.metrics import Presence
+from model_release.judging import Past
+from model_release.metrics import Before, Presence
 from model_release.spec import ModelSpec
 from model_release.spec.judge import Metric
 from sandbox.kube.faults import Fault, Match
@@ -212,3 +214,28 @@ def test_a_value_that_is_not_one_number_is_told(
     asked = World(ModelSpec.model_validate(asks), world.role, world.cluster, world.store, world.prometheus)
     (line,) = [one for one in found(asked)["metrics"] if one.sentence.startswith("judge.values.queue")]
     assert (line.level, line.passing) == (level, numbers == 0)
+
+
+SLOW = (Before(Past.from_dict({"windows": [{"requests": 1, "bad": {"errors": 0}}] * 720}), 0.2, 720), Level.ERROR)
+FAST = (Before(Past.from_dict({"windows": [{"requests": 90, "bad": {"errors": 0}}] * 720}), 30.0, 720), Level.OK)
+YOUNG = (Before(Past(), None, 0), Level.OK)
+
+
+@pytest.mark.parametrize(("before", "level"), [SLOW, FAST, YOUNG], ids=["too slow", "fast enough", "not known"])
+def test_a_release_that_its_deadline_would_end_is_an_error_and_what_is_not_known_is_none(
+    kube: Any, world: World, monkeypatch: pytest.MonkeyPatch, before: Before, level: Level
+) -> None:
+    deployed(kube, world.spec)
+    monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "is counted", "up"))
+    monkeypatch.setattr(metrics, "bucket_edges", lambda *_, **__: ())
+    monkeypatch.setattr(metrics, "read_before", lambda *_, **__: before)
+    said = found(world)["plan"]
+    assert max(said, key=lambda one: [Level.OK, Level.WARNING, Level.ERROR].index(one.level)).level is level
+    assert said[0].sentence.startswith("no past: " if before is YOUNG[0] else "stable: 0 % errors")
+    asking = replace(world, spec=world.spec.model_copy(update={"approval": "on_inconclusive"}))
+    assert [one for one in found(asking)["plan"] if one.level is Level.ERROR] == []
+    if level is Level.ERROR:
+        assert said[-1].cure.startswith(
+            "or approval: on_inconclusive, and a person decides at the deadline; or rollout.if"
+        )
+        assert found(asking)["plan"][-1].level is Level.WARNING

@@ -13,7 +13,9 @@ model: {model}
 source: {{directory: candidates/{candidates}}}
 service: {{name: faults, namespace: models, resources: {{cpu: "1", memory: 1Gi}}}}
 store: s3://models/faults/
-rollout: {{steps: [50], window: 2s, deadline: {deadline}, bake: {bake}, ready_within: {ready}, wait_for_lease: 5m}}
+rollout:
+  {{steps: [50], window: 2s, deadline: {deadline}, if_too_slow: go, bake: {bake}, ready_within: {ready},
+   wait_for_lease: 5m}}
 judge:
   profile: istio
   min_requests: {requests}

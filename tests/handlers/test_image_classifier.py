@@ -235,7 +235,7 @@ def test_what_does_not_run_on_the_gpu_is_served_on_the_cpu(
     served = serve(False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     with caplog.at_level(logging.WARNING):
-        served.handler._load(tmp_path / "model.pt", 0)
+        served.handler._load(tmp_path, 0)
     assert served.handler.device == torch.device("cpu")
     assert "the model does not run on cuda:0, so it is served on the CPU: " in caplog.text
     assert tops(served.ask(RED)) == [LABELS[0]]
@@ -258,7 +258,7 @@ def test_what_does_not_run_on_the_gpu_is_served_on_the_cpu(
 def test_t2_threads_are_the_cpus_of_the_pod(
     files: dict[str, str], expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = importlib.import_module("image_classifier")
+    module = importlib.import_module("image_model")
     monkeypatch.setattr(module.os, "sched_getaffinity", lambda _: set(range(64)))
     for name, content in files.items():
         (tmp_path / name).parent.mkdir(exist_ok=True)

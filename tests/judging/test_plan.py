@@ -5,88 +5,169 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 
-from model_release.judging import PolicyError
+from model_release.judging import Past, PolicyError
 from model_release.judging.plan import Plan, plan
+from model_release.judging.simulate import bad_requests
 
 from .builders import policy
 
 
-def ask(*, max_rate: float | None = 0.05, max_ratio: float | None = None, floor: float = 0, **more: Any) -> Plan:
-    limits = {k: v for k, v in (("max_rate", max_rate), ("max_ratio", max_ratio), ("floor", floor)) if v}
+def ask(*, past: Past | None = None, **more: Any) -> Plan:
+    """Ten requests a second at 10 %, unless said."""
     asked: dict[str, Any] = {
-        "requests_per_minute": 1200,
+        "requests_per_second": 10,
         "deadline_minutes": 30,
         "window_seconds": 10,
         "shares": [0.1],
     }
-    return plan(policy(**limits), **(asked | more))
+    about = {name: more.pop(name) for name in asked if name in more}
+    limits = {"max_rate": 0.05} if not more.keys() & {"max_rate", "max_ratio", "metrics"} else {}
+    return plan(policy(**limits, **more), past=past, **(asked | about))
 
 
-def test_a_plan_that_can_decide_says_after_how_many_requests_and_what_it_finds() -> None:
-    made = ask(stable_rates={"errors": 0.01})
-    step = made.steps[0]
+def past(rate: float, *, requests: int = 100, burst: float = 1, windows: int = 720) -> Past:
+    counted = np.full(windows, float(requests))
+    bad = bad_requests(np.random.default_rng(5), counted, np.full(windows, rate), burst, requests)
+    pairs = zip(counted, bad, strict=True)
+    return Past.from_dict({"windows": [{"requests": int(n), "bad": {"errors": int(b)}} for n, b in pairs]})
+
+
+def mixed_rate(one: Past) -> float:
+    return sum(side.bad["errors"] or 0 for side in one.windows) / sum(side.requests or 0 for side in one.windows)
+
+
+def test_it_says_what_a_good_canary_needs_and_when_a_bad_one_is_found() -> None:
+    made = ask(past=past(0.01))
     assert made.possible
-    assert step.canary_requests == 3600
-    assert step.requests_needed is not None
-    assert 100 <= step.requests_needed < 1000
-    assert step.minutes_needed == pytest.approx(step.requests_needed / 120, rel=0.01)
-    assert 0.05 < (step.metrics[0].smallest_regression or 0) < 0.1
-    assert made.sentence.startswith("At 1200 requests a minute and 10 % a good canary is promoted after about ")
-    assert "it finds errors from " in made.sentence
+    assert made.in_time > 0.95
+    assert made.metrics[0].stable_rate == pytest.approx(0.01, rel=0.1)
+    assert made.metrics[0].known
+    assert 1 < (made.minutes_needed or 0) < 15
+    assert 1 < (made.metrics[0].minutes_found or 0) < 15
+    assert made.sentences[0].startswith("At 10 requests a second and 10 % of them a good canary needs about ")
+    assert "one at twice its limit is found in " in made.sentences[0]
+    assert made.refusal == ""
 
 
-def test_too_little_traffic_is_refused_with_what_to_raise() -> None:
-    made = ask(requests_per_minute=2)
+def test_a_past_in_bursts_takes_longer_and_its_incidents_do_not_count() -> None:
+    calm, bursts = ask(past=past(0.01)), ask(past=past(0.01, burst=6))
+    assert bursts.metrics[0].burst > 4 > 1.5 > calm.metrics[0].burst
+    assert (bursts.minutes_needed or 0) > 1.5 * (calm.minutes_needed or 99)
+    before, incident = past(0.01), past(0.5, windows=60)
+    mixed = Past((*before.windows[:300], *incident.windows, *before.windows[300:660]))
+    assert ask(past=mixed).metrics[0].stable_rate < 0.015 < mixed_rate(mixed)
+
+
+def test_what_nobody_counted_is_assumed_to_be_at_a_fifth_of_its_limit() -> None:
+    for nothing in (None, Past(), Past.from_dict({"windows": [{"requests": 100, "bad": {}}] * 100})):
+        (metric,) = ask(past=nothing).metrics
+        assert (metric.known, metric.stable_rate, metric.burst) == (False, 0.01, 1)
+
+
+def test_a_release_that_cannot_end_in_time_is_refused_in_one_line_with_three_ways_that_would() -> None:
+    made = ask(requests_per_second=0.5, past=past(0.01, requests=5))
     assert not made.possible
-    assert made.steps[0].canary_requests == 6
-    assert made.sentence.startswith(
-        "At 2 requests a minute and 10 % the deadline of 30 min sees 6 canary requests: nothing below "
+    assert [way.kind for way in made.ways] == ["limit", "deadline", "share"]
+    assert all(way.minutes for way in made.ways)
+    assert "\n" not in made.refusal
+    assert made.refusal.startswith("At 0.5 requests a second and 10 % of them ")
+    for words in (
+        "a limit of 10 % for errors (max_rate 0.1)",
+        "a deadline of ",
+        "50 % of the traffic",
+    ):
+        assert f" with {words}" in made.refusal
+
+
+def test_the_ways_keep_their_word() -> None:
+    """Each taken, the release is possible, and takes about as long as was said."""
+    asked: dict[str, Any] = {"requests_per_second": 0.8, "past": past(0.01, requests=8)}
+    limit, deadline, share = ask(**asked).ways
+    wider = ask(**asked, max_rate=dict(limit.changes)["max_rate"], deadline_minutes=120)
+    assert wider.minutes_needed == pytest.approx(limit.minutes, rel=0.35)
+    assert ask(**asked, deadline_minutes=deadline.to).in_time >= 0.8
+    half = ask(**asked, shares=[share.to], deadline_minutes=120)
+    assert half.minutes_needed == pytest.approx(share.minutes, rel=0.35)
+
+
+def test_a_wider_limit_beside_stable_is_a_floor() -> None:
+    (limit,) = [way for way in ask(max_rate=0.05, max_ratio=2.0, floor=0.01).ways if way.kind == "limit"]
+    assert (limit.to, limit.changes) == (0.04, (("floor", 0.02),))
+
+
+def test_evidence_that_is_carried_needs_less_than_steps_of_their_own() -> None:
+    own = ask(shares=[0.1, 0.3], steps=2)
+    carried = plan(
+        policy(max_rate=0.05, shares=[0.1, 0.3]), requests_per_second=10, deadline_minutes=30, window_seconds=10
     )
-    assert "; raise the deadline to " in made.sentence
-    assert "the share to 50 %" in made.sentence
+    assert carried.whole
+    assert carried.shares == (0.1, 0.3)
+    assert (carried.minutes_needed or 99) < (own.minutes_needed or 0)
+    assert "the deadline of 30 min for each step" in own.sentence
+    assert "for each step" not in carried.sentence
 
 
-def test_a_wider_share_is_named_when_it_is_enough() -> None:
-    made = ask(requests_per_minute=20)
-    assert "raise the share to 45 % or the deadline to 2.5 h" in made.sentence
-    assert ask(requests_per_minute=30, shares=[0.45]).possible
-    assert ask(requests_per_minute=20, deadline_minutes=150).possible
+def test_a_ramp_is_planned_by_what_it_may_reach() -> None:
+    made = plan(
+        policy(max_rate=0.05, ramp={"budget": 20, "most": 0.35}, indifference=2),
+        requests_per_second=10,
+        deadline_minutes=30,
+        window_seconds=10,
+    )
+    assert made.shares == (0.35,)
+    assert made.sentences[0].startswith("At 10 requests a second and up to 35 % of them a good canary needs about ")
+    assert (made.minutes_needed or 0) >= 2, "a ramp takes twelve windows at least"
 
 
 def test_what_can_never_be_promoted_says_why() -> None:
-    assert "errors are at 6 % on stable, the limit is 5 %" in ask(stable_rates={"errors": 0.06}).sentence
-    alone = ask(max_rate=None, max_ratio=1.5, stable_rates={"errors": 0.01}, shares=[1.0])
-    assert "stable gets no requests; give max_rate" in alone.sentence
-    rare = ask(max_rate=None, max_ratio=1.5, stable_rates={"errors": 0.0})
-    assert "too rare on stable to compare with; give max_rate or a floor" in rare.sentence
-    assert "no traffic" in ask(requests_per_minute=0).sentence
-    assert not any(p.possible for p in (alone, rare, ask(requests_per_minute=0)))
+    worse = ask(past=past(0.06)).refusal
+    assert worse.startswith("errors are at 5.8 % on stable, and the limit is 5 %: a canary as good as stable fails; ")
+    assert worse.endswith(" with a limit of 12 % for errors (max_rate 0.12)"), "twice what stable is at"
+    alone = ask(max_ratio=1.5, past=past(0.01), shares=[1.0])
+    assert "stable gets no requests; give max_rate" in alone.refusal
+    rare = ask(max_ratio=1.5, past=past(0.0))
+    assert "too rare on stable to compare with; give max_rate or a floor" in rare.refusal
+    quiet = ask(requests_per_second=0)
+    assert "no traffic" in quiet.refusal
+    assert quiet.sentences == (f"Nothing would be promoted: {quiet.refusal}.",)
+    assert not any(one.possible for one in (alone, rare, quiet))
 
 
-def test_more_of_everything_finds_more() -> None:
-    small, large = ask(), ask(requests_per_minute=12_000)
-    assert (large.steps[0].metrics[0].smallest_regression or 1) < (small.steps[0].metrics[0].smallest_regression or 0)
-    steps = ask(shares=[0.1, 0.3]).steps
-    assert (steps[1].minutes_needed or 99) < (steps[0].minutes_needed or 0)
-    assert ask(shares=[0.1, 0.3]).minutes_needed == pytest.approx(sum(s.minutes_needed or 0 for s in steps))
+def test_the_slowest_metric_is_named() -> None:
+    metrics = [{"name": "errors", "max_rate": 0.01}, {"name": "slow", "max_rate": 0.2}, {"name": "x", "observe": True}]
+    made = ask(metrics=metrics, requests_per_second=3)
+    assert made.slowest == "errors"
+    assert [metric.name for metric in made.metrics] == ["errors", "slow"], "what is only shown is not planned"
+    assert "errors take longest" in made.sentence
+
+
+def test_a_regression_that_is_not_found_in_time_is_told_with_the_one_that_is() -> None:
+    (metric,) = (made := ask(requests_per_second=0.5)).metrics
+    assert metric.minutes_found is None
+    assert metric.found_in_time < 0.8
+    assert 0.1 < (metric.smallest or 0) < 1
+    assert (
+        f"Found by then, four of five times: {round(100 * (metric.smallest or 0))} % errors and more" in made.sentence
+    )
 
 
 def test_the_same_question_has_the_same_answer_and_it_is_plain_json() -> None:
     assert ask() == ask()
-    assert json.loads(json.dumps(ask().to_dict(), allow_nan=False))["steps"][0]["share"] == 0.1
+    told = json.loads(json.dumps(ask().to_dict(), allow_nan=False))
+    assert (told["shares"], told["possible"]) == ([0.1], True)
 
 
 @pytest.mark.parametrize(
     ("more", "field"),
     [
-        ({"requests_per_minute": -1}, "requests_per_minute"),
+        ({"requests_per_second": -1}, "requests_per_second"),
         ({"deadline_minutes": 0}, "deadline_minutes"),
         ({"window_seconds": float("nan")}, "window_seconds"),
         ({"shares": [0.1, 0.0]}, r"shares\[1\]"),
         ({"shares": []}, "shares"),
-        ({"stable_rates": {"errors": 2}}, r"stable_rates\.errors"),
     ],
 )
 def test_bad_figures_are_refused(more: dict[str, Any], field: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Past
-from model_release.metrics import Prometheus, Series, read_past, read_windows
+from model_release.metrics import Prometheus, Series, read_before, read_past, read_windows
 from model_release.metrics.past import PART
 from model_release.spec import Judge
 
@@ -137,3 +137,18 @@ def test_a_window_of_minutes_has_its_past_too(prometheus: Prometheus, judged: Ju
     found, said = past(prometheus, judged, window=timedelta(minutes=1))
     assert said == ""
     assert len(found.windows) in range(115, 125)
+
+
+def test_traffic_is_counted_with_the_quiet_windows_and_the_present_is_not_hidden_by_them(
+    prometheus: Prometheus, judged: Judge
+) -> None:
+    given: dict[str, Any] = {"namespace": NAMESPACE, "revision": STABLE, "since": at(LONG_AGO - 9000), "window": TEN}
+    found = read_before(prometheus, judged, before=at(0), **given)
+    assert found.past == past(prometheus, judged)[0]
+    assert found.windows == 715, "a quiet window was counted, and one without a scrape was not"
+    every = [side.requests for side in forward(prometheus, judged, -7210, -10) if side.requests is not None]
+    mean, newest = sum(every) / 7150, sum(every[-30:]) / 300
+    assert found.requests_per_second == pytest.approx(max(mean, newest))
+    just_now = read_before(prometheus, judged, before=at(-1750), **given)
+    assert just_now.requests_per_second == pytest.approx(10, rel=0.1), "busy before its rest"
+    assert read_before(prometheus, judged, before=at(LONG_AGO - 100), **given).requests_per_second is None

@@ -28,6 +28,7 @@ from model_release.release.advance import (
 from .builders import CANARY, NOW, SINCE, STAGED, live, opened, order
 
 RULES = Rules((10, 30))
+RAMP = Rules((2,))
 ASKS = replace(RULES, asks="before_promote", answer_within="4h")
 UNSURE = replace(RULES, asks="on_inconclusive", answer_within="4h")
 TEN = Watched(10, SINCE, NOW)
@@ -91,6 +92,39 @@ TABLE = {
         world(10, judged="promote"),
         Shift(30),
         recorded=(("percent", 30), ("watches", (Watched(10, SINCE, NOW), Watched(30)))),
+    ),
+    "half of the evidence for it: the share that the judge says": Row(
+        opened(10),
+        world(10, judged="open", share=30, windows=7),
+        Shift(30),
+        recorded=(("percent", 30), ("watches", (Watched(10, SINCE, NOW, windows=7), Watched(30)))),
+    ),
+    "a ramp knows its first share only: the judge says the next": Row(
+        opened(2),
+        world(2, judged="open", share=20, windows=2),
+        Shift(20),
+        RAMP,
+        recorded=(("percent", 20), ("watches", (Watched(2, SINCE, NOW, windows=2), Watched(20)))),
+    ),
+    "a share that the canary has already is not given again": Row(
+        opened(20, Watched(2, SINCE, NOW, windows=2)), world(20, judged="open", share=20), Look(), RAMP
+    ),
+    "beside a question nothing is opened wider": Row(
+        opened(20, beside_question=True), world(20, judged="open", share=35), Look(), RAMP
+    ),
+    "evidence for it at any share of a ramp: all of the traffic": Row(
+        opened(5),
+        world(5, judged="promote", reason="0 of 300", windows=12),
+        Promote(5),
+        RAMP,
+        recorded=(("phase", Phase.PROMOTED), ("word", "0 of 300")),
+    ),
+    "a ramp whose promotion a person decides": Row(
+        opened(5),
+        world(5, judged="promote", reason="0 of 300", windows=12),
+        Done("ask", "0 of 300"),
+        replace(RAMP, asks="before_promote", answer_within="4h"),
+        recorded=(("percent", 5), ("watches", (Watched(5, SINCE, windows=12),))),
     ),
     "evidence for it at the last share: all of the traffic": Row(
         opened(30, TEN),
@@ -386,7 +420,7 @@ def test_what_comes_next(row: Row) -> None:
         assert same == action
 
 
-def test_a_stretch_at_the_same_share_has_a_smaller_part_of_the_allowance() -> None:
+def test_further_stretches_at_the_same_share_are_numbered() -> None:
     claim = opened(30)
     numbers = []
     for _ in range(3):

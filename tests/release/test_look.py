@@ -11,7 +11,7 @@ import pytest
 
 from model_release.errors import ClusterUnavailable, MetricsRefused, MetricsUnavailable
 from model_release.judging import Judge, Policy, Window
-from model_release.release.look import BLIND, Watch, stable_trouble
+from model_release.release.look import BLIND, Stretch, Watch, stable_trouble
 
 from .builders import CANARY, OPENED, SECONDS, at, live, window
 
@@ -45,16 +45,16 @@ class NoValues:
 def watch(windows: Sequence[Window], percent: int | None = 30, **policy: Any) -> tuple[Watch, Reader]:
     reader = Reader(windows)
     said = {"traffic": None if percent is None else percent / 100, "metrics": [{"name": "errors", "max_rate": 0.02}]}
-    one = Watch(
+    stretch = Stretch(
         reader=reader,  # type: ignore[arg-type]
         values=NoValues(),  # type: ignore[arg-type]
-        judge=Judge(Policy.from_dict({**said, **policy})),
-        canary=CANARY,
         percent=percent,
-        window=timedelta(seconds=SECONDS),
+        policy=Policy.from_dict({**said, **policy}),
         opened=OPENED,
-        deadline=DEADLINE,
+        end=DEADLINE,
+        window=timedelta(seconds=SECONDS),
     )
+    one = Watch(stretch, Judge(stretch.policy), CANARY)
     return one, reader
 
 
@@ -87,7 +87,7 @@ def test_a_good_canary_is_promoted_with_what_was_counted() -> None:
     decided = len(one.windows)
     assert lines[-1].startswith(f"30 % window {decided}: ")
     assert "Promoted" in lines[-1]
-    assert one.windows == [window(number) for number in range(1, decided + 1)]
+    assert one.windows == [replace(window(number), share=0.3) for number in range(1, decided + 1)]
     assert (one.judged, one.final, one.trouble) == ("promote", False, "")
     assert one.reason == one.verdict.reason
 
@@ -157,7 +157,7 @@ def test_a_canary_that_nobody_could_watch_for_two_minutes_is_judged_on_what_ther
         assert not one.over
     lines = one.look(live(), began + BLIND)
     assert lines[-1].startswith("No more windows")
-    assert (one.windows, one.final, one.trouble) == ([window(1)], True, "timed out")
+    assert (one.windows, one.final, one.trouble) == ([replace(window(1), share=0.3)], True, "timed out")
     assert one.reason.endswith("(timed out)")
 
 

@@ -392,14 +392,15 @@ class TestAPersonsWord:
         assert len(world.asked) == 2
 
     def test_the_release_holds_its_promise_however_often_one_watches_longer(self, spec: ModelSpec) -> None:
-        """Every watch has its share of the chance to roll a good canary back; together they have no more than all."""
+        """All watches before the promotion go on with one test, which asks for the same evidence in each; it and the
+        bake have no more than the whole chance to roll a good canary back."""
         asks = spec.model_copy(update={"approval": "before_promote"})
-        watches = [asks.policy(step) for step in asks.rollout.steps] + [asks.policy(None)]
-        watches += [asks.policy(50, guard=True, again=number + 1) for number in range(50)]
-        watches += [asks.policy(50, again=number) for number in range(1, 50)]
+        watches = [asks.policy(step) for step in asks.rollout.steps]
+        watches += [asks.policy(50, guard=True, answered=9), asks.policy(50, answered=20, least_windows=29)]
+        (needed,) = {Policy.from_dict(one).needed_against for one in watches}
+        bake = Policy.from_dict(asks.policy(None))
         metrics = len(Policy.from_dict(watches[0]).deciding)
-        risk = sum(metrics / Policy.from_dict(one).needed_against for one in watches)
-        assert risk <= asks.judge.false_rollback
+        assert metrics / needed + len(bake.deciding) / bake.needed_against <= asks.judge.false_rollback
 
 
 def decide(spec: ModelSpec, onward: str | None = "promote") -> Decide:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import runpy
 import shutil
 from pathlib import Path
@@ -12,7 +13,9 @@ import yaml
 from model_release.errors import SpecError
 from model_release.model_file import load
 from model_release.spec import ModelSpec
+from model_release.tasks import suggestions
 from model_release.tasks.dag import release_dag
+from model_release.tasks.suggestions import Suggested
 
 from .parsing import HEAVY, Parsing
 
@@ -101,6 +104,42 @@ def test_the_form_suggests_the_versions_that_are_known() -> None:
     assert dag.params.get_param("version").schema["examples"] == ["0123456789abcdef"]
     dag.params["version"] = "fedcba9876543210"
     assert dag.params.validate()["version"] == "fedcba9876543210", "suggestions, not all there is"
+
+
+def test_the_form_tells_what_the_last_plan_said() -> None:
+    lines = ("stable: 0.3 % errors.", "A good canary needs 7 min.")
+    told = release_dag(spec(steps=[30]), PROJECT, plan=lines).params.get_param("rollout").description or ""
+    assert told.endswith("The last preflight said of a canary: stable: 0.3 % errors. A good canary needs 7 min.")
+    silent = release_dag(spec(steps=[30]), PROJECT).params.get_param("rollout").description
+    assert silent == "What becomes of the version once it is published."
+
+
+def test_what_is_suggested_is_written_once_and_an_older_list_of_versions_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from airflow import sdk
+
+    kept, writes = {suggestions.VARIABLE: json.dumps({"faces": ["a"], "digits": ["b"]})}, list[str]()
+
+    class Variable:
+        @staticmethod
+        def get(name: str, default: str) -> str:
+            return kept.get(name, default)
+
+        @staticmethod
+        def set(name: str, value: str, description: str) -> None:
+            kept[name] = value
+            writes.append(value)
+
+    monkeypatch.setattr(sdk, "Variable", Variable)
+    assert suggestions.known() == {"faces": Suggested(("a",)), "digits": Suggested(("b",))}
+    for _ in range(2):
+        suggestions.remember("digits", plan=["needs 7 min"])
+        suggestions.remember("digits", ["c", "b"])
+    assert suggestions.known() == {"faces": Suggested(("a",)), "digits": Suggested(("c", "b"), ("needs 7 min",))}
+    assert len(writes) == 2
+    kept[suggestions.VARIABLE] = "no JSON"
+    assert suggestions.known() == {}
 
 
 def test_a_change_of_the_model_file_is_a_change_of_the_dag() -> None:

@@ -40,12 +40,13 @@ class Said:
     trouble: str = ""
     final: bool = False
     no_data: bool = False
+    share: int | None = None
     looks: int = 0
     windows: list[Any] = field(default_factory=list)
 
     @property
     def over(self) -> bool:
-        return self.judged != "continue"
+        return self.judged not in ("continue", "open")
 
     def look(self, live: Any, moment: datetime) -> list[str]:
         self.looks += 1
@@ -71,7 +72,7 @@ class Scene:
             services=self.kube.services,
             leases=self.kube.leases,
             owner=OWNER,
-            watch=lambda stretch: self.at(stretch.percent, stretch.beside_question),  # type: ignore[arg-type, return-value]
+            watch=lambda some: self.at(some[-1].percent, some[-1].beside_question),  # type: ignore[arg-type, return-value]
             prove=lambda live: None,
             window=timedelta(seconds=3),
             patience=timedelta(minutes=10),
@@ -157,6 +158,34 @@ def test_it_opens_widens_and_promotes_without_any_other_hand(scene: Scene) -> No
     assert [move.percent for move in drive.moved] == [25, 50, 100]
     assert (scene.claim.phase, scene.claim.word) == (Phase.PROMOTED, "0 of 300")
     assert scene.claim.promoted_at is not None
+
+
+def test_a_ramp_gives_the_share_that_the_judge_says_and_promotes_from_any(scene: Scene) -> None:
+    scene.rules = replace(scene.rules, steps=(2,))
+    drive = scene.drive()
+    until(drive, lambda: scene.at(2).looks)
+    scene.at(2).judged, scene.at(2).share, scene.at(2).windows = "open", 20, [object()] * 3
+    until(drive, lambda: scene.at(20).looks)
+    assert scene.serving == {STABLE: 80, NEW: 20}
+    assert [(one.percent, one.windows) for one in scene.claim.watches] == [(2, 3), (20, None)]
+    scene.at(20).judged, scene.at(20).reason = "promote", "0 of 300"
+    other = scene.drive()  # another triggerer, which knows no more than the lease says
+    until(other, lambda: other.done)
+    assert other.done == Done("promote", "0 of 300")
+    assert scene.serving == {NEW: 100}
+    assert [move.percent for move in (*drive.moved, *other.moved)] == [2, 20, 100]
+
+
+def test_a_ramp_takes_back_from_whatever_share(scene: Scene) -> None:
+    scene.rules = replace(scene.rules, steps=(2,))
+    drive = scene.drive()
+    until(drive, lambda: scene.at(2).looks)
+    scene.at(2).judged, scene.at(2).share = "open", 35
+    until(drive, lambda: scene.at(35).looks)
+    scene.at(35).judged, scene.at(35).reason = "rollback", "9 of 30"
+    until(drive, lambda: drive.done)
+    assert drive.done == Done("rollback", "9 of 30")
+    assert scene.serving == {STABLE: 100}
 
 
 def test_evidence_against_takes_the_traffic_back_in_the_same_look(scene: Scene) -> None:
@@ -307,7 +336,7 @@ def test_another_hand_between_the_read_and_the_write_ends_in_a_roll_back(
 def test_the_watch_of_a_stretch_is_made_once(scene: Scene) -> None:
     drive, made = scene.drive(), list[Any]()
     inner = drive.watch
-    drive.watch = lambda stretch: made.append(stretch) or inner(stretch)  # type: ignore[func-returns-value]
+    drive.watch = lambda some: made.append(some[-1]) or inner(some)  # type: ignore[func-returns-value]
     until(drive, lambda: scene.at(25).looks > 2)
     assert [stretch.percent for stretch in made] == [25]
 

@@ -117,7 +117,7 @@ def windows(how_many: int) -> list[Window]:
 
 def watched(spec: ModelSpec, before: Past | None, how_many: int) -> Watch:
     """A watch made anew, which has taken the windows in."""
-    one = driving.watch(spec, Canary.from_dict(CANARY), WATCHED, before)
+    one = driving.Watches(spec, Canary.from_dict(CANARY), before)([WATCHED])
     for each in windows(how_many):
         one.windows.append(each)
         one.judge.add(each)

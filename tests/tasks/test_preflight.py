@@ -10,6 +10,7 @@ from tests.doctor.world import deployed, kube, world
 
 from model_release.doctor import World
 from model_release.errors import MetricsRefused, MetricsUnavailable, NotReady, NotReadyYet
+from model_release.judging import Past
 from model_release.metrics import Presence
 from model_release.tasks import foresight, preflight
 from model_release.tasks.preflight import Preflight
@@ -52,7 +53,7 @@ def test_and_so_it_is_before_the_canary_is_staged(
     monkeypatch.setattr(foresight.connections, "prometheus", world.prometheus)
     monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(False, "is empty", "up", passing=passing))
     with pytest.raises(kind, match="a canary beside r1 could not be judged: is empty"):
-        foresight.foresee(world.spec, "r1", print)
+        foresight.foresee(world.spec, "r1", None, print)
 
 
 def test_what_does_not_pass_is_told_first(task: Any, world: Any, context: Any) -> None:
@@ -74,3 +75,26 @@ def test_the_address_by_which_leases_name_this_airflow_is_looked_at(
     context["params"]["rollout"] = "none"
     (line,) = [one for one in task.execute(context) if one["check"] == "airflow"]
     assert "https://airflow.example" in line["sentence"]
+
+
+@pytest.mark.parametrize("rollout", ["canary", "direct", "none"])
+def test_a_canary_that_its_deadline_would_end_is_refused_and_what_waits_for_no_judge_is_not(
+    kube: Any, task: Any, world: Any, context: Any, monkeypatch: pytest.MonkeyPatch, rollout: str
+) -> None:
+    from model_release import metrics
+
+    deployed(kube, world.spec)
+    quiet = Past.from_dict({"windows": [{"requests": 1, "bad": {"errors": 0}}] * 720})
+    monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "is counted", "up"))
+    monkeypatch.setattr(metrics, "bucket_edges", lambda *_, **__: ())
+    monkeypatch.setattr(metrics, "read_before", lambda *_, **__: metrics.Before(quiet, 0.2, 720))
+    told: list[Any] = []
+    monkeypatch.setattr(preflight.suggestions, "remember", lambda model, plan: told.append((model, plan)))
+    context["params"]["rollout"] = rollout
+    if rollout == "canary":
+        with pytest.raises(NotReady, match=r"^plan: At 0.2 requests a second .* a deadline of .*; or approval:"):
+            task.execute(context)
+    else:
+        assert "plan" in {one["check"] for one in task.execute(context)}
+    ((model, lines),) = told
+    assert (model, lines[0]) == ("digits", "stable: 0 % errors, bursts of 1, from 720 windows"), "the form tells it"

@@ -23,6 +23,21 @@ VERSIONS = ["3f2a9c0d11e4b587", "a81c44d0927be355", "0c77e0f1d2b3a495", "77aa10e
 LABELS = ["angry", "happy", "neutral", "sad", "surprised"]
 
 
+PLAN = {
+    "sentences": [
+        "stable: 0.31 % errors, bursts of 2.4; 1 % slow, bursts of 1, from 720 windows",
+        "At 20 requests a second and 10 and 30 % of them a good canary needs about 14 min (3 200 canary requests).",
+        "97.5 % of good canaries are promoted by the deadline of 30 min for each step; errors take longest.",
+    ],
+    "metrics": [
+        {"name": "errors", "stable_rate": 0.0031, "burst": 2.4, "known": True, "limit": 0.0075, "worse": 2.0,
+         "minutes_found": None, "found_in_time": 0.1, "smallest": 0.028},
+        {"name": "slow", "stable_rate": 0.01, "burst": 1.0, "known": True, "limit": 0.05, "worse": 2.0,
+         "minutes_found": 6.5, "found_in_time": 0.8, "smallest": None},
+    ],
+}  # fmt: skip
+
+
 def spec(model: str, *, service: str | None = None, store: str | None = None, namespace: str = "models") -> ModelSpec:
     """A model file, as short as may be."""
     return ModelSpec.model_validate(
@@ -165,25 +180,7 @@ def record_of(
             "url": f"http://airflow.test/dags/release_{model}/runs/manual__{number}",
             "note": None,
         },
-        plan={
-            "sentences": ["At 10 % 1 620 canary requests are needed: 14 min at the present 1 200 requests a minute."],
-            "steps": [
-                {
-                    "share": 0.1,
-                    "possible": True,
-                    "requests_needed": 1620,
-                    "canary_requests": 3600,
-                    "minutes_needed": 14,
-                },
-                {
-                    "share": 0.3,
-                    "possible": True,
-                    "requests_needed": 1620,
-                    "canary_requests": 10800,
-                    "minutes_needed": 5,
-                },
-            ],
-        },
+        plan=PLAN,
     )
     moment = started + timedelta(minutes=1)
     record.record_traffic(moment.isoformat(), "stage", 0, {stable: 100})

@@ -38,7 +38,10 @@ def hostile(world: World) -> str:
     record.baseline = {"revision": HOSTILE, "storage_uri": HOSTILE}
     record.canary = {"revision": HOSTILE}
     record.source = {"origin": HOSTILE, HOSTILE: "x"}
-    record.plan = {"sentences": [HOSTILE], "steps": [{}] and record.plan["steps"]} if record.plan else None
+    record.plan = record.plan and record.plan | {
+        "sentences": [HOSTILE],
+        "metrics": [one | {"name": HOSTILE} for one in record.plan["metrics"]],
+    }
     record.retrospect = {"sentence": HOSTILE}
     record.record_approval("2026-11-23T02:00:00Z", HOSTILE, HOSTILE, HOSTILE)
     record.record_traffic("2026-11-23T02:01:00Z", HOSTILE, 0, {HOSTILE: 100})

@@ -12,9 +12,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from model_release.build import processes
+from model_release.build import processes, runtimes
 from model_release.build.export import RESPONSE_TIMEOUT
-from model_release.build.runtimes import torchserve
 from model_release.errors import ArchiveError, SpecError
 from model_release.store import files
 from model_release.store.store import SMOKE
@@ -22,16 +21,13 @@ from model_release.store.store import SMOKE
 
 @dataclass(frozen=True)
 class Archive:
-    """A folder in KServe's layout. `sha256` and `size` (bytes) are those of the .mar."""
+    """A folder in KServe's layout. `sha256` and `size` (bytes) are those of `file`, the archive in it."""
 
     directory: Path
     service: str
+    file: Path
     sha256: str
     size: int
-
-    @property
-    def mar(self) -> Path:
-        return self.directory / torchserve.model_file(self.service)
 
 
 def archive(
@@ -46,28 +42,30 @@ def archive(
     """Packs the export in `export_dir` for the InferenceService `service` into the folder `output`.
 
     The model inside is named like the service, in every version: its name is in the URL, and a canary of another
-    name would answer 404. A request may take `response_timeout` seconds, then its worker is started anew. Run again,
-    the folder is replaced by one of the same bytes. Raises `ArchiveError`, and `SpecError` for a name that KServe would
-    refuse.
+    name would answer 404. `handler` says for which runtime. A request may take `response_timeout` seconds, where the
+    archive can say so. Run again, the folder is replaced by one of the same bytes. Raises `ArchiveError`, and
+    `SpecError` for a name that KServe would refuse.
     """
     log = log or logging.getLogger(__name__).info
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", service):
         raise SpecError(
             f"{service!r} is no name for a service; right would be lower case, digits and '-', like my-model-2"
         )
-    with TemporaryDirectory(prefix="mar-") as scratch, files.replaced(output) as fresh:
-        torchserve.write(fresh, export_dir, service, handler, Path(scratch), response_timeout=response_timeout)
+    runtime = runtimes.of_handler(handler)
+    with TemporaryDirectory(prefix="archive-") as scratch, files.replaced(output) as fresh:
+        runtime.write(fresh, export_dir, service, handler, Path(scratch), response_timeout=response_timeout)
     packed_archive = load(output, service)
-    log(f"{packed_archive.mar.name}: {packed_archive.size / 1e6:.1f} MB, sha256 {packed_archive.sha256[:16]}…")
+    log(f"{packed_archive.file.name}: {packed_archive.size / 1e6:.1f} MB, sha256 {packed_archive.sha256[:16]}…")
     return packed_archive
 
 
 def load(directory: Path, service: str) -> Archive:
     """The archive that an earlier task left in `directory`. Raises `ArchiveError` where there is none."""
-    if not torchserve.is_whole(directory, service):
-        raise ArchiveError(f"{directory} holds no archive of {service}")
-    mar = directory / torchserve.model_file(service)
-    return Archive(directory, service, files.sha256(mar), mar.stat().st_size)
+    for runtime in map(runtimes.get, runtimes.NAMES):
+        if runtime.is_whole(directory, service):
+            file = directory / runtimes.archive_file(runtime, service)
+            return Archive(directory, service, file, files.sha256(file), file.stat().st_size)
+    raise ArchiveError(f"{directory} holds no archive of {service}")
 
 
 def check(
@@ -77,28 +75,30 @@ def check(
     log: Callable[[str], None] | None = None,
     timeout: float = 600,
 ) -> dict[str, Any]:
-    """Opens the finished .mar as TorchServe does, in a process that has torch, Pillow and NumPy and nothing of
+    """Opens the finished archive as its server does, in a process that has torch, Pillow and NumPy and nothing of
     Hugging Face's, and asks its handler for real images.
 
-    It must give the original model's answers (`reference.json` of the export) through KServe's envelope, and
-    blame bad input on the client. Returns the smoke test, `{"instances": [{"data": base64}], "expected":
+    It must give the original model's answers (`reference.json` of the export) to a request in V1, and blame bad input
+    on the client. Returns the smoke test, `{"instances": [{"data": base64}], "expected":
     [{"label", "score"}]}`, and leaves it in the archive's `smoke.json`. Run again, it does so again.
 
     Raises `ArchiveError` with the handler's own words.
     """
     log = log or logging.getLogger(__name__).info
+    runtime = runtimes.of_archive(archive.file)
     with TemporaryDirectory(prefix="bare-") as scratch:
         report = processes.run(
             # -I: neither this package nor anything the worker has on its path.
             [
                 "-I",
                 str(Path(__file__).with_name("bare_check.py")),
-                str(archive.mar),
+                str(runtimes.source(runtime)),
+                str(archive.file),
                 str(export_dir / "reference.json"),
             ],
-            what=f"the check of {archive.mar.name}",
+            what=f"the check of {archive.file.name}",
             log=log,
-            env=processes.environment(**torchserve.ENVIRONMENT, TMPDIR=scratch, HOME=scratch),
+            env=processes.environment(**runtime.ENVIRONMENT, TMPDIR=scratch, HOME=scratch),
             timeout=timeout,
             cwd=Path(scratch),
         )
@@ -107,7 +107,7 @@ def check(
         json.dumps(smoke, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
     )
     log(
-        f"{archive.mar.name} answers {len(smoke['expected'])} images as the original does "
+        f"{archive.file.name} answers {len(smoke['expected'])} images as the original does "
         f"(scores within {report['largest_difference']:.1g}), loaded in {report['load_seconds']:.1f} s"
     )
     return dict(smoke)

@@ -15,7 +15,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from model_release.build import processes
+from model_release.build import processes, runtimes
 from model_release.errors import ArchiveError
 from model_release.store import files
 
@@ -27,7 +27,7 @@ _TIMES_THE_WEIGHTS = 8
 #: Seconds for one request, where nobody says: the default of `service.timeout`.
 RESPONSE_TIMEOUT = 60
 
-_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow", "torch-model-archiver")
+_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,7 @@ def export(
             "handlers": str(handler.resolve().parent),
             "samples": pictures,
             "fold": fold,
+            "artifacts": list(runtimes.of_handler(handler).ARTIFACTS),
         }
         Path(scratch, "request.json").write_text(json.dumps(request), encoding="utf-8")
         report = processes.run(
@@ -119,24 +120,17 @@ def toolchain(handler: Path, fold: bool = False, response_timeout: int = RESPONS
     """Versions of everything that shapes an archive's bytes, the handler's digest, `build.fold` and the seconds of
     `service.timeout` among them. Cheap: nothing is imported. With the source's fingerprint it tells whether a version
     exists already (`Store.find`)."""
+    runtime = runtimes.of_handler(handler)
     found = {"python": platform.python_version()}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *runtime.PACKAGES):
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             raise ArchiveError(f"a build needs the package {name}, which is not installed on this worker") from None
-    parts = {path.name: files.sha256(path) for path in handler_files(handler)}
+    parts = {path.name: files.sha256(path) for path in runtimes.handler_files(handler)}
     return {
         **found,
         "handler": files.combined(parts),
         **({"fold": "yes"} if fold else {}),
-        "response_timeout": str(response_timeout),
+        **({"response_timeout": str(response_timeout)} if "response_timeout" in runtime.SETTINGS else {}),
     }
-
-
-def handler_files(handler: Path) -> list[Path]:
-    """The handler and the modules beside it: they travel together."""
-    if not handler.is_file():
-        raise ArchiveError(f"{handler} is no handler; expected a Python file")
-    beside = sorted(path for path in handler.parent.glob("*.py") if path.name not in (handler.name, "__init__.py"))
-    return [handler, *beside]

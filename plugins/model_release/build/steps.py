@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_release import errors
+from model_release.build import runtimes
 from model_release.errors import ArchiveError, ReleaseError, SpecError, StoreRefused, VersionDamaged
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ class Request:
         release: whose request it is: runs that build the same, as dates of one backfill, ask each for itself.
         fold: of `export`: the model file's `build.fold`.
         response_timeout: of `export` and `archive`: seconds, the model file's `service.timeout`.
+        runtime: what will serve it, the model file's `runtime`.
     """
 
     step: Name
@@ -55,6 +57,7 @@ class Request:
     release: str = ""
     fold: bool = False
     response_timeout: int = 60
+    runtime: str = runtimes.DEFAULT
 
     @property
     def key(self) -> str:
@@ -110,7 +113,7 @@ def answered(store: Store, request: Request) -> dict[str, Any] | None:
 
 def run(store: Store, request: Request, root: Path, s3: Callable[[], Any], log: Log) -> dict[str, Any]:
     """Does the step here and now. `root` is the project's folder; `s3` makes a boto3 client for the images."""
-    handler = root / "include" / "handlers" / "image_classifier.py"
+    handler = runtimes.handler(root, request.runtime)
     if request.toolchain is not None:
         _check_toolchain(request.toolchain, handler)
     with TemporaryDirectory(prefix=f"{request.step}-") as scratch:
@@ -122,7 +125,7 @@ def run(store: Store, request: Request, root: Path, s3: Callable[[], Any], log: 
 
 
 def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Path, log: Log) -> dict[str, Any]:
-    """Checkpoint → TorchScript; returns its `parity`."""
+    """Checkpoint → what the runtime serves; returns its `parity`."""
     from model_release.build import export
 
     store.unstash(f"{request.build}/checkpoint", scratch / "checkpoint")
@@ -140,7 +143,7 @@ def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Pa
 
 
 def archive_export(store: Store, request: Request, handler: Path, scratch: Path, log: Log) -> dict[str, Any]:
-    """TorchScript → a .mar that answered real images; returns its `sha256` and `size` (bytes)."""
+    """Export → an archive that answered real images; returns its `sha256` and `size` (bytes)."""
     from model_release.build import archive
 
     store.unstash(f"{request.build}/export", scratch / "export")

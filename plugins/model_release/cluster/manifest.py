@@ -67,7 +67,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
                 "timeout": service.timeout_seconds,
                 "serviceAccountName": service.service_account,
                 "model": {
-                    "runtime": service.runtime,
+                    "runtime": spec.serving_runtime,
                     "storageUri": version_uri,
                     "resources": {"requests": dict(quantities), "limits": dict(quantities)},
                 },
@@ -76,7 +76,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
     }
     merged: Manifest = merge(base, ours)
     # Ready must mean that the model is loaded: Knative's own probe only asks whether the port is open, and
-    # TorchServe's wrapper opens it for a model that failed too (docs/facts.md#ready-does-not-mean-loaded).
+    # a server may open it for a model that failed too (docs/facts.md#ready-does-not-mean-loaded).
     probe = merged["spec"]["predictor"]["model"].get("readinessProbe")
     if probe is not None:
         probe["httpGet"]["path"] = f"/v1/models/{service.name}"

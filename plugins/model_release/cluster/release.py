@@ -17,7 +17,8 @@ from model_release.cluster.change import Baseline, Canary
 from model_release.errors import CanaryLost, RolledBack
 
 # Of the JSON in a Lease. Those written before it was named are read (`cluster.before`); a later one is not.
-FORMAT = 2
+FORMAT = 3
+READ = (2, 3)
 
 
 class Phase(StrEnum):
@@ -87,7 +88,8 @@ class Watched:
 
     `percent` None: promoted, in its bake. `opened_at` None: the share was asked for, and the gateway does not have it
     yet. `until` None: it goes on. `beside_question`: a person is asked meanwhile, and these windows may stop the canary
-    and never promote it, for `why`. `again`: the number of this further stretch at the same share.
+    and never promote it, for `why`. `again`: the number of this further stretch at the same share. `windows`: so many
+    of its windows were judged when it ended; None: all that ended in it count.
     """
 
     percent: int | None
@@ -96,6 +98,7 @@ class Watched:
     beside_question: bool = False
     again: int = 0
     why: str = ""
+    windows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -160,7 +163,7 @@ class Release:
         number = found.pop("format", None)
         if number is None:
             found = as_of_today(found)
-        elif number != FORMAT:
+        elif number not in READ:
             raise ValueError(f"a newer edition wrote it: format {number!r}, and this one reads {FORMAT}")
         if unknown := sorted(found.keys() - {one.name for one in fields(cls)}):
             raise ValueError(f"{unknown[0]!r} is no field of a release; a newer edition may have written it")

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from model_release.commands import doctor, emergency, guard, history, surroundings
+from model_release.commands import doctor, emergency, guard, history, plan, surroundings
 from model_release.errors import ReleaseError
 
 
@@ -28,5 +28,6 @@ def _parser() -> argparse.ArgumentParser:
     emergency.register(commands)
     history.register(commands)
     doctor.register(commands)
+    plan.register(commands)
     guard.register(commands)
     return parser

@@ -9,13 +9,11 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
-import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from model_release.commands import surroundings
-from model_release.errors import NotReady, SpecError
+from model_release.errors import NotReady
 from model_release.model_file import load_all
 
 if TYPE_CHECKING:
@@ -39,7 +37,7 @@ def doctor(options: argparse.Namespace) -> str:
 
     specs = {options.model: surroundings.spec(options)} if options.model else load_all(options.models)
     if options.sandbox is not None:
-        _connect(options.sandbox)
+        surroundings.connect(options.sandbox)
     errors, found = 0, dict[str, list[dict[str, Any]]]()
     # Airflow logs to standard output; a program that asked for JSON finds that on standard error.
     with contextlib.redirect_stdout(sys.stderr) if options.json else contextlib.nullcontext():
@@ -69,12 +67,3 @@ def _show(one: Finding) -> None:
     if one.cure:
         line.append(f"\n  {'':<20}{one.cure}", style="italic")
     Console(highlight=False, soft_wrap=True).print(line)
-
-
-def _connect(sandbox: Path) -> None:
-    """The sandbox's connections, as Airflow reads them from its environment."""
-    file = sandbox / "connections.json"
-    try:
-        os.environ.update(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        raise SpecError(f"no sandbox runs in {sandbox} ({file}: {error}); `make up` starts one") from error

@@ -50,6 +50,15 @@ def settle_sandbox(options: argparse.Namespace) -> None:
         options.kubeconfig = state / "kubeconfig.yaml"
 
 
+def connect(sandbox: Path) -> None:
+    """The sandbox's connections, as Airflow reads them from its environment."""
+    file = sandbox / "connections.json"
+    try:
+        os.environ.update(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise SpecError(f"no sandbox runs in {sandbox} ({file}: {error}); `make up` starts one") from error
+
+
 def cluster(kubeconfig: Path | None, context: str | None = None) -> Any:
     """The `kubernetes` ApiClient of that kubeconfig, or of the machine's own; of its current context unless said."""
     import yaml

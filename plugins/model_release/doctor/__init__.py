@@ -7,5 +7,6 @@ from __future__ import annotations
 
 from .examine import World, examine
 from .finding import Finding, Level
+from .metrics import PLAN
 
-__all__ = ["Finding", "Level", "World", "examine"]
+__all__ = ["PLAN", "Finding", "Level", "World", "examine"]

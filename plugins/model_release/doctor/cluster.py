@@ -32,7 +32,6 @@ _PARTS = {
 # KServe splits by spec.canary, and programs its weights, from this one on.
 _STANDARD = ((0, 21), (0, 21))
 _ROLE = "model-release"
-_WRAPPER, _OWN = "torchserve-kfs", "model-release-torchserve"
 # What a service in this mode never needs, though the Role has it for those in the other one.
 _OF_THE_OTHER_MODE = {"knative": "gateway.networking.k8s.io", "standard": "serving.knative.dev"}
 _CONTROLLERS = {"KServe": ("kserve", "kserve-controller-manager"), "Knative": ("knative-serving", "controller")}
@@ -160,7 +159,9 @@ def guard(client: Any, spec: ModelSpec, patience: float = 6.0) -> Iterator[Findi
 
 def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
     """Whether the serving runtime that the model file names is there, in the namespace or for the whole cluster."""
-    name, namespace = spec.service.runtime, spec.service.namespace
+    from model_release.build import runtimes
+
+    name, namespace = spec.serving_runtime, spec.service.namespace
     api = "/apis/serving.kserve.io/v1alpha1"
     places = {
         f"ServingRuntime {namespace}/{name}": f"{api}/namespaces/{namespace}/servingruntimes/{name}",
@@ -176,7 +177,8 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
         except ClusterRefused:
             hidden = True
     apply = f"kubectl apply -n {namespace}"
-    cure = f"{apply} -f include/manifests/serving_runtime_own.yaml, with your image, for service.runtime: {_OWN}"
+    own = runtimes.get(spec.runtime)
+    cure = f"{apply} -f {own.MANIFEST}, with your image, for service.runtime: model-release-{own.NAME}"
     if hidden:
         yield warning("runtime", f"this account may not see whether {name} exists", f"if it does not: {cure}")
     else:
@@ -184,19 +186,23 @@ def runtime(client: Any, spec: ModelSpec) -> Iterator[Finding]:
 
 
 def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Finding]:
-    """KServe's own wrapper of TorchServe raises for each answer that is no success, and so a picture that a client's
-    fault made unreadable (400) reaches the gateway as the model's (500): kserve/kserve#4247."""
+    """Where an image turns answers that are no success into 500, a picture that a client's fault made unreadable (400)
+    reaches the gateway as the model's."""
+    from model_release.build import runtimes
+
     images = [str(one.get("image", "")) for one in runtime["spec"].get("containers") or ()]
     by_code = [metric for metric in spec.judge.metrics if metric.above is None and not metric.observe]
     counted = ", ".join(metric.name for metric in by_code if metric.codes in (None, "500", "5xx"))
-    if counted and any(_WRAPPER in image for image in images):
-        yield error(
-            "runtime",
-            f"{what} has KServe's wrapper ({_WRAPPER}), which turns a client's 400 into 500: unreadable pictures count "
-            f"as failures in judge.metrics {counted}, on both sides",
-            f"service.runtime: {_OWN} (include/manifests/serving_runtime_own.yaml), whose front passes statuses on; or "
-            f"observe: true for {counted}",
-        )
+    own = runtimes.get(spec.runtime)
+    for wrapper in own.HIDE_STATUS:
+        if counted and any(wrapper in image for image in images):
+            yield error(
+                "runtime",
+                f"{what} has KServe's wrapper ({wrapper}), which turns a client's 400 into 500: unreadable pictures "
+                f"count as failures in judge.metrics {counted}, on both sides",
+                f"service.runtime: model-release-{own.NAME} ({own.MANIFEST}), whose front passes statuses on; or "
+                f"observe: true for {counted}",
+            )
 
 
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from model_release.cluster.inference_service import InferenceService
     from model_release.metrics.prometheus import Prometheus
 
+# The check by which a release is refused that its deadline would end.
+PLAN = "plan"
+
 
 def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None, seen: bool) -> Iterator[Finding]:
     """A metric that is misspelt, of another profile or scraped too seldom is found here, before traffic moves.
@@ -26,7 +29,7 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
     prometheus.query("time()")
     yield ok("metrics", "Prometheus answers")
     stable = live.stable_revision if live is not None else None
-    if stable is None:
+    if live is None or stable is None:
         why, cure = f"nothing of {spec.service.key} is rolled out", "ask again after the first deployment"
         if not seen:
             why, cure = f"what {spec.service.key} serves is not known", "see above"
@@ -51,6 +54,21 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
         yield warning("traffic", f"{stable} has had no requests lately", "a canary needs traffic to be judged")
     else:
         yield ok("traffic", f"{rate:.0f} requests a minute on {stable}")
+    yield from _plan(prometheus, spec, live)
+
+
+def _plan(prometheus: Prometheus, spec: ModelSpec, live: InferenceService) -> Iterator[Finding]:
+    """How long the release will need. One that its deadline would end, more often than not, is an error; not where the
+    model file lets it go on, and not where nothing is known."""
+    from model_release.release.plan import GO_ANYWAY, foresee
+
+    found = foresee(spec, prometheus, live.stable_revision, live.started)
+    for sentence in found.sentences:
+        yield ok(PLAN, sentence)
+    if found.refusal:
+        yield error(PLAN, found.trouble, GO_ANYWAY)
+    elif found.trouble:
+        yield warning(PLAN, found.trouble, found.goes)
 
 
 def _values(prometheus: Prometheus, spec: ModelSpec, stable: str) -> Iterator[Finding]:

@@ -258,6 +258,8 @@ def _watching(
         return f"Nothing against it: {slowest.reason}."
     if slowest.state == "pass":
         waiting = [v for v in shown if v.state != "successful" and not v.observe]
+        if not waiting:
+            return f"Keep watching: {slowest.reason}. Nothing is promoted in so few windows."
         return f"Keep watching: {waiting[0].reason}; the other metrics are within their limits."
     return f"Keep watching: {slowest.reason}. {_more(needed, per_minute)}"
 
@@ -299,6 +301,8 @@ def _cannot_tell(
         return f"Nothing against it in {plural(used - policy.warm_up, 'window')}: {slowest.reason}."
     if slowest.state == "pass":
         waiting = [v for v in shown if v.state != "successful" and not v.observe]
+        if not waiting:
+            return f"Cannot tell: {slowest.reason}. The steps were not gone through, or in too few windows."
         return f"Cannot tell: {waiting[0].reason}."
     if slowest.canary["requests"] < policy.min_requests:
         seen = count(slowest.canary["requests"])

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
-import numpy.typing as npt
 
 from . import explain, ramp, values
 from .evidence import Evidence
 from .past import Past
 from .policy import Policy
-from .state import REQUESTS, Bools, Counts, Floats, Readings, State
+from .rules import Codes, Rules
+from .state import Counts
 from .verdict import BAD_VALUE, CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, Decision, Verdict
 from .window import EvidenceError, Side, Window
 
-Codes = npt.NDArray[np.int_]
 _DECISIONS: dict[int, Decision] = {
     ROLL_BACK: "rollback",
     PROMOTE: "promote",
@@ -62,6 +62,8 @@ class Judge:
         self._judged_seconds = 0.0
         self._last: Window | None = None
         self._place = ramp.Place(policy.traffic)
+        self._share: float | None = None
+        self._warming = policy.warm_up
 
     @property
     def before(self) -> str:
@@ -83,9 +85,26 @@ class Judge:
         fresh = list(windows)
         for i, window in enumerate(fresh):
             self._refuse_unknown(window, f"windows[{self._used + i}]")
-        if self.decided:
-            return
-        skipped = min(max(self.policy.warm_up - self._used, 0), len(fresh))
+        while fresh and not self.decided:
+            alike = self._alike(fresh)
+            self._take(fresh[:alike])
+            fresh = fresh[alike:]
+
+    def _alike(self, windows: Sequence[Window]) -> int:
+        """How many of them are of the same kind: at one share, and all answered or none."""
+        length = next((i for i, window in enumerate(windows) if window.share != windows[0].share), len(windows))
+        left = self.policy.answered - self._used
+        return min(length, left) if left > 0 else length
+
+    def _take(self, fresh: list[Window]) -> None:
+        """Takes in windows of one kind, until one decides."""
+        if self._used == self.policy.answered > 0:
+            self._clear_doubts()
+        answered = self._used < self.policy.answered
+        if fresh[0].share != self._share or not self._used:
+            self._share, self._warming = fresh[0].share, self.policy.warm_up
+        skipped = min(self._warming, len(fresh))
+        self._warming -= skipped
         self._used += skipped
         fresh = fresh[skipped:]
         if not fresh:
@@ -94,8 +113,10 @@ class Judge:
         readings = self._evidence.read_path(path)
         shares = np.array([np.nan if w.share is None else w.share for w in fresh])
         codes = self._rules.codes(path, readings, shares)
+        if answered:
+            codes[:] = CONTINUE
         if self.policy.values:
-            last = self._extend_values(fresh, codes)
+            last = self._extend_values(fresh, codes, decides=not answered)
         else:
             deciding = codes != CONTINUE
             last = int(deciding.argmax()) if deciding.any() else len(fresh) - 1
@@ -110,15 +131,22 @@ class Judge:
                 self._judged_requests += window.canary.requests
                 self._judged_seconds += seconds
 
+    def _clear_doubts(self) -> None:
+        """A person has answered what made the figures doubtful; the evidence stays."""
+        fresh = self._evidence.start()
+        self._state = replace(self._state, silent=fresh.silent, split=fresh.split)
+        self._readings = self._evidence.read(self._state)
+        self._values = tuple(values.ValueState() for _ in self.policy.values)
+
     def verdict(self, *, final: bool = False) -> Verdict:
         """The verdict on what was taken in; `final`: nothing more will come."""
         per_minute = 60 * self._judged_requests / self._judged_seconds if self._judged_seconds else None
         cause = self._cause
-        if final and cause == CONTINUE and self._rules.at_deadline(self._state, self._readings, self._values_pass()):
+        if final and cause == CONTINUE and self._at_deadline():
             cause = PROMOTE
         decision: Decision = _DECISIONS.get(cause, "inconclusive" if final else "continue")
         wider = None
-        if decision == "continue" and not self.policy.guard and self._used > self.policy.warm_up:
+        if decision == "continue" and not self.policy.guard and self._used and not self._is_warming:
             wider = ramp.wider(self._evidence, self._state, self._readings, self._place)
         return explain.verdict(
             self._evidence,
@@ -134,11 +162,22 @@ class Judge:
             last=self._last,
         )
 
+    @property
+    def _is_warming(self) -> bool:
+        """Whether no window of the present share was judged yet: what there is speaks of the share before."""
+        return self._warming > 0 or (self._share is not None and self._share != self._place.share)
+
+    def _at_deadline(self) -> bool:
+        """Whether the one look at the deadline promotes. Steps that were not gone through cannot be passed over."""
+        steps, share = self.policy.shares, self._place.share
+        through = not steps or share is None or share > steps[-1] - 1e-9
+        return through and bool(self._rules.at_deadline(self._state, self._readings, self._values_pass()))
+
     def _values_pass(self) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
         return all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
-    def _extend_values(self, windows: Sequence[Window], codes: Codes) -> int:
+    def _extend_values(self, windows: Sequence[Window], codes: Codes, *, decides: bool) -> int:
         """Joins the value metrics to the shares' decisions; the index of the last window taken in."""
         i = 0
         for i, window in enumerate(windows):
@@ -158,7 +197,7 @@ class Judge:
                 code = BAD_VALUE
             elif code == PROMOTE and said - {"successful"}:
                 code = CONTINUE
-            self._cause = code
+            self._cause = code if decides else CONTINUE
             if self.decided:
                 break
         return i
@@ -212,61 +251,3 @@ class Judge:
             np.array([slower(w.stable) for w in windows], dtype=float) if edges else None,
             np.array([np.nan if w.share is None else w.share for w in windows], dtype=float),
         )
-
-
-class Rules:
-    """From evidence to decisions, for any number of releases at once."""
-
-    def __init__(self, evidence: Evidence) -> None:
-        self._evidence = evidence
-        self._aside: Bools = np.array([m.observe for m in evidence.policy.metrics])
-        self._critical: Bools = np.array([m.critical and not m.observe for m in evidence.policy.metrics])
-
-    def codes(self, path: State, readings: Readings, shares: Floats | None = None) -> Codes:
-        """What the shares say after each window of a path, (..., T).
-
-        Roll back comes before all else, then whatever makes the figures doubtful, and promotion last. `shares` (T) is
-        the canary's part of the traffic, NaN where it is not known: only the last of the policy's steps promotes.
-        """
-        evidence, policy = self._evidence, self._evidence.policy
-        failing = self.failing(readings)
-        proven = (
-            (readings.favour >= evidence.log_needed_for)
-            & (path.sums[..., : len(self._aside), REQUESTS] >= policy.min_requests)
-            & (path.silent == 0)
-            & ~failing
-        )
-        promotes: Bools = np.logical_and.reduce(proven | self._aside, axis=-1)
-        if policy.guard:
-            promotes = np.zeros_like(promotes)
-        elif policy.shares and shares is not None:
-            promotes = promotes & ~(shares < policy.shares[-1] - 1e-9)
-        elif policy.ramp is not None:
-            ages = path.age + 1 + np.arange(promotes.shape[-1])
-            promotes = promotes & (ages >= ramp.LEAST_WINDOWS)
-        codes: Codes = np.where(promotes, PROMOTE, CONTINUE)
-        codes[readings.split >= evidence.log_needed_split] = WRONG_SPLIT
-        gone = (path.silent >= policy.no_data_limit) & ~self._aside
-        codes[np.logical_or.reduce(gone, axis=-1)] = NO_DATA
-        codes[np.logical_or.reduce(failing & self._critical, axis=-1)] = ROLL_BACK
-        return codes
-
-    def failing(self, readings: Readings) -> Bools:
-        """Which metrics (..., M) are shown to be beyond a limit."""
-        out: Bools = (readings.against >= self._evidence.log_needed_against) | readings.dead
-        return out
-
-    def at_deadline(self, state: State, readings: Readings, others: bool | Bools = True) -> Bools:
-        """Whether what is open at the deadline may be promoted (...): the one look whose moment was fixed before.
-
-        `others`: whether the value metrics let it.
-        """
-        policy = self._evidence.policy
-        shown = (
-            self._evidence.at_deadline(state)
-            & (state.sums[..., : len(self._aside), REQUESTS] >= policy.min_requests)
-            & (state.silent == 0)
-            & ~self.failing(readings)
-        )
-        out: Bools = np.logical_and.reduce(shown | self._aside, axis=-1) & others & (not policy.guard)
-        return out

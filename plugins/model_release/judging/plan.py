@@ -1,222 +1,259 @@
-"""Before a release starts: what its steps will need at the service's present traffic, and what they can find.
+"""Before a release starts: how long a good canary needs at this traffic, what is found, and what would make it faster.
 
-The plan asks the judge itself: releases at the rates in question are drawn with a fixed seed and judged, and what four
-of five of them need is told. Requests are taken as independent; bursts make it longer.
+The plan asks the judge itself: whole releases are drawn with a fixed seed, by stable's own rates and bursts where its
+past is known, and judged (whole.py). What four of five of them need is told.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from .evidence import Evidence
+from . import foretold
+from .evidence import CANARY_WEIGHT, Evidence
+from .past import Past
 from .policy import Metric, Policy, PolicyError
-from .sentences import about, bound, count, duration, number, share
-from .state import Bools, Counts, Floats, State
+from .state import Floats
+from .verdict import PROMOTE, ROLL_BACK
+from .ways import Way, ways
+from .whole import Ended, Service, releases
 
-_RELEASES = 120  # that are drawn
-_ENOUGH = 0.8  # four of five
-_WINDOWS = 240  # at most, in a release that is drawn: longer ones are drawn with longer windows
-_LARGEST_SHARE = 0.5
-_LONGEST = 10**6  # windows; beyond this a plan says "never"
+ENOUGH = 0.8  # four of five
+# Releases are possible where at least so many good canaries are promoted by the deadline.
+POSSIBLE = 0.5
+# How far beyond the deadline is looked for the time that a good canary would need, in deadlines.
+_BEYOND = (8, 64)
+# Part of its limit at which a metric is taken to be on stable where nobody knows.
+ASSUMED = 0.2
 
 
 @dataclass(frozen=True)
 class MetricPlan:
-    """`limit` is the rate that the canary may not exceed at the stable's present rate. `requests_to_promote` are
-    the canary requests after which four of five canaries as good as stable are promoted, None if never;
-    `smallest_regression` is the lowest bad rate that four of five times is rolled back within the deadline.
-    """
+    """One metric that decides. `limit` is the share that the canary may not exceed beside this stable; `known` says
+    whether `stable_rate` and `burst`, the mean length of its bursts, were counted or assumed. `worse` times the limit
+    is found after `minutes_found`, four of five times; None where it is not within the deadline: `found_in_time` says
+    how many are then, and `smallest` the share from which on four of five are, None where there is none."""
 
     name: str
     stable_rate: float
+    burst: float
+    known: bool
     limit: float
-    requests_to_promote: int | None
-    smallest_regression: float | None
-
-
-@dataclass(frozen=True)
-class StepPlan:
-    """One step: `canary_requests` come within the deadline, `requests_needed` decide (None: no number would)."""
-
-    share: float
-    canary_requests: int
-    windows: int
-    requests_needed: int | None
-    minutes_needed: float | None
-    possible: bool
-    metrics: tuple[MetricPlan, ...]
-    sentence: str
+    worse: float
+    minutes_found: float | None
+    found_in_time: float
+    smallest: float | None
 
 
 @dataclass(frozen=True)
 class Plan:
-    """`possible`: every step can promote a canary that is as good as stable within its deadline."""
+    """`minutes_needed`: after so long four of five canaries as good as stable are promoted, None if never; `in_time` is
+    the part of them that is by the deadline, the look at it included. `whole`: the deadline is the release's, and not
+    each step's. `slowest` is the metric that keeps a good canary waiting."""
 
-    possible: bool
+    requests_per_second: float
+    shares: tuple[float, ...]
+    whole: bool
+    window_seconds: float
+    deadline_minutes: float
     minutes_needed: float | None
-    steps: tuple[StepPlan, ...]
+    canary_requests: int | None
+    in_time: float
+    slowest: str
+    never: str
+    metrics: tuple[MetricPlan, ...]
+    ways: tuple[Way, ...]
+
+    @property
+    def possible(self) -> bool:
+        """Whether the deadline does not, more often than not, take back a canary as good as stable."""
+        return self.in_time >= POSSIBLE
 
     @property
     def sentences(self) -> tuple[str, ...]:
-        return tuple(step.sentence for step in self.steps)
+        return foretold.sentences(self)
 
     @property
     def sentence(self) -> str:
         return " ".join(self.sentences)
 
+    @property
+    def refusal(self) -> str:
+        """Why it cannot end in time and what would let it, in one line; nothing where it can."""
+        return "" if self.possible else foretold.refusal(self)
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "sentences": list(self.sentences)}
+        return {**asdict(self), "possible": self.possible, "sentences": list(self.sentences), "refusal": self.refusal}
 
 
 def plan(
     policy: Policy,
     *,
-    requests_per_minute: float,
+    requests_per_second: float,
     deadline_minutes: float,
     window_seconds: float,
-    stable_rates: Mapping[str, float] | None = None,
-    shares: Sequence[float] | None = None,
+    shares: Sequence[float] = (),
+    past: Past | None = None,
 ) -> Plan:
-    """What each step needs and finds. `requests_per_minute` is the whole service's traffic.
+    """What a release by this policy needs and finds. `requests_per_second` is the whole service's traffic.
 
-    `shares` are the steps' canary shares, by default the policy's `traffic` alone. A metric whose rate on stable
-    is not in `stable_rates` is taken to be at a fifth of its limit. Raises PolicyError for figures that cannot
-    be. The same input gives the same plan.
+    `shares` are the steps of a release whose every step is a test of its own, with a deadline of its own; a policy with
+    `shares` or `ramp` carries its evidence, and the deadline is the release's. A metric that the past does not count is
+    taken to be at a fifth of its limit, its bad requests one by one. Raises PolicyError for figures that cannot be. The
+    same input gives the same plan.
     """
-    rates = dict(stable_rates or {})
     for name, value in (("deadline_minutes", deadline_minutes), ("window_seconds", window_seconds)):
         if not (math.isfinite(value) and value > 0):
             raise PolicyError(f"{name}: {value!r} is not a time above 0")
-    if not (math.isfinite(requests_per_minute) and requests_per_minute >= 0):
-        raise PolicyError(f"requests_per_minute: {requests_per_minute!r} is not a rate of 0 or more")
-    for name, rate in rates.items():
-        if not 0 <= rate <= 1:
-            raise PolicyError(f"stable_rates.{name}: {rate!r} is not a share from 0 to 1")
-    given = list(shares) if shares is not None else [policy.traffic] if policy.traffic is not None else []
+    if not (math.isfinite(requests_per_second) and requests_per_second >= 0):
+        raise PolicyError(f"requests_per_second: {requests_per_second!r} is not a rate of 0 or more")
+    whole = bool(policy.shares) or policy.ramp is not None
+    given = tuple(shares or ([policy.traffic] if policy.traffic is not None else ()))
+    given = policy.shares or (policy.ramp.most,) if whole and policy.ramp else policy.shares or given
     if not given:
         raise PolicyError("shares: give the canary's share of each step, or policy.traffic")
     for i, part in enumerate(given):
         if not 0 < part <= 1:
             raise PolicyError(f"shares[{i}]: {part!r} is not a share above 0 and up to 1")
-    steps = tuple(_step(policy, requests_per_minute, deadline_minutes, window_seconds, rates, part) for part in given)
-    waits = [s.minutes_needed for s in steps]
-    total = None if None in waits else sum(w for w in waits if w is not None)
-    return Plan(all(s.possible for s in steps), total, steps)
+    rates, bursts, known = _stable(policy, past)
+    return _Planned(
+        policy,
+        Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy)),
+        given,
+        max(1, int(deadline_minutes * 60 / window_seconds)),
+        window_seconds / 60,
+    ).plan(requests_per_second, deadline_minutes, known, whole=whole)
 
 
-def _step(
-    policy: Policy, per_minute: float, deadline: float, seconds: float, rates: Mapping[str, float], part: float
-) -> StepPlan:
-    canary_rate = per_minute * part
-    per_window = canary_rate * seconds / 60
-    windows = int(deadline * 60 / seconds) - policy.warm_up
-    canary_requests = int(canary_rate * deadline)
-    stable = np.array([_stable_rate(m, rates) for m in policy.metrics])
-    limits = np.array([_limit(m, float(p)) for m, p in zip(policy.metrics, stable, strict=True)])
-    promoted: list[int | None] = [None] * len(stable)
-    smallest: list[float | None] = [None] * len(stable)
-    if per_window:
-        course = _Course(policy, per_window, per_minute * (1 - part) * seconds / 60, stable)
-        promoted = course.promoted()
-        smallest = _smallest_regressions(course, limits, max(windows, 0))
-    metrics = tuple(
-        MetricPlan(
-            name=m.name,
-            stable_rate=float(f"{stable[i]:.4g}"),
-            limit=float(f"{limits[i]:.4g}"),
-            requests_to_promote=None if t is None else max(math.ceil(t * per_window), policy.min_requests),
-            smallest_regression=smallest[i],
+@dataclass
+class _Planned:
+    """A release to be planned: everything in windows. `minutes` are those of one."""
+
+    policy: Policy
+    service: Service
+    shares: tuple[float, ...]
+    deadline: int
+    minutes: float
+
+    def plan(self, per_second: float, deadline_minutes: float, known: list[bool], *, whole: bool) -> Plan:
+        policy = self.policy
+        limits = [limit_of(m, float(p)) for m, p in zip(policy.metrics, self.service.rates, strict=True)]
+        deciding = [i for i, m in enumerate(policy.metrics) if not m.observe]
+        never = _why_never(policy, self.service, limits, self.shares)
+        failing = [i for i in deciding if limits[i] <= self.service.rates[i]]
+        in_time, needed, slowest = 0.0, None, (failing or deciding)[0]
+        if not never:
+            ended = self.good(self.deadline, final=True)
+            in_time = float((ended.codes == PROMOTE).mean())
+            needed = self.needed(policy, self.shares, ended)
+            slowest = max(deciding, key=lambda i: float(ended.waited[i]))
+            if needed is None:
+                never = f"no number of requests shows that {policy.metrics[slowest].name} keep their limit"
+        return Plan(
+            requests_per_second=float(f"{per_second:.3g}"),
+            shares=self.shares,
+            whole=whole,
+            window_seconds=60 * self.minutes,
+            deadline_minutes=deadline_minutes,
+            minutes_needed=_rounded(needed, self.minutes),
+            canary_requests=None if needed is None or whole else self._requests(needed),
+            in_time=in_time,
+            slowest=policy.metrics[slowest].name,
+            never=never,
+            metrics=tuple(self.metric(i, limits[i], known=known[i]) for i in deciding),
+            ways=ways(self, slowest, limits[slowest], needed) if self.service.per_window else (),
         )
-        for i, (m, t) in enumerate(zip(policy.metrics, promoted, strict=True))
-        if not m.observe
-    )
-    waits = [m.requests_to_promote for m in metrics]
-    needed = None if None in waits else max(w for w in waits if w is not None)
-    warm_up = policy.warm_up * seconds / 60
-    minutes = None if needed is None or not canary_rate else needed / canary_rate + warm_up
-    possible = minutes is not None and minutes <= deadline
-    return StepPlan(
-        share=part,
-        canary_requests=canary_requests,
-        windows=max(windows, 0),
-        requests_needed=needed,
-        minutes_needed=None if minutes is None else float(f"{minutes:.3g}"),
-        possible=possible,
-        metrics=metrics,
-        sentence=_sentence(policy, per_minute, deadline, part, canary_requests, needed, minutes, possible, metrics),
-    )
+
+    def good(self, windows: int, *, final: bool = False) -> Ended:
+        """Canaries as good as stable."""
+        return releases(self.policy, self.service, self.service.rates, self.shares, windows, final=final)
+
+    def needed(self, policy: Policy, shares: Sequence[float], ended: Ended | None = None) -> float | None:
+        """The windows after which four of five good canaries are promoted by this policy and these shares."""
+        for times in (1, *_BEYOND):
+            if ended is None or times > 1:
+                ended = releases(
+                    policy, self.service, self.service.rates, shares, self.deadline * times, until=(PROMOTE, ENOUGH)
+                )
+            if (found := ended.by(PROMOTE, ENOUGH)) is not None:
+                return found
+            if (ended.codes == ROLL_BACK).mean() > 1 - ENOUGH:
+                return None
+        return None
+
+    def metric(self, i: int, limit: float, *, known: bool) -> MetricPlan:
+        worse = max(2.0, self.policy.indifference)
+        ended = self.bad(i, worse * limit)
+        found = ended.by(ROLL_BACK, ENOUGH)
+        return MetricPlan(
+            name=self.policy.metrics[i].name,
+            stable_rate=float(f"{self.service.rates[i]:.3g}"),
+            burst=float(f"{self.service.bursts[i]:.2g}"),
+            known=known,
+            limit=float(f"{limit:.4g}"),
+            worse=worse,
+            minutes_found=_rounded(found, self.minutes),
+            found_in_time=float((ended.codes == ROLL_BACK).mean()),
+            smallest=None if found is not None else self._smallest(i, worse * limit),
+        )
+
+    def bad(self, i: int, rate: float) -> Ended:
+        """Canaries at that rate of one metric."""
+        canary = self.service.rates.copy()
+        canary[i] = min(rate, 1.0)
+        return releases(self.policy, self.service, canary, self.shares, self.deadline, until=(ROLL_BACK, ENOUGH))
+
+    def _smallest(self, i: int, low: float) -> float | None:
+        """The rate from which on four of five are found within the deadline; by bisection, rounded up."""
+        if not self.service.per_window or self.bad(i, 1.0).by(ROLL_BACK, ENOUGH) is None:
+            return None
+        high = 1.0
+        for _ in range(5):
+            middle = math.sqrt(low * high)
+            if self.bad(i, middle).by(ROLL_BACK, ENOUGH) is None:
+                low = middle
+            else:
+                high = middle
+        unit = 10.0 ** (math.floor(math.log10(high)) - 1)
+        return min(1.0, float(f"{math.ceil(high / unit - 1e-9) * unit:.3g}"))
+
+    def _requests(self, windows: float) -> int:
+        """The canary's, over steps that all take the same number of requests."""
+        per_window = len(self.shares) / sum(1 / share for share in self.shares)
+        return math.ceil(windows * per_window * self.service.per_window)
 
 
-class _Course:
-    """Releases at a step's traffic, and how far the judge is with them after so many windows."""
-
-    def __init__(self, policy: Policy, per_window: float, beside: float, stable: Floats) -> None:
-        self.evidence = Evidence(policy)
-        self._requests, self._beside, self._stable = per_window, beside, stable
-
-    def _path(self, canary: Floats, windows: int) -> tuple[State, int]:
-        """The evidence of the releases drawn, and how many of their windows each one here stands for."""
-        each = math.ceil(windows / _WINDOWS)
-        shape = (_RELEASES, math.ceil(windows / each))
-        rng = np.random.default_rng(1)
-        n = rng.poisson(self._requests * each, shape).astype(float)
-        m = rng.poisson(self._beside * each, shape).astype(float)
-        b = rng.binomial(n[..., None].astype(int), np.clip(canary, 0, 1)).astype(float)
-        s = rng.binomial(m[..., None].astype(int), self._stable).astype(float)
-        return self.evidence.extend(self.evidence.start(shape[:1]), Counts(n, b, m, s)), each
-
-    def caught(self, canary: Floats, windows: int) -> Bools:
-        """For each metric whether four of five canaries at this rate are found within so many windows."""
-        path, _ = self._path(canary, windows)
-        against = self.evidence.read_path(path).against
-        found: Bools = (against >= self.evidence.log_needed_against).any(axis=1).mean(axis=0) >= _ENOUGH
-        return found
-
-    def promoted(self) -> list[int | None]:
-        """For each metric the windows after which four of five canaries as good as stable are within its limits, None
-        if they never are."""
-        out: list[int | None] = [None] * len(self._stable)
-        windows = _WINDOWS
-        while None in out and windows <= _LONGEST:
-            path, each = self._path(self._stable, windows)
-            shown = self.evidence.read_path(path).favour >= self.evidence.log_needed_for
-            first = np.where(shown.any(axis=1), shown.argmax(axis=1) + 1, shown.shape[1] + 1)
-            late = np.sort(first, axis=0)[math.ceil(_ENOUGH * _RELEASES) - 1]
-            for i, at in enumerate(late.tolist()):
-                if out[i] is None and at <= shown.shape[1]:
-                    out[i] = at * each
-            windows *= 8
-        return out
+def _stable(policy: Policy, past: Past | None) -> tuple[Floats, Floats, list[bool]]:
+    """Stable's rate and mean burst by metric, and whether they were counted. Windows of an incident do not count, where
+    most were none."""
+    rates = np.array([ASSUMED * min(_written(m), default=0.05) for m in policy.metrics])
+    bursts, known = np.ones(len(rates)), [False] * len(rates)
+    if past is None or not past.windows:
+        return rates, bursts, known
+    usual = Evidence(policy, past.counts(policy)).usual
+    for i in range(len(rates)):
+        if not usual.requests[i]:
+            continue
+        calm = usual.windows[i] >= len(past.windows) / 2
+        rates[i] = usual.rate[i] if calm else usual.bad[i] / usual.requests[i]
+        worth = float(usual.worth[i])
+        design = (worth * float(usual.dispersion[i]) + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)
+        bursts[i], known[i] = (max(design, 1.0) + 1) / 2, True
+    return rates, bursts, known
 
 
-def _smallest_regressions(course: _Course, limits: Floats, windows: int) -> list[float | None]:
-    """For each metric the lowest rate above its limit that is found within `windows`; by bisection in log-odds."""
-    if windows < 1:
-        return [None] * len(limits)
-    start = np.clip(limits, 1e-6, 1 - 1e-6)
-    low, high = np.log(start / (1 - start)), np.full(len(limits), 9.0)
-    found = course.caught(np.ones(len(limits)), windows)
-    for _ in range(8):
-        middle = (low + high) / 2
-        caught = course.caught(1 / (1 + np.exp(-middle)), windows)
-        low, high = np.where(caught, low, middle), np.where(caught, middle, high)
-    rates = 1 / (1 + np.exp(-high))
-    return [float(f"{r:.3g}") if ok else None for r, ok in zip(rates, found, strict=True)]
+def _written(metric: Metric) -> list[float]:
+    """The limits that a metric has whatever stable does."""
+    beside = (metric.max_ratio or 0.0) * metric.floor
+    return [limit for limit in (metric.max_rate, beside) if limit]
 
 
-def _stable_rate(metric: Metric, rates: Mapping[str, float]) -> float:
-    if metric.name in rates:
-        return rates[metric.name]
-    known = [metric.max_rate, (metric.max_ratio or 0.0) * metric.floor or None]
-    return min((k for k in known if k is not None), default=0.01) / 5
-
-
-def _limit(metric: Metric, stable: float) -> float:
+def limit_of(metric: Metric, stable: float) -> float:
+    """The share that a canary may not exceed beside a stable at that rate."""
     limits = [1.0]
     if metric.max_rate is not None:
         limits.append(metric.max_rate)
@@ -225,68 +262,21 @@ def _limit(metric: Metric, stable: float) -> float:
     return min(limits)
 
 
-def _sentence(
-    policy: Policy,
-    per_minute: float,
-    deadline: float,
-    part: float,
-    canary_requests: int,
-    needed: int | None,
-    minutes: float | None,
-    possible: bool,
-    metrics: Sequence[MetricPlan],
-) -> str:
-    where = f"At {number(round(per_minute, 1))} requests a minute and {share(part)}"
-    if per_minute == 0:
-        return "The service has no traffic: nothing can be decided; send it some or wait for it."
-    found = [(m.name, m.smallest_regression, m.limit) for m in metrics]
-    if possible and needed is not None and minutes is not None:
-        finds = ", ".join(
-            f"no {name}" if rate is None else f"{name} from {share(_shown(rate))} up (limit {bound(limit)})"
-            for name, rate, limit in found
-        )
-        return (
-            f"{where} a good canary is promoted after about {about(needed)} canary requests, {duration(minutes)}; "
-            f"within the deadline of {duration(deadline)} it finds {finds}."
-        )
-    misses = " or ".join(
-        f"100 % {name}" if rate is None else f"{share(_shown(rate))} {name}" for name, rate, _ in found
-    )
-    sees = (
-        f"{where} the deadline of {duration(deadline)} sees {count(canary_requests)} canary requests: "
-        f"nothing below {misses} can be found"
-    )
-    if needed is None or minutes is None:
-        stuck = next(m for m in metrics if m.requests_to_promote is None)
-        return f"{sees}, and no number of requests promotes: {_why_never(policy, stuck, part)}."
-    longer = f"the deadline to {duration(_round_up(minutes))}"
-    wanted = needed / (per_minute * deadline)
-    if wanted <= _LARGEST_SHARE and wanted > part:
-        wider = f"the share to {share(math.ceil(wanted * 20) / 20)} or {longer}"
-    elif part < _LARGEST_SHARE:
-        both = duration(_round_up(minutes * part / _LARGEST_SHARE))
-        wider = f"{longer}, or the share to {share(_LARGEST_SHARE)} and the deadline to {both}"
-    else:
-        wider = longer
-    return f"{sees}, and a promotion needs about {about(needed)}; raise {wider}."
+def _why_never(policy: Policy, service: Service, limits: Sequence[float], shares: Sequence[float]) -> str:
+    """Why no number of requests would ever promote a canary as good as stable; nothing where one may."""
+    if not service.per_window:
+        return "the service has no traffic, so nothing can be decided; send it some or wait for it"
+    for metric, rate, limit in zip(policy.metrics, service.rates.tolist(), limits, strict=True):
+        if metric.observe:
+            continue
+        if 0 < limit <= rate:
+            return foretold.above_its_limit(metric.name, rate, limit)
+        if max(shares) >= 1 and metric.max_rate is None:
+            return f"{metric.name} are judged beside stable only, and stable gets no requests; give max_rate"
+        if limit == 0:
+            return f"{metric.name} are too rare on stable to compare with; give max_rate or a floor"
+    return ""
 
 
-def _why_never(policy: Policy, stuck: MetricPlan, part: float) -> str:
-    metric = next(m for m in policy.metrics if m.name == stuck.name)
-    if 0 < stuck.limit <= stuck.stable_rate:
-        return f"{stuck.name} are at {share(stuck.stable_rate)} on stable, the limit is {bound(stuck.limit)}"
-    if part >= 1 and metric.max_rate is None:
-        return f"{stuck.name} are judged beside stable only, and stable gets no requests; give max_rate"
-    return f"{stuck.name} are too rare on stable to compare with; give max_rate or a floor"
-
-
-def _shown(rate: float) -> float:
-    """Rounded up to two digits: what a plan promises to find, it finds."""
-    unit = 10.0 ** (math.floor(math.log10(rate)) - 1)
-    return min(1.0, math.ceil(rate / unit - 1e-9) * unit)
-
-
-def _round_up(minutes: float) -> float:
-    """A deadline a person would write: 5-minute steps below an hour, half hours above."""
-    step = 1 if minutes < 10 else 5 if minutes < 60 else 30
-    return math.ceil(minutes / step) * step
+def _rounded(windows: float | None, minutes: float) -> float | None:
+    return None if windows is None else float(f"{windows * minutes:.3g}")

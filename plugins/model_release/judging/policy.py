@@ -37,15 +37,20 @@ class Policy:
     is promoted; between the limit and γ times it either may happen, as in Wald's sequential test (1947). `steps`: into
     how many tests the caller splits the release, which then share α; 1 where the evidence is carried over the shares.
 
-    `min_requests`: fewer canary requests never promote. `warm_up`: so many first windows are shown and not judged.
-    `traffic`: the share the canary should get, None where it is not to be checked; a window's own `share` goes before
-    it. `no_data_limit`: so many windows in a row without data end the watch. `design_effect`: the burstiness assumed
-    until the stable's own windows show it (1 = requests fail independently). `deadline_windows`: how many windows the
-    release may take, over which the bets that start later are spread. `guard`: a canary that was judged already is only
-    watched on, as in the bake or while a person is asked; these windows may stop it and never promote it.
+    `min_requests`: fewer canary requests never promote. `warm_up`: so many first windows at each share are shown, and
+    not judged. `traffic`: the share the canary should get, None where it is not to be checked; a window's own `share`
+    goes before it. `no_data_limit`: so many windows in a row without data end the watch. `design_effect`: the
+    burstiness assumed until the stable's own windows show it (1 = requests fail independently). `deadline_windows`: how
+    many windows the release may take, over which the bets that start later are spread. `guard`: a canary that was
+    judged already is only watched on, as in the bake or while a person is asked; these windows may stop it and never
+    promote it.
 
     `shares` are the steps of a release whose windows carry their share, `ramp` chooses them: with either, a verdict
     says `open` when the canary may have more.
+
+    `answered`: so many first windows are evidence and decide nothing, since a person has answered what they said; what
+    made their figures doubtful (no data, the split, values) begins anew after them. `least_windows`: promoted in no
+    fewer windows.
     """
 
     metrics: tuple[Metric, ...]
@@ -63,6 +68,8 @@ class Policy:
     deadline_windows: int = 360
     shares: tuple[float, ...] = ()
     ramp: Ramp | None = None
+    answered: int = 0
+    least_windows: int = 1
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))
@@ -106,6 +113,8 @@ class Policy:
         right = "1 promotes below the limit only, 2 anywhere below twice the limit"
         number(f"{path}.indifference", self.indifference, 1, 100, right=right, closed=(True, True))
         whole(f"{path}.deadline_windows", self.deadline_windows, 2, "the windows that the release may take")
+        whole(f"{path}.answered", self.answered, 0, "the first windows whose verdict a person has answered")
+        whole(f"{path}.least_windows", self.least_windows, 1, "the windows before which nothing is promoted")
         for i, part in enumerate(self.shares):
             number(f"{path}.shares[{i}]", part, 0, 1, right="a step's share of the traffic, 0.1 for 10 %")
         if sorted(set(self.shares)) != list(self.shares):
@@ -137,12 +146,15 @@ class Policy:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        apart = ("metrics", "values", "shares", "ramp")
+        apart = ("metrics", "values", "shares", "ramp", "answered", "least_windows")
         out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         if self.shares:
             out["shares"] = list(self.shares)
         if self.ramp is not None:
             out["ramp"] = {"budget": self.ramp.budget, "most": self.ramp.most}
+        for name in ("answered", "least_windows"):
+            if getattr(self, name) != getattr(type(self), name):
+                out[name] = getattr(self, name)
         out["metrics"] = [m.to_dict() for m in self.metrics]
         if self.values:
             out["values"] = [v.to_dict() for v in self.values]

@@ -3,8 +3,6 @@
 Fixed steps (`Policy.shares`): the next one when the evidence for the canary is the root of what a promotion needs, half
 of the way on the scale on which evidence grows. A ramp (`Policy.ramp`): the largest level at which a canary as bad as
 its interval's upper end would hurt no more than `budget` requests before it is found, which takes two windows.
-
-Nothing calls it for a live release yet: there each step is a test of its own (`release.advance`).
 """
 
 from __future__ import annotations

@@ -8,40 +8,25 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal, get_args
 
 from .judge import Judge
 from .past import Past
 from .policy import Policy
+from .replay import Look, asked_for, placed
 from .verdict import Verdict
-from .window import EvidenceError, Side, Window, windows_from
+from .window import Window, windows_from
 
 FORMAT = 1
 EDITION = 2  # of the judge that records name; a step that names none was judged by the first
+Carried = tuple[str, int]  # when a step was opened, and how many of its windows
 Outcome = Literal["promoted", "rolled_back", "first", "nothing_new", "inconclusive", "failed", "published"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
 
 class RecordError(ValueError):
     """A document that is no decision record. The message is one line and begins with the field's path."""
-
-
-@dataclass(frozen=True)
-class Look:
-    """One look of a replayed release: after `window` windows of a step, the judge said `verdict`."""
-
-    percent: int
-    opened: str
-    window: int
-    end: str | None
-    verdict: Verdict
-
-    @property
-    def line(self) -> str:
-        """The look as one line for a log or a terminal."""
-        when = f"{self.end}  " if self.end else ""
-        return f"{when}{self.percent:>3} %  window {self.window:>3}  {self.verdict.decision:<12}  {self.verdict.reason}"
 
 
 @dataclass
@@ -112,22 +97,38 @@ class Record:
         windows: Sequence[Window],
         final: bool,
         verdict: Verdict,
+        carried: Sequence[Carried] = (),
     ) -> None:
-        """What was counted and said at one step, as far as it got."""
-        _put(
-            self.steps,
-            ("percent", "opened"),
-            {
-                "edition": EDITION,
-                "percent": percent,
-                "opened": opened,
-                "window_seconds": window_seconds,
-                "policy": policy.to_dict(),
-                "windows": [w.to_dict() for w in windows],
-                "final": final,
-                "verdict": verdict.to_dict(),
-            },
-        )
+        """What was counted and said at one step, as far as it got. `carried`: the steps whose windows the judge had
+        taken in before, each by when it was opened, and how many windows of it; none where the step was judged alone.
+        """
+        entry = {
+            "edition": EDITION,
+            "percent": percent,
+            "opened": opened,
+            "window_seconds": window_seconds,
+            "policy": policy.to_dict(),
+            "windows": [w.to_dict() for w in windows],
+            "final": final,
+            "verdict": verdict.to_dict(),
+        }
+        if carried:
+            entry["carried"] = [list(one) for one in carried]
+        _put(self.steps, ("percent", "opened"), entry)
+
+    def carried(self, step: Mapping[str, Any]) -> list[Window]:
+        """The windows of the steps before it that its judge had taken in.
+
+        Raises:
+            RecordError: the record has fewer.
+        """
+        windows: list[Window] = []
+        for opened, count in step.get("carried") or ():
+            there: Sequence[Any] = next((one["windows"] for one in self.steps if one.get("opened") == opened), [])
+            if len(there) < count:
+                raise RecordError(f"steps: {count} windows of the step of {opened} are carried, {len(there)} are there")
+            windows += windows_from(there[:count], f"the windows of {opened}")
+        return windows
 
     def record_past(self, past: Past | None) -> None:
         """What the judge is told from now on of stable before the release. Steps that were judged by another past, as
@@ -196,8 +197,8 @@ class Record:
         """Every look of every step judged again, by the recorded policies or by another one.
 
         With the recorded policies the last look of each step gives the recorded verdict, unless an older edition of the
-        judge had said it. Another policy keeps each step's own `traffic` and `steps`, which belong to the release and
-        not to taste.
+        judge had said it. Another policy keeps what belongs to the release and not to taste: each step's
+        own `traffic` and `steps`, the shares or the ramp, and what a person had answered.
         """
         looks = []
         for i, step in enumerate(self.steps):
@@ -206,15 +207,18 @@ class Record:
             try:
                 recorded = Policy.from_dict(step["policy"], f"steps[{i}].policy")
                 windows = windows_from(step["windows"], f"steps[{i}].windows")
+                before = self.carried(step)
                 percent, opened, final = step["percent"], step["opened"], bool(step["final"])
             except KeyError as missing:
                 raise RecordError(f"steps[{i}].{missing.args[0]}: is missing") from None
             if not isinstance(percent, int) or not isinstance(opened, str):
                 raise RecordError(f"steps[{i}]: percent {percent!r} or opened {opened!r} is no percent and time")
             if policy is not None:
-                recorded = _placed(policy, recorded)
+                recorded = placed(policy, recorded)
                 windows = [asked_for(window, recorded) for window in windows]
+                before = [asked_for(window, recorded) for window in before]
             one = Judge(recorded, self.past_of(step))
+            one.extend(before)
             for n, window in enumerate(windows, start=1):
                 verdict = one.add(window)
                 if n == len(windows) and final and not one.decided:
@@ -258,33 +262,6 @@ def _edition(step: Mapping[str, Any]) -> int:
 
 
 _FIELDS = ("format", *(f.name for f in fields(Record) if f.name != "format"))
-
-
-def _placed(policy: Policy, recorded: Policy) -> Policy:
-    """Another policy at a step's place, which must judge metrics that were counted."""
-    counted = {m.name for m in recorded.metrics}
-    for i, metric in enumerate(policy.metrics):
-        if metric.name not in counted:
-            raise EvidenceError(
-                f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
-            )
-    placed = policy.to_dict() | {"traffic": recorded.traffic, "steps": recorded.steps, "guard": recorded.guard}
-    return Policy.from_dict(placed)
-
-
-def asked_for(window: Window, policy: Policy) -> Window:
-    """The window without the counts of metrics that another policy does not ask for."""
-    metrics, values = {m.name for m in policy.metrics}, {v.name for v in policy.values}
-
-    def part(side: Side) -> Side:
-        return Side(side.requests, {name: bad for name, bad in side.bad.items() if name in metrics})
-
-    return replace(
-        window,
-        canary=part(window.canary),
-        stable=None if window.stable is None else part(window.stable),
-        values={name: sides for name, sides in window.values.items() if name in values},
-    )
 
 
 def _put(entries: list[dict[str, Any]], key: tuple[str, ...], entry: dict[str, Any]) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .evidence import Evidence
-from .judge import Rules
 from .policy import Policy
+from .rules import Rules
 from .state import Counts, Floats
 from .verdict import CONTINUE, PROMOTE
 

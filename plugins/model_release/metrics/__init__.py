@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
-from .past import read_past
+from .past import Before, read_before, read_past
 from .profiles import PROFILES, RevisionMetrics, profile
 from .prometheus import Answer, Prometheus, Series
 from .values import ValueReader
@@ -12,6 +12,7 @@ from .windows import WindowReader, read_windows
 __all__ = [
     "PROFILES",
     "Answer",
+    "Before",
     "Presence",
     "Prometheus",
     "RevisionMetrics",
@@ -23,6 +24,7 @@ __all__ = [
     "presence",
     "profile",
     "quantile",
+    "read_before",
     "read_past",
     "read_windows",
     "request_rate",

@@ -1,8 +1,10 @@
-"""What one revision did before a moment: its windows, as the judge wants them of stable before a release."""
+"""What one revision did before a moment: its windows, as the judge wants them of stable before a release, and its
+traffic, as a plan wants it."""
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
@@ -16,6 +18,21 @@ from model_release.spec import Judge
 # Windows read at a time: six times three to seven queries for all of them. Each part also reads the five minutes
 # before it.
 PART = 120
+# The newest windows in which traffic is counted apart: a service that was just found by its users is as busy as it is
+# now, and one that rests for a moment as busy as it was.
+_NOW = 30
+
+
+@dataclass(frozen=True)
+class Before:
+    """A revision before a moment. `requests_per_second`: over the windows that were counted or over the newest thirty
+    of them, whichever is more, None where none was. `windows` were counted, those without a request, too. `trouble`:
+    what kept it from being more, or nothing."""
+
+    past: Past
+    requests_per_second: float | None
+    windows: int
+    trouble: str = ""
 
 
 def read_past(
@@ -30,6 +47,33 @@ def read_past(
     metrics: RevisionMetrics | None = None,
     seconds: float = BUDGET,
 ) -> tuple[Past, str]:
+    """The past of `read_before`, and what kept it from being more."""
+    found = read_before(
+        prometheus,
+        judge,
+        namespace=namespace,
+        revision=revision,
+        since=since,
+        before=before,
+        window=window,
+        metrics=metrics,
+        seconds=seconds,
+    )
+    return found.past, found.trouble
+
+
+def read_before(
+    prometheus: Prometheus,
+    judge: Judge,
+    *,
+    namespace: str,
+    revision: str,
+    since: datetime,
+    before: datetime,
+    window: timedelta,
+    metrics: RevisionMetrics | None = None,
+    seconds: float = BUDGET,
+) -> Before:
     """What there is of the last 720 windows, and what kept it from being more: a sentence, or nothing.
 
     The windows end one window before `before`, so that all of them are complete whenever this is read, and read again
@@ -39,6 +83,7 @@ def read_past(
     """
     deadline, end, left = time.monotonic() + seconds, before - window, LONGEST
     sides: list[Side] = []
+    trouble = ""
     while number := min(PART, left, max((end - since) // window, 0)):
         start = end - number * window
         reader = WindowReader(
@@ -55,7 +100,11 @@ def read_past(
         try:
             windows = reader.read(end, now=before, seconds=deadline - time.monotonic())
         except (MetricsRefused, MetricsUnavailable) as error:
-            return Past(tuple(sides), revision), str(error)
-        sides[:0] = [one.canary for one in windows if one.canary.requests]
+            trouble = str(error)
+            break
+        sides[:0] = [one.canary for one in windows]
         end, left = start, left - number
-    return Past(tuple(sides), revision), ""
+    counted = [side.requests for side in sides if side.requests is not None]
+    rates = [sum(some) / (len(some) * window.total_seconds()) for some in (counted, counted[-_NOW:]) if some]
+    told = tuple(side for side in sides if side.requests)
+    return Before(Past(told, revision), max(rates, default=None), len(counted), trouble)

@@ -20,13 +20,16 @@ from model_release.cluster.rollout import assess_promoted, assess_split, check_u
 from model_release.cluster.settle import assess_rolled_back
 from model_release.errors import CanaryLost
 
-Judged = Literal["promote", "rollback", "continue", "inconclusive"]
+Judged = Literal["promote", "open", "rollback", "continue", "inconclusive"]
 Asks = Literal["never", "before_promote", "on_inconclusive"]
 
 
 @dataclass(frozen=True)
 class Rules:
-    """What the model file says about the way. `answer_within` is for the sentence when nobody answered."""
+    """What the model file says about the way. `answer_within` is for the sentence when nobody answered.
+
+    `steps`: the shares that are known beforehand; of a ramp the first, and the judge says the others.
+    """
 
     steps: tuple[int, ...]
     asks: Asks = "never"
@@ -48,9 +51,10 @@ class World:
     """What is true at this moment.
 
     Attributes:
-        judged: the judge's word on the windows of the stretch that is under way; `inconclusive` only when no more
-            windows come.
+        judged: the judge's word on the windows of the whole canary; `inconclusive` only when no more windows come.
         reason: its sentence.
+        share: in percent, with `open`: what the canary may have now.
+        windows: how many of the stretch that is under way were judged.
         blind: what kept the watch from looking when it had to end; nothing, when it just came to its end.
         no_data: some figure that the judge needs was not to be had.
         stuck: what was asked for has not reached the gateway in time; its sentence.
@@ -60,6 +64,8 @@ class World:
     now: str
     judged: Judged = "continue"
     reason: str = ""
+    share: int | None = None
+    windows: int | None = None
     blind: str = ""
     no_data: bool = False
     stuck: str | None = None
@@ -143,7 +149,8 @@ def watch_longer(release: Release, now: str) -> Release:
 
 
 def go_on(release: Release, now: str, rules: Rules, why: str) -> Release:
-    """The canary may have more, and why: the next share or, after the last, all of the traffic."""
+    """The canary may have more, and why: the next of the shares that are known or, after the last, all of the
+    traffic."""
     percent = release.watches[-1].percent
     after = None if percent is None else rules.after(percent)
     if after is None:
@@ -162,13 +169,17 @@ def bake(release: Release) -> Release:
 def _next(
     release: Release, percent: int | None, now: str, *, opened_at: str | None = None, beside_question: bool = False
 ) -> Release:
-    """The stretch under way ends now, and another begins. Stretches at one share are numbered: each has a smaller part
-    of the allowance for false roll-backs than the one before."""
+    """The stretch under way ends now, and another begins. Further stretches at one share are numbered."""
     over = [replace(one, until=one.until or now) for one in release.watches]
     again = sum(one.percent == percent for one in over if one.beside_question == beside_question)
     again += beside_question
     begun = Watched(percent, opened_at, beside_question=beside_question, again=again)
     return replace(release, phase=Phase.OPEN, watches=(*over, begun))
+
+
+def _counted(release: Release, windows: int | None) -> Release:
+    """The judge has said its word on so many windows of the stretch: whoever judges later takes in the same ones."""
+    return replace(release, watches=(*release.watches[:-1], replace(release.watches[-1], windows=windows)))
 
 
 def _taken_back(release: Release, world: World) -> tuple[Release, Action]:
@@ -210,6 +221,11 @@ def _watching(
         return release, Look()
     if world.judged == "rollback":
         return release.close(world.reason, Cause.EVIDENCE), TakeBack()
+    if world.judged == "open" and (stretch.beside_question or world.share is None or world.share <= percent):
+        return release, Look()
+    release = _counted(release, world.windows)
+    if world.judged == "open" and world.share is not None:
+        return _next(release, world.share, world.now), Shift(world.share)
     undecided = Cause.NO_DATA if world.blind or world.no_data else Cause.DEADLINE
     if stretch.beside_question:
         # These windows may stop the canary and never promote it: what ends them is silence.

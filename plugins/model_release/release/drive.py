@@ -7,7 +7,7 @@ anything is done: a drive made anew (another triggerer, or a second one beside i
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
@@ -47,7 +47,8 @@ class Drive:
     """One release's canary until its end. `look` may be called at any moment, by several hands at once.
 
     Args:
-        watch: makes the watch of a stretch that the lease names: what was counted in it, and what the judge says.
+        watch: makes the watch of the last of the stretches that the lease names: what was counted in it, and what the
+            judge says of it and of those before.
         prove: asks a revision that a roll-back restores, before it gets traffic.
         window: how long a window is.
         patience: how long a roll-back may take that has to start the baseline anew.
@@ -59,7 +60,7 @@ class Drive:
     services: InferenceServices
     leases: Leases
     owner: Owner
-    watch: Callable[[Watched], Watch]
+    watch: Callable[[Sequence[Watched]], Watch]
     prove: Prove
     window: timedelta
     patience: timedelta
@@ -137,7 +138,7 @@ class Drive:
         stretch = release.watches[-1]
         key = stretch.percent, stretch.opened_at or ""
         if key not in self.watches:
-            self.watches[key] = self.watch(stretch)
+            self.watches[key] = self.watch(release.watches)
         return self.watches[key]
 
     def _world(self, live: InferenceService | None, watch: Watch | None, moment: datetime) -> World:
@@ -149,8 +150,17 @@ class Drive:
             # What is on its way is there for what the last watch said.
             said = next(reversed(self.watches.values()), None)
             return World(live, now, reason=said.reason if said else "", stuck=stuck)
-        blind = watch.trouble if watch.final else ""
-        return World(live, now, watch.judged, watch.reason, blind, watch.no_data, stuck)
+        return World(
+            live,
+            now,
+            judged=watch.judged,
+            reason=watch.reason,
+            share=watch.share,
+            windows=len(watch.windows),
+            blind=watch.trouble if watch.final else "",
+            no_data=watch.no_data,
+            stuck=stuck,
+        )
 
     def _record(self, release: Release, world: World) -> Action:
         """What comes next, recorded. Decided anew on the lease as it is when it is written."""

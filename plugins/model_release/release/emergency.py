@@ -7,7 +7,7 @@ does, the run sees the order, bakes, settles and reports as any other. Nothing h
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -198,7 +198,7 @@ def _drive(
         raise CanaryLost(f"{release.canary}: {drive.done.reason}")
 
 
-def _nothing_to_watch(_: Watched) -> Watch:
+def _nothing_to_watch(_: Sequence[Watched]) -> Watch:
     raise NotSettled("a promotion that was ordered is not judged")  # a drive does not ask while it promotes
 
 

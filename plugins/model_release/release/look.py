@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -26,34 +26,93 @@ ENOUGH_TO_TELL = 100
 
 
 @dataclass
-class Watch:
-    """A canary at one share of the traffic, from its opening to the decision or the deadline. It counts and judges, and
-    acts on nothing.
-
-    A watch made anew (the triggerer was restarted, the canary moved to another) reads the same windows from the
-    opening on and comes to the same verdict: nothing that it knows exists only here.
+class Stretch:
+    """What was counted in one stretch of time, at one share of the traffic: each window once, in order. Made anew, it
+    reads the same windows again.
 
     Args:
-        percent: None for the bake, in which the promoted canary is judged alone.
+        percent: None for the bake, in which the promoted canary is alone.
+        policy: by which the release was judged in it.
         opened: when its windows begin.
-        deadline: there are no windows after it.
+        end: there are no windows after it.
+        most: so many of its windows are carried to those after it; None: all.
     """
 
     reader: WindowReader
     values: ValueReader
+    percent: int | None
+    policy: Policy
+    opened: datetime
+    end: datetime
+    window: timedelta
+    most: int | None = None
+    counted: list[Window] = field(default_factory=list)
+    _unmeasured: list[Window] = field(default_factory=list)
+
+    def read(self, moment: datetime, until: float) -> list[Window]:
+        """What has ended by `moment` and was not read before. `until`: when values have had time enough.
+
+        Raises:
+            MetricsUnavailable, MetricsRefused: as the readers say; what was read is kept for the next time.
+        """
+        self._unmeasured += self.reader.read(min(moment, self.end), now=moment)
+        before = len(self.counted)
+        share = None if self.percent is None else self.percent / 100
+        while self._unmeasured and time.monotonic() < until:
+            self.counted.append(replace(self.values.measured(self._unmeasured.pop(0)), share=share))
+        return self.counted[before:]
+
+    @property
+    def left(self) -> bool:
+        """Whether some window that has ended waits for its values."""
+        return bool(self._unmeasured)
+
+    @property
+    def carried(self) -> list[Window]:
+        """Its windows, for those after it."""
+        return self.counted[: self.most]
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing that is carried is still to be read."""
+        wanted = (self.end - self.opened) // self.window if self.most is None else self.most
+        return len(self.counted) >= wanted
+
+    @property
+    def key(self) -> str:
+        """When it was opened, as the record has it."""
+        return self.opened.isoformat(timespec="milliseconds")
+
+
+@dataclass
+class Watch:
+    """A canary at one share of the traffic, from its opening to the decision or the deadline. It counts and judges, and
+    acts on nothing. The evidence of the stretches before is carried: one release is one test.
+
+    A watch made anew (the triggerer was restarted, the canary moved to another) reads the same windows from the first
+    opening on and comes to the same verdict: nothing that it knows exists only here.
+
+    Args:
+        stretch: what is under way.
+        judge: has seen nothing yet.
+        before: the stretches before this one, oldest first.
+    """
+
+    stretch: Stretch
     judge: Judge
     canary: Canary
-    percent: int | None
-    window: timedelta
-    opened: datetime
-    deadline: datetime
+    before: Sequence[Stretch] = ()
     windows: list[Window] = field(default_factory=list)
     final: bool = False
     trouble: str = ""
+    has_caught_up: bool = False
     _stable_trouble: str = ""
     _pending: list[Window] = field(default_factory=list)
-    _unmeasured: list[Window] = field(default_factory=list)
     _blind_since: datetime | None = None
+
+    @property
+    def percent(self) -> int | None:
+        return self.stretch.percent
 
     def look(self, live: InferenceService | None, moment: datetime) -> list[str]:
         """Counts what has ended by `moment`, and judges it: a line for each window. `live` was read after that moment:
@@ -67,9 +126,9 @@ class Watch:
         lines: list[str] = []
         try:
             end = time.monotonic() + LONGEST
-            self._unmeasured += self.reader.read(min(moment, self.deadline), now=moment)
-            while self._unmeasured and time.monotonic() < end:
-                self._pending.append(self.values.measured(self._unmeasured.pop(0)))
+            if not self._catch_up(moment, end):
+                return []
+            self._pending += self.stretch.read(moment, end)
         except (MetricsRefused, MetricsUnavailable) as error:
             return self.blind(error, moment)
         try:
@@ -79,13 +138,26 @@ class Watch:
         while self._pending and not self.judge.decided:
             lines.append(self._take(self._pending.pop(0)))
         self.trouble, self._blind_since = "", None
-        return lines + self._end_if(moment >= self.deadline and not self._unmeasured)
+        return lines + self._end_if(moment >= self.stretch.end and not self.stretch.left)
+
+    def _catch_up(self, moment: datetime, until: float) -> bool:
+        """Whether the judge has seen what was counted before. It sees all of that at once: on a part of it, it would
+        say again what it said then."""
+        if not self.has_caught_up:
+            for one in self.before:
+                if not one.whole:
+                    one.read(moment, until)
+                if not one.whole:
+                    return False
+            self.judge.extend(window for one in self.before for window in one.carried)
+            self.has_caught_up = True
+        return True
 
     def blind(self, error: ReleaseError, moment: datetime) -> list[str]:
         """Nothing can be seen at this moment. For too long, and the watch is over on what there is."""
         lines = [] if str(error) == self.trouble else [f"Not judged: {error}"]
         self.trouble, self._blind_since = str(error), self._blind_since or moment
-        late = moment >= self.deadline or moment - self._blind_since >= max(BLIND, 3 * self.window)
+        late = moment >= self.stretch.end or moment - self._blind_since >= max(BLIND, 3 * self.stretch.window)
         return lines + self._end_if(late)
 
     @property
@@ -100,21 +172,31 @@ class Watch:
 
     @property
     def judged(self) -> Judged:
-        """The judge's word. What may be opened wider is watched on: the steps are `advance`'s."""
+        """The judge's word. Before this stretch's first window it has none: what was said before was done."""
         decision = self.verdict.decision
-        return "continue" if decision == "open" else decision
+        return "continue" if decision == "open" and not self.windows else decision
+
+    @property
+    def share(self) -> int | None:
+        """In percent, what the canary may have now, where it may have more."""
+        share = self.verdict.share
+        return None if share is None else round(100 * share)
 
     @property
     def reason(self) -> str:
         """The verdict's sentence, with what kept the watch from seeing, and with what is wrong with stable."""
         said = self.verdict.reason + (f" ({self.trouble})" if self.trouble else "")
-        trouble = "" if self.judged == "promote" else stable_trouble(self.judge.policy, self.windows)
+        trouble = "" if self.judged == "promote" else stable_trouble(self.judge.policy, self._seen)
         return f"{said} {trouble}".strip()
 
     @property
     def no_data(self) -> bool:
         """Whether some figure that decides was not to be had."""
         return any(metric.state == "no_data" and not metric.observe for metric in self.verdict.metrics)
+
+    @property
+    def _seen(self) -> list[Window]:
+        return [*(window for one in self.before for window in one.carried), *self.windows]
 
     def _end_if(self, late: bool) -> list[str]:
         if not late or self.over:
@@ -130,7 +212,7 @@ class Watch:
         if window.stable is not None:
             counts += f", stable {_counts(window.stable)}"
         line = f"{share} window {len(self.windows)}: {counts}. {verdict.reason}"
-        if (trouble := stable_trouble(self.judge.policy, self.windows)) and not self._stable_trouble:
+        if (trouble := stable_trouble(self.judge.policy, self._seen)) and not self._stable_trouble:
             line += f" {trouble}"
         self._stable_trouble = trouble
         return line

@@ -285,7 +285,10 @@ def _answers_of_nobody(store: Store, versions: Iterable[Version], before: dateti
     """What archives answered to labelled images (`build.evaluation.answers` names it by the archive's SHA-256), of
     none of these versions and not of a build that may yet become one. They can be asked again at any time."""
     known = {
-        about["sha256"][:16] for version in versions for name, about in version.files.items() if name.endswith(".mar")
+        about["sha256"][:16]
+        for version in versions
+        for name, about in version.files.items()
+        if name.startswith("model-store/")
     }
     return {
         key: length

@@ -7,14 +7,14 @@ are parsed.
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
 from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
 from .people import Approval, Email, Notify, Slack, Webhook
-from .serve import Resources, Rollout, Service
+from .serve import Ramp, Resources, Rollout, Service
 from .units import Name, Part, PositiveDuration, S3Prefix, format_duration, parse_duration
 
 __all__ = [
@@ -29,6 +29,7 @@ __all__ = [
     "ModelSpec",
     "Notify",
     "Profile",
+    "Ramp",
     "Resources",
     "Rollout",
     "Service",
@@ -49,6 +50,9 @@ class ModelSpec(Part):
     model: Name
     source: Source
     service: Service
+    runtime: Literal["torchserve"] = Field(
+        "torchserve", description="What serves the model; a version is built for one."
+    )
     store: S3Prefix
     schedule: Schedule = Field(None, description="A cron expression or preset; nothing for runs by hand only.")
     training: Training | None = None
@@ -86,26 +90,27 @@ class ModelSpec(Part):
             )
         return self
 
-    def asks_at(self, percent: int) -> bool:
-        """Whether a person may be asked at this step, after its watch and before its decision."""
-        if self.approval == "before_promote":
-            return percent == self.rollout.steps[-1]
-        return self.approval == "on_inconclusive"
+    @property
+    def serving_runtime(self) -> str:
+        """The name of the ServingRuntime, or ClusterServingRuntime, on the cluster."""
+        return self.service.runtime or f"model-release-{self.runtime}"
 
-    def policy(self, percent: int | None, *, guard: bool = False, again: int = 0) -> dict[str, Any]:
-        """What `judging.Policy.from_dict` reads, for the step at `percent` of the traffic.
+    def policy(
+        self, percent: int | None, *, guard: bool = False, answered: int = 0, least_windows: int = 1
+    ) -> dict[str, Any]:
+        """What `judging.Policy.from_dict` reads: one test for the whole canary, whatever its share.
 
         `None` is the bake after promotion: the canary has become the stable revision, there is nothing beside it,
-        and limits against stable cannot be judged. The allowance for false roll-backs is shared by all the steps,
-        the bake, and the watches beside a question.
+        and limits against stable cannot be judged. It is a test of its own, and has half of the allowance for false
+        roll-backs.
 
         Args:
+            percent: the share that is under way.
             guard: the canary was judged already; these windows may stop it and never promote it.
-            again: how many times a person has asked to watch on at this step, this one counted. Each watch has half
-                the allowance of the one before, so that all of them together have no more than one.
+            answered: so many first windows were judged, and a person has answered what they said.
+            least_windows: promoted in no fewer windows.
         """
-        asked = sum(self.asks_at(step) for step in self.rollout.steps)
-        looks = len(self.rollout.steps) + bool(self.rollout.bake) + 2 * asked
+        rollout = self.rollout
         metrics = [metric.limits() for metric in self.judge.metrics]
         values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
@@ -115,6 +120,14 @@ class ModelSpec(Part):
                 for metric in metrics
                 if "max_rate" in metric
             ]
+        way: dict[str, Any] = {}
+        if percent is not None and rollout.ramp is not None:
+            way = {"ramp": {"budget": rollout.ramp.budget, "most": rollout.ramp.most / 100}}
+        elif percent is not None:
+            way = {"shares": [step / 100 for step in rollout.steps]}
+        # A person may take their time, and what turns bad meanwhile is to be found as fast.
+        asked = self.answer_within if self.approval != "never" else timedelta(0)
+        longest = rollout.bake if percent is None else rollout.deadline + asked
         return {
             "false_rollback": self.judge.false_rollback,
             "false_promotion": self.judge.false_promotion,
@@ -122,13 +135,14 @@ class ModelSpec(Part):
             "warm_up": self.judge.warm_up,
             "no_data_limit": self.judge.no_data_limit,
             "indifference": self.judge.indifference,
-            "deadline_windows": max(
-                2, round((self.rollout.bake if percent is None else self.rollout.deadline) / self.rollout.window)
-            ),
+            "deadline_windows": max(2, round(longest / rollout.window)),
             "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
-            "steps": looks * 2**again,
+            "steps": 1 + bool(rollout.bake),
             "guard": guard or percent is None,
+            "answered": answered,
+            "least_windows": least_windows,
             "metrics": metrics,
             "values": values,
+            **way,
         }

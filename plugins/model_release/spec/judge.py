@@ -135,7 +135,7 @@ class Judge(Part):
         allow_inf_nan=False,
         description="Promoted below so many times a limit; between it and that, either may happen. 1: below it only.",
     )
-    min_requests: int = Field(100, ge=1, description="On the canary, in each step, before it may go on.")
+    min_requests: int = Field(100, ge=1, description="On the canary, before it may go on or is promoted.")
     warm_up: int = Field(0, ge=0, description="Windows after each opening that are shown and not judged.")
     no_data_limit: int = Field(6, ge=1, description="So many windows without data in a row end the watch.")
     design_effect: float = Field(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
 
 from .units import Duration, Name, Part, PositiveDuration, format_duration
 
@@ -30,7 +30,11 @@ class Service(Part):
     container_concurrency: int = Field(0, ge=0, description="Requests at once for each pod; 0 for no limit.")
     timeout: PositiveDuration = timedelta(seconds=60)
     service_account: Name | None = None
-    runtime: str = Field("model-release-torchserve", pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$")
+    runtime: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$",
+        description="The ServingRuntime's name on the cluster; model-release-<runtime> unless said.",
+    )
     resources: Resources = Resources()
 
     @model_validator(mode="after")
@@ -41,7 +45,7 @@ class Service(Part):
 
     @property
     def timeout_seconds(self) -> int:
-        """`timeout` as Kubernetes and TorchServe take it: whole seconds, one at least."""
+        """`timeout` as Kubernetes and servers take it: whole seconds, one at least."""
         return max(1, round(self.timeout.total_seconds()))
 
     @property
@@ -50,13 +54,38 @@ class Service(Part):
         return f"{self.namespace}/{self.name}"
 
 
-class Rollout(Part):
-    """How the traffic moves, and how long each look waits."""
+class Ramp(Part):
+    """The canary's share is chosen as the evidence allows, so that a bad one hurts about `budget` requests at most."""
 
-    steps: tuple[int, ...] = Field((10, 30), min_length=1, max_length=10)
+    budget: float = Field(20, gt=0, le=1e9, allow_inf_nan=False, description="Requests that a bad canary may hurt.")
+    most: int = Field(35, description="The largest share before the promotion, in percent.")
+
+    @field_validator("most")
+    @classmethod
+    def _is_a_share(cls, most: int) -> int:
+        if most < 1:
+            raise ValueError(f"{most} is below the first level, which is 1 percent; 1 to 99 is right, 35 for example")
+        if most > 99:
+            raise ValueError(f"{most} is more than a canary can take beside stable; 1 to 99 is right, 35 for example")
+        return most
+
+
+class Rollout(Part):
+    """How the traffic moves, and how long each look waits.
+
+    `steps` is empty where a ramp chooses the shares.
+    """
+
+    ramp: Ramp | None = Field(None, description="Instead of steps: the shares are chosen as the evidence allows.")
+    steps: tuple[int, ...] = Field((10, 30), max_length=10, description="The canary's percents, one after the other.")
     window: PositiveDuration = Field(timedelta(seconds=10), description="One look's counts; at least two scrapes.")
     deadline: PositiveDuration = Field(
-        timedelta(minutes=30), description="For each step; then: inconclusive, rolled back."
+        timedelta(minutes=30), description="For the whole canary, from its opening; then: inconclusive, rolled back."
+    )
+    if_too_slow: Literal["refuse", "go"] = Field(
+        "refuse",
+        description="A release whose deadline would end more good canaries than it lets through, by its past traffic, "
+        "is refused by the preflight, or tried all the same.",
     )
     bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
     ready_within: PositiveDuration = Field(
@@ -66,15 +95,33 @@ class Rollout(Part):
         timedelta(hours=1), description="In line behind another release of the service; 0s fails at once."
     )
 
+    @property
+    def path(self) -> str:
+        """The way of the traffic, for people: `10 % → 30 % → 100 %`."""
+        if self.ramp is not None:
+            return f"up to {self.ramp.most} % as the evidence allows → 100 %"
+        return " → ".join(f"{percent} %" for percent in (*self.steps, 100))
+
     @field_validator("steps")
     @classmethod
-    def _steps_rise(cls, steps: tuple[int, ...]) -> tuple[int, ...]:
+    def _steps_rise(cls, steps: tuple[int, ...], given: ValidationInfo) -> tuple[int, ...]:
+        if steps and given.data.get("ramp") is not None:
+            raise ValueError("says which shares the canary gets, and ramp chooses them; one of both is right")
+        if not steps and given.data.get("ramp", steps) is None:
+            raise ValueError("has at least 1 share, [10, 30] for example, where there is no ramp")
         for step in steps:
             if not 1 <= step <= 99:
                 raise ValueError(f"{step} is not a step; a canary takes 1 to 99 percent, and 100 follows by itself")
         if sorted(set(steps)) != list(steps):
             raise ValueError(f"{list(steps)} does not rise; {sorted(set(steps))} would")
         return steps
+
+    @model_validator(mode="before")
+    @classmethod
+    def _a_ramp_has_no_steps(cls, given: Any) -> Any:
+        if isinstance(given, dict) and given.get("ramp") is not None:
+            return {"steps": (), **given}
+        return given
 
     @model_validator(mode="after")
     def _deadline_holds_windows(self) -> Rollout:

@@ -75,11 +75,10 @@ def ask(ti: Any, spec: ModelSpec, run: Run, now: Release, why: str, asked: datet
 
 def _body(spec: ModelSpec, run: Run, now: Release, why: str, deadline: datetime) -> str:
     """Markdown. Nothing in it comes from a form or a label."""
-    plan = " → ".join(map(str, (*spec.rollout.steps, 100)))
     would = why.removeprefix("Promoted: ")
     return "\n\n".join(
         [
-            f"**{now.canary}** takes {now.percent} % of {spec.service.key}; the plan is {plan} %.",
+            f"**{now.canary}** takes {now.percent} % of {spec.service.key}; the plan is {spec.rollout.path}.",
             f"The judge says: {why}" if would == why else f"The judge would promote it: {would}",
             f"It is looked at meanwhile: evidence against it rolls it back at once and withdraws this question. "
             f"No answer until {deadline:%Y-%m-%d %H:%M} UTC rolls it back, too.",

@@ -1,7 +1,8 @@
 """Checkpoint → version: resolve, export, archive, publish.
 
-The tasks share nothing but S3: each may run on another machine. What one hands to the next is a folder below
-`builds/<build>/`, named by everything that shapes the result, so a task that runs twice finds its own work there.
+The tasks share nothing but S3, and a folder where `MODEL_RELEASE_BUILDS` names one; without it each may run on another
+machine. What one hands to the next is a folder below `builds/<build>/`, named by everything that shapes the result, so
+a task that runs twice finds its own work there.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ class BuildOperator(ReleaseOperator):
 
     @property
     def handler(self) -> Path:
-        return self.root / "include" / "handlers" / "image_classifier.py"
+        from model_release.build import runtimes
+
+        return runtimes.handler(self.root, self.spec.runtime)
 
     def step(self, context: Any, name: steps.Name) -> dict[str, Any]:
         """Does a step of the build here: the same that a pod would do."""
@@ -48,7 +51,9 @@ class BuildOperator(ReleaseOperator):
 
         resolved = self.resolved(context)
         service, fingerprint = self.spec.service.name, resolved["fingerprint"]
-        request = steps.Request(name, resolved["build"], service, fingerprint, **steps.asked_of(self.spec))
+        request = steps.Request(
+            name, resolved["build"], service, fingerprint, runtime=self.spec.runtime, **steps.asked_of(self.spec)
+        )
         return steps.run(connections.builds(self.spec), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
@@ -169,11 +174,20 @@ def _begin(record: Any, found: dict[str, Any]) -> None:
 
 
 def check_service(version: Any, spec: ModelSpec) -> None:
-    """Raises `SpecError` for a version that was built for another service: its archive answers under that name."""
+    """Raises `SpecError` for a version that was built for another service, since its archive answers under that name,
+    or for another runtime, since no other can open it."""
     if version.metadata.get("service") != spec.service.name:
         raise SpecError(
             f"version {version.name} was built for service {version.metadata.get('service')}, not for "
             f"{spec.service.name}; build it again for this one"
+        )
+    from model_release.build import runtimes
+
+    runtime = version.metadata.get("runtime", runtimes.DEFAULT)  # versions of earlier editions do not say
+    if runtime != spec.runtime:
+        raise SpecError(
+            f"version {version.name} was built for runtime {runtime}, and the model file says runtime: {spec.runtime}; "
+            f"runtime: {runtime} releases it, or build it again for this one"
         )
 
 
@@ -199,7 +213,7 @@ def check_was_live(store: Store, version: str, released: ReleasedService) -> Non
 
 
 class Export(BuildOperator):
-    """Checkpoint → TorchScript, proven equal to the original at batches 1, 3 and 8.
+    """Checkpoint → what the runtime serves, proven equal to the original at batches 1, 3 and 8.
 
     Run again, it exports again: equal input gives equal bytes, so what follows finds its own work.
     """
@@ -209,7 +223,7 @@ class Export(BuildOperator):
 
 
 class ArchiveModel(BuildOperator):
-    """TorchScript → `.mar` in KServe's layout, which then has to answer real images in a bare environment.
+    """Export → an archive in KServe's layout, which then has to answer real images in a bare environment.
 
     Run again, it archives again: equal input gives equal bytes.
     """
@@ -242,6 +256,7 @@ class Publish(BuildOperator):
                 about = {
                     "model": self.spec.model,
                     "service": self.spec.service.name,
+                    "runtime": self.spec.runtime,
                     "source": source,
                     "evaluation": context["ti"].xcom_pull(task_ids="evaluate"),
                 }

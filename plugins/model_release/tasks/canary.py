@@ -97,7 +97,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
 
     def _longest(self, spec: ModelSpec) -> timedelta:
         rollout = spec.rollout
-        return len(rollout.steps) * rollout.deadline + spec.answer_within + rollout.ready_within
+        return rollout.deadline + spec.answer_within + rollout.ready_within
 
     def _recorded(self, run: Run, event: dict[str, Any]) -> Release:
         """The release after what the drive said, which is recorded; or the trouble that ended it, raised."""

@@ -42,17 +42,18 @@ from model_release.tasks.serve import GoDirect, GoLive, Promote, RollBack, Smoke
 ROLL_BACK = "roll_back"
 
 
-def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = ()) -> DAG:
-    """`release_<model>`. `project` is the folder that holds dags/ and include/; the form suggests `versions`."""
+def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), plan: Sequence[str] = ()) -> DAG:
+    """`release_<model>`. `project` is the folder that holds dags/ and include/; the form suggests `versions`, and tells
+    what the last `plan` said."""
     with DAG(
         f"release_{spec.model}",
-        description=f"Releases {spec.model} on {spec.service.key} by canary: {_path(spec)}",
+        description=f"Releases {spec.model} on {spec.service.key} by canary: {spec.rollout.path}",
         doc_md=_documentation(spec),
         schedule=_schedule(spec, project),
         start_date=datetime(2024, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
-        params=form(versions),
+        params=form(versions, plan),
         default_args=RETRIES,
         tags=["model-release", spec.model, spec.service.key],
     ) as dag:
@@ -132,10 +133,6 @@ def _schedule(spec: ModelSpec, project: Path) -> Any:
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(spec.schedule, timezone="UTC"), assets=[new])
 
 
-def _path(spec: ModelSpec) -> str:
-    return " → ".join(f"{percent} %" for percent in (*spec.rollout.steps, 100))
-
-
 def _documentation(spec: ModelSpec) -> str:
     """Markdown, for whoever opens the DAG. The model file is part of it: a change of it is a new version of the DAG."""
     limits = ", ".join(metric.name for metric in spec.judge.metrics if not metric.observe)
@@ -143,7 +140,7 @@ def _documentation(spec: ModelSpec) -> str:
     return "\n\n".join(
         [
             f"Builds the newest candidate of `{spec.model}` and puts it live on `{spec.service.key}`: "
-            f"{_path(spec)} of the traffic{bake}. Each step waits for evidence on {limits}, from at least "
+            f"{spec.rollout.path} of the traffic{bake}. It gets more on evidence on {limits}, from at least "
             f"{spec.judge.min_requests} requests; evidence against the new version, or none by the deadline of "
             f"{format_duration(spec.rollout.deadline)}, rolls back.",
             "**Trigger** starts one; everything in its form may stay as it is. **Backfill** builds and evaluates older "

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import MetricsRefused
@@ -15,9 +18,9 @@ from model_release.tasks.run import Run
 if TYPE_CHECKING:
     from model_release.cluster.change import Canary
     from model_release.cluster.release import Release, Watched
-    from model_release.judging import Past
+    from model_release.judging import Past, Policy, Window
     from model_release.judging.record import Record
-    from model_release.release.look import Watch
+    from model_release.release.look import Stretch, Watch
 
 
 def began_with(release: Release, now: ModelSpec) -> ModelSpec:
@@ -25,9 +28,20 @@ def began_with(release: Release, now: ModelSpec) -> ModelSpec:
     return ModelSpec.model_validate_json(release.spec) if release.spec else now
 
 
-def rules(spec: ModelSpec) -> Rules:
-    """What the model file says about the way of a canary."""
-    return Rules(spec.rollout.steps, spec.approval, format_duration(spec.answer_within))
+def rules(spec: ModelSpec, before: Past | None = None) -> Rules:
+    """What the model file says about the way of a canary. `before`: what stable did, by whose traffic a ramp begins;
+    without it, it begins at its first level."""
+    steps = spec.rollout.steps or (_first_share(spec, before),)
+    return Rules(steps, spec.approval, format_duration(spec.answer_within))
+
+
+def _first_share(spec: ModelSpec, before: Past | None) -> int:
+    from model_release.judging import Policy, ramp
+
+    way = Policy.from_dict(spec.policy(1)).ramp
+    counts = [side.requests for side in (before.windows if before else ()) if side.requests]
+    assert way is not None
+    return round(100 * ramp.begin(way, sum(counts) / len(counts) if counts else math.inf))
 
 
 def past(spec: ModelSpec, release: Release, claimed: datetime) -> tuple[Past, str]:
@@ -54,7 +68,7 @@ def past(spec: ModelSpec, release: Release, claimed: datetime) -> tuple[Past, st
         )
     except MetricsRefused as error:  # the connection says what cannot be
         found, trouble = nothing, str(error)
-    before = Judge(Policy.from_dict(spec.policy(spec.rollout.steps[0])), found).before
+    before = Judge(Policy.from_dict(spec.policy(1)), found).before
     if not before:
         return nothing, f"no past: {trouble or f'{revision} had no request that Prometheus knows of'}"
     return found, f"stable before this release: {before}" + (f" (not further: {trouble})" if trouble else "")
@@ -79,11 +93,11 @@ def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str, before: Past | N
 
     return Drive(
         canary=canary,
-        rules=rules(spec),
+        rules=rules(spec, before),
         services=InferenceServices(client),
         leases=leases,
         owner=Owner(run.dag_id, run.run_id, run.url, run.installation),
-        watch=lambda stretch: watch(spec, canary, stretch, before),
+        watch=Watches(spec, canary, before),
         prove=prove,
         window=spec.rollout.window,
         patience=spec.rollout.ready_within,
@@ -91,49 +105,107 @@ def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str, before: Past | N
     )
 
 
-def watch(spec: ModelSpec, canary: Canary, stretch: Watched, before: Past | None) -> Watch:
-    """The watch of a stretch of time that the lease names."""
-    from model_release.judging import Judge, Policy
-    from model_release.metrics import ValueReader, WindowReader
-    from model_release.release.look import Watch
+@dataclass
+class Watches:
+    """Makes the watch of the last of a release's stretches, with those before it. What was counted in one is kept for
+    the next; made anew, all of it is read again."""
 
-    opened = datetime.fromisoformat(str(stretch.opened_at))
-    policy = Policy.from_dict(
-        spec.policy(stretch.percent, guard=stretch.beside_question, again=stretch.again),
-    )
-    named = {value.name for value in policy.values}
-    prometheus, stable = connections.prometheus(), None if stretch.percent is None else canary.baseline
-    return Watch(
-        reader=WindowReader(
-            prometheus,
-            spec.judge,
-            namespace=canary.namespace,
-            canary=canary.revision,
-            stable=stable,
-            start=opened,
-            window=spec.rollout.window,
-        ),
-        values=ValueReader(
-            prometheus,
-            [value for value in spec.judge.values if value.name in named],
-            namespace=canary.namespace,
-            service=canary.name,
-            canary=canary.revision,
-            stable=stable,
-        ),
-        judge=Judge(policy, before),
-        canary=canary,
-        percent=stretch.percent,
-        window=spec.rollout.window,
-        opened=opened,
-        deadline=opened + _length(spec, stretch),
-    )
+    spec: ModelSpec
+    canary: Canary
+    before: Past | None
+    stretches: dict[str, Stretch] = field(default_factory=dict)
+
+    def __call__(self, watched: Sequence[Watched]) -> Watch:
+        from model_release.judging import Judge
+        from model_release.release.look import Watch
+
+        bake = watched[-1].percent is None
+        earlier = [one for one in watched[:-1] if one.opened_at is not None and not bake]
+        over = [self._stretch(one, earlier[:place]) for place, one in enumerate(earlier)]
+        stretch = self._stretch(watched[-1], earlier)
+        return Watch(stretch, Judge(stretch.policy, self.before), self.canary, over)
+
+    def _stretch(self, one: Watched, earlier: Sequence[Watched]) -> Stretch:
+        """A stretch as far as the lease knows it now, with what was counted in it so far; `earlier` are those before
+        it."""
+        from model_release.judging import Policy
+
+        key = str(one.opened_at)
+        if key not in self.stretches:
+            policy = Policy.from_dict(self.spec.policy(one.percent, **self._answered(one, earlier)))
+            self.stretches[key] = self._read_from(one, policy)
+        stretch = self.stretches[key]
+        if one.until is None:
+            stretch.end, stretch.most = _end(self.spec, [*earlier, one]), None
+        else:
+            stretch.most = self._windows(one)
+            stretch.end = stretch.opened + stretch.most * stretch.window
+        return stretch
+
+    def _windows(self, one: Watched) -> int:
+        """How many windows of a stretch that is over count. An older edition's, and one that a person's word ended, say
+        none: all that ended in it."""
+        if one.windows is not None:
+            return one.windows
+        length = datetime.fromisoformat(str(one.until)) - datetime.fromisoformat(str(one.opened_at))
+        return max(length // self.spec.rollout.window, 0)
+
+    def _answered(self, one: Watched, earlier: Sequence[Watched]) -> dict[str, Any]:
+        """What the policy says of a canary about which a person is asked, or was."""
+        if one.beside_question:
+            return {"guard": True, "answered": sum(map(self._windows, earlier))}
+        last = max((place for place, before in enumerate(earlier) if before.beside_question), default=-1)
+        if last < 0:
+            return {}
+        answered = sum(map(self._windows, earlier[: last + 1]))
+        watched = sum(self._windows(before) for before in earlier if not before.beside_question)
+        # Watched longer is as long again as it was watched before.
+        return {"answered": answered, "least_windows": answered + watched if one.again else 1}
+
+    def _read_from(self, one: Watched, policy: Policy) -> Stretch:
+        from model_release.metrics import ValueReader, WindowReader
+        from model_release.release.look import Stretch
+
+        opened, window = datetime.fromisoformat(str(one.opened_at)), self.spec.rollout.window
+        named = {value.name for value in policy.values}
+        canary, prometheus = self.canary, connections.prometheus()
+        stable = None if one.percent is None else canary.baseline
+        return Stretch(
+            reader=WindowReader(
+                prometheus,
+                self.spec.judge,
+                namespace=canary.namespace,
+                canary=canary.revision,
+                stable=stable,
+                start=opened,
+                window=window,
+            ),
+            values=ValueReader(
+                prometheus,
+                [value for value in self.spec.judge.values if value.name in named],
+                namespace=canary.namespace,
+                service=canary.name,
+                canary=canary.revision,
+                stable=stable,
+            ),
+            percent=one.percent,
+            policy=policy,
+            opened=opened,
+            end=opened,
+            window=window,
+        )
 
 
-def _length(spec: ModelSpec, stretch: Watched) -> timedelta:
-    if stretch.percent is None:
-        return spec.rollout.bake
-    return spec.answer_within if stretch.beside_question else spec.rollout.deadline
+def _end(spec: ModelSpec, stretches: Sequence[Watched]) -> datetime:
+    """When the last stretch has no more windows. The whole canary has one deadline, and another one after each word of
+    a person."""
+    one = stretches[-1]
+    if one.percent is None:
+        return datetime.fromisoformat(str(one.opened_at)) + spec.rollout.bake
+    if one.beside_question:
+        return datetime.fromisoformat(str(one.opened_at)) + spec.answer_within
+    asked = max((place for place, before in enumerate(stretches) if before.beside_question), default=-1)
+    return datetime.fromisoformat(str(stretches[asked + 1].opened_at)) + spec.rollout.deadline
 
 
 def outcome(done: Drive) -> dict[str, Any]:
@@ -143,21 +215,33 @@ def outcome(done: Drive) -> dict[str, Any]:
 
 
 def counted(done: Drive) -> dict[str, Any]:
-    """What was counted and moved, for the record: `put` reads it."""
-    before = next((one.judge.past for one in done.watches.values()), None)
+    """What was counted and moved, for the record: `put` reads it. With the stretches before those that were watched:
+    the drive that watched them may not have come to record all of it."""
+    steps: dict[str, dict[str, Any]] = {}
+    for watch in done.watches.values():
+        before = watch.before if watch.has_caught_up else ()
+        for place, one in enumerate(before):
+            steps.setdefault(one.key, _step(one, one.carried, before[:place], final=False))
+        # The last watch of a stretch knows how much of it counts for those after it.
+        for one in before:
+            steps[one.key]["windows"] = [window.to_dict() for window in one.carried]
+        steps[watch.stretch.key] = _step(watch.stretch, watch.windows, before, final=watch.final)
+    past = next((one.judge.past for one in done.watches.values()), None)
     return {
-        "past": before.to_dict() if before else None,
-        "steps": [
-            {
-                "percent": one.percent,
-                "opened": one.opened.isoformat(),
-                "policy": one.judge.policy.to_dict(),
-                "windows": [window.to_dict() for window in one.windows],
-                "final": one.final,
-            }
-            for one in done.watches.values()
-        ],
+        "past": past.to_dict() if past else None,
+        "steps": list(steps.values()),
         "moved": [vars(one) for one in done.moved],
+    }
+
+
+def _step(one: Stretch, windows: Sequence[Window], before: Sequence[Stretch], *, final: bool) -> dict[str, Any]:
+    return {
+        "percent": one.percent,
+        "opened": one.key,
+        "policy": one.policy.to_dict(),
+        "windows": [window.to_dict() for window in windows],
+        "final": final,
+        "carried": [[earlier.key, len(earlier.carried)] for earlier in before],
     }
 
 
@@ -171,17 +255,21 @@ def told(found: dict[str, Any]) -> Past | None:
 def put(record: Record, spec: ModelSpec, found: dict[str, Any]) -> None:
     """Into the record what `counted` gave: each step is judged again from its counts. Again: it replaces itself; what
     the record has of a step from a later look stands."""
-    from model_release.judging import Policy, Window, judge
+    from model_release.judging import Policy, judge
+    from model_release.judging.window import windows_from
 
     before = told(found)
+    counts = {step["opened"]: step["windows"] for step in found["steps"]}
     for step in found["steps"]:
+        if not step["windows"] and not step["final"]:
+            continue
         opened = datetime.fromisoformat(step["opened"])
-        windows = [Window.from_dict(one) for one in step["windows"]]
-        if not windows and not step["final"]:
+        has = records.windows_of(record, step["percent"], opened)
+        if not step["final"] and has >= len(step["windows"]):
             continue
-        if not step["final"] and records.windows_of(record, step["percent"], opened) > len(windows):
-            continue
-        policy = Policy.from_dict(step["policy"])
+        carried = [(key, count) for key, count in step.get("carried", ())]
+        windows, policy = windows_from(step["windows"]), Policy.from_dict(step["policy"])
+        earlier = windows_from([one for key, count in carried for one in counts[key][:count]])
         record.record_past(before)
         records.put_step(
             record,
@@ -191,7 +279,8 @@ def put(record: Record, spec: ModelSpec, found: dict[str, Any]) -> None:
             policy=policy,
             windows=windows,
             final=step["final"],
-            verdict=judge(policy, windows, before, final=step["final"]),
+            verdict=judge(policy, [*earlier, *windows], before, final=step["final"]),
+            carried=carried,
         )
     for move in found["moved"]:
         record.record_traffic(move["time"], move["change"], move["percent"], move["revisions"])

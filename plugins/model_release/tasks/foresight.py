@@ -14,11 +14,11 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections
 
 
-def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[str, Any]:
+def foresee(spec: ModelSpec, stable: str, started: str | None, say: Callable[[str], None]) -> dict[str, Any]:
     """Looks at the stable revision in Prometheus and plans the release; returns the plan for the record.
 
-    A plan that cannot decide at the present traffic is told and not refused: the traffic of the next hour is not
-    known. Asked again, it looks again.
+    A plan that cannot decide in time was refused by the preflight, or let pass by who wrote the model file: here it is
+    told. `started`: since when the revision's name means this one. Asked again, it looks again.
 
     Raises:
         MetricsRefused: the stable revision has no metrics of this profile, or no histogram for a limit on durations; a
@@ -26,27 +26,19 @@ def foresee(spec: ModelSpec, stable: str, say: Callable[[str], None]) -> dict[st
         MetricsUnavailable: Prometheus does not answer now, or it counts others by this profile and the stable revision,
             which may be a minute old, not yet.
     """
-    from model_release.judging import Policy
-    from model_release.judging.plan import plan
-    from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics import bucket_edges, check_limits, presence, profile
+    from model_release.release.plan import foresee as planned
 
     prometheus, metrics = connections.prometheus(), profile(spec.judge.profile, spec.judge.labels)
-    namespace, rollout = spec.service.namespace, spec.rollout
-    seen = presence(prometheus, metrics, namespace, stable, window=rollout.window, asked=spec.judge.metrics)
+    namespace = spec.service.namespace
+    seen = presence(prometheus, metrics, namespace, stable, window=spec.rollout.window, asked=spec.judge.metrics)
     if not seen.ok:
         refused = MetricsUnavailable if seen.passing else MetricsRefused
         raise refused(f"a canary beside {stable} could not be judged: {seen.sentence}")
     check_limits(
         bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the live histogram of {stable}"
     )
-    rate = request_rate(prometheus, metrics, namespace, stable) or 0.0
-    planned = plan(
-        Policy.from_dict(spec.policy(rollout.steps[0])),
-        requests_per_minute=rate,
-        deadline_minutes=rollout.deadline.total_seconds() / 60,
-        window_seconds=rollout.window.total_seconds(),
-        shares=[step / 100 for step in rollout.steps],
-    )
-    for sentence in planned.sentences:
+    found = planned(spec, prometheus, stable, started)
+    for sentence in found.sentences:
         say(sentence)
-    return {"requests_per_minute": rate, **planned.to_dict()}
+    return found.to_dict()

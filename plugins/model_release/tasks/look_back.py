@@ -49,14 +49,21 @@ class LookBack(ReleaseOperator):
     def judged(self, past: Record) -> dict[str, Any]:
         """`record.retrospect`: of which release, and for each of its steps what is said now, from which counts."""
         from model_release.judging import EvidenceError, Policy, judge
+        from model_release.judging.replay import in_place
 
         steps = []
+        counted: dict[str, list[Window]] = {}
+        carried = {opened for step in past.steps for opened, _ in step.get("carried", ())}
         for step in past.steps:
             # A step at 100 % is the bake, in which nothing stands beside the canary.
-            policy = Policy.from_dict(self.spec.policy(None if step["percent"] == 100 else step["percent"]))
+            today = Policy.from_dict(self.spec.policy(None if step["percent"] == 100 else step["percent"]))
+            policy = in_place(today, Policy.from_dict(step["policy"]))
             source, windows = self.counts(past, step, policy)
+            counted[step["opened"]] = windows
+            before = [one for opened, n in step.get("carried", ()) for one in counted.get(opened, [])[:n]]
             try:
-                verdict: Verdict | None = judge(policy, windows, past.past_of(step), final=True)
+                over = step["opened"] not in carried
+                verdict: Verdict | None = judge(policy, [*before, *windows], past.past_of(step), final=over)
                 reason = verdict.reason if verdict else ""
             except EvidenceError as error:
                 verdict, reason = None, f"cannot be judged by today's limits: {error}"
@@ -74,7 +81,7 @@ class LookBack(ReleaseOperator):
 
     def counts(self, past: Record, step: dict[str, Any], policy: Policy) -> tuple[str, list[Window]]:
         """Where the counts of a step come from, and they."""
-        from model_release.judging.record import asked_for
+        from model_release.judging.replay import asked_for
         from model_release.judging.window import windows_from
         from model_release.metrics import WindowReader
 

@@ -12,8 +12,9 @@ VERSION_PATTERN = "^[0-9a-f]{16}$"
 REVISION_PATTERN = "^[A-Za-z0-9][A-Za-z0-9._/-]*$"
 
 
-def form(versions: Sequence[str] = ()) -> dict[str, Any]:
-    """The Params of a release DAG. `versions` are suggested; others may be named."""
+def form(versions: Sequence[str] = (), plan: Sequence[str] = ()) -> dict[str, Any]:
+    """The Params of a release DAG. `versions` are suggested; others may be named. `plan`: what the last one said."""
+    planned = f" The last preflight said of a canary: {' '.join(plan)}" if plan else ""
     return {
         "version": Param(
             None,
@@ -44,7 +45,7 @@ def form(versions: Sequence[str] = ()) -> dict[str, Any]:
                 "direct": "direct: all traffic at once, for a version that was live before; needs a note",
             },
             title="Roll-out",
-            description="What becomes of the version once it is published.",
+            description=f"What becomes of the version once it is published.{planned}",
         ),
         "note": Param(
             None,

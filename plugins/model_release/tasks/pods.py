@@ -136,10 +136,10 @@ class StepInPod(KubernetesPodOperator):
 
     @property
     def toolchain(self) -> dict[str, str]:
+        from model_release.build import runtimes
         from model_release.build.export import toolchain
 
-        handler = self.root / "include" / "handlers" / "image_classifier.py"
-        return toolchain(handler, **steps.asked_of(self.spec))
+        return toolchain(runtimes.handler(self.root, self.spec.runtime), **steps.asked_of(self.spec))
 
 
 class ExportInPod(StepInPod):
@@ -150,7 +150,7 @@ class ExportInPod(StepInPod):
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
         asked = steps.Request("export", build, service, resolved["fingerprint"], self.toolchain, release=release)
-        return replace(asked, **steps.asked_of(self.spec))
+        return replace(asked, runtime=self.spec.runtime, **steps.asked_of(self.spec))
 
 
 class ArchiveInPod(StepInPod):
@@ -161,7 +161,7 @@ class ArchiveInPod(StepInPod):
     def request(self, context: Any, resolved: dict[str, Any]) -> steps.Request:
         build, service, release = resolved["build"], self.spec.service.name, Run.of(context, self.spec).release
         asked = steps.Request("archive", build, service, resolved["fingerprint"], self.toolchain, release=release)
-        return replace(asked, **steps.asked_of(self.spec))
+        return replace(asked, runtime=self.spec.runtime, **steps.asked_of(self.spec))
 
 
 class EvaluateInPod(StepInPod):

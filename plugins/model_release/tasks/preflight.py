@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from model_release.errors import NotReady, NotReadyYet
 from model_release.spec import ModelSpec
-from model_release.tasks import connections
+from model_release.tasks import connections, suggestions
 from model_release.tasks.base import ReleaseOperator
 from model_release.tasks.run import Run
 
@@ -18,9 +18,10 @@ if TYPE_CHECKING:
 
 class Preflight(ReleaseOperator):
     """Looks at cluster, store, metrics and clocks, a log line for each, and ends the release where an error would end
-    it later, with traffic moved by then. Runs that move no traffic are looked at too, and go on: they need less.
+    it later, with traffic moved by then: also a canary that its deadline would end, more often than not. Runs that move
+    no traffic are looked at too, and go on: they need less.
 
-    Returns the findings. Run again, it looks again.
+    Returns the findings; the form shows what the plan says. Run again, it looks again.
     """
 
     def __init__(self, *, root: Path, **kwargs: Any) -> None:
@@ -28,14 +29,18 @@ class Preflight(ReleaseOperator):
         self.root = root
 
     def release(self, context: Any, run: Run) -> list[dict[str, Any]]:
-        from model_release.doctor import Level, examine
+        from model_release.doctor import PLAN, Level, examine
 
         found = []
         for one in examine(replace(world(self.spec, self.root), address=run.installation)):
             say = {Level.OK: self.log.info, Level.WARNING: self.log.warning, Level.ERROR: self.log.error}[one.level]
             say("%s", one)
             found.append(one)
+        if plan := [one.sentence for one in found if one.check == PLAN and one.level is Level.OK]:
+            suggestions.remember(self.spec.model, plan=plan)
         errors = [one for one in found if one.level is Level.ERROR]
+        if run.rollout != "canary":  # nobody waits for the judge
+            errors = [one for one in errors if one.check != PLAN]
         if errors and run.moves_traffic:
             lasting = [one for one in errors if not one.passing]
             first = (lasting or errors)[0]

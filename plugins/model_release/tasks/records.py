@@ -15,7 +15,7 @@ from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
     from model_release.judging import Policy, Verdict, Window
-    from model_release.judging.record import Record
+    from model_release.judging.record import Carried, Record
     from model_release.store.store import Store
 
 log = logging.getLogger(__name__)
@@ -111,8 +111,10 @@ def put_step(
     windows: Sequence[Window],
     final: bool,
     verdict: Verdict,
+    carried: Sequence[Carried] = (),
 ) -> None:
-    """What was counted and said at one step, as far as it has come; `percent` None is the bake after promotion."""
+    """What was counted and said at one step, as far as it has come; `percent` None is the bake after promotion.
+    `carried`: the steps before, whose windows its judge had taken in."""
     record.record_step(
         100 if percent is None else percent,
         opened.isoformat(timespec="milliseconds"),
@@ -121,6 +123,7 @@ def put_step(
         windows=windows,
         final=final,
         verdict=verdict,
+        carried=carried,
     )
 
 

@@ -59,7 +59,7 @@ class Stage(ReleaseOperator):
             baseline = self._after_another(released, now, live, wanted)
             now = released.claim()
         if baseline.revision is not None:
-            plan = foresee(self.spec, baseline.revision, self.log.info)
+            plan = foresee(self.spec, baseline.revision, baseline.started, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
         if not now.promoted:  # what is staged again after its promotion stays promoted, where it is found so
             now = released.note(phase=Phase.STAGED, watches=(), word=None, promoted_at=None, cause=None)

@@ -85,11 +85,13 @@ def _released(record: Record, stats: Any) -> None:
     for change in record.traffic:
         seconds = round(_moment(change["time"]).timestamp(), 3)
         stats.gauge(TRAFFIC_TIMESTAMP, seconds, tags=tags | {"change": change["task"]})
+    carried = {opened for step in record.steps for opened, _ in step.get("carried", ())}
     for step in record.steps:
-        _step(step, tags, stats)
+        _step(step, tags, stats, goes_on=step["opened"] in carried)
 
 
-def _step(step: dict[str, Any], tags: dict[str, str], stats: Any) -> None:
+def _step(step: dict[str, Any], tags: dict[str, str], stats: Any, *, goes_on: bool) -> None:
+    """`goes_on`: its evidence is carried to another step, with which it is one test."""
     verdict, percent = step["verdict"], {"percent": str(step["percent"])}
     if step["windows"] and step["windows"][-1].get("end"):
         length = _moment(step["windows"][-1]["end"]) - _moment(step["opened"])
@@ -98,7 +100,7 @@ def _step(step: dict[str, Any], tags: dict[str, str], stats: Any) -> None:
     stats.incr(CAUGHT, int(verdict["decision"] == "rollback"), tags=tags | percent)
     for metric in verdict["metrics"]:
         against = metric["evidence_against"]
-        if against is None or metric["observe"]:
+        if against is None or metric["observe"] or goes_on:
             continue
         stats.incr(TESTS, tags=tags)
         for level in LEVELS:

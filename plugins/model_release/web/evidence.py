@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 from model_release.web import words
 
 if TYPE_CHECKING:
-    from model_release.judging.record import Look, Record
+    from model_release.judging.record import Record
+    from model_release.judging.replay import Look
     from model_release.judging.verdict import MetricVerdict, Verdict
 
 Json = dict[str, Any]
@@ -34,7 +35,7 @@ def evidence(record: Record) -> Json:
     return {
         "steps": [_step(step) for step in record.steps],
         "looks": rows,
-        "course": _course(looks, rows),
+        "course": _course(looks, rows, {key for key, step in counted.items() if step.get("carried")}),
         "metrics": [_meter(metric) for metric in last.metrics] if last else [],
         "values": [_value(asdict(value)) for value in last.values] if last else [],
         "reason": words.passed(last.reason) if last else "",
@@ -90,8 +91,9 @@ def _side(side: Json | None) -> Json | None:
     return {"requests": side.get("requests"), "bad": dict(side.get("bad") or {})}
 
 
-def _course(looks: list[Look], rows: list[Json]) -> Json:
-    """One point for each look, and an empty one between two steps, whose evidence begins anew."""
+def _course(looks: list[Look], rows: list[Json], carried: set[tuple[int, str]]) -> Json:
+    """One point for each look, and an empty one before a step whose evidence begins anew, as all steps' but those of
+    `carried`."""
     names = dict.fromkeys(metric.name for look in looks for metric in look.verdict.metrics)
     times: list[float] = []
     against: list[float | None] = []
@@ -102,7 +104,7 @@ def _course(looks: list[Look], rows: list[Json]) -> Json:
         moment = seconds(look.end)
         if moment is None:
             continue
-        if step is not None and step != (look.percent, look.opened):
+        if step not in (None, (look.percent, look.opened)) and (look.percent, look.opened) not in carried:
             times.append((times[-1] + moment) / 2)
             for line in (against, favour, *(line for sides in shares.values() for line in sides.values())):
                 line.append(None)

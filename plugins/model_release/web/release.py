@@ -70,7 +70,9 @@ def _track(record: Record, spec: ModelSpec, steps: list[Json]) -> list[Json]:
     """The way from 0 to 100 %: each step of the plan, and how far the release came on it."""
     passed = {step["percent"]: step for step in steps if not step["bake"]}
     opened = {int(entry["percent"]) for entry in record.traffic}
-    percents = sorted({0, 100, *spec.rollout.steps, *passed} if record.outcome is None else {0, 100, *passed})
+    ramp = spec.rollout.ramp
+    planned = spec.rollout.steps if ramp is None else (ramp.most,)
+    percents = sorted({0, 100, *planned, *passed} if record.outcome is None else {0, 100, *passed})
     now = int(record.traffic[-1]["percent"]) if record.traffic else None
     track = []
     for percent in percents:

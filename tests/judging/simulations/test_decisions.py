@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from model_release.judging import Policy
+from model_release.judging import Past, Policy
 from model_release.judging.plan import plan
 from model_release.judging.simulate import interval, outcomes
 from model_release.judging.verdict import PROMOTE, ROLL_BACK
@@ -114,16 +114,15 @@ def test_a_good_canary_is_promoted_after_at_most_half_as_many_requests_again_as_
     ("limits", "rate"), [({"max_rate": 0.02}, 0.004), ({"max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005}, 0.002)]
 )
 def test_a_plan_keeps_its_word(limits: dict[str, float], rate: float) -> None:
-    """What it says can be found is found in four of five releases, and good canaries are promoted in its time."""
-    p = Policy.from_dict({"metrics": [{"name": "errors", **limits}]})
-    made = plan(
-        p, requests_per_minute=1200, deadline_minutes=20, window_seconds=10, shares=[0.1], stable_rates={"errors": rate}
-    ).steps[0]
-    worse = made.metrics[0].smallest_regression
-    assert worse is not None
-    codes, _ = outcomes(p, traffic(26, 20, 180, worse, rate, length=made.windows))
-    assert 0.72 <= (codes == ROLL_BACK).mean() <= 0.97
-    needed = made.requests_needed
-    assert needed is not None
-    codes, _ = outcomes(p, traffic(27, 20, 180, rate, rate, length=int(np.ceil(needed / 20))))
-    assert 0.72 <= (codes == PROMOTE).mean() <= 0.97
+    """What it says is found is found in four of five releases, and good canaries are promoted in its time."""
+    p = Policy.from_dict({"metrics": [{"name": "errors", **limits}], "traffic": 0.1})
+    counted = Past.from_dict({"windows": [{"requests": 2000, "bad": {"errors": round(2000 * rate)}}] * 100})
+    made = plan(p, requests_per_second=20, deadline_minutes=20, window_seconds=10, past=counted)
+    (metric,) = made.metrics
+    requests, bad = (np.broadcast_to(part, (RELEASES, *part.shape)) for part in counted.counts(p))
+    worse, found = metric.smallest or metric.worse * metric.limit, metric.minutes_found or made.deadline_minutes
+    codes, _ = outcomes(p, traffic(26, 20, 180, worse, rate, length=round(found * 6)), (requests, bad))
+    assert 0.68 <= (codes == ROLL_BACK).mean() <= 0.97
+    assert made.minutes_needed is not None
+    codes, _ = outcomes(p, traffic(27, 20, 180, rate, rate, length=round(made.minutes_needed * 6)), (requests, bad))
+    assert 0.68 <= (codes == PROMOTE).mean() <= 0.97

@@ -1,8 +1,8 @@
 """The answers of a packaged archive to labelled images, asked once and then kept in the store.
 
-`evaluations/<archive>-<images>.json`, named by the first 16 digits of the .mar's SHA-256 (which covers model, labels,
-preprocessing and handler) and of the images' digest: a retry, a backfill, another run and the next release, for which
-this version is the stable one, find it there.
+`evaluations/<archive>-<images>.json`, named by the first 16 digits of the archive's SHA-256 (which covers model,
+labels, preprocessing and handler) and of the images' digest: a retry, a backfill, another run and the next release,
+for which this version is the stable one, find it there.
 """
 
 from __future__ import annotations
@@ -15,11 +15,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
-from model_release.build import processes
+from model_release.build import processes, runtimes
 from model_release.build.evaluation.images import LabelledImages
 from model_release.build.evaluation.measures import Answer
 from model_release.build.inspection import MAX_TEXT
-from model_release.build.runtimes import torchserve
 from model_release.errors import ArchiveError, StoreUnavailable, VersionDamaged
 from model_release.store import files
 from model_release.store.folder import Prefix
@@ -37,7 +36,7 @@ _SECONDS_AN_IMAGE = 10.0  # some seventy times what a ViT-base takes on two core
 
 @dataclass(frozen=True)
 class Subject:
-    """An archive whose answers are asked for. `bring(folder)` gives its .mar, downloaded there where it must be."""
+    """An archive whose answers are asked for. `bring(folder)` gives its file, downloaded there where it must be."""
 
     version: str
     sha256: str
@@ -48,34 +47,34 @@ class Subject:
 def built(archive: Archive) -> Subject:
     """The archive that a build left, under the name that it will have as a version."""
     version = version_name(files.digests(archive.directory))
-    return Subject(version, archive.sha256, labels_of(archive.mar), lambda _: archive.mar)
+    return Subject(version, archive.sha256, labels_of(archive.file), lambda _: archive.file)
 
 
 def published(version: Version, s3: Any) -> Subject:
     """A version in the store, fetched with the boto3 client `s3` and held to its SHA-256. Raises `VersionDamaged`."""
-    mars = torchserve.model_files(version.files)
+    found = runtimes.archives(version.files)
     labels = version.metadata.get("labels")
-    if len(mars) != 1 or not labels:
-        raise VersionDamaged(f"{version.storage_uri} has {len(mars)} archives and {len(labels or ())} labels")
-    sha256 = str(version.files[mars[0]]["sha256"])
+    if len(found) != 1 or not labels:
+        raise VersionDamaged(f"{version.storage_uri} has {len(found)} archives and {len(labels or ())} labels")
+    sha256 = str(version.files[found[0]]["sha256"])
 
     def bring(folder: Path) -> Path:
-        target = folder / f"{version.name}.mar"
-        Prefix(s3, version.storage_uri).bring(mars[0], target)
+        target = folder / f"{version.name}{runtimes.of_archive(Path(found[0])).SUFFIX}"
+        Prefix(s3, version.storage_uri).bring(found[0], target)
         if files.sha256(target) != sha256:
-            raise VersionDamaged(f"{version.storage_uri}{mars[0]} is not what its version.json says")
+            raise VersionDamaged(f"{version.storage_uri}{found[0]} is not what its version.json says")
         return target
 
     return Subject(version.name, sha256, tuple(map(str, labels)), bring)
 
 
-def labels_of(mar: Path) -> tuple[str, ...]:
+def labels_of(file: Path) -> tuple[str, ...]:
     """The labels that the archive's model knows, in the order of its outputs."""
     try:
-        with zipfile.ZipFile(mar) as archive, archive.open("model.json") as file:
-            return tuple(json.loads(file.read(MAX_TEXT))["labels"])
+        with zipfile.ZipFile(file) as archive, archive.open("model.json") as content:
+            return tuple(json.loads(content.read(MAX_TEXT))["labels"])
     except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise ArchiveError(f"{mar.name} has no model.json with labels: {error}") from error
+        raise ArchiveError(f"{file.name} has no model.json with labels: {error}") from error
 
 
 def answers(
@@ -109,13 +108,13 @@ def answers(
 
 
 def run(
-    mar: Path, images: list[tuple[str, Path]], *, batch: int, what: str, log: Callable[[str], None]
+    archive: Path, images: list[tuple[str, Path]], *, batch: int, what: str, log: Callable[[str], None]
 ) -> dict[str, Answer]:
-    """{image: answer}, asked of the .mar in a process of its own. Raises `ArchiveError`."""
+    """{image: answer}, asked of the archive in a process of its own. Raises `ArchiveError`."""
     log(f"asking {what} for {len(images)} images, {batch} at once")
     with TemporaryDirectory(prefix="evaluate-") as folder:
         request = {
-            "mar": str(mar.resolve()),
+            "archive": str(archive.resolve()),
             "images": [[name, str(file.resolve())] for name, file in images],
             "batch": batch,
             "output": str(Path(folder, "answers.json")),

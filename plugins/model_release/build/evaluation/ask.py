@@ -1,16 +1,16 @@
 """Asks an archive's own handler for labelled images: `python -m model_release.build.evaluation.ask request.json`.
 
 A program of its own, as the export is: it gives its memory back, and the worker's secrets are not in it. The handler
-is taken out of the .mar and called as TorchServe calls it without the envelope, one row for each image, so reading,
-preprocessing and answering are those that are served.
+is taken out of the archive and called as its server calls it, one row for each image, so reading, preprocessing and
+answering are those that are served.
 
-The request: `mar`, `images` ([[name, file], …]), `batch`, `output` (a file that gets [[name, label, score, fault], …]).
-Prints `{"progress": text}` lines, then `{"report": {…}}` or `{"error": class, "message": line}`.
+The request: `archive`, `images` ([[name, file], …]), `batch`, `output` (a file that gets
+[[name, label, score, fault], …]). Prints `{"progress": text}` lines, then `{"report": {…}}` or
+`{"error": class, "message": line}`.
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 import os
@@ -23,7 +23,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from model_release.build.bare_check import Context, stand_in_for_torchserve, unpack
+from model_release.build import runtimes
+from model_release.build.bare_check import unpack
 from model_release.build.evaluation.measures import Answer
 
 _LINE_EVERY = 5.0  # seconds
@@ -31,25 +32,10 @@ _LINE_EVERY = 5.0  # seconds
 Image = tuple[str, str]  # name, file
 
 
-class Request(Context):
-    """One call of the handler: which of its rows it refused."""
-
-    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
-        super().__init__(folder, manifest)
-        self.refused: set[int] = set()
-
-    def set_response_content_type(self, row: int, kind: str) -> None:
-        """Nobody reads it here."""
-
-    def set_response_status(self, code: int = 200, phrase: str = "", row: int = 0) -> None:
-        if code >= 400:
-            self.refused.add(row)
-
-
 class OneThread:
     """Stands where the handler keeps its model: forward passes run one after the other in a thread of their own.
 
-    So they do in a TorchServe worker. Passes from several threads would each have a pool of OpenMP threads, and the
+    So they do in a server. Passes from several threads would each have a pool of OpenMP threads, and the
     idle pools' spinning takes the cores away from the one that works.
     """
 
@@ -70,16 +56,13 @@ class Handler:
     """The handler of an archive, ready to be asked from several threads: it reads and preprocesses in each of them
     while the model runs in another."""
 
-    def __init__(self, mar: Path, folder: Path) -> None:
-        self._folder, self._manifest = folder, unpack(mar, folder)
-        sys.path.insert(0, str(folder))
-        module = importlib.import_module(self._manifest["model"]["handler"].removesuffix(".py"))
-        entry = next(kind for kind in vars(module).values() if _made_in(kind, module.__name__))
-        self._handler = entry()
-        self._handler.initialize(Request(folder, self._manifest))
+    def __init__(self, archive: Path, folder: Path) -> None:
+        unpack(archive, folder)
+        self._opened: runtimes.Opened = runtimes.of_archive(archive).Opened(folder, archive.stem)
         self.threads = 1
-        if hasattr(self._handler, "model"):
-            self._handler.model = OneThread(self._handler.model)
+        holder = self._opened.holder
+        if hasattr(holder, "model"):
+            holder.model = OneThread(holder.model)
             self.threads = 1 + min(8, len(os.sched_getaffinity(0)))
 
     def answers(self, images: Sequence[Image]) -> list[Answer]:
@@ -93,13 +76,12 @@ class Handler:
             return [Answer(None, fault=f"the model failed: {reason(error)}")]
 
     def _batch(self, images: Sequence[Image]) -> list[Answer]:
-        request = Request(self._folder, self._manifest)
-        rows = self._handler.handle([{"body": Path(file).read_bytes()} for _, file in images], request)
+        rows = self._opened.answers([Path(file).read_bytes() for _, file in images])
         return [
-            Answer(None, fault=f"refused: {row.get('error', row) if isinstance(row, dict) else row}")
-            if number in request.refused or not isinstance(row, list)
+            Answer(None, fault=f"refused: {row}")
+            if isinstance(row, str)
             else Answer(str(row[0]["label"]), float(row[0]["score"]))
-            for number, row in enumerate(rows)
+            for row in rows
         ]
 
 
@@ -131,10 +113,6 @@ def reason(error: BaseException) -> str:
     return next((line for line in reversed(lines) if "Error" in line), f"{type(error).__name__}: {lines[-1]}")
 
 
-def _made_in(kind: object, module: str) -> bool:
-    return isinstance(kind, type) and kind.__module__ == module
-
-
 def main() -> int:
     def say(kind: str, value: Any, **more: Any) -> None:
         sys.stdout.write(json.dumps({kind: value, **more}) + "\n")
@@ -142,13 +120,12 @@ def main() -> int:
 
     # The handler logs each failure on its own; they are in the answers.
     logging.disable(logging.ERROR)
-    stand_in_for_torchserve()
     request = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     images: list[Image] = [(name, file) for name, file in request["images"]]
     with tempfile.TemporaryDirectory() as scratch:
         begun = time.monotonic()
         try:
-            handler = Handler(Path(request["mar"]), Path(scratch))
+            handler = Handler(Path(request["archive"]), Path(scratch))
         except Exception as error:
             say("error", "ArchiveError", message=f"the archive's handler does not load: {reason(error)}")
             return 1

@@ -1,28 +1,38 @@
-"""What is known of TorchServe: the files that KServe's runtime for it loads, and how they are made, to the byte.
+"""TorchServe: the files that KServe's runtime for it loads, how they are made, to the byte, and how they are opened
+where there is no TorchServe.
 
 ```
 config/config.properties    its settings (docs/facts.md#settings-of-the-archive)
 config/metrics.yaml         its metrics and the handler's
 model-store/<service>.mar   TorchScript, labels, handler: made by torch-model-archiver, stored, not deflated
 ```
-
-Another serving runtime is another module with these functions. The two programs that stand in for TorchServe where an
-archive is asked without it are `build.bare_check` and `build.evaluation.ask`.
 """
 
 from __future__ import annotations
 
+import importlib
+import importlib.util
 import json
 import logging
-import zipfile
-from collections.abc import Iterable
+import sys
 from pathlib import Path
-from shutil import copyfile, copyfileobj
+from shutil import copyfile
+from types import ModuleType
 from typing import Any
 
-from model_release.build import processes
-from model_release.build.export import handler_files
-from model_release.errors import ArchiveError
+NAME = "torchserve"
+#: What can be served of a model, best first.
+ARTIFACTS = ("torchscript",)
+#: The handler's file; `image_*.py` beside it go with it.
+ENTRY = "image_classifier.py"
+SUFFIX = ".mar"
+#: Beside the packages of the export, what shapes an archive's bytes.
+PACKAGES = ("torch-model-archiver",)
+#: Its ServingRuntime, and images that answer a client's fault (400) with 500 (kserve/kserve#4247).
+MANIFEST = "include/manifests/serving_runtime_own.yaml"
+HIDE_STATUS = ("torchserve-kfs",)
+#: What makes another archive for another `service.timeout`.
+SETTINGS = ("response_timeout",)
 
 #: The version of the model inside TorchServe. Releases are told apart by revision, never by this.
 MODEL_VERSION = "1.0"
@@ -34,35 +44,26 @@ METRICS = "config/metrics.yaml"
 ENVIRONMENT = {"TS_SERVICE_ENVELOPE": "kserve"}
 
 _STORE = "model-store"
-# Zip knows no earlier time.
-_ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 _CREATED_ON = "01/01/1980 00:00:00"
 _MANIFEST = "MAR-INF/MANIFEST.json"
 
 
-def model_file(service: str) -> str:
-    """Where the model of the service lies in a version."""
-    return f"{_STORE}/{service}.mar"
-
-
-def model_files(paths: Iterable[str]) -> list[str]:
-    """The models among a version's files."""
-    return [path for path in paths if path.startswith(f"{_STORE}/") and path.endswith(".mar")]
-
-
 def is_whole(directory: Path, service: str) -> bool:
     """Whether `write` has ended in this folder."""
-    return (directory / model_file(service)).is_file() and (directory / CONFIG).is_file()
+    return (directory / _STORE / f"{service}{SUFFIX}").is_file() and (directory / CONFIG).is_file()
 
 
 def write(
     directory: Path, export_dir: Path, service: str, handler: Path, scratch: Path, *, response_timeout: int
 ) -> None:
     """Puts what TorchServe loads of the export in `export_dir` into the empty folder `directory`."""
+    from model_release.build.runtimes import stored_zip
+
     packed = _pack(export_dir, service, handler, scratch)
+    target = directory / _STORE / f"{service}{SUFFIX}"
     for name in ("config", _STORE):
         (directory / name).mkdir()
-    _write_zip(packed, directory / model_file(service))
+    stored_zip({path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}, target)
     (directory / CONFIG).write_text(_config_properties(service, response_timeout), encoding="utf-8")
     (directory / METRICS).write_text(_metrics_yaml(), encoding="utf-8")
 
@@ -70,6 +71,10 @@ def write(
 def _pack(export_dir: Path, service: str, handler: Path, scratch: Path) -> Path:
     """Lets torch-model-archiver build the archive's folder. It splits on commas, globs, and uses (and empties)
     $TMPDIR/<model name>: so it gets plain names in a folder of its own."""
+    from model_release.build import processes
+    from model_release.build.runtimes import handler_files
+    from model_release.errors import ArchiveError
+
     stage, temporary, target = scratch / "stage", scratch / "tmp", scratch / "out"
     for folder in (stage, temporary, target):
         folder.mkdir()
@@ -98,17 +103,6 @@ def _pack(export_dir: Path, service: str, handler: Path, scratch: Path) -> Path:
     manifest["createdOn"] = _CREATED_ON
     (packed / _MANIFEST).write_text(json.dumps(manifest, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     return packed
-
-
-def _write_zip(folder: Path, target: Path) -> None:
-    """A zip whose bytes depend on names and content alone. Stored: weights do not shrink, and TorchServe unpacks
-    a stored archive in a fraction of the time."""
-    with zipfile.ZipFile(target, "w", zipfile.ZIP_STORED) as archive:
-        for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-            entry = zipfile.ZipInfo(path.relative_to(folder).as_posix(), _ZIP_EPOCH)
-            entry.external_attr, entry.file_size = 0o644 << 16, path.stat().st_size
-            with path.open("rb") as source, archive.open(entry, "w") as sink:
-                copyfileobj(source, sink, 1 << 20)
 
 
 def _config_properties(service: str, response_timeout: int) -> str:
@@ -198,3 +192,126 @@ def _metrics_yaml() -> str:
         },
     }
     return json.dumps(content, indent=1) + "\n"
+
+
+# Where there is no TorchServe: nothing of this project is imported below.
+
+
+class Metrics:
+    """Keeps the names of what the handler emits."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def add_metric(self, name: str, *_: Any, **__: Any) -> None:
+        self.names.append(name)
+
+
+class Context:
+    """TorchServe's `ts.context.Context`, as far as envelope and handler use it."""
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.system_properties = {"model_dir": str(folder), "gpu_id": None, "batch_size": 1}
+        self.manifest, self.metrics = manifest, Metrics()
+        self.refused: set[int] = set()
+
+    def get_request_header(self, *_: Any) -> None:
+        return None
+
+    def set_response_content_type(self, row: int, kind: str) -> None:
+        """Nobody reads it here."""
+
+    def set_response_status(self, code: int = 200, phrase: str = "", row: int = 0) -> None:
+        if code >= 400:
+            self.refused.add(row)
+
+
+def _stand_in() -> None:
+    """Provides the four names of `ts` that a handler imports and the KServe envelope, where `ts` is missing."""
+    if importlib.util.find_spec("ts") is not None:
+        return
+
+    class PredictionException(Exception):
+        def __init__(self, message: str, error_code: int = 500) -> None:
+            super().__init__(message)
+            self.message, self.error_code = message, error_code
+
+    class Dimension:
+        def __init__(self, name: str, value: str) -> None:
+            self.name, self.value = name, value
+
+    class MetricTypes:
+        COUNTER, GAUGE, HISTOGRAM = "counter", "gauge", "histogram"
+
+    class KServeEnvelope:
+        def __init__(self, handle: Any) -> None:
+            self._handle = handle
+
+        def parse_input(self, data: Any) -> Any:
+            body = data[0].get("data") or data[0].get("body")
+            body = json.loads(body) if isinstance(body, (bytes, bytearray)) else body
+            return body.get("instances")
+
+        def format_output(self, data: Any) -> Any:
+            return [{"predictions": data}]
+
+        def handle(self, data: Any, context: Any) -> Any:
+            return self.format_output(self._handle(self.parse_input(data), context))
+
+    homes: dict[str, dict[str, Any]] = {
+        "ts.utils.util": {"PredictionException": PredictionException},
+        "ts.metrics.dimension": {"Dimension": Dimension},
+        "ts.metrics.metric_type_enum": {"MetricTypes": MetricTypes},
+        "ts.torch_handler.request_envelope.kserve": {"KServeEnvelope": KServeEnvelope},
+    }
+    for home, names in homes.items():
+        parts = home.split(".")
+        for depth in range(1, len(parts) + 1):
+            name = ".".join(parts[:depth])
+            sys.modules.setdefault(name, ModuleType(name))
+        vars(sys.modules[home]).update(names)
+
+
+class Opened:
+    """An archive's own handler, loaded as TorchServe loads it. `holder.model` is the network, where it has one."""
+
+    def __init__(self, folder: Path, _name: str) -> None:
+        _stand_in()
+        self._folder = folder
+        self._manifest = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        sys.path.insert(0, str(folder))
+        file = self._manifest["model"]["handler"]
+        module = importlib.import_module(file.removesuffix(".py"))
+        classes = [
+            item for item in vars(module).values() if isinstance(item, type) and item.__module__ == module.__name__
+        ]
+        if len(classes) != 1:
+            raise ValueError(f"{file} must define one class, TorchServe's entry; it defines {len(classes)}")
+        self.holder: Any = classes[0]()
+        self.holder.initialize(self._context())
+
+    def predict(self, instances: list[Any]) -> list[Any]:
+        """The answers to a request in V1, through KServe's envelope. Raises what the handler raises."""
+        envelope = importlib.import_module("ts.torch_handler.request_envelope.kserve").KServeEnvelope
+        asked = [{"body": {"instances": instances}}]
+        return list(envelope(self.holder.handle).handle(asked, self._context())[0]["predictions"])
+
+    @staticmethod
+    def is_clients(error: Exception) -> bool:
+        """Whether it is answered with 400."""
+        return getattr(error, "error_code", None) == 400
+
+    def answers(self, pictures: list[bytes]) -> list[Any]:
+        """For each picture its labels, best first, or, as text, why it is refused; without the envelope, as TorchServe
+        asks for a batch. Raises what the handler raises: the model failed for all of them."""
+        context = self._context()
+        rows = self.holder.handle([{"body": picture} for picture in pictures], context)
+        return [
+            str(row.get("error", row) if isinstance(row, dict) else row)
+            if number in context.refused or not isinstance(row, list)
+            else row
+            for number, row in enumerate(rows)
+        ]
+
+    def _context(self) -> Context:
+        return Context(self._folder, self._manifest)

@@ -1,0 +1,144 @@
+"""A classifier as a version holds it: from pictures' pixels to labels. The same for each server that serves it.
+
+The folder holds `model.json` (labels, input size, preprocessing) and the network: `model.pt2` (torch.export) or
+`model.pt` (TorchScript). Needs torch and NumPy.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import re
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+# A server puts the archive's own folder on sys.path.
+from image_requests import Model  # type: ignore[import-not-found]
+
+logger = logging.getLogger(__name__)
+
+EXPORTED, SCRIPTED = "model.pt2", "model.pt"
+
+# A TorchScript model's first calls are up to 200 times slower than the rest, and so is the first call with a
+# new batch size: without these the first users of a canary would wait for the compiler.
+WARM_UP_BATCHES = (1, 1, 1, 2, 2)
+
+
+class ImageModel:
+    """One classifier, loaded once and asked many times. It knows of no server."""
+
+    def open(self, folder: Path, name: str, version: str, gpu: Any = None) -> None:
+        """Loads model and labels from `folder` and warms the model up. `name` and `version` are what an answer in V2
+        says; `gpu` is the number of one to be tried first."""
+        description = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+        self.labels: list[str] = description["labels"]
+        self.input_size: tuple[int, int] = (description["input"]["height"], description["input"]["width"])
+        self.preprocessing: dict[str, Any] = description["preprocessing"]
+        self.sigmoid = description["activation"] == "sigmoid"
+        self.top_k = min(int(description["top_k"]), len(self.labels))
+        self.described = Model(name, version, self.preprocessing, self.input_size, description["activation"])
+        if "OMP_NUM_THREADS" not in os.environ:
+            torch.set_num_threads(cpus())
+        self._load(folder, gpu)
+        logger.info(
+            "ready: %d labels, input %dx%d, on %s, %d threads",
+            *(len(self.labels), *reversed(self.input_size), self.device, torch.get_num_threads()),
+        )
+
+    def _load(self, folder: Path, gpu: Any) -> None:
+        """Loads and warms up, on the GPU where there is one and the model runs on it: some (Swin, BEiT) have constants
+        that were traced on a CPU and stay there."""
+        if gpu is not None and torch.cuda.is_available():
+            try:
+                self._load_on(torch.device(f"cuda:{gpu}"), folder)
+            except Exception as error:
+                reason = (str(error).strip().splitlines() or ["no reason given"])[-1]
+                logger.warning("the model does not run on cuda:%s, so it is served on the CPU: %s", gpu, reason)
+            else:
+                return
+        self._load_on(torch.device("cpu"), folder)
+
+    def _load_on(self, device: torch.device, folder: Path) -> None:
+        self.device = device
+        self.model = network(folder, device)
+        for batch in WARM_UP_BATCHES:
+            self._logits(np.zeros((batch, 3, *self.input_size), np.float32))
+
+    def wanted(self, top_k: int | None) -> int:
+        """How many labels a request gets that asks for `top_k`; None asks for as many as the model has it."""
+        return min(top_k or self.top_k, len(self.labels))
+
+    def classify(self, pixels: list[npt.NDArray[np.float32]], top_k: int) -> list[list[dict[str, Any]]]:
+        """The best labels of each input [3, height, width]. One forward pass for each size there is: with a
+        processor that resizes, as nearly all do, that is one."""
+        answers: list[Any] = [None] * len(pixels)
+        sizes = {array.shape: None for array in pixels}
+        for shape in sizes:
+            rows = [row for row, array in enumerate(pixels) if array.shape == shape]
+            logits = self._logits(np.stack([pixels[row] for row in rows]))
+            scores, classes = (logits.sigmoid() if self.sigmoid else logits.softmax(-1)).topk(top_k)
+            for row, best, which in zip(rows, scores.tolist(), classes.tolist(), strict=True):
+                answers[row] = [
+                    {"label": self.labels[label], "score": round(score, 6)}
+                    for score, label in zip(best, which, strict=True)
+                ]
+        return answers
+
+    def _logits(self, batch: npt.NDArray[np.float32]) -> torch.Tensor:
+        try:
+            with torch.inference_mode():
+                logits: torch.Tensor = self.model(torch.from_numpy(batch).to(self.device)).float()
+        except Exception as error:  # RuntimeError of TorchScript, AssertionError of an exported program's guards
+            lines = str(error).strip().splitlines() or ["no reason given"]
+            # TorchScript's messages end with the error, behind the source that raised it.
+            reason = next((line for line in reversed(lines) if "Error" in line), lines[-1])
+            height, width = batch.shape[2:]
+            logger.error(
+                "the model failed, the client is not to blame: %d image(s) of %dx%d after preprocessing "
+                "(do_resize=%s), model exported for %dx%d: %s",
+                *(len(batch), width, height, self.preprocessing["do_resize"], *reversed(self.input_size)),
+                reason,
+            )
+            raise
+        if not torch.isfinite(logits).all():
+            logger.error("the model answered with NaN or infinity for a batch of %d", len(batch))
+            raise RuntimeError("the model answered with NaN or infinity")
+        return logits
+
+
+def network(folder: Path, device: torch.device) -> Any:
+    """The network in `folder`, ready to be called with pixels [batch, 3, height, width]."""
+    if not (folder / EXPORTED).exists():
+        return torch.jit.load(folder / SCRIPTED, map_location=device).eval()
+    program = torch.export.load(folder / EXPORTED)
+    if device.type != "cpu":
+        # Weights and those constants that were made on a CPU, alike.
+        program = torch.export.passes.move_to_device_pass(program, device)
+    return program.module()
+
+
+def counted(predictions: list[list[dict[str, Any]]]) -> dict[str, int]:
+    """{label: how often it was the likeliest}, by names that a metric of any server may have."""
+    # TorchServe's metrics travel as log lines, in which these characters have a meaning.
+    return Counter(re.sub(r"[,:|#\[\]\s]+", "_", top[0]["label"]) for top in predictions)
+
+
+def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """How many CPUs this container may use, rounded up: what its cgroup (version 2 or 1) says, and no more than there
+    are. torch takes all of the node's, and the limit of a pod then stops them most of the time."""
+    there = len(os.sched_getaffinity(0))
+    for files in (("cpu.max",), ("cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us")):
+        try:
+            quota, period = (int(word) for file in files for word in (cgroup / file).read_text().split())
+        except (OSError, ValueError):  # no such version, or "max"
+            continue
+        if quota > 0 and period > 0:
+            return max(1, min(there, math.ceil(quota / period)))
+    return there

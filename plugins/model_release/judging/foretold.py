@@ -1,0 +1,120 @@
+"""The words of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from .sentences import about, bound, duration, number, share, times
+from .ways import Way
+
+if TYPE_CHECKING:
+    from .plan import MetricPlan, Plan
+
+
+def sentences(plan: Plan) -> tuple[str, ...]:
+    """What a person should know before the release, a line for each thing."""
+    if plan.never:
+        return (f"Nothing would be promoted: {plan.never}.",)
+    said = [_promotion(plan), _in_time(plan), _found(plan), _sooner(plan)]
+    return tuple(line for line in said if line)
+
+
+def refusal(plan: Plan) -> str:
+    """One line: it cannot end in time, and what would let it."""
+    ways = [one for one in plan.ways if one.minutes is not None]
+    if plan.never:
+        return f"{plan.never}; it would be promoted {_listed(plan, ways)}" if ways else plan.never
+    few = "none" if not plan.in_time else f"only {share(plan.in_time)}"
+    return (
+        f"{_at(plan)} {few} of the canaries as good as stable would be promoted by {_deadline(plan)} ({plan.slowest} "
+        f"take longest); they would be {_listed(plan, ways) or 'with more traffic'}"
+    )
+
+
+def above_its_limit(name: str, rate: float, limit: float) -> str:
+    return f"{name} are at {share(rate)} on stable, and the limit is {bound(limit)}: a canary as good as stable fails"
+
+
+def way(one: Way, each: bool = False) -> str:
+    """`in 3 min with a limit of 4 % for errors (max_rate 0.04)`; `each`: the deadline is each step's."""
+    fields = ", ".join(f"{name} {number(value)}" for name, value in one.changes)
+    what = {
+        "limit": f"a limit of {bound(one.to)} for {one.metric} ({fields})",
+        "deadline": f"a deadline of {duration(one.to)}{' for each step' if each else ''}",
+        "share": f"{share(one.to)} of the traffic",
+    }[one.kind]
+    return f"{'never' if one.minutes is None else f'in {duration(one.minutes)}'} with {what}"
+
+
+def _promotion(plan: Plan) -> str:
+    said = f"{_at(plan)} a good canary needs "
+    if plan.minutes_needed is None:
+        return f"{said}longer than anybody could wait."
+    said += f"about {duration(plan.minutes_needed)}"
+    said += f" ({about(plan.canary_requests)} canary requests)" if plan.canary_requests else ""
+    if _not_found(plan):
+        return f"{said}."
+    last = max(plan.metrics, key=lambda metric: metric.minutes_found or 0.0)
+    return f"{said}, one at {_times(last)} is found in {duration(last.minutes_found or 0.0)}."
+
+
+def _in_time(plan: Plan) -> str:
+    part = {0.0: "None of the good canaries that were drawn is", 1.0: "All good canaries that were drawn are"}.get(
+        plan.in_time, f"{share(plan.in_time)} of good canaries are"
+    )
+    last = "" if plan.in_time == 1 or len(plan.metrics) == 1 else f"; {plan.slowest} take longest"
+    return f"{part} promoted by {_deadline(plan)}{last}."
+
+
+def _not_found(plan: Plan) -> list[MetricPlan]:
+    return [metric for metric in plan.metrics if metric.minutes_found is None]
+
+
+def _found(plan: Plan) -> str:
+    """What is found by the deadline of those metrics of which twice the limit is not."""
+    said = [
+        f"no {metric.name}" if metric.smallest is None else f"{share(metric.smallest)} {metric.name} and more"
+        for metric in _not_found(plan)
+    ]
+    if not said:
+        return ""
+    worse = ", ".join(
+        f"{share(min(1.0, metric.worse * metric.limit))} {metric.name} in {share(metric.found_in_time)} of releases"
+        for metric in _not_found(plan)
+    )
+    at = _times(_not_found(plan)[0])
+    return (
+        f"Found by then, four of five times: {', '.join(said)} ({at}, {worse}). What is neither found nor promoted is "
+        "inconclusive."
+    )
+
+
+def _sooner(plan: Plan) -> str:
+    """The ways that are worth taking. A longer deadline makes nothing sooner, and more of the good ones promoted."""
+    now = plan.minutes_needed
+    found = [
+        one
+        for one in plan.ways
+        if one.minutes is not None and (one.kind == "deadline" or now is None or one.minutes < now)
+    ]
+    return f"Sooner or surer: {_listed(plan, found)}." if found else ""
+
+
+def _listed(plan: Plan, found: Sequence[Way]) -> str:
+    return ", ".join(way(one, each=not plan.whole and len(plan.shares) > 1) for one in found)
+
+
+def _at(plan: Plan) -> str:
+    shares = [share(part).removesuffix(" %") for part in plan.shares]
+    where = "up to " if plan.whole and len(plan.shares) == 1 else ""
+    return f"At {number(plan.requests_per_second)} requests a second and {where}{' and '.join(shares)} % of them"
+
+
+def _deadline(plan: Plan) -> str:
+    each = "" if plan.whole or len(plan.shares) == 1 else " for each step"
+    return f"the deadline of {duration(plan.deadline_minutes)}{each}"
+
+
+def _times(metric: MetricPlan) -> str:
+    return "twice its limit" if metric.worse == 2 else f"{times(metric.worse)} its limit"

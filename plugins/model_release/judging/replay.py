@@ -1,0 +1,62 @@
+"""What a replay shows, and how another policy than the recorded one takes a step's place."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from .policy import Policy
+from .verdict import Verdict
+from .window import EvidenceError, Side, Window
+
+# What a step's policy says of its place in the release.
+_PLACE = ("traffic", "steps", "guard", "shares", "ramp", "answered", "least_windows")
+
+
+@dataclass(frozen=True)
+class Look:
+    """One look of a replayed release: after `window` windows of a step, the judge said `verdict`."""
+
+    percent: int
+    opened: str
+    window: int
+    end: str | None
+    verdict: Verdict
+
+    @property
+    def line(self) -> str:
+        """The look as one line for a log or a terminal."""
+        when = f"{self.end}  " if self.end else ""
+        return f"{when}{self.percent:>3} %  window {self.window:>3}  {self.verdict.decision:<12}  {self.verdict.reason}"
+
+
+def placed(policy: Policy, recorded: Policy) -> Policy:
+    """Another policy at a step's place, which must judge metrics that were counted."""
+    counted = {m.name for m in recorded.metrics}
+    for i, metric in enumerate(policy.metrics):
+        if metric.name not in counted:
+            raise EvidenceError(
+                f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
+            )
+    return in_place(policy, recorded)
+
+
+def in_place(policy: Policy, recorded: Policy) -> Policy:
+    """The limits and risks of one policy, with what another says of its step's place in the release."""
+    theirs = recorded.to_dict()
+    kept = {name: theirs[name] for name in _PLACE if name in theirs}
+    return Policy.from_dict({name: said for name, said in policy.to_dict().items() if name not in _PLACE} | kept)
+
+
+def asked_for(window: Window, policy: Policy) -> Window:
+    """The window without the counts of metrics that another policy does not ask for."""
+    metrics, values = {m.name for m in policy.metrics}, {v.name for v in policy.values}
+
+    def part(side: Side) -> Side:
+        return Side(side.requests, {name: bad for name, bad in side.bad.items() if name in metrics})
+
+    return replace(
+        window,
+        canary=part(window.canary),
+        stable=None if window.stable is None else part(window.stable),
+        values={name: sides for name, sides in window.values.items() if name in values},
+    )

@@ -1,0 +1,153 @@
+"""What a release will need, by what Prometheus knows of the stable revision: said by the command, the preflight and the
+page before anything moves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from model_release.errors import MetricsRefused
+from model_release.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from model_release.judging import Past, Policy
+    from model_release.judging.plan import Plan
+    from model_release.metrics import Before, Prometheus
+
+# What is assumed of a service of which nobody knows how busy it is.
+ASSUMED = 10.0
+# A release is refused by no less: a service that is younger is not known.
+LEAST_WINDOWS = 60
+LEAST_REQUESTS = 100
+GO_ANYWAY = (
+    "or approval: on_inconclusive, and a person decides at the deadline; or rollout.if_too_slow: go, and it is tried "
+    "all the same"
+)
+NOTHING = "nothing is stable yet"
+
+
+@dataclass(frozen=True)
+class Foreseen:
+    """`past`: in one line, what stable did, or why that is not known and what was assumed. `known`: whether the plan is
+    of this service's own past and traffic, long enough to refuse a release by it. `goes`: why it goes on even where it
+    cannot end in time, by the model file; nothing where it does not."""
+
+    past: str
+    known: bool
+    plan: Plan
+    goes: str
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """A line for each thing that is to be known before the release."""
+        return self.past, *self.plan.sentences
+
+    @property
+    def trouble(self) -> str:
+        """That good canaries would not be promoted in time, with what would let them, in one line; else nothing. Of
+        what is not known nothing is said."""
+        return self.plan.refusal if self.known else ""
+
+    @property
+    def refusal(self) -> str:
+        """The trouble, where it ends the release: it would be rolled back at its deadline, and nobody wanted it so."""
+        return "" if self.goes or not self.trouble else f"{self.trouble}; {GO_ANYWAY}"
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON, for the record and for programs."""
+        told = self.plan.to_dict() | {"sentences": list(self.sentences), "refusal": self.refusal}
+        return told | {"past": self.past, "known": self.known}
+
+
+def foresee(
+    spec: ModelSpec,
+    prometheus: Prometheus | None,
+    revision: str | None,
+    started: str | None,
+    *,
+    now: datetime | None = None,
+    per_second: float | None = None,
+    unknown: str = NOTHING,
+) -> Foreseen:
+    """The plan of a release beside the stable `revision`, whose name has meant what it does since `started`.
+
+    Asked again, it looks again; never an error for what Prometheus cannot say. `per_second` is taken instead of the
+    traffic that was counted, and `unknown` says why there is no `revision`.
+
+    Raises:
+        PolicyError: the model file's figures cannot be judged by.
+    """
+    from model_release.judging import Policy
+    from model_release.judging.plan import plan
+
+    policy = Policy.from_dict(spec.policy(_first(spec)))
+    if revision is None:
+        found, why = None, unknown
+    else:
+        found, why = _before(spec, prometheus, revision, started, now or datetime.now(UTC))
+    rate = found.requests_per_second if found else None
+    counted, past = rate is not None, found.past if found else None
+    rollout = spec.rollout
+    planned = plan(
+        policy,
+        requests_per_second=per_second if per_second is not None else ASSUMED if rate is None else rate,
+        deadline_minutes=rollout.deadline.total_seconds() / 60,
+        window_seconds=rollout.window.total_seconds(),
+        past=past,
+    )
+    enough = found is not None and found.windows >= LEAST_WINDOWS
+    requests = sum(side.requests or 0 for side in past.windows) if past else 0
+    traffic = per_second is not None or counted
+    return Foreseen(
+        past=_told(policy, past, why, traffic=traffic),
+        known=traffic and enough and requests >= LEAST_REQUESTS,
+        plan=planned,
+        goes=_goes(spec),
+    )
+
+
+def _goes(spec: ModelSpec) -> str:
+    if spec.approval == "on_inconclusive":
+        return "a person is asked at the deadline, by approval: on_inconclusive"
+    return "it is tried all the same, by rollout.if_too_slow: go" if spec.rollout.if_too_slow == "go" else ""
+
+
+def _first(spec: ModelSpec) -> int:
+    return spec.rollout.steps[0] if spec.rollout.ramp is None else 1
+
+
+def _before(
+    spec: ModelSpec, prometheus: Prometheus | None, revision: str, started: str | None, now: datetime
+) -> tuple[Before | None, str]:
+    """What there is of the past, and why there is no more."""
+    from model_release.metrics import read_before
+
+    if prometheus is None:
+        return None, "Prometheus was not asked"
+    if started is None or revision == f"{spec.service.name}-predictor":
+        return None, f"since when {revision} has meant what it means now is not known"
+    try:
+        found = read_before(
+            prometheus,
+            spec.judge,
+            namespace=spec.service.namespace,
+            revision=revision,
+            since=datetime.fromisoformat(started),
+            before=now,
+            window=spec.rollout.window,
+        )
+    except MetricsRefused as error:  # the connection says what cannot be
+        return None, str(error)
+    if not found.past.windows:
+        return found, found.trouble or f"{revision} had no request that Prometheus knows of"
+    return found, found.trouble
+
+
+def _told(policy: Policy, past: Past | None, why: str, *, traffic: bool) -> str:
+    from model_release.judging import Judge
+
+    if past is not None and past.windows:
+        return f"stable: {Judge(policy, past).before}" + (f" (not further: {why})" if why else "")
+    busy = "" if traffic else f"{ASSUMED:g} requests a second and "
+    return f"no past: {why}; assumed are {busy}bad requests one by one, at a fifth of each limit"

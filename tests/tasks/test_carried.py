@@ -1,0 +1,224 @@
+"""One release is one test: the evidence of a canary's stretches, carried from share to share, from hand to hand, over a
+person's word, and into the record."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import datetime, timedelta
+from typing import Any
+
+import pytest
+
+from model_release import metrics
+from model_release.cluster import rollout
+from model_release.cluster.change import Canary
+from model_release.cluster.release import Watched
+from model_release.errors import MetricsUnavailable
+from model_release.judging import Past, Window, judge
+from model_release.judging.record import Record
+from model_release.release.look import Watch
+from model_release.spec import ModelSpec
+from model_release.tasks import connections, driving
+
+from .test_canary import CANARY, OPENED
+
+STEP = timedelta(seconds=3)
+
+
+def after(windows: float) -> str:
+    """A moment, so many windows after the opening."""
+    return (OPENED + windows * STEP).isoformat(timespec="milliseconds")
+
+
+class Traffic:
+    """Stands in for Prometheus: what is counted depends on the moment alone. `away`: it does not answer."""
+
+    def __init__(self) -> None:
+        self.away = False
+        self.read: list[str] = []
+        self.bad_from = OPENED + timedelta(days=1)
+
+    def reader(self, *_: Any, start: datetime, window: timedelta, **__: Any) -> Any:
+        return Reader(self, start, window)
+
+
+class Reader:
+    def __init__(self, traffic: Traffic, start: datetime, window: timedelta) -> None:
+        self._traffic, self._at, self._window = traffic, start, window
+
+    def read(self, end: datetime, *, now: datetime) -> list[Window]:
+        if self._traffic.away:
+            raise MetricsUnavailable("timed out")
+        found = []
+        while self._at + self._window <= end:
+            self._traffic.read.append(self._at.isoformat(timespec="milliseconds"))
+            number = round(self._at.timestamp() / self._window.total_seconds())
+            bad = 15 if self._at >= self._traffic.bad_from else int(number % 40 == 0)
+            sides = {
+                "canary": {"requests": 20, "bad": {"errors": bad}},
+                "stable": {"requests": 34, "bad": {"errors": int(number % 30 == 0)}},
+            }
+            ends = {"start": self._at.isoformat(), "end": (self._at + self._window).isoformat()}
+            found.append(Window.from_dict({**ends, **sides}))
+            self._at += self._window
+        return found
+
+
+class Values:
+    def __init__(self, *_: Any, **__: Any) -> None: ...
+
+    def measured(self, window: Window) -> Window:
+        return window
+
+
+@pytest.fixture
+def traffic(monkeypatch: pytest.MonkeyPatch) -> Traffic:
+    one = Traffic()
+    monkeypatch.setattr(metrics, "WindowReader", one.reader)
+    monkeypatch.setattr(metrics, "ValueReader", Values)
+    monkeypatch.setattr(connections, "prometheus", lambda: None)
+    monkeypatch.setattr(rollout, "check_untouched", lambda *_: None)
+    return one
+
+
+def watches(spec: ModelSpec) -> driving.Watches:
+    return driving.Watches(spec, Canary.from_dict(CANARY), Past((), None))
+
+
+def looked(watch: Watch, until: float) -> Watch:
+    """The watch, after a look at each window and a last one `until` windows after the opening."""
+    begun = (watch.stretch.opened - OPENED) / STEP
+    for number in range(round(until - begun) + 1):
+        watch.look(None, OPENED + (begun + number) * STEP)
+    return watch
+
+
+def recorded(spec: ModelSpec, done: Sequence[Watch]) -> Record:
+    class Done:
+        watches = dict(enumerate(done))  # noqa: RUF012
+        moved: list[Any] = []  # noqa: RUF012
+
+    record = Record.new("r", model="digits", service="models/digits", version=None, started=OPENED.isoformat())
+    driving.put(record, spec, driving.counted(Done()))  # type: ignore[arg-type]
+    return Record.from_json(record.to_json())
+
+
+# Open at 25 % for four windows of which the judge had seen three, then at 50 %.
+FIRST = Watched(25, OPENED.isoformat(), after(4.2), windows=3)
+SECOND = Watched(50, after(5))
+
+
+def test_a_step_goes_on_with_the_evidence_of_the_one_before(spec: ModelSpec, traffic: Traffic) -> None:
+    made = watches(spec)
+    first = looked(made([replace(FIRST, until=None, windows=None)]), 3)
+    assert (len(first.windows), {window.share for window in first.windows}) == (3, {0.25})
+    second = looked(made([FIRST, SECOND]), 8)
+    assert [window.share for window in second.windows] == [0.5] * 3
+    assert second.verdict == judge(second.judge.policy, [*first.windows, *second.windows], Past((), None))
+    assert second.verdict.windows_used == 6
+    assert second.verdict.metrics[0].canary["requests"] == 6 * 20
+
+
+def test_a_hand_made_anew_comes_to_the_same_bits(spec: ModelSpec, traffic: Traffic) -> None:
+    made = watches(spec)
+    looked(made([replace(FIRST, until=None, windows=None)]), 4)  # it read one more than the lease says were judged
+    one = looked(made([FIRST, SECOND]), 9)
+    again = watches(spec)([FIRST, SECOND])
+    again.look(None, OPENED + 9 * STEP)
+    assert again.verdict == one.verdict
+    assert again.verdict.to_dict() == one.verdict.to_dict()
+    assert len(again.windows) == 4
+
+
+def test_nothing_is_judged_before_what_was_counted_is_read_again(spec: ModelSpec, traffic: Traffic) -> None:
+    traffic.away = True
+    again = watches(spec)([FIRST, SECOND])
+    assert again.look(None, OPENED + 9 * STEP) == ["Not judged: timed out"]
+    assert (again.judged, again.verdict.windows_used) == ("continue", 0)
+    traffic.away = False
+    again.look(None, OPENED + 9 * STEP)
+    assert again.verdict.windows_used == 7
+
+
+def test_what_was_counted_in_a_stretch_is_read_once_by_each_hand(spec: ModelSpec, traffic: Traffic) -> None:
+    made = watches(spec)
+    looked(made([replace(FIRST, until=None, windows=None)]), 3)
+    looked(made([FIRST, SECOND]), 8)
+    assert traffic.read == [after(number) for number in (0, 1, 2, 5, 6, 7)]
+
+
+def test_the_shares_are_opened_by_the_judge_and_said_in_percent(spec: ModelSpec, traffic: Traffic) -> None:
+    one = watches(spec)([replace(FIRST, until=None, windows=None)])
+    for number in range(1, 200):
+        one.look(None, OPENED + number * STEP)
+        if one.judged != "continue":
+            break
+    assert (one.judged, one.share, one.over) == ("open", 50, False)
+    made = watches(spec)
+    wider = made([replace(FIRST, until=after(number), windows=number), Watched(50, after(number + 1))])
+    wider.look(None, OPENED + (number + 1) * STEP)
+    assert wider.verdict.decision == "open", "on what was counted before, it would open once more"
+    assert wider.judged == "continue", "which was done already"
+
+
+def test_one_deadline_is_for_the_whole_canary_and_a_persons_word_begins_another(spec: ModelSpec) -> None:
+    deadline = spec.rollout.deadline
+    asked = Watched(50, after(20), after(90), beside_question=True, again=1)
+    later = Watched(50, after(90), again=1)
+    ends = [driving._end(spec, some) for some in ([FIRST], [FIRST, SECOND], [FIRST, asked], [FIRST, asked, later])]
+    assert ends[0] == ends[1] == OPENED + deadline
+    assert ends[2] == OPENED + 20 * STEP + spec.answer_within
+    assert ends[3] == OPENED + 90 * STEP + deadline
+
+
+def test_what_a_person_was_asked_decides_no_more_and_is_evidence_still(spec: ModelSpec, traffic: Traffic) -> None:
+    made = watches(spec)
+    over = Watched(50, OPENED.isoformat())
+    first = made([over])
+    for number in range(1, 400):
+        first.look(None, OPENED + number * STEP)
+        if first.over:
+            break
+    assert first.judged == "promote"
+    over = replace(over, until=after(number), windows=number)
+    question = Watched(50, after(number), beside_question=True, again=1)
+    beside = looked(made([over, question]), number + 10)
+    assert beside.judged == "continue"
+    assert beside.verdict.windows_used == number + 10
+    question = replace(question, until=after(number + 10))
+    longer = made([over, question, Watched(50, after(number + 10), again=1)])
+    for more in range(1, 3 * number):
+        longer.look(None, OPENED + (number + 10 + more) * STEP)
+        if longer.over:
+            break
+    assert (longer.judged, more) == ("promote", number), "as long again as it was watched before"
+    traffic.bad_from = OPENED + (number + 12) * STEP
+    bad = made([over, question, Watched(50, after(number + 11), again=1)])
+    looked(bad, number + 40)
+    assert bad.judged == "rollback"
+    assert len(bad.windows) < number
+
+
+def test_the_record_replays_to_the_same_and_says_what_was_carried(spec: ModelSpec, traffic: Traffic) -> None:
+    made = watches(spec)
+    first = looked(made([replace(FIRST, until=None, windows=None)]), 3)
+    second = looked(made([FIRST, SECOND]), 8)
+    record = recorded(spec, [first, second])
+    assert [(step["percent"], len(step["windows"])) for step in record.steps] == [(25, 3), (50, 3)]
+    assert record.steps[1]["carried"] == [[OPENED.isoformat(timespec="milliseconds"), 3]]
+    assert record.steps[1]["verdict"] == second.verdict.to_dict()
+    assert record.differences() == []
+    assert [look.verdict.windows_used for look in record.replay()] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelSpec, traffic: Traffic) -> None:
+    again = looked(watches(spec)([FIRST, SECOND]), 8)
+    record = recorded(spec, [again])
+    assert [(step["percent"], len(step["windows"])) for step in record.steps] == [(25, 3), (50, 3)]
+    assert record.differences() == []
+
+
+def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:
+    bake = looked(watches(spec)([FIRST, SECOND, Watched(None, after(20))]), 23)
+    assert (bake.verdict.windows_used, bake.windows[0].share, bake.before) == (3, None, [])
