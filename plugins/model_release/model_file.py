@@ -144,6 +144,21 @@ def files_in(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("*.yaml") if not path.name.startswith("."))
 
 
+def file_of(folder: Path, model: str) -> Path:
+    """The file that is that model's.
+
+    Raises:
+        SpecError: there is none.
+    """
+    for path in files_in(folder):
+        try:
+            if load(path).model == model:
+                return path
+        except SpecError:
+            continue
+    raise SpecError(f"{folder}: no file is that of model {model!r}")
+
+
 def read_all(folder: Path) -> tuple[dict[str, ModelSpec], list[str]]:
     """Every model file of the folder by model name, in the order of the files' names; and what is wrong with those
     that cannot be accepted, or that name another's model. A file that is broken stops no other model's release."""

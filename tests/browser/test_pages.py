@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from tests.web.makers import lease_of, record_of, service_of, spec
+from tests.web.test_course import ill_record
 
 from model_release.errors import ClusterUnavailable, MetricsUnavailable, StoreUnavailable
 
@@ -161,7 +162,7 @@ def test_charts_show_steps_and_values_and_obey_the_arrow_keys(site: Site, watche
     assert [charts.nth(i).locator("figcaption").inner_text() for i in range(3)] == [
         "Requests a second",
         "Errors (5xx), share of requests",
-        "Latency",
+        "Latency: from the median to the 95th of 100, and the 99th",
     ]
     stage = charts.first.locator(".stage")
     assert "stable" in (stage.get_attribute("aria-label") or "")
@@ -172,6 +173,38 @@ def test_charts_show_steps_and_values_and_obey_the_arrow_keys(site: Site, watche
     values = charts.first.locator(".values td").all_inner_texts()
     assert len(values) == 2
     assert all(float(value) > 0 for value in values)
+
+
+def test_a_release_draws_each_metric_its_interval_the_share_and_what_was_set_aside(site: Site, watched: Any) -> None:
+    record = ill_record()
+    site.world.add(record)
+    page = watched(f"/releases/{record.release}").page
+    page.wait_for_selector("#course .chart canvas")
+    charts = page.locator("#course .chart")
+    assert charts.locator("figcaption").all_inner_texts() == [
+        "Way to the threshold (100 % decides)",
+        "Share of the traffic",
+        "errors: the canary's share, with its interval",
+        "errors: way to the threshold",
+        "slow: the canary's share, with its interval",
+        "slow: way to the threshold",
+    ]
+    rows = dict(row.split("\t") for row in charts.nth(2).locator("tr").all_inner_texts())
+    assert {"at most", "at least", "canary so far", "in this window", "stable so far", "limit"} < rows.keys()
+    assert int(rows["windows set aside"]) > 0
+    assert page.locator("#m-errors").get_by_text("Stable was failing too").is_visible()
+    painted = "(canvas) => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some((v) => v)"
+    for i in range(charts.count()):
+        assert charts.nth(i).locator("canvas").evaluate(painted)
+
+
+def test_latency_has_both_revisions_from_the_median_to_the_99th(site: Site, watched: Any) -> None:
+    page = watched("/services/models/digits").page
+    page.wait_for_selector(CHART)
+    rows = page.locator("#traffic .chart").nth(2).locator("tr th").all_inner_texts()
+    assert [row.strip() for row in rows] == [
+        f"{role} {quantile}" for role in ("stable", "canary") for quantile in ("p50", "p95", "p99")
+    ]
 
 
 def test_the_whole_page_by_keyboard(site: Site, watched: Any) -> None:

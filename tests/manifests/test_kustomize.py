@@ -73,6 +73,7 @@ def test_every_file_of_the_manifests_is_in_the_base_or_is_another_way() -> None:
         "inference_service.yaml",  # a release fills it in
         "role.yaml",  # in place of roles.yaml
         "serving_runtime.yaml",  # in place of serving_runtime_own.yaml
+        "serving_runtime_kserve.yaml",  # beside it, with an image of its own, where a model file asks for it
         "service_account.yaml",  # what eks adds to service_account_pod_identity.yaml
         "service_account_secret.yaml",  # what kind adds to it
         "config_observability.yaml",  # for a Knative without its operator

@@ -57,7 +57,7 @@ def test_static_files_are_open_and_hold_no_data(browse: Open) -> None:
     assert browse(user=None).get("/static/%2e%2e/app.py").status_code in (401, 404)
 
 
-@pytest.mark.parametrize("name", ["style.css", "live.js", "charts.js", "theme.js", "icon.svg"])
+@pytest.mark.parametrize("name", ["style.css", "live.js", "charts.js", "picture.js", "theme.js", "icon.svg"])
 def test_static_files_are_asked_for_again_after_an_upgrade(browse: Open, name: str) -> None:
     """Their names stay the same, and a browser left to itself keeps a file for a tenth of its age."""
     answer = browse(user=None).get(f"/static/{name}")

@@ -305,7 +305,7 @@ def test_a_window_without_data_is_a_gap(world: World) -> None:
     record.steps[0]["windows"][1]["canary"] = {"requests": None, "bad": {"errors": None, "slow": None}}
     told = evidence(record)
     assert told["looks"][1]["canary"]["requests"] is None
-    assert told["course"]["shares"]["errors"]["canary"][1] is None
+    assert told["course"]["metrics"]["errors"]["window"][1] is None
 
 
 def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from model_release.commands import doctor, emergency, guard, history, plan, surroundings
+from model_release.commands import calibrate, doctor, emergency, guard, history, plan, surroundings
 from model_release.errors import ReleaseError
 
 
@@ -29,5 +29,6 @@ def _parser() -> argparse.ArgumentParser:
     history.register(commands)
     doctor.register(commands)
     plan.register(commands)
+    calibrate.register(commands)
     guard.register(commands)
     return parser

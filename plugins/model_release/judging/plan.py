@@ -18,13 +18,18 @@ from .evidence import CANARY_WEIGHT, Evidence
 from .past import Past
 from .policy import Metric, Policy, PolicyError
 from .state import Floats
-from .verdict import PROMOTE, ROLL_BACK
+from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 from .ways import Way, ways
 from .whole import Ended, Service, releases
 
 ENOUGH = 0.8  # four of five
 # Releases are possible where at least so many good canaries are promoted by the deadline.
 POSSIBLE = 0.5
+# A deadline that is chosen, in minutes: so many releases of good canaries have been decided by then; the least one; and
+# how far is looked for it, the last of which is the longest one.
+_DECIDED = 0.99
+_SHORTEST = 10.0
+_HORIZONS = (60.0, 360.0, 1440.0)
 # How far beyond the deadline is looked for the time that a good canary would need, in deadlines.
 _BEYOND = (8, 64)
 # Part of its limit at which a metric is taken to be on stable where nobody knows.
@@ -127,6 +132,24 @@ def plan(
         max(1, int(deadline_minutes * 60 / window_seconds)),
         window_seconds / 60,
     ).plan(requests_per_second, deadline_minutes, known, whole=whole)
+
+
+def chosen_deadline(
+    policy: Policy, *, requests_per_second: float, window_seconds: float, past: Past | None = None
+) -> float:
+    """The minutes after which 99 % of the releases of a canary as good as stable have come to a decision, from 10
+    minutes to a day. Parameters and errors as in `plan`; the same input gives the same deadline."""
+    rates, bursts, _ = _stable(policy, past)
+    service = Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
+    shares = () if policy.traffic is None else (policy.traffic,)
+    for horizon in _HORIZONS if service.per_window else ():
+        ended = releases(policy, service, rates, shares, max(1, int(horizon * 60 / window_seconds)))
+        over = np.sort(ended.windows[ended.codes != CONTINUE])
+        needed = math.ceil(_DECIDED * len(ended.codes))
+        if needed <= len(over):
+            minutes = float(over[needed - 1]) * window_seconds / 60
+            return float(math.ceil(min(max(minutes, _SHORTEST), _HORIZONS[-1])))
+    return _HORIZONS[-1]
 
 
 @dataclass

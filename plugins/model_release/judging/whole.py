@@ -18,7 +18,7 @@ from .evidence import Evidence
 from .policy import Policy
 from .rules import Rules
 from .simulate import Ints, bad_requests
-from .state import REQUESTS, Counts, Floats, Readings, State
+from .state import REQUESTS, Bools, Counts, Floats, Readings, State
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 
 RELEASES = 80
@@ -124,7 +124,7 @@ class _Course:
             shown = np.minimum(shown, first_shown)
             at += said.shape[1]
             if final and at >= length:
-                promoted = self._at_deadline(path)
+                promoted = self._at_deadline(path, share)
                 codes = np.where((codes == CONTINUE) & promoted, PROMOTE, codes)
             if until is not None and (codes == until[0]).mean() >= until[1]:
                 break
@@ -151,9 +151,12 @@ class _Course:
             said = np.where((said == PROMOTE) & (share[:, None] < self.policy.shares[-1] - 1e-9), CONTINUE, said)
         return np.where((said == PROMOTE) | (said == ROLL_BACK), said, CONTINUE)
 
-    def _at_deadline(self, path: State) -> Ints:
-        end = path.ending
-        return self.rules.at_deadline(end, self.evidence.read_path(end))[:, 0].astype(int)
+    def _at_deadline(self, path: State, share: Floats) -> Bools:
+        """Which are promoted by the look at the deadline; the steps that are left are not passed over."""
+        end, policy = path.ending, self.policy
+        risk = None if policy.deadline_confidence is None else 1 - policy.deadline_confidence
+        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=risk)[:, 0]
+        return shown & (share > policy.shares[-1] - 1e-9) if policy.shares else shown
 
     def _wider(self, path: State, readings: Readings, share: Floats, each: int) -> Floats:
         """The shares for the next windows, by the rules of ramp.py."""

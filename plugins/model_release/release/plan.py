@@ -4,15 +4,16 @@ page before anything moves."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import MetricsRefused
+from model_release.errors import MetricsRefused, NotReady
 from model_release.spec import ModelSpec
 
 if TYPE_CHECKING:
     from model_release.judging import Past, Policy
     from model_release.judging.plan import Plan
+    from model_release.judging.proposal import Proposal
     from model_release.metrics import Before, Prometheus
 
 # What is assumed of a service of which nobody knows how busy it is.
@@ -20,6 +21,8 @@ ASSUMED = 10.0
 # A release is refused by no less: a service that is younger is not known.
 LEAST_WINDOWS = 60
 LEAST_REQUESTS = 100
+# And no limit is proposed by fewer requests.
+LEAST_COUNTED = 1000
 GO_ANYWAY = (
     "or approval: on_inconclusive, and a person decides at the deadline; or rollout.if_too_slow: go, and it is tried "
     "all the same"
@@ -79,32 +82,72 @@ def foresee(
         PolicyError: the model file's figures cannot be judged by.
     """
     from model_release.judging import Policy
-    from model_release.judging.plan import plan
+    from model_release.judging.plan import chosen_deadline, plan
 
     policy = Policy.from_dict(spec.policy(_first(spec)))
+    found: Before | None
     if revision is None:
         found, why = None, unknown
     else:
         found, why = _before(spec, prometheus, revision, started, now or datetime.now(UTC))
     rate = found.requests_per_second if found else None
     counted, past = rate is not None, found.past if found else None
-    rollout = spec.rollout
-    planned = plan(
-        policy,
-        requests_per_second=per_second if per_second is not None else ASSUMED if rate is None else rate,
-        deadline_minutes=rollout.deadline.total_seconds() / 60,
-        window_seconds=rollout.window.total_seconds(),
-        past=past,
-    )
+    asked = per_second if per_second is not None else ASSUMED if rate is None else rate
     enough = found is not None and found.windows >= LEAST_WINDOWS
     requests = sum(side.requests or 0 for side in past.windows) if past else 0
     traffic = per_second is not None or counted
+    known = traffic and enough and requests >= LEAST_REQUESTS
+    if spec.rollout.deadline is None and known:
+        window = spec.rollout.window.total_seconds()
+        minutes = chosen_deadline(policy, requests_per_second=asked, window_seconds=window, past=past)
+        spec = with_deadline(spec, minutes)
     return Foreseen(
         past=_told(policy, past, why, traffic=traffic),
-        known=traffic and enough and requests >= LEAST_REQUESTS,
-        plan=planned,
+        known=known,
+        plan=plan(policy, past=past, **_traffic(spec, asked)),
         goes=_goes(spec),
     )
+
+
+def with_deadline(spec: ModelSpec, minutes: float) -> ModelSpec:
+    """The model file with the deadline that was chosen for a release, two windows at least."""
+    chosen = max(timedelta(minutes=minutes), 2 * spec.rollout.window)
+    return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": chosen})})
+
+
+def calibrated(
+    spec: ModelSpec, prometheus: Prometheus, revision: str, started: str | None, *, now: datetime | None = None
+) -> tuple[tuple[Proposal, ...], str]:
+    """The limits that stable's own past proposes, and that past in one line.
+
+    Raises:
+        NotReady: there is no past, or too little of it to set a limit by.
+    """
+    from model_release.judging import Policy
+    from model_release.judging.proposal import propose
+
+    policy = Policy.from_dict(spec.policy(_first(spec)))
+    found, why = _before(spec, prometheus, revision, started, now or datetime.now(UTC))
+    rate = found.requests_per_second if found else None
+    requests = sum(side.requests or 0 for side in found.past.windows) if found else 0
+    if found is None or rate is None or not requests:
+        raise NotReady(f"there is no past to calibrate by: {why}")
+    if found.windows < LEAST_WINDOWS or requests < LEAST_COUNTED:
+        raise NotReady(
+            f"{requests} requests in {found.windows} windows are too little to set a limit by; {LEAST_COUNTED} in "
+            f"{LEAST_WINDOWS} are the least{f' ({why})' if why else ''}"
+        )
+    told = _told(policy, found.past, why, traffic=True)
+    return propose(policy, found.past, **_traffic(spec, rate)), f"{told}, at {rate:.3g} requests a second"
+
+
+def _traffic(spec: ModelSpec, per_second: float) -> dict[str, Any]:
+    rollout = spec.rollout
+    return {
+        "requests_per_second": per_second,
+        "deadline_minutes": rollout.longest.total_seconds() / 60,
+        "window_seconds": rollout.window.total_seconds(),
+    }
 
 
 def _goes(spec: ModelSpec) -> str:
@@ -114,7 +157,8 @@ def _goes(spec: ModelSpec) -> str:
 
 
 def _first(spec: ModelSpec) -> int:
-    return spec.rollout.steps[0] if spec.rollout.ramp is None else 1
+    """Some share of the canary's: the plan moves it by the policy."""
+    return spec.rollout.steps[0] if spec.rollout.steps else 1
 
 
 def _before(

@@ -136,13 +136,15 @@ def _schedule(spec: ModelSpec, project: Path) -> Any:
 def _documentation(spec: ModelSpec) -> str:
     """Markdown, for whoever opens the DAG. The model file is part of it: a change of it is a new version of the DAG."""
     limits = ", ".join(metric.name for metric in spec.judge.metrics if not metric.observe)
+    given = spec.rollout.deadline
+    deadline = "that the plan chooses" if given is None else f"of {format_duration(given)}"
     bake = f", then watched for {format_duration(spec.rollout.bake)}" if spec.rollout.bake else ""
     return "\n\n".join(
         [
             f"Builds the newest candidate of `{spec.model}` and puts it live on `{spec.service.key}`: "
             f"{spec.rollout.path} of the traffic{bake}. It gets more on evidence on {limits}, from at least "
-            f"{spec.judge.min_requests} requests; evidence against the new version, or none by the deadline of "
-            f"{format_duration(spec.rollout.deadline)}, rolls back.",
+            f"{spec.judge.min_requests} requests; evidence against the new version, or none by the deadline "
+            f"{deadline}, rolls back.",
             "**Trigger** starts one; everything in its form may stay as it is. **Backfill** builds and evaluates older "
             "versions and moves no traffic. The tab **Releases** shows the canary beside stable. A run that "
             "was rolled back is red; its task `report` says why.",

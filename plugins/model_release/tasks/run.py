@@ -48,7 +48,7 @@ class Run:
             rollout=rollout,
             params=params,
             by=getattr(dag_run, "triggering_user_name", None),
-            bundle=_bundle(getattr(context["ti"], "bundle_instance", None)),
+            bundle=_bundle(getattr(context.get("ti"), "bundle_instance", None)),
         )
 
     @property

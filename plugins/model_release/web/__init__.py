@@ -5,7 +5,7 @@
 | `app`, `access`                       | the FastAPI app: every route behind the sign-in, and the headers       |
 | `routes`, `render`, `words`           | the pages and the same as JSON; their HTML, their words                |
 | `fleet`, `service`, `release`, `past` | what each page shows, as plain data                                    |
-| `live`, `evidence`, `traffic`, `timeline` | what stands now; what the charts show                              |
+| `live`, `evidence`, `course`, `traffic`, `timeline` | what stands now; what the charts show                    |
 | `sources`, `cluster`                  | what is read, part by part: one that is down leaves the others         |
 | `airflow`                             | sources and sign-in as Airflow has them; nothing else here imports it  |
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from dataclasses import asdict
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from model_release.web import words
+from model_release.web.course import course, progress, seconds, share
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
@@ -17,13 +16,14 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
+__all__ = ["evidence", "is_bake", "progress", "seconds"]
+
 
 def evidence(record: Record) -> Json:
     """Steps, looks, the course of the evidence, and how each metric stands after the last look.
 
-    The course is told as parts of the way to the threshold, logarithm by logarithm: 0 is "nothing is known", 1 is
-    "enough", on whatever scale a metric's own evidence runs. Against the canary the strongest metric counts, for it
-    the weakest, as in the judge's rules.
+    Evidence is told as parts of the way to the threshold, logarithm by logarithm: 0 is "nothing is known", 1 is
+    "enough", on whatever scale a metric's own evidence runs.
 
     Raises:
         RecordError, EvidenceError, PolicyError: the record's counts cannot be judged; each is a ValueError.
@@ -35,20 +35,13 @@ def evidence(record: Record) -> Json:
     return {
         "steps": [_step(step) for step in record.steps],
         "looks": rows,
-        "course": _course(looks, rows, {key for key, step in counted.items() if step.get("carried")}),
+        "course": course(looks, counted),
         "metrics": [_meter(metric) for metric in last.metrics] if last else [],
         "values": [_value(asdict(value)) for value in last.values] if last else [],
         "reason": words.passed(last.reason) if last else "",
         "decision": words.decision(last.decision) if last else None,
         "still": _still(last),
     }
-
-
-def progress(evidence_now: float | None, needed: float) -> float | None:
-    """The part of the way from 1 (no evidence) to `needed`, in logarithms; None where there is no evidence at all."""
-    if evidence_now is None or needed <= 1:
-        return None
-    return math.log(max(evidence_now, 1e-12)) / math.log(needed)
 
 
 def is_bake(step: Json) -> bool:
@@ -91,44 +84,6 @@ def _side(side: Json | None) -> Json | None:
     return {"requests": side.get("requests"), "bad": dict(side.get("bad") or {})}
 
 
-def _course(looks: list[Look], rows: list[Json], carried: set[tuple[int, str]]) -> Json:
-    """One point for each look, and an empty one before a step whose evidence begins anew, as all steps' but those of
-    `carried`."""
-    names = dict.fromkeys(metric.name for look in looks for metric in look.verdict.metrics)
-    times: list[float] = []
-    against: list[float | None] = []
-    favour: list[float | None] = []
-    shares: dict[str, dict[str, list[float | None]]] = {name: {"canary": [], "stable": []} for name in names}
-    step = None
-    for look, row in zip(looks, rows, strict=True):
-        moment = seconds(look.end)
-        if moment is None:
-            continue
-        if step not in (None, (look.percent, look.opened)) and (look.percent, look.opened) not in carried:
-            times.append((times[-1] + moment) / 2)
-            for line in (against, favour, *(line for sides in shares.values() for line in sides.values())):
-                line.append(None)
-        step = look.percent, look.opened
-        deciding = [metric for metric in look.verdict.metrics if not metric.observe]
-        times.append(moment)
-        against.append(max(_known(progress(m.evidence_against, m.needed_against) for m in deciding), default=None))
-        favour.append(min(_known(progress(m.evidence_for, m.needed_for) for m in deciding), default=None))
-        for role in ("canary", "stable"):
-            side = row[role] or {"requests": None, "bad": {}}
-            for name in names:
-                shares[name][role].append(_share(side["bad"].get(name), side["requests"]))
-    return {"times": times, "against": against, "for": favour, "shares": shares}
-
-
-def _known(values: Iterable[float | None]) -> list[float]:
-    return [value for value in values if value is not None]
-
-
-def _share(bad: int | None, requests: int | None) -> float | None:
-    """No request is no share: a gap in the line, not a zero."""
-    return bad / requests if bad is not None and requests else None
-
-
 def _meter(metric: MetricVerdict) -> Json:
     return {
         "name": metric.name,
@@ -144,13 +99,16 @@ def _meter(metric: MetricVerdict) -> Json:
         "for_progress": progress(metric.evidence_for, metric.needed_for),
         "canary": _total(metric.canary),
         "stable": _total(metric.stable),
+        "lower": metric.lower,
+        "upper": metric.upper,
+        "set_aside": metric.set_aside,
         "requests_needed": metric.requests_needed,
         "design_effect": metric.design_effect,
     }
 
 
 def _total(side: Json) -> Json:
-    return {**side, "share": _share(side["bad"], side["requests"])}
+    return {**side, "share": share(side["bad"], side["requests"])}
 
 
 def _value(value: Json) -> Json:
@@ -169,12 +127,3 @@ def _still(verdict: Verdict | None) -> Json | None:
     if verdict is None or verdict.decision not in ("continue", "inconclusive"):
         return None
     return {"requests": verdict.requests_needed, "minutes": verdict.minutes_needed}
-
-
-def seconds(time: str | None) -> float | None:
-    """ISO 8601 as seconds since the epoch; None for what is no time."""
-    try:
-        moment = datetime.fromisoformat(str(time))
-    except ValueError:
-        return None
-    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
