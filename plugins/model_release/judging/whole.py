@@ -23,7 +23,7 @@ from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 
 RELEASES = 80
 # Windows that are judged at once, with one share; and where the share stays.
-_TOGETHER = 5
+_TOGETHER = 3
 _AT_ONE_SHARE = 40
 # At most, in a release that is drawn: longer ones are drawn with longer windows.
 _WINDOWS = 240
