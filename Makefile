@@ -15,7 +15,7 @@ export PYTHONPATH := $(CURDIR)/plugins:$(CURDIR)/include
 unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lock check test unit walk models faults soak release walkthrough up down status env screens picture schema plan calibrate dashboards audit clean
+.PHONY: help setup kserve lock check test unit walk models faults soak release walkthrough up down status env screens picture schema plan calibrate dashboards audit clean
 
 help: ## what can be made
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,11 @@ lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.tom
 	 { echo "# Made by 'make lock' from uv.lock; every package exactly as tested. Do not edit."; \
 	   $$uv export --quiet --frozen --no-hashes --no-annotate --no-header; } > requirements.txt
 	@"$(PYTHON)" .ci/install.py lists
+	@uv=$$("$(PYTHON)" .ci/install.py uv | tail -1) && cd include/images/serving-kserve && \
+	 grep -E '^(torch|numpy|pillow|pillow-heif)==' ../../../requirements.txt > .constraints && \
+	 $$uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
+	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --constraint .constraints \
+	  --output-file requirements.txt requirements.in; rm -f .constraints
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .
@@ -55,8 +60,11 @@ soak: setup ## 30 releases with faults at random, and a watcher outside of Airfl
 models: setup ## every image classifier of the installed transformers beside its pipeline; docs/models.md anew
 	@$(BIN)/python tests/models
 
-release: setup ## release the example: a first version, a better one, a bad one
-	@$(BIN)/python -m sandbox release
+kserve: setup ## KServe's own model server, in an environment of its own (.venv-kserve)
+	@"$(PYTHON)" .ci/install.py kserve
+
+release: setup $(if $(filter kserve,$(RUNTIME)),kserve) ## release the example: a first version, a better one, a bad one; RUNTIME=kserve serves it by KServe's own server
+	@$(BIN)/python -m sandbox release $(if $(RUNTIME),--runtime $(RUNTIME))
 
 walkthrough: setup ## the mission in five stages; docs/walkthrough.md and its charts anew
 	@$(BIN)/python -m sandbox walkthrough --page docs/walkthrough.md

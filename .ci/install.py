@@ -1,6 +1,7 @@
 """The virtual environment with every package of the lock: `make setup`, and `make lock`.
 
     python .ci/install.py          what is missing, into .venv; a second call finds everything there, in a blink
+    python .ci/install.py kserve   KServe's model server, in an environment of its own beside that one
     python .ci/install.py uv       the path of uv, which is installed where it is missing
     python .ci/install.py lists    what `make lock` derives from pyproject.toml and uv.lock
 
@@ -39,6 +40,9 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / os.environ.get("VENV", ".venv")
 CACHE = ROOT / ".cache"
+# Of KServe's own server, which cannot live beside Airflow (runtime: kserve): its list, and its environment.
+KSERVE = ROOT / "include/images/serving-kserve/requirements.txt"
+KSERVE_VENV = VENV.with_name(f"{VENV.name}-kserve")
 LOCK, LISTED, CPU = ROOT / "uv.lock", ROOT / "requirements.txt", ROOT / "torch-cpu.txt"
 
 # Of the Python that environments are made of, should this be an environment's own.
@@ -126,6 +130,18 @@ def requirements(wheel: Wheel | None) -> str:
         if (name, pinned) not in known:
             raise SetupError(f"{LISTED.name} has {name} {pinned}, and {LOCK.name} has not: make lock writes both anew")
         lines.append(" ".join([line, *(f"--hash={one}" for one in known[name, pinned])]))
+    return "\n".join(lines) + "\n"
+
+
+def kserve_requirements(wheel: Wheel | None) -> str:
+    """The list of KServe's server, a line for each package; with `wheel` in PyTorch's place, as above."""
+    lines = []
+    for line in KSERVE.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
+        if wheel and CUDA.match(line):
+            continue
+        if wheel and line.startswith("torch=="):
+            line = f"{line.split()[0]}+cpu --hash=sha256:{wheel.sha256}"
+        lines.append(line)
     return "\n".join(lines) + "\n"
 
 
@@ -270,30 +286,23 @@ def check_room(build: str) -> None:
         )
 
 
-def install(stamp: Path) -> None:
-    wheel = cpu_wheel(os.environ)
-    build = "cpu" if wheel else "cuda"
-    check_room(build)
-    CACHE.mkdir(exist_ok=True)
-    listed = CACHE / "requirements.txt"
-    listed.write_text(requirements(wheel), encoding="utf-8")
+def lay(venv: Path, listed: Path, wheel: Wheel | None, whole: bool) -> None:
+    """Makes the environment `venv` hold what `listed` names, and nothing else; `whole` says that it is one already."""
     places = ["--find-links", wheel.place] if wheel else []
     # Only what these name is looked at: the user's folders have had their turn.
     environment = {key: value for key, value in os.environ.items() if key not in ("UV_FIND_LINKS", "PIP_FIND_LINKS")}
-    whole = stamp.exists()
-    stamp.unlink(missing_ok=True)
     uv = find_uv()
     if uv:
         environment.setdefault("UV_HTTP_RETRIES", "6")
         if not any(name in environment for name in ("UV_DEFAULT_INDEX", "UV_INDEX_URL")) and (index := pips_index()):
             environment["UV_DEFAULT_INDEX"] = index
-        make = [str(uv), "venv", "--quiet", "--clear", "--no-project", "--python", PYTHON, str(VENV)]
-        sync = [str(uv), "pip", "sync", "--python", str(VENV / "bin/python"), "--require-hashes", *places, str(listed)]
+        make = [str(uv), "venv", "--quiet", "--clear", "--no-project", "--python", PYTHON, str(venv)]
+        sync = [str(uv), "pip", "sync", "--python", str(venv / "bin/python"), "--require-hashes", *places, str(listed)]
     else:
         print("uv cannot be had: pip installs instead, which takes minutes", flush=True)
         environment["PIP_CONSTRAINT"] = ""
-        make = [PYTHON, "-m", "venv", "--clear", str(VENV)]
-        sync = [str(VENV / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+        make = [PYTHON, "-m", "venv", "--clear", str(venv)]
+        sync = [str(venv / "bin/python"), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
         sync += ["--progress-bar", "on", "--require-hashes", *places, "--requirement", str(listed)]
     for command in [sync] if whole and uv else [make, sync]:
         code, said = run(command, environment)
@@ -301,6 +310,18 @@ def install(stamp: Path) -> None:
             raise SetupError(f"{PYTHON} makes no virtual environment: on Debian, apt-get install python3-venv")
         if code:
             raise SetupError(why(said))
+
+
+def install(stamp: Path) -> None:
+    wheel = cpu_wheel(os.environ)
+    build = "cpu" if wheel else "cuda"
+    check_room(build)
+    CACHE.mkdir(exist_ok=True)
+    listed = CACHE / "requirements.txt"
+    listed.write_text(requirements(wheel), encoding="utf-8")
+    whole = stamp.exists()
+    stamp.unlink(missing_ok=True)
+    lay(VENV, listed, wheel, whole)
     purelib = next((VENV / "lib").glob("python3.*/site-packages"))
     (purelib / "model_release.pth").write_text(f"{ROOT}/plugins\n{ROOT}/include\n", encoding="utf-8")
 
@@ -346,6 +367,24 @@ def setup() -> None:
         stamp.write_text(json.dumps({**wanted, "torch": done.stdout.strip()}) + "\n", encoding="utf-8")
 
 
+def setup_kserve() -> None:
+    """The environment of KServe's own server, beside the other; in a blink where it is there."""
+    stamp = KSERVE_VENV / ".installed"
+    CACHE.mkdir(exist_ok=True)
+    with (CACHE / "setup-kserve.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        wanted = {"lock": hashlib.sha256(KSERVE.read_bytes()).hexdigest(), "python": platform.python_version()}
+        if stamped(stamp) == wanted and (KSERVE_VENV / "bin/python").exists():
+            return
+        print("Installing KServe's model server beside Airflow: 0.3 GB, and PyTorch once more", flush=True)
+        wheel = cpu_wheel(os.environ)
+        listed = CACHE / "requirements-kserve.txt"
+        listed.write_text(kserve_requirements(wheel), encoding="utf-8")
+        stamp.unlink(missing_ok=True)
+        lay(KSERVE_VENV, listed, wheel, whole=False)
+        stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
+
+
 def write_lists() -> None:
     """What follows from pyproject.toml and uv.lock: the lists of the images, and the hashes of torch-cpu.txt."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
@@ -387,8 +426,10 @@ def main(arguments: list[str]) -> int:
             print(uv)
         elif arguments == ["lists"]:
             write_lists()
+        elif arguments == ["kserve"]:
+            setup_kserve()
         elif arguments:
-            raise SetupError(f"{' '.join(arguments)!r} is neither uv nor lists")
+            raise SetupError(f"{' '.join(arguments)!r} is neither kserve, uv nor lists")
         else:
             setup()
     except SetupError as error:

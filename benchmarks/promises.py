@@ -252,7 +252,8 @@ def release(asked: Policy, per_second: float, canary: float, *, longest: int = 3
         if asked.ramp is None:
             said = np.where((said == PROMOTE) & (share < asked.shares[-1] - 1e-9), CONTINUE, said)
         if t == longest - 1:
-            said = np.where((said == CONTINUE) & rules.at_deadline(path, readings)[:, 0], PROMOTE, said)
+            through = share > (asked.shares[-1] - 1e-9 if asked.ramp is None else 0.0)
+            said = np.where((said == CONTINUE) & through & rules.at_deadline(path, readings)[:, 0], PROMOTE, said)
         free = alive & ((acts < 0) | (ending == CONTINUE))
         decided = free & (said != CONTINUE)
         ending[decided], acts[decided] = said[decided], t + 2

@@ -16,6 +16,7 @@ _KINDS = {".py", ".md", ".yaml", ".yml", ".toml", ".sh", ".js", ".css", ".html"}
 _NOT_OURS = ("tests/data/", "docs/facts.md")
 # Files that an example makes up, that a command writes, or that another project has.
 _ELSEWHERE = {
+    *("include/models/first.yaml", "include/models/second.yaml"),  # docs/kind.md
     *("include/models/faces.yaml", "include/models/broken.yaml", "tests/test_one.py", "walk.md"),
     *("docs/models.md", "models.md", "benchmarks/soak.json"),  # `make models`, `make soak`
     "git-lfs/docs/spec.md",

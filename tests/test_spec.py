@@ -89,12 +89,15 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
         ("rollout.steps", [], "rollout.steps", "at least 1"),
         ("rollout", {"steps": [10], "ramp": {"most": 20}}, "rollout.steps", "one of both is right"),
+        ("rollout", {"promote_with_confidence": 0.9}, "rollout", "bake: 10m is right"),
+        ("rollout.promote_with_confidence", 1.2, "rollout.promote_with_confidence", "less than 1"),
         ("rollout.ramp", {"most": 0}, "rollout.ramp.most", "below the first level, which is 1 percent"),
         ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
         ("rollout.ramp", {"budget": 0}, "rollout.ramp.budget", "greater than 0"),
         ("rollout.ramp", {"budgets": 5}, "rollout.ramp.budgets", "'budget' is near"),
         ("rollout", {"window": "10m", "deadline": "15m"}, "rollout", "20m is the least"),
         ("schedule", "every week", "schedule", "@weekly"),
+        ("runtime", "triton", "runtime", "'torchserve' or 'kserve'"),
         ("judge.metrics", [], "judge.metrics", "at least 1"),
         ("judge.metrics", [{"name": "errors"}], "judge.metrics.0", "max_rate"),
         ("judge.metrics", [{"name": "errors", "max_rate": 2}], "judge.metrics.0.max_rate", "less than 1"),
@@ -134,6 +137,19 @@ def test_load_refuses_with_file_line_field_and_cure(
     parts = [part for part in field.split(".") if not part.isdigit()]
     text = file.read_text().splitlines()[number - 1]
     assert any(part in text for part in parts) or number == 1 or text.lstrip().startswith("-")
+
+
+def test_a_runtime_has_a_serving_runtime_of_its_name(tmp_path: Path) -> None:
+    spec = load(written(tmp_path, changed("runtime", "kserve")))
+    assert spec.serving_runtime == "model-release-kserve"
+    assert load(written(tmp_path, GOOD)).serving_runtime == "model-release-torchserve"
+    assert (
+        load(written(tmp_path, changed("service.runtime", "kserve-torchserve"))).serving_runtime == "kserve-torchserve"
+    )
+    with pytest.raises(
+        SpecError, match=r"build\.fold is TorchScript's, and runtime kserve serves what torch\.export makes"
+    ):
+        load(written(tmp_path, {**changed("runtime", "kserve"), "build": {"fold": True}}))
 
 
 def test_load_names_every_trouble_at_its_own_line(tmp_path: Path) -> None:
@@ -192,6 +208,18 @@ def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) ->
     for edge in BUCKET_EDGES_MS[profile]:  # type: ignore[index]
         metric = {"name": "slow", "above": format_duration(timedelta(milliseconds=edge)), "max_rate": 0.1}
         load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
+
+
+def test_durations_beside_stable_are_compared_at_the_edges_around_their_limit(tmp_path: Path) -> None:
+    slow = {"name": "slow", "above": "500ms", "max_rate": 0.05}
+    beside = slow | {"name": "slower", "max_ratio": 1.5, "floor": 0.01}
+    spec = load(written(tmp_path, changed("judge", {"profile": "istio", "metrics": [slow, beside]})))
+    alone, both = spec.policy(10)["metrics"]
+    assert "edges" not in alone
+    assert both["edges"] == [50, 100, 250, 1000, 2500, 5000]
+    assert all("edges" not in metric for metric in spec.policy(None)["metrics"]), (
+        "in the bake there is no stable beside"
+    )
 
 
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:

@@ -68,8 +68,10 @@ def _release(options: argparse.Namespace) -> int:
     def stop() -> int:
         return _down(options)
 
+    if options.runtime == "kserve":
+        programs.kserve_python()
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return demo.release(options.state, options.airflow, partial(_up, options), stop, options.picture)
+    return demo.release(options.state, options.airflow, partial(_up, options), stop, options.picture, options.runtime)
 
 
 def _walkthrough(options: argparse.Namespace) -> int:
@@ -317,6 +319,7 @@ def _parser() -> argparse.ArgumentParser:
     release = command("release", _release)
     release.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")
     release.add_argument("--picture", type=Path, metavar="FILE", help="draw the last release as an SVG")
+    release.add_argument("--runtime", choices=("torchserve", "kserve"), default="torchserve", help="what serves it")
     release.set_defaults(port=[], foreground=False)
     walk = command("walkthrough", _walkthrough)
     walk.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")

@@ -95,6 +95,8 @@ class Airflow:
             "AIRFLOW_HOME": str(self.home),
             "PYTHONPATH": path,
             "PYTHONUNBUFFERED": "1",
+            # One machine: what one task of a build leaves for the next need not go through the store.
+            "MODEL_RELEASE_BUILDS": str(self.home / "builds"),
             # Two cores: one thread each for the models that tasks run beside the models that serve.
             "OMP_NUM_THREADS": "1",
             "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),

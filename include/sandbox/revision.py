@@ -17,8 +17,8 @@ import aiohttp
 
 from sandbox.interfaces import Phase, PodState, RevisionTemplate
 from sandbox.process import tail
+from sandbox.servers import ContainerFailed, Server, server_of
 from sandbox.storage import DownloadFailed, download
-from sandbox.torchserve import WORKER_DIED, ContainerFailed, TorchServe
 
 VERIFY = Path(__file__).resolve().parents[1] / "manifests" / "verify" / "verify_version.py"
 
@@ -102,7 +102,7 @@ class Replica:
         await self._verify()
         around, key = self._around, self._template.key
         index = self.pod.rsplit("-", 1)[-1]
-        server = TorchServe(
+        server = server_of(self._template.image)(
             f"{key.namespace}/{key.name}/{index}",
             state_dir=around.state_dir,
             model=around.folder / "model",
@@ -137,15 +137,17 @@ class Replica:
         if child.returncode:
             raise ContainerFailed(said.decode(errors="replace").strip())
 
-    async def _until_loaded(self, server: TorchServe, exited: asyncio.Task[int]) -> bool:
+    async def _until_loaded(self, server: Server, exited: asyncio.Task[int]) -> bool:
         env, pace = self._template.env, self._around.pace
         tries = int(env.get("MODEL_LOAD_MAX_TRY", pace.load_tries))
         deadline = time.monotonic() + tries * float(env.get("MODEL_LOAD_DELAY", pace.load_delay))
-        deaths = tail(self._log, None).count(WORKER_DIED) + pace.worker_deaths
-        while not exited.done() and time.monotonic() < deadline:
+        # Only KServe's wrapper opens its port for a model that did not load. Others end, or are waited for.
+        died = server.DIED
+        deaths = tail(self._log, None).count(died) + pace.worker_deaths if died else 0
+        while not exited.done() and (died is None or time.monotonic() < deadline):
             if await server.loaded(self._around.http):
                 return True
-            if tail(self._log, None).count(WORKER_DIED) >= deaths:
+            if died and tail(self._log, None).count(died) >= deaths:
                 return False
             await asyncio.sleep(0.1)
         return False
@@ -170,7 +172,8 @@ class Revision:
     def fits(self, template: RevisionTemplate) -> bool:
         """Whether the containers would be the same; only their number and limits may differ."""
         own = self.template
-        return (own.storage_uri, own.env, own.service) == (
+        return (own.image, own.storage_uri, own.env, own.service) == (
+            template.image,
             template.storage_uri,
             template.env,
             template.service,

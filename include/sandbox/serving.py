@@ -29,7 +29,7 @@ from sandbox.prometheus import Prometheus
 from sandbox.s3 import REGION
 from sandbox.stack import LoadProcess
 from sandbox.wishes import Load, Wishes
-from sandbox.workloads import TorchServeWorkloads
+from sandbox.workloads import ProcessWorkloads
 
 _log = logging.getLogger("sandbox.serving")
 
@@ -65,7 +65,7 @@ class Serving:
         self._store = {key: environment[key] for key in NEEDED}
         self._envoy = Envoy(state_dir, ports)
         self._prometheus = Prometheus(state_dir, ports)
-        self._workloads = TorchServeWorkloads(state_dir=state_dir, store=self._s3, changed=self._publish)
+        self._workloads = ProcessWorkloads(state_dir=state_dir, store=self._s3, changed=self._publish)
         self._cluster = Cluster(
             workloads=self._workloads,
             router=self._envoy,

@@ -27,7 +27,7 @@ from sandbox.prometheus import Prometheus
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
 from sandbox.wishes import Wishes
-from sandbox.workloads import TorchServeWorkloads
+from sandbox.workloads import ProcessWorkloads
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class Stack:
         self._load = LoadProcess(state_dir, self._envoy.url)
         self._hub = HubProcess(state_dir, ports)
         self._api_port = ports.of("kubernetes")
-        self._workloads = TorchServeWorkloads(
+        self._workloads = ProcessWorkloads(
             state_dir=state_dir, store=self._store.client, changed=self._publish, pace=pace
         )
         self._cluster = Cluster(

@@ -21,8 +21,7 @@ import aiohttp
 from sandbox import programs
 from sandbox.ports import LOOPBACK, free_port, give_back
 from sandbox.process import Child
-
-MODEL_MOUNT = "/mnt/models"
+from sandbox.servers import MODEL_MOUNT, ContainerFailed
 
 # What TorchServe's worker says last when the handler does not load (ts/model_service_worker.py).
 WORKER_DIED = "Backend worker process died."
@@ -52,16 +51,10 @@ _LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
 """
 
 
-class ContainerFailed(Exception):
-    """The container ends with code 1 before a server runs, as its entrypoint does on KServe."""
-
-
 class TorchServe:
-    """A server for the model files below `model`; `folder` is its own, `sockets` a short path for Unix sockets.
+    """`servers.Server`. `models` are the names that the version serves."""
 
-    Raises ContainerFailed if the version's files are such that KServe's container would end before serving.
-    `models` are the names that the version serves.
-    """
+    DIED: str | None = WORKER_DIED
 
     def __init__(
         self,
@@ -149,7 +142,8 @@ def read_properties(file: Path) -> dict[str, str]:
     try:
         lines = file.read_text().replace("\\\n", "").splitlines()
     except FileNotFoundError:
-        raise ContainerFailed(f"--ts-config file not found: {MODEL_MOUNT}/config/{file.name}") from None
+        other = " (the version is one for runtime kserve)" if (file.parent / "serving.json").exists() else ""
+        raise ContainerFailed(f"--ts-config file not found: {MODEL_MOUNT}/config/{file.name}{other}") from None
     pairs = (line.split("=", 1) for line in lines if "=" in line and not line.lstrip().startswith(("#", "!")))
     return {key.strip(): value.strip() for key, value in pairs}
 

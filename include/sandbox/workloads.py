@@ -1,4 +1,4 @@
-"""The sandbox's kubelet: runs revisions as TorchServe processes and tells the rest where they are."""
+"""The sandbox's kubelet: runs revisions as processes and tells the rest where they are."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from sandbox.revision import Pace, Revision, Surroundings
 _log = logging.getLogger(__name__)
 
 
-class TorchServeWorkloads:
+class ProcessWorkloads:
     """Runs revisions; implements `interfaces.Workloads`.
 
     `store` makes an S3 client. `changed` is awaited whenever `backends` or `targets` may say something new, and

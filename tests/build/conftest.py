@@ -24,6 +24,7 @@ from typing import Any
 import pytest
 from tests.patience import LIMIT
 
+from model_release.build import runtimes
 from model_release.build.archive import Archive, archive
 from model_release.build.export import Export, export
 from model_release.build.source import Checkpoint, fetch
@@ -99,7 +100,9 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 }
 
 
-def run_here(folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bool = False) -> dict[str, Any]:
+def run_here(
+    folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bool = False, runtime: str = "torchserve"
+) -> dict[str, Any]:
     """An export without a process of its own, whose imports would cost each test four seconds."""
     from model_release.build import trace
 
@@ -110,6 +113,7 @@ def run_here(folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bo
         "handlers": str(HANDLER.parent),
         "samples": list(samples),
         "fold": fold,
+        "artifacts": list(runtimes.get(runtime).ARTIFACTS),
     }
     with trace._known_warnings_filtered():
         return trace.run(request, lambda _: None)

@@ -47,16 +47,26 @@ def test_no_two_runtimes_can_be_mistaken_for_each_other() -> None:
 def test_what_is_no_runtimes_is_refused_by_name() -> None:
     with pytest.raises(ArchiveError, match="'triton' is no serving runtime; known are torchserve"):
         runtimes.get("triton")
-    with pytest.raises(ArchiveError, match=r"x\.tar is no archive of a serving runtime; known are \.mar"):
+    with pytest.raises(ArchiveError, match=r"x\.tar is no archive of a serving runtime; known are \.mar, \.zip"):
         runtimes.of_archive(Path("x.tar"))
-    with pytest.raises(ArchiveError, match=r"is no handler; expected a file named image_classifier\.py"):
+    with pytest.raises(
+        ArchiveError, match=r"is no handler; expected a file named image_classifier\.py or kserve_model\.py"
+    ):
         runtimes.of_handler(ROOT / "include" / "handlers" / "image_input.py")
 
 
-def test_nobody_but_its_module_knows_of_torchserve() -> None:
-    """What a model file may say, and what it says unless told, stand where they are read."""
-    known = {"build/runtimes/torchserve.py", "build/runtimes/__init__.py", "spec/__init__.py"}
-    of_it = re.compile(r"torchserve|\bts_\w+|\.mar\b|model-archiver", re.IGNORECASE)
+_SAID = {"build/runtimes/__init__.py", "spec/__init__.py"}  # what a model file may say, and what it says unless told
+
+
+@pytest.mark.parametrize(
+    ("words", "known"),
+    [
+        (r"torchserve|\bts_\w+|\.mar\b|model-archiver", {"build/runtimes/torchserve.py", *_SAID}),
+        (r"kserve_model|serving\.json|serving-kserve", {"build/runtimes/kserve.py"}),
+    ],
+)
+def test_nobody_but_its_module_knows_of_a_runtime(words: str, known: set[str]) -> None:
+    of_it = re.compile(words, re.IGNORECASE)
     found = {
         path.relative_to(PACKAGE).as_posix()
         for path in PACKAGE.rglob("*.py")

@@ -296,7 +296,7 @@ def test_a_source_that_is_none(tmp_path: Path) -> None:
         fetch({"ftp": "google/vit"}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, mlflow, not directory, s3"):
         fetch({"directory": "x", "s3": "s3://models/x/"}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, not nothing"):
+    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, mlflow, not nothing"):
         fetch({}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="is no folder"):
         fetch({"directory": str(tmp_path / "nowhere")}, tmp_path / "x")

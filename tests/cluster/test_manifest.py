@@ -134,6 +134,10 @@ def test_a_base_that_is_missing_is_refused(tmp_path: Path) -> None:
     ("file", "service", "image"),
     [
         ("serving_runtime_own.yaml", {}, "registry.example.com/model-release-serving@sha256:" + 64 * "0"),
+        (
+            *("serving_runtime_kserve.yaml", {"runtime": "model-release-kserve"}),
+            "registry.example.com/model-release-serving-kserve@sha256:" + 64 * "0",
+        ),
         ("serving_runtime.yaml", {"runtime": "kserve-torchserve"}, "pytorch/torchserve-kfs:0.12.0"),
     ],
 )

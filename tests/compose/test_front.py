@@ -168,3 +168,14 @@ def test_a_missing_configuration_is_one_line(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "the storage initializer puts it there" in done.stderr
+
+
+def test_a_version_of_another_runtime_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "serving.json").write_text("{}")
+    command = [sys.executable, FRONT, "--config", tmp_path / "config.properties", "--", "true"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "front: the version is one for runtime kserve, and this is the server of runtime torchserve; the model file's "
+        "runtime and service.runtime must name the same\n"
+    )

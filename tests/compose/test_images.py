@@ -18,7 +18,9 @@ from packaging.utils import canonicalize_name
 from .containers import BIN, PROJECT
 
 DOCKERFILES = [PROJECT / "Dockerfile", *sorted((PROJECT / "include/images").glob("*/Dockerfile"))]
-LISTS = sorted((PROJECT / "include/images").glob("*/requirements.in"))
+# KServe's server has an environment, and a list, of its own.
+KSERVE = PROJECT / "include/images/serving-kserve"
+LISTS = sorted(set((PROJECT / "include/images").glob("*/requirements.in")) - {KSERVE / "requirements.in"})
 # Which packages hold a name that can be imported.
 OWNERS = metadata.packages_distributions()
 
@@ -37,9 +39,10 @@ def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([BIN / "hadolint", dockerfile], capture_output=True, text=True, check=False)
 
 
-def test_there_is_one_for_airflow_one_that_serves_and_one_for_the_sandbox() -> None:
+def test_there_is_one_for_airflow_one_for_the_sandbox_and_one_for_each_runtime() -> None:
     assert [names(path) for path in DOCKERFILES] == [
         "Dockerfile", "include/images/sandbox/Dockerfile", "include/images/serving/Dockerfile",
+        "include/images/serving-kserve/Dockerfile",
     ]  # fmt: skip
 
 
@@ -113,6 +116,20 @@ def test_every_package_of_an_image_has_the_version_that_was_tested(listed: Path)
     # The installers' own, which come with the base image.
     missing = sorted(closure(lines) - pins() - {"pip", "setuptools", "wheel"})
     assert missing == [], f"requirements.txt pins none of these, so pip would take any: {missing}"
+
+
+def test_kserves_server_has_the_builds_torch_and_every_file_by_its_hash() -> None:
+    text = (KSERVE / "requirements.txt").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
+    assert all(line.count("--hash=sha256:") >= 1 for line in lines)
+    pinned = dict(line.split()[0].split("==") for line in lines)
+    asked = [line for line in (KSERVE / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
+    assert {re.split("==", line)[0] for line in asked} <= set(pinned)
+    assert f"kserve=={pinned['kserve']}" in asked
+    built = dict(line.split()[0].split("==") for line in (PROJECT / "requirements.txt").read_text().splitlines()[1:])
+    for name in ("torch", "numpy", "pillow", "pillow-heif"):
+        assert pinned[name] == built[name], "make lock writes both"
+    assert not {"transformers", "apache-airflow", "boto3", "safetensors"} & set(pinned)
 
 
 def test_what_serves_has_no_transformers() -> None:

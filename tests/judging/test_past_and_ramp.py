@@ -72,6 +72,7 @@ def test_a_past_that_cannot_be_is_refused(data: Any, words: str) -> None:
         ({"indifference": 0.5}, "policy.indifference: 0.5 is out of range"),
         ({"deadline_windows": 1}, "policy.deadline_windows: 1 is not a whole number of at least 2"),
         ({"shares": [0.3, 0.1]}, "policy.shares: [0.3, 0.1] do not rise"),
+        ({"deadline_confidence": 1.0}, "policy.deadline_confidence: 1.0 is out of range"),
         ({"ramp": {"budget": 0}}, "policy.ramp.budget: 0 is out of range"),
         ({"ramp": {"most": 0.005}}, "policy.ramp.most: 0.005 is out of range"),
         ({"ramp": {"budget": 5, "least": 1}}, "policy.ramp.least: unknown field"),
@@ -140,6 +141,21 @@ def test_the_look_at_the_deadline_decides_what_no_look_before_it_could() -> None
     ended = judge(p, seen, past, final=True)
     assert ended.decision == "promote"
     assert "By the look at the deadline" in ended.reason
+
+
+def test_at_the_deadline_less_confidence_may_be_enough_and_is_named() -> None:
+    seen = [window((10, 0), (90, 0), at=i) for i in range(10)]
+    past = past_of([4 * (i % 40 == 0) for i in range(720)])
+    usual = policy(max_rate=0.02, indifference=2)
+    assert judge(usual, seen, past, final=True).decision == "inconclusive"
+    ended = judge(policy(max_rate=0.02, indifference=2, deadline_confidence=0.7), seen, past, final=True)
+    assert (ended.decision, ended.confidence) == ("promote", 0.7)
+    assert ended.reason.endswith("By the look at the deadline, with 70 % confidence.")
+    sure = judge(policy(max_rate=0.02, indifference=2, deadline_confidence=0.7), seen * 5, past, final=True)
+    assert (sure.decision, sure.confidence) == ("promote", None), (
+        "the usual risk is met, and nothing is said of another"
+    )
+    assert "confidence" not in sure.to_dict()
 
 
 def test_windows_in_which_stable_was_ill_are_set_aside_and_said_so() -> None:

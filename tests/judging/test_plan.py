@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from model_release.judging import Past, PolicyError
-from model_release.judging.plan import Plan, plan
+from model_release.judging.plan import Plan, chosen_deadline, plan
 from model_release.judging.simulate import bad_requests
 
 from .builders import policy
@@ -128,6 +128,23 @@ def test_the_share_that_is_asked_for_at_first_is_no_wrong_split_later(way: dict[
     made = plan(policy(max_rate=0.05, **way, traffic=0.1), **asked)
     assert made == plan(policy(max_rate=0.05, **way), **asked)
     assert (made.minutes_needed or 99) < 15
+
+
+@pytest.mark.parametrize(
+    ("per_second", "max_rate", "least", "most"),
+    [(50, 0.05, 10, 10), (1, 0.05, 11, 240), (0.01, 0.05, 241, 1440), (0.0, 0.05, 1440, 1440)],
+    ids=["busy", "quiet", "nearly idle", "idle"],
+)
+def test_a_deadline_is_chosen_from_ten_minutes_to_a_day(
+    per_second: float, max_rate: float, least: float, most: float
+) -> None:
+    asked = policy(max_rate=max_rate, shares=[0.1, 0.3], indifference=2)
+    minutes = chosen_deadline(asked, requests_per_second=per_second, window_seconds=10)
+    assert least <= minutes <= most
+    assert minutes == chosen_deadline(asked, requests_per_second=per_second, window_seconds=10)
+    if 10 < minutes < 1440:
+        found = plan(asked, requests_per_second=per_second, deadline_minutes=minutes, window_seconds=10)
+        assert found.in_time >= 0.9, "nearly all good canaries end by it, as promoted"
 
 
 def test_what_can_never_be_promoted_says_why() -> None:

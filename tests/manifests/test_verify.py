@@ -130,11 +130,12 @@ def test_the_runtime_runs_it_before_the_images_own_entry_point() -> None:
     assert container["args"][0] == "torchserve"
 
 
-def test_the_projects_own_image_begins_with_it_too() -> None:
-    """Nothing in its runtime takes the place of the image's entry point."""
-    text = (MANIFESTS.parent / "images/serving/Dockerfile").read_text()
+@pytest.mark.parametrize(("image", "file"), [("serving", "own"), ("serving-kserve", "kserve")])
+def test_the_projects_own_images_begin_with_it_too(image: str, file: str) -> None:
+    """Nothing in their runtimes takes the place of the image's entry point."""
+    text = (MANIFESTS.parent / "images" / image / "Dockerfile").read_text()
     entrypoint = json.loads(next(line for line in text.splitlines() if line.startswith("ENTRYPOINT")).split(" ", 1)[1])
     assert entrypoint[:4] == ["python", "/opt/serving/verify_version.py", "/mnt/models", "--"]
     assert f"COPY include/manifests/verify/{PROGRAM.name} {entrypoint[1]}" in text
-    (container,) = yaml.safe_load((MANIFESTS / "serving_runtime_own.yaml").read_text())["spec"]["containers"]
+    (container,) = yaml.safe_load((MANIFESTS / f"serving_runtime_{file}.yaml").read_text())["spec"]["containers"]
     assert "command" not in container

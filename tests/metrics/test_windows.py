@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
 import pytest
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
-from model_release.judging import Window
+from model_release.judging import Policy, Window
+from model_release.judging import judge as judged
 from model_release.metrics import PROFILES, Prometheus, Series, WindowReader, read_windows
 from model_release.spec import Judge, Profile
 
@@ -114,6 +116,43 @@ def test_counts_are_the_truth_on_every_stack(name: Profile, le_as_float: bool, s
     looks = [reader.read(at(s), now=at(s)) for s in range(3, 62, 3)]
     assert [window for look in looks for window in look] == windows
     assert max(len(look) for look in looks) == 1
+
+
+def test_the_edges_around_a_limit_beside_stable_are_counted_too(serve: Serve, judge_of: JudgeOf) -> None:
+    given = judge_of("knative-otel").model_dump(mode="json", exclude_none=True)
+    given["metrics"][-1] |= {"max_ratio": 1.5, "floor": 0.01}
+    judge = Judge.model_validate(given)
+    scrapes = [second + 0.3 for second in range(-30, 75)]
+    stable, canary = traffic(1, 20, -30, 75, 0.02), traffic(2, 3, 0, 75, 0.2)
+    history = History()
+    for page in (
+        Page("knative-otel", "a:9091", requests={STABLE: stable}),
+        Page("knative-otel", "c:9091", requests={CANARY: canary}),
+    ):
+        for scrape in scrapes:
+            history.add("up", page.target(next(iter(page.requests))), {scrape: 1})
+            for metric, labels, value in page.exposed(scrape):
+                history.add(metric, labels, {scrape: value})
+    prometheus = serve(history)
+
+    windows = read(prometheus, judge, 60)
+
+    edges = (50, 75, 100, 250, 750, 1000, 2500, 5000)
+    assert judge.edges_of(judge.metrics[-1]) == edges
+    for side, requests in (("canary", canary), ("stable", stable)):
+        told = [getattr(window, side) for window in windows]
+        assert counts(windows, side) == truth(requests, scrapes, 6), "as without them"
+        for place, edge in enumerate(edges):
+            slower = [replace(each, duration_ms=600 if each.duration_ms > edge else 1) for each in requests]
+            assert [one.edges["slow"][place] for one in told] == [bad for _, _, bad in truth(slower, scrapes, 6)]
+    policy = Policy.from_dict({"metrics": [metric.limits() for metric in judge.metrics[:-1]] + [
+        judge.metrics[-1].limits() | {"edges": list(edges)}]})  # fmt: skip
+    assert judged(policy, windows).metrics[-1].canary["requests"] == sum(w.canary.requests or 0 for w in windows)
+    alone = read_windows(
+        prometheus, judge, namespace=NAMESPACE, canary=CANARY, stable=None, start=OPENING, end=at(60), window=TEN,
+        now=at(70),
+    )  # fmt: skip
+    assert [window.canary.edges for window in alone] == [{}] * 6, "there is nobody to compare with"
 
 
 def test_a_window_is_complete_only_when_scraped_past_its_end(serve: Serve, judge_of: JudgeOf) -> None:

@@ -184,7 +184,7 @@ def _released(folder: Path, whole: bool, own_process: bool) -> Any:
         output.mkdir()
         request = {"checkpoint": str(fetched.directory), "output": str(output), "handlers": str(HANDLER.parent)}
         with trace._known_warnings_filtered():
-            trace.run({**request, "samples": [], "fold": False}, lambda _: None)
+            trace.run({**request, "samples": [], "fold": False, "artifacts": ["torchscript"]}, lambda _: None)
     if whole:
         made = archive.archive(output, "model", HANDLER, folder / "archive")
         archive.check(made, output)

@@ -28,7 +28,7 @@ from model_release.release.advance import (
 from .builders import CANARY, NOW, SINCE, STAGED, live, opened, order
 
 RULES = Rules((10, 30))
-RAMP = Rules((2,))
+RAMP = Rules((), ramp_from=2)
 ASKS = replace(RULES, asks="before_promote", answer_within="4h")
 UNSURE = replace(RULES, asks="on_inconclusive", answer_within="4h")
 TEN = Watched(10, SINCE, NOW)
@@ -99,6 +99,7 @@ TABLE = {
         Shift(30),
         recorded=(("percent", 30), ("watches", (Watched(10, SINCE, NOW, windows=7), Watched(30)))),
     ),
+    "a ramp begins where the past's traffic lets it": Row(STAGED, world(0), Shift(2), RAMP, recorded=(("percent", 2),)),
     "a ramp knows its first share only: the judge says the next": Row(
         opened(2),
         world(2, judged="open", share=20, windows=2),
@@ -119,12 +120,27 @@ TABLE = {
         RAMP,
         recorded=(("phase", Phase.PROMOTED), ("word", "0 of 300")),
     ),
+    "nor does it matter where another hand would have begun": Row(
+        opened(5),
+        world(5, judged="promote", reason="0 of 300", windows=12),
+        Promote(5),
+        replace(RAMP, ramp_from=20),
+    ),
     "a ramp whose promotion a person decides": Row(
         opened(5),
         world(5, judged="promote", reason="0 of 300", windows=12),
         Done("ask", "0 of 300"),
         replace(RAMP, asks="before_promote", answer_within="4h"),
         recorded=(("percent", 5), ("watches", (Watched(5, SINCE, windows=12),))),
+    ),
+    "a promotion at the deadline with less confidence than usual: the bake is to know": Row(
+        opened(30),
+        world(judged="promote", reason="with 90 % confidence", windows=99, confidence=0.9),
+        Promote(30),
+        recorded=(("watches", (Watched(30, SINCE, windows=99, confidence=0.9),)), ("word", "with 90 % confidence")),
+    ),
+    "a deadline that is extended is recorded, and looked on": Row(
+        opened(30), world(extended=True), Look(), recorded=(("watches", (Watched(30, SINCE, extended=True),)),)
     ),
     "evidence for it at the last share: all of the traffic": Row(
         opened(30, TEN),

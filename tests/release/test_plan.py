@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from model_release import metrics
 from model_release.errors import MetricsRefused
 from model_release.judging import Past
 from model_release.metrics import Before
-from model_release.release.plan import Foreseen, foresee
+from model_release.release.plan import Foreseen, foresee, with_deadline
 from model_release.spec import ModelSpec
 
 STARTED = "2026-02-01T00:00:00Z"
@@ -63,6 +63,21 @@ def test_it_is_of_stables_own_past_and_traffic(known: Any) -> None:
     assert asked[0]["revision"] == "r1"
     assert (asked[0]["since"], asked[0]["before"]) == (datetime(2026, 2, 1, tzinfo=UTC), NOW)
     assert json.loads(json.dumps(found.to_dict(), allow_nan=False))["sentences"] == list(found.sentences)
+
+
+def test_a_deadline_that_the_file_does_not_give_is_the_plans(known: Any) -> None:
+    unsaid = spec(rollout={key: said for key, said in SPEC["rollout"].items() if key != "deadline"})  # type: ignore[attr-defined]
+    known(Before(counted(36), 12.0, 720))
+    found = seen(unsaid)
+    assert found.plan.deadline_minutes == 10
+    assert with_deadline(unsaid, found.plan.deadline_minutes).rollout.longest == timedelta(minutes=10)
+    known(Before(counted(2, bad=0), 0.7, 720))
+    later = seen(unsaid)
+    assert later.plan.deadline_minutes > 10
+    assert later.refusal == "", "it is long enough, whatever the traffic"
+    known(Before(counted(36, windows=3), 12.0, 3))
+    assert seen(unsaid).plan.deadline_minutes == 30, "three windows tell too little"
+    assert unsaid.rollout.longest == timedelta(minutes=30)
 
 
 def test_what_cannot_end_in_time_is_refused_and_a_person_asked_is_a_way_to_go_on(known: Any) -> None:

@@ -18,7 +18,7 @@ from sandbox.kube import Cluster, Timing
 from sandbox.kube.conditions import state as condition_state
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
-from sandbox.workloads import TorchServeWorkloads
+from sandbox.workloads import ProcessWorkloads
 
 pytestmark = pytest.mark.stack
 
@@ -69,7 +69,7 @@ async def live(state: Path, envoy: Envoy, store: ModelStore) -> AsyncIterator[Li
     async def changed() -> None:
         await envoy.place(workloads.backends())
 
-    workloads = TorchServeWorkloads(
+    workloads = ProcessWorkloads(
         state_dir=state, store=store.client, changed=changed, pace=Pace(first_backoff=0.2, drain=0.1)
     )
     await workloads.start()

@@ -18,19 +18,19 @@ from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, R
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
 from sandbox.torchserve import ContainerFailed, TorchServe, read_properties
-from sandbox.workloads import TorchServeWorkloads
+from sandbox.workloads import ProcessWorkloads
 
 BODY = {"instances": [{"data": "one"}, {"data": "two"}]}
 Publish = Callable[..., str]
 
 
 @pytest.fixture
-async def workloads(state: Path, envoy: Envoy, store: ModelStore) -> AsyncIterator[TorchServeWorkloads]:
+async def workloads(state: Path, envoy: Envoy, store: ModelStore) -> AsyncIterator[ProcessWorkloads]:
     async def changed() -> None:
         await envoy.place(running.backends())
 
     pace = Pace(first_backoff=0.2, drain=0.1)
-    running = TorchServeWorkloads(state_dir=state, store=store.client, changed=changed, pace=pace)
+    running = ProcessWorkloads(state_dir=state, store=store.client, changed=changed, pace=pace)
     await running.start()
     yield running
     await running.stop()
@@ -40,7 +40,7 @@ def key(number: int) -> RevisionKey:
     return RevisionKey("models", f"digits-predictor-{number:05}")
 
 
-async def until(workloads: TorchServeWorkloads, revision: RevisionKey, phase: Phase, ready: int = 0) -> PodState:
+async def until(workloads: ProcessWorkloads, revision: RevisionKey, phase: Phase, ready: int = 0) -> PodState:
     def there() -> PodState | None:
         state = workloads.state(revision)
         return state if state.phase is phase and state.ready_replicas >= ready else None
@@ -75,7 +75,7 @@ def record(client: Any, uri: str) -> None:
 
 @pytest.mark.stack
 async def test_a_version_is_held_against_its_record_before_it_is_served(
-    workloads: TorchServeWorkloads, store: ModelStore, publish: Publish, state: Path
+    workloads: ProcessWorkloads, store: ModelStore, publish: Publish, state: Path
 ) -> None:
     whole, changed = key(1), key(2)
     client = store.client()
@@ -103,7 +103,7 @@ async def test_a_version_is_held_against_its_record_before_it_is_served(
 
 @pytest.mark.stack
 async def test_revisions_from_the_store(
-    workloads: TorchServeWorkloads, envoy: Envoy, store: ModelStore, publish: Publish, state: Path
+    workloads: ProcessWorkloads, envoy: Envoy, store: ModelStore, publish: Publish, state: Path
 ) -> None:
     good, broken, missing, empty = (key(number) for number in range(1, 5))
     client = store.client()

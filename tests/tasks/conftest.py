@@ -71,6 +71,15 @@ class TaskInstance:
         return dict.fromkeys(run_ids, self.states)
 
 
+class Outlets(dict[Any, Any]):
+    """Airflow's `outlet_events`: by asset or alias, what the task says of it."""
+
+    def __missing__(self, key: Any) -> SimpleNamespace:
+        added: list[Any] = []
+        self[key] = SimpleNamespace(extra={}, added=added, add=lambda asset, extra: added.append((asset, extra)))
+        return self[key]  # type: ignore[no-any-return]
+
+
 @pytest.fixture
 def spec() -> Any:
     from model_release.spec import ModelSpec
@@ -90,7 +99,8 @@ def context(ti: TaskInstance) -> dict[str, Any]:
     dag_run = SimpleNamespace(
         dag_id="release_digits", run_id="manual__1", run_type="manual", run_after=now, data_interval_end=None
     )
-    return {"ti": ti, "dag_run": dag_run, "params": {"version": None, "rollout": "auto", "note": None}}
+    params = {"version": None, "rollout": "auto", "note": None}
+    return {"ti": ti, "dag_run": dag_run, "params": params, "outlet_events": Outlets()}
 
 
 @pytest.fixture

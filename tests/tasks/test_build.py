@@ -13,7 +13,7 @@ from model_release.judging.record import Record
 from model_release.release import index as history
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
-from model_release.tasks.build import Resolve, check_was_live
+from model_release.tasks.build import Resolve, check_service, check_was_live
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
 
@@ -105,3 +105,19 @@ def test_how_an_earlier_try_of_the_run_ended_is_kept_for_the_same_version_only(
     task = Resolve(task_id="resolve", spec=spec, root=Path(), build="export", built="publish")
     task.choose_branch(context)
     assert (record.version, record.outcome, bool(record.ended)) == (version, kept, kept is not None)
+
+
+@pytest.mark.parametrize(("built", "says"), [({"runtime": "kserve"}, "kserve"), ({}, "torchserve")])
+def test_a_version_of_another_runtime_is_refused_before_anything_moves(
+    spec: ModelSpec, built: dict[str, str], says: str
+) -> None:
+    """Versions of earlier editions do not say; they are TorchServe's."""
+    version = SimpleNamespace(name=VERSION, metadata={"service": spec.service.name, **built})
+    other = {"kserve": "torchserve", "torchserve": "kserve"}[says]
+    check_service(version, spec.model_copy(update={"runtime": says}))
+    with pytest.raises(SpecError) as refused:
+        check_service(version, spec.model_copy(update={"runtime": other}))
+    assert str(refused.value) == (
+        f"version {VERSION} was built for runtime {says}, and the model file says runtime: {other}; runtime: {says} "
+        "releases it, or build it again for this one"
+    )

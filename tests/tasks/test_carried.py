@@ -36,6 +36,7 @@ class Traffic:
 
     def __init__(self) -> None:
         self.away = False
+        self.requests = 20
         self.read: list[str] = []
         self.bad_from = OPENED + timedelta(days=1)
 
@@ -55,8 +56,9 @@ class Reader:
             self._traffic.read.append(self._at.isoformat(timespec="milliseconds"))
             number = round(self._at.timestamp() / self._window.total_seconds())
             bad = 15 if self._at >= self._traffic.bad_from else int(number % 40 == 0)
+            requests = self._traffic.requests
             sides = {
-                "canary": {"requests": 20, "bad": {"errors": bad}},
+                "canary": {"requests": requests, "bad": {"errors": min(bad, requests)}},
                 "stable": {"requests": 34, "bad": {"errors": int(number % 30 == 0)}},
             }
             ends = {"start": self._at.isoformat(), "end": (self._at + self._window).isoformat()}
@@ -166,10 +168,37 @@ def test_one_deadline_is_for_the_whole_canary_and_a_persons_word_begins_another(
     deadline = spec.rollout.deadline
     asked = Watched(50, after(20), after(90), beside_question=True, again=1)
     later = Watched(50, after(90), again=1)
-    ends = [driving._end(spec, some) for some in ([FIRST], [FIRST, SECOND], [FIRST, asked], [FIRST, asked, later])]
-    assert ends[0] == ends[1] == OPENED + deadline
-    assert ends[2] == OPENED + 20 * STEP + spec.answer_within
-    assert ends[3] == OPENED + 90 * STEP + deadline
+    some = ([FIRST], [FIRST, SECOND], [FIRST, asked], [FIRST, asked, later])
+    ends = [driving._end(spec, stretches) for stretches in some]
+    assert ends[0] == ends[1] == (OPENED + deadline, deadline)
+    assert ends[2] == (OPENED + 20 * STEP + spec.answer_within, None)
+    assert ends[3] == (OPENED + 90 * STEP + deadline, deadline)
+
+
+def test_the_deadline_is_extended_once_where_as_much_time_again_would_decide(spec: ModelSpec, traffic: Traffic) -> None:
+    """And never for a canary that would not be decided by then, as one without requests."""
+    windows = 8
+    short = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": windows * STEP})})
+    begun = Watched(50, OPENED.isoformat())
+    one = looked(watches(short)([begun]), windows)
+    assert (one.extended, one.final, one.judged) == (True, False, "continue")
+    assert one.stretch.end == OPENED + 2 * windows * STEP
+    again = watches(short)([replace(begun, extended=True)])
+    for each in (one, again):
+        each.look(None, OPENED + 2 * windows * STEP)
+    assert one.verdict == again.verdict
+    assert again.over
+    traffic.requests = 0
+    quiet = watches(short)([begun])
+    quiet.look(None, OPENED + windows * STEP)
+    assert (quiet.extended, quiet.judged) == (False, "inconclusive")
+
+
+def test_what_was_promoted_with_less_confidence_is_baked_twice_as_long(spec: ModelSpec) -> None:
+    bakes = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"bake": 20 * STEP})})
+    bake = Watched(None, after(90))
+    assert driving._end(bakes, [SECOND, bake]) == (OPENED + 110 * STEP, None)
+    assert driving._end(bakes, [replace(SECOND, confidence=0.9), bake]) == (OPENED + 130 * STEP, None)
 
 
 def test_what_a_person_was_asked_decides_no_more_and_is_evidence_still(spec: ModelSpec, traffic: Traffic) -> None:
@@ -217,6 +246,20 @@ def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelS
     record = recorded(spec, [again])
     assert [(step["percent"], len(step["windows"])) for step in record.steps] == [(25, 3), (50, 3)]
     assert record.differences() == []
+
+
+def test_a_ramp_begins_where_a_wholly_bad_canary_hurts_no_more_than_its_budget(spec: ModelSpec) -> None:
+    ramp = ModelSpec.model_validate(
+        {**spec.model_dump(mode="json"), "rollout": {"ramp": {"budget": 20, "most": 35}, "window": "10s"}}
+    )
+
+    def past(per_window: int) -> Past:
+        return Past.from_dict({"windows": [{"requests": per_window, "bad": {}}] * 9})
+
+    # Found in two windows: 20 requests are 5 % of 400, and a whole canary's of the 20 that come.
+    firsts = [driving.rules(ramp, before).first for before in (past(200), past(20), past(10**6), Past(()), None)]
+    assert firsts == [5, 35, 1, 1, 1]
+    assert driving.rules(spec, past(200)).first == 25
 
 
 def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:

@@ -41,6 +41,8 @@ class Said:
     final: bool = False
     no_data: bool = False
     share: int | None = None
+    confidence: float | None = None
+    extended: bool = False
     looks: int = 0
     windows: list[Any] = field(default_factory=list)
 
@@ -161,7 +163,7 @@ def test_it_opens_widens_and_promotes_without_any_other_hand(scene: Scene) -> No
 
 
 def test_a_ramp_gives_the_share_that_the_judge_says_and_promotes_from_any(scene: Scene) -> None:
-    scene.rules = replace(scene.rules, steps=(2,))
+    scene.rules = replace(scene.rules, steps=(), ramp_from=2)
     drive = scene.drive()
     until(drive, lambda: scene.at(2).looks)
     scene.at(2).judged, scene.at(2).share, scene.at(2).windows = "open", 20, [object()] * 3
@@ -177,7 +179,7 @@ def test_a_ramp_gives_the_share_that_the_judge_says_and_promotes_from_any(scene:
 
 
 def test_a_ramp_takes_back_from_whatever_share(scene: Scene) -> None:
-    scene.rules = replace(scene.rules, steps=(2,))
+    scene.rules = replace(scene.rules, steps=(), ramp_from=2)
     drive = scene.drive()
     until(drive, lambda: scene.at(2).looks)
     scene.at(2).judged, scene.at(2).share = "open", 35

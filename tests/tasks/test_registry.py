@@ -25,6 +25,8 @@ from .conftest import SPEC
 class Store:
     """Documents in memory, with conditions. `before_write` is called once, before the next write."""
 
+    uri = "s3://models/digits/"
+
     def __init__(self) -> None:
         self.kept: dict[str, Any] = {}
         self.writes = 0

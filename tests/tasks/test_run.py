@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,3 +135,14 @@ def test_without_a_connection_there_is_no_button(spec: ModelSpec, ti: Any, monke
     monkeypatch.setattr(connections, "prometheus_address", lambda: None)
     links.push_for(ti, spec, ["digits-00002"])
     assert ti.xcoms == {}
+
+
+@pytest.mark.parametrize(("version", "told"), [(None, "dags-folder"), ("265c56779a4a", "dags-folder@265c56779a4a")])
+def test_a_record_says_of_which_bundle_its_run_was(
+    context: Any, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, version: str | None, told: str
+) -> None:
+    context["ti"].bundle_instance = SimpleNamespace(name="dags-folder", version=version)
+    store = Store(rivals=0)
+    monkeypatch.setattr(connections, "store", lambda _: store)
+    begun = records.change(spec, Run.of(context, spec), lambda record: None)
+    assert begun.run["bundle"] == told

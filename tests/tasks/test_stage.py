@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,7 +20,7 @@ from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Phase, Release, Watched
 from model_release.errors import CanaryLost, ClusterUnavailable, VersionDamaged
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records
+from model_release.tasks import connections, driving, records
 from model_release.tasks.claim import ClaimService
 from model_release.tasks.run import Run
 from model_release.tasks.serve import Stage
@@ -288,3 +289,20 @@ def test_a_first_deployment_that_nobody_asked_gives_way_to_the_next(
     ready(resume)
     assert (claim_of(kube).is_first, claim_of(kube).canary) == (True, "digits-predictor-00002")
     assert kube.live().serving == {"digits-predictor-00002": 100}
+
+
+def test_a_deadline_that_the_file_does_not_give_is_chosen_for_this_release(
+    kube: Kube,
+    spec: ModelSpec,
+    stage: Callable[..., Any],
+    resume: Resume,
+    context: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    canary_at_rest(kube, spec, stage, resume)
+    assert claim_of(kube).spec is None
+    monkeypatch.setattr("model_release.tasks.serve.foresee", lambda *_: {"deadline_minutes": 12.0})
+    unsaid = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": None})})
+    with pytest.raises(TaskDeferred):
+        Stage(task_id="stage", spec=unsaid, root=PROJECT).release(context, Run.of(context, unsaid))
+    assert driving.began_with(claim_of(kube), unsaid).rollout.longest == timedelta(minutes=12)

@@ -39,6 +39,11 @@ def read_config(file: Path) -> tuple[str, frozenset[str]]:
     try:
         text = file.read_text(encoding="utf-8").replace("\\\n", "")
     except OSError as error:
+        if (file.parent / "serving.json").exists():
+            raise SystemExit(
+                "front: the version is one for runtime kserve, and this is the server of runtime torchserve; the model "
+                "file's runtime and service.runtime must name the same"
+            ) from None
         raise SystemExit(f"front: {file}: {error.strerror}; the storage initializer puts it there") from None
     said = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and not line.startswith("#"))
     address = said.get("inference_address", "")

@@ -34,6 +34,12 @@ class StandardServices(Objects):
         """Brings everything nearer to the spec, and returns the status."""
         try:
             runtime = kserve_spec.choose_runtime(isvc, runtimes)
+            # Each canary has the runtime that its own predictor names: one may move the service to another.
+            theirs = []
+            for canary in standard.canaries(isvc):
+                predictor = standard.canary_predictor(isvc, canary)
+                one = {**isvc, "spec": {**isvc["spec"], "predictor": predictor}}
+                theirs.append((canary, predictor, kserve_spec.choose_runtime(one, runtimes)))
         except kserve_spec.InvalidSpec as wrong:
             text = f"fails to reconcile predictor: {wrong.message}"
             return {**kserve_status.status_refused(isvc, text, now(), wrong), "deploymentMode": "Standard"}
@@ -41,9 +47,8 @@ class StandardServices(Objects):
             self._delete_all_but(isvc, set(), (DEPLOYMENTS, CORE_SERVICES, HTTP_ROUTES))
             return standard.status_stopped(isvc, runtime, standard.canary_statuses(isvc, {}), now())
         # Canaries first: whether they are ready decides how many replicas stable keeps, and their weights.
-        for canary in standard.canaries(isvc):
-            replicas = standard.canary_replicas(isvc, canary)
-            self._deploy(isvc, standard.canary_predictor(isvc, canary), runtime, replicas)
+        for canary, predictor, its in theirs:
+            self._deploy(isvc, predictor, its, standard.canary_replicas(isvc, canary))
         stable = standard.stable_name(isvc)
         canaries = standard.canary_statuses(isvc, self._mine(isvc, DEPLOYMENTS))
         ready = {one["name"] for one in canaries if one["ready"]}

@@ -181,6 +181,7 @@ def workload(revision: Manifest) -> RevisionTemplate:
         key=RevisionKey(meta["namespace"], meta["name"]),
         service=meta["labels"][SERVICE_LABEL],
         storage_uri=meta["annotations"].get(SOURCE_URI, ""),
+        image=container.get("image", ""),
         replicas=knative.min_scale(revision),
         env={e["name"]: str(e["value"]) for e in container.get("env", []) if "value" in e},
         container_concurrency=spec.get("containerConcurrency", 0),

@@ -1,4 +1,4 @@
-"""What is in the cluster before anybody writes: namespaces, KServe's configuration, the TorchServe runtimes."""
+"""What is in the cluster before anybody writes: namespaces, KServe's configuration, the serving runtimes."""
 
 from __future__ import annotations
 
@@ -56,6 +56,23 @@ OWN: Manifest = {
     },
 }
 
+# include/manifests/serving_runtime_kserve.yaml, as a sandbox's pods run it.
+KSERVE: Manifest = {
+    "metadata": {"name": "model-release-kserve"},
+    "spec": {
+        "annotations": TORCHSERVE["spec"]["annotations"],
+        "supportedModelFormats": [{"name": "pytorch", "version": "1", "autoSelect": False}],
+        "protocolVersions": ["v1", "v2"],
+        "containers": [
+            {
+                "name": "kserve-container",
+                "image": "model-release-serving-kserve",
+                "resources": TORCHSERVE["spec"]["containers"][0]["resources"],
+            }
+        ],
+    },
+}
+
 
 def cluster_default_mode(registry: Registry) -> str:
     """`defaultDeploymentMode` of KServe's configmap: what an InferenceService without annotation gets."""
@@ -106,7 +123,7 @@ def plant(registry: Registry, domain: str, namespaces: tuple[str, ...]) -> None:
         ),
     }
     _create(registry, CONFIGMAPS, KSERVE_NAMESPACE, {"metadata": {"name": CONFIG_NAME}, "data": config})
-    for runtime in (TORCHSERVE, OWN):
+    for runtime in (TORCHSERVE, OWN, KSERVE):
         _create(registry, CLUSTER_RUNTIMES, "", runtime)
     _create(registry, CRDS, "", _crd())
 

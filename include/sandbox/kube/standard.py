@@ -112,6 +112,7 @@ def workload(deployment: Manifest) -> RevisionTemplate:
         key=RevisionKey(meta["namespace"], meta["name"]),
         service=meta["labels"][kserve_spec.SERVICE_LABEL],
         storage_uri=pod["metadata"]["annotations"].get(kserve_spec.SOURCE_URI, ""),
+        image=container.get("image", ""),
         replicas=spec["replicas"],
         env={e["name"]: str(e["value"]) for e in container.get("env", []) if "value" in e},
         timeout_seconds=pod["spec"].get("timeoutSeconds", kserve_spec.DEFAULT_TIMEOUT),

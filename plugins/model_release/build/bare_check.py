@@ -14,8 +14,6 @@ import sys
 import tempfile
 import time
 import zipfile
-from importlib.abc import MetaPathFinder
-from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -31,13 +29,17 @@ class Refusal(Exception):
     """The archive is not fit to be published; the message says why."""
 
 
-class AbsentPackages(MetaPathFinder):
-    """Makes what is installed here, but not in a serving image, look as it does there."""
+class Finder:
+    """One of Python's own finders, to which what is installed here, but not in a serving image, is not there."""
 
-    def find_spec(self, name: str, *_: Any) -> ModuleSpec | None:
-        if name.partition(".")[0] in ABSENT:
-            raise ModuleNotFoundError(f"No module named {name!r} in the serving image", name=name)
-        return None
+    def __init__(self, finder: Any) -> None:
+        self._finder = finder
+
+    def find_spec(self, name: str, *rest: Any) -> Any:
+        return None if name.partition(".")[0] in ABSENT else self._finder.find_spec(name, *rest)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._finder, name)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -77,7 +79,8 @@ def _open(runtime: Any, folder: Path, name: str) -> Any:
     try:
         return runtime.Opened(folder, name)
     except ImportError as error:
-        raise Refusal(f"{runtime.ENTRY} does not load in a bare environment: {error}") from error
+        absent = " in the serving image" if (error.name or "").partition(".")[0] in ABSENT else ""
+        raise Refusal(f"{runtime.ENTRY} does not load in a bare environment: {error}{absent}") from error
     except Exception as error:
         raise Refusal(f"{runtime.ENTRY} fails to load the model: {_line(error)}") from error
 
@@ -128,7 +131,7 @@ def _module(file: Path) -> Any:
 
 
 def main() -> int:
-    sys.meta_path.insert(0, AbsentPackages())
+    sys.meta_path[:] = [Finder(finder) for finder in sys.meta_path]
     runtime, archive = _module(Path(sys.argv[1])), Path(sys.argv[2])
     reference = json.loads(Path(sys.argv[3]).read_text(encoding="utf-8"))
     try:

@@ -57,6 +57,11 @@ class Checkpoint:
     commit: str | None = None
     time: datetime | None = None
 
+    @property
+    def identity(self) -> str:
+        """As `newest` names it: another candidate has another one."""
+        return _identity(self.origin, self.commit)
+
 
 def fetch(
     source: Mapping[str, str],
@@ -108,6 +113,37 @@ def fetch(
         commit=place.commit,
         time=candidate_time(candidate) if candidate else place.time,
     )
+
+
+def newest(
+    source: Mapping[str, str],
+    *,
+    s3: Any | None = None,
+    base: Path | None = None,
+    hub: HubAccess | None = None,
+    mlflow: Registry | None = None,
+) -> str | None:
+    """The `identity` of what `fetch` would bring now, by names alone: nothing is fetched. None while there is no
+    candidate, or the newest one is not whole yet. For who waits for a new one.
+
+    Raises what `fetch` raises, and `CheckpointError` for a place that holds one checkpoint and no candidates: how it
+    was, once it is changed, nobody knows.
+    """
+    place = _place(source, s3, base or Path(), hub or HubAccess(), mlflow, None, lambda _: None)
+    if place.commit is not None:
+        return _identity(place.origin, place.commit)
+    if CONFIG in place.names():
+        raise CheckpointError(f"{place.origin} holds one checkpoint, and no candidates that could be told apart")
+    candidate = newest_candidate(place.folders(last=CONFIG))
+    if candidate is None:
+        return None
+    chosen = place.inside(candidate)
+    whole = {CONFIG} <= (there := set(chosen.names())) and there & {WEIGHTS, INDEX} and there & {PROCESSOR, PROCESSORS}
+    return _identity(chosen.origin, None) if whole else None
+
+
+def _identity(origin: str, commit: str | None) -> str:
+    return f"{origin} {commit}" if commit else origin
 
 
 def _place(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ import torch
 from model_release.build.told import first_line
 from model_release.errors import CheckpointError, ParityError
 
+FILE = "model.pt"
 BATCHES = (1, 3, 8)
 #: Batch 1 would be recorded as a constant by some models.
 TRACED_BATCH = 2
@@ -102,15 +103,27 @@ def answers(model: torch.nn.Module, sizes: Sequence[Size], labels: int) -> Answe
     return found
 
 
-def parity(expected: Answers, exported: Path, sizes: Sequence[Size], how: str, limits: Limits) -> dict[str, Any]:
-    """The largest differences between what the model answered and what the written file answers: of logits, relative
-    to their spread, at each batch; and of probabilities. `how` is softmax or sigmoid.
+def load(file: Path) -> Any:
+    """What `trace` wrote, ready to be called."""
+    return torch.jit.load(file, map_location="cpu")
+
+
+def parity(
+    expected: Answers,
+    exported: Path,
+    sizes: Sequence[Size],
+    how: str,
+    limits: Limits,
+    load: Callable[[Path], Any] = load,
+) -> dict[str, Any]:
+    """The largest differences between what the model answered and what the written file answers, opened by `load`: of
+    logits, relative to their spread, at each batch; and of probabilities. `how` is softmax or sigmoid.
 
     Raises `ParityError` where they are over `limits`, and where the file cannot be opened or does not answer.
     """
     try:
-        loaded = torch.jit.load(exported, map_location="cpu")
-    except RuntimeError as error:
+        loaded = load(exported)
+    except Exception as error:
         raise ParityError(f"the exported model cannot be opened again: {first_line(error)}") from error
     spread = _spread(expected)
     logits = dict.fromkeys(BATCHES, 0.0)
@@ -120,7 +133,7 @@ def parity(expected: Answers, exported: Path, sizes: Sequence[Size], how: str, l
         try:
             with torch.inference_mode():
                 actual = loaded(pixels)
-        except RuntimeError as error:
+        except Exception as error:  # of an exported program a guard's AssertionError, among others
             raise ParityError(
                 f"the exported model fails at batch {batch} of {width}x{height} (traced at {TRACED_BATCH}): "
                 f"{first_line(error)}"

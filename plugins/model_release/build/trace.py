@@ -1,11 +1,12 @@
-"""Checkpoint → TorchScript, in a process of its own: `python -m model_release.build.trace request.json`.
+"""Checkpoint → what a server loads, in a process of its own: `python -m model_release.build.trace request.json`.
 
 Its own process because `torch.jit.trace` gives equal bytes for equal input only as the first trace of a fresh
 interpreter, and because a worker should get its memory back. `export.py` starts it and reads one JSON object a
 line from its output: `{"progress": text}`, then `{"report": {…}}` or `{"error": class, "message": line}`.
 
 The request: `checkpoint` and `output` (folders), `handlers` (the folder of the handler's modules), `samples` (image
-files for the reference answers; empty: two pictures drawn here), `fold` (BatchNorms into convolutions).
+files for the reference answers; empty: two pictures drawn here), `fold` (BatchNorms into convolutions),
+`artifacts` (what the runtime serves, best first: `torch.export`, `torchscript`).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ import torch
 import transformers
 from PIL import Image
 
-from model_release.build import original, pixels, torchscript
+from model_release.build import exported, original, pixels, torchscript
 from model_release.build.told import first_line
-from model_release.errors import CheckpointError, ReleaseError
+from model_release.errors import CheckpointError, ParityError, ReleaseError
 
 TOP_K = 5
 
@@ -48,8 +49,8 @@ _KNOWN_WARNINGS = (
 
 
 def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
-    """Exports one checkpoint into `request["output"]`: model.pt, model.json, reference.json. Returns the report, which
-    is equal for equal input: runs that build the same leave it for each other.
+    """Exports one checkpoint into `request["output"]`: model.pt2 or model.pt, model.json, reference.json. Returns the
+    report, which is equal for equal input: runs that build the same leave it for each other.
 
     Raises `CheckpointError` for one that cannot be exported and `ParityError` for one that answers differently.
     """
@@ -76,17 +77,32 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
     _write(output / "reference.json", _reference(read_image, images, answer))
     architecture, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
 
-    say(f"tracing {architecture}: {len(labels)} labels, input {width}x{height}")
-    torchscript.trace(logits, sizes[0], output / "model.pt", request["fold"])
-
-    say(f"comparing with the original at batches {', '.join(map(str, torchscript.BATCHES))}")
-    # The original has said all that it will be asked: its weights must not lie beside those of the file.
-    del model, answer, logits
-    gc.collect()
-    # What was traced keeps its constants in a registry of its own.
-    torch._C._jit_clear_class_registry()
-    limits = torchscript.FOLDED if request["fold"] else torchscript.EXACT
-    parity = torchscript.parity(expected, output / "model.pt", sizes, activation, limits)
+    say(f"exporting {architecture}: {len(labels)} labels, input {width}x{height}")
+    artifact, parity = request["artifacts"][-1], None
+    if "torch.export" in request["artifacts"]:
+        # Whatever is not resized, or keeps its shape, may come in other sizes.
+        any_size = len(sizes) > 1 or not (options["do_resize"] or options["do_center_crop"])
+        try:
+            exported.write(logits, sizes, output / exported.FILE, any_size=any_size)
+            parity = torchscript.parity(
+                expected, output / exported.FILE, sizes, activation, torchscript.EXACT, exported.load
+            )
+            artifact = "torch.export"
+        except (CheckpointError, ParityError) as error:
+            if artifact == "torch.export":
+                raise
+            (output / exported.FILE).unlink(missing_ok=True)
+            notes.append(f"{error}; the version holds TorchScript instead")
+    if parity is None:
+        torchscript.trace(logits, sizes[0], output / torchscript.FILE, request["fold"])
+        say(f"comparing with the original at batches {', '.join(map(str, torchscript.BATCHES))}")
+        # The original has said all that it will be asked: its weights must not lie beside those of the file.
+        del model, answer, logits
+        gc.collect()
+        # What was traced keeps its constants in a registry of its own.
+        torch._C._jit_clear_class_registry()
+        limits = torchscript.FOLDED if request["fold"] else torchscript.EXACT
+        parity = torchscript.parity(expected, output / torchscript.FILE, sizes, activation, limits)
     description = {
         "architecture": architecture,
         "labels": labels,
@@ -98,6 +114,7 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
     _write(output / "model.json", description)
     return {
         **description,
+        "artifact": artifact,
         "parity": {**parity, "largest_pixel_difference": pixel_difference},
         "parameters": parameters,
         "notes": notes,

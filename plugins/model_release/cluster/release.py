@@ -89,7 +89,8 @@ class Watched:
     `percent` None: promoted, in its bake. `opened_at` None: the share was asked for, and the gateway does not have it
     yet. `until` None: it goes on. `beside_question`: a person is asked meanwhile, and these windows may stop the canary
     and never promote it, for `why`. `again`: the number of this further stretch at the same share. `windows`: so many
-    of its windows were judged when it ended; None: all that ended in it count.
+    of its windows were judged when it ended; None: all that ended in it count. `confidence`: of the promotion that the
+    look at the deadline has given, where that is less than usual. `extended`: its deadline was, once.
     """
 
     percent: int | None
@@ -99,6 +100,8 @@ class Watched:
     again: int = 0
     why: str = ""
     windows: int | None = None
+    confidence: float | None = None
+    extended: bool = False
 
 
 @dataclass(frozen=True)

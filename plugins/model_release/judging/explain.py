@@ -31,20 +31,21 @@ def verdict(
     decision: Decision,
     *,
     cause: int,
+    confidence: float | None,
     wider: float | None,
     place: Place,
     used: int,
     per_minute: float | None,
     last: Window | None,
 ) -> Verdict:
-    """The whole answer for one canary; `state` has no leading axes, `cause` is why the last window decided, and `wider`
-    the share that the canary may have now."""
+    """The whole answer for one canary; `state` has no leading axes, `cause` is why the last window decided, `wider` the
+    share that the canary may have now, and `confidence` that of a promotion at the deadline, where it is not β's."""
     policy = ev.policy
     missing = _requests_needed(ev, state, readings)
     low, high = ev.interval(state)
     proven = decision == "promote"
     metrics = tuple(
-        _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, proven=proven)
+        _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, confidence, proven=proven)
         for i in range(len(policy.metrics))
     )
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
@@ -74,6 +75,7 @@ def verdict(
         requests_needed=needed,
         minutes_needed=None if minutes is None else float(f"{minutes:.3g}"),
         share=wider if decision == "open" else None,
+        confidence=confidence if decision == "promote" else None,
     )
 
 
@@ -119,6 +121,7 @@ def _metric(
     missing: float,
     ends: tuple[float, float],
     last: Window | None,
+    confidence: float | None,
     *,
     proven: bool,
 ) -> MetricVerdict:
@@ -154,8 +157,9 @@ def _metric(
         broken = _broken_limit(metric, bool(readings.rate_is_worse[i]))
         reason = f"{words}; the limit is {broken}. {_tally(ev_against, policy.needed_against)}"
     elif standing == "pass" and favour < ev.log_needed_for:
-        risk = share(policy.false_promotion / 2)
-        reason = f"{words}; {limits(metric, policy.indifference)}. By the look at the deadline, wrong in at most {risk}"
+        risk = policy.false_promotion / 2
+        reason = f"{words}; {limits(metric, policy.indifference)}. By the look at the deadline, "
+        reason += f"wrong in at most {share(risk)}" if confidence is None else f"with {share(confidence)} confidence"
     elif standing == "pass":
         reason = f"{words}; {limits(metric, policy.indifference)}. {_tally(ev_for, policy.needed_for)}"
     elif standing == "no_data":

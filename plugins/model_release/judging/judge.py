@@ -142,8 +142,10 @@ class Judge:
         """The verdict on what was taken in; `final`: nothing more will come."""
         per_minute = 60 * self._judged_requests / self._judged_seconds if self._judged_seconds else None
         cause = self._cause
-        if final and cause == CONTINUE and self._at_deadline():
-            cause = PROMOTE
+        confidence = None
+        if final and cause == CONTINUE:
+            shown, confidence = self._at_deadline()
+            cause = PROMOTE if shown else CONTINUE
         decision: Decision = _DECISIONS.get(cause, "inconclusive" if final else "continue")
         wider = None
         if decision == "continue" and not self.policy.guard and self._used and not self._is_warming:
@@ -155,6 +157,7 @@ class Judge:
             self._values,
             decision,
             cause=cause,
+            confidence=confidence,
             wider=wider,
             place=self._place,
             used=self._used,
@@ -167,11 +170,17 @@ class Judge:
         """Whether no window of the present share was judged yet: what there is speaks of the share before."""
         return self._warming > 0 or (self._share is not None and self._share != self._place.share)
 
-    def _at_deadline(self) -> bool:
-        """Whether the one look at the deadline promotes. Steps that were not gone through cannot be passed over."""
+    def _at_deadline(self) -> tuple[bool, float | None]:
+        """Whether the one look at the deadline promotes, and with which confidence where it is the policy's own. Steps
+        that were not gone through cannot be passed over."""
         steps, share = self.policy.shares, self._place.share
-        through = not steps or share is None or share > steps[-1] - 1e-9
-        return through and bool(self._rules.at_deadline(self._state, self._readings, self._values_pass()))
+        if steps and share is not None and share < steps[-1] - 1e-9:
+            return False, None
+        seen = self._state, self._readings, self._values_pass()
+        confidence = self.policy.deadline_confidence
+        if confidence is None or self._rules.at_deadline(*seen):
+            return bool(self._rules.at_deadline(*seen)), None
+        return bool(self._rules.at_deadline(*seen, risk=1 - confidence)), confidence
 
     def _values_pass(self) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)

@@ -18,13 +18,18 @@ from .evidence import CANARY_WEIGHT, Evidence
 from .past import Past
 from .policy import Metric, Policy, PolicyError
 from .state import Floats
-from .verdict import PROMOTE, ROLL_BACK
+from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 from .ways import Way, ways
 from .whole import Ended, Service, releases
 
 ENOUGH = 0.8  # four of five
 # Releases are possible where at least so many good canaries are promoted by the deadline.
 POSSIBLE = 0.5
+# A deadline that is chosen, in minutes: so many releases of good canaries have been decided by then; the least one; and
+# how far is looked for it, the last of which is the longest one.
+_DECIDED = 0.99
+_SHORTEST = 10.0
+_HORIZONS = (60.0, 360.0, 1440.0)
 # How far beyond the deadline is looked for the time that a good canary would need, in deadlines.
 _BEYOND = (8, 64)
 # Part of its limit at which a metric is taken to be on stable where nobody knows.
@@ -129,6 +134,24 @@ def plan(
     ).plan(requests_per_second, deadline_minutes, known, whole=whole)
 
 
+def chosen_deadline(
+    policy: Policy, *, requests_per_second: float, window_seconds: float, past: Past | None = None
+) -> float:
+    """The minutes after which 99 % of the releases of a canary as good as stable have come to a decision, from 10
+    minutes to a day. Parameters and errors as in `plan`; the same input gives the same deadline."""
+    rates, bursts, _ = _stable(policy, past)
+    service = Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
+    shares = () if policy.traffic is None else (policy.traffic,)
+    for horizon in _HORIZONS if service.per_window else ():
+        ended = releases(policy, service, rates, shares, max(1, int(horizon * 60 / window_seconds)))
+        over = np.sort(ended.windows[ended.codes != CONTINUE])
+        needed = math.ceil(_DECIDED * len(ended.codes))
+        if needed <= len(over):
+            minutes = float(over[needed - 1]) * window_seconds / 60
+            return float(math.ceil(min(max(minutes, _SHORTEST), _HORIZONS[-1])))
+    return _HORIZONS[-1]
+
+
 @dataclass
 class _Planned:
     """A release to be planned: everything in windows. `minutes` are those of one."""
@@ -143,7 +166,7 @@ class _Planned:
         policy = self.policy
         limits = [limit_of(m, float(p)) for m, p in zip(policy.metrics, self.service.rates, strict=True)]
         deciding = [i for i, m in enumerate(policy.metrics) if not m.observe]
-        never = _why_never(policy, self.service, limits, self.shares)
+        never = foretold.why_never(policy, self.service, limits, self.shares)
         failing = [i for i in deciding if limits[i] <= self.service.rates[i]]
         in_time, needed, slowest = 0.0, None, (failing or deciding)[0]
         if not never:
@@ -260,22 +283,6 @@ def limit_of(metric: Metric, stable: float) -> float:
     if metric.max_ratio is not None:
         limits.append(metric.max_ratio * max(stable, metric.floor))
     return min(limits)
-
-
-def _why_never(policy: Policy, service: Service, limits: Sequence[float], shares: Sequence[float]) -> str:
-    """Why no number of requests would ever promote a canary as good as stable; nothing where one may."""
-    if not service.per_window:
-        return "the service has no traffic, so nothing can be decided; send it some or wait for it"
-    for metric, rate, limit in zip(policy.metrics, service.rates.tolist(), limits, strict=True):
-        if metric.observe:
-            continue
-        if 0 < limit <= rate:
-            return foretold.above_its_limit(metric.name, rate, limit)
-        if max(shares) >= 1 and metric.max_rate is None:
-            return f"{metric.name} are judged beside stable only, and stable gets no requests; give max_rate"
-        if limit == 0:
-            return f"{metric.name} are too rare on stable to compare with; give max_rate or a floor"
-    return ""
 
 
 def _rounded(windows: float | None, minutes: float) -> float | None:

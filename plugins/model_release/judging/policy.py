@@ -50,7 +50,8 @@ class Policy:
 
     `answered`: so many first windows are evidence and decide nothing, since a person has answered what they said; what
     made their figures doubtful (no data, the split, values) begins anew after them. `least_windows`: promoted in no
-    fewer windows.
+    fewer windows. `deadline_confidence`: what is open at the deadline is promoted if it is shown with this confidence
+    to be below `indifference` times each limit, instead of with that of `false_promotion`.
     """
 
     metrics: tuple[Metric, ...]
@@ -70,6 +71,7 @@ class Policy:
     ramp: Ramp | None = None
     answered: int = 0
     least_windows: int = 1
+    deadline_confidence: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))
@@ -115,6 +117,9 @@ class Policy:
         whole(f"{path}.deadline_windows", self.deadline_windows, 2, "the windows that the release may take")
         whole(f"{path}.answered", self.answered, 0, "the first windows whose verdict a person has answered")
         whole(f"{path}.least_windows", self.least_windows, 1, "the windows before which nothing is promoted")
+        if self.deadline_confidence is not None:
+            right = "the confidence with which a promotion is shown at the deadline, 0.9 for 90 %"
+            number(f"{path}.deadline_confidence", self.deadline_confidence, 0.5, 1, right=right, closed=(True, False))
         for i, part in enumerate(self.shares):
             number(f"{path}.shares[{i}]", part, 0, 1, right="a step's share of the traffic, 0.1 for 10 %")
         if sorted(set(self.shares)) != list(self.shares):
@@ -146,13 +151,14 @@ class Policy:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        apart = ("metrics", "values", "shares", "ramp", "answered", "least_windows")
+        unsaid = ("answered", "least_windows", "deadline_confidence")
+        apart = ("metrics", "values", "shares", "ramp", *unsaid)
         out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         if self.shares:
             out["shares"] = list(self.shares)
         if self.ramp is not None:
             out["ramp"] = {"budget": self.ramp.budget, "most": self.ramp.most}
-        for name in ("answered", "least_windows"):
+        for name in unsaid:
             if getattr(self, name) != getattr(type(self), name):
                 out[name] = getattr(self, name)
         out["metrics"] = [m.to_dict() for m in self.metrics]

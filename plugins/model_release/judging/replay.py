@@ -49,10 +49,13 @@ def in_place(policy: Policy, recorded: Policy) -> Policy:
 
 def asked_for(window: Window, policy: Policy) -> Window:
     """The window without the counts of metrics that another policy does not ask for."""
-    metrics, values = {m.name for m in policy.metrics}, {v.name for v in policy.values}
+    metrics, values = {m.name: len(m.edges) for m in policy.metrics}, {v.name for v in policy.values}
 
     def part(side: Side) -> Side:
-        return Side(side.requests, {name: bad for name, bad in side.bad.items() if name in metrics})
+        bad = {name: bad for name, bad in side.bad.items() if name in metrics}
+        # At other edges, or at none, they would be compared with nothing.
+        same = {name: slower for name, slower in side.edges.items() if len(slower) == metrics.get(name)}
+        return Side(side.requests, bad, same)
 
     return replace(
         window,

@@ -56,14 +56,16 @@ class Rules:
         out: Bools = (readings.against >= self._evidence.log_needed_against) | readings.dead
         return out
 
-    def at_deadline(self, state: State, readings: Readings, others: bool | Bools = True) -> Bools:
+    def at_deadline(
+        self, state: State, readings: Readings, others: bool | Bools = True, risk: float | None = None
+    ) -> Bools:
         """Whether what is open at the deadline may be promoted (...): the one look whose moment was fixed before.
 
-        `others`: whether the value metrics let it.
+        `others`: whether the value metrics let it. `risk`: as in `Evidence.at_deadline`.
         """
         policy = self._evidence.policy
         shown = (
-            self._evidence.at_deadline(state)
+            self._evidence.at_deadline(state, risk)
             & (state.sums[..., : len(self._aside), REQUESTS] >= policy.min_requests)
             & (state.silent == 0)
             & ~self.failing(readings)

@@ -78,7 +78,8 @@ class Verdict:
 
     `requests_needed` and `minutes_needed` say, for `continue` and `inconclusive`, how much more of the canary's
     traffic would decide if things go on as so far; None when more of the same would not. `share` is, with `open`, the
-    part of the traffic that the canary may have now (0 to 1).
+    part of the traffic that the canary may have now (0 to 1). `confidence` is that of a promotion at the deadline which
+    the policy's usual risk did not allow.
     """
 
     decision: Decision
@@ -90,10 +91,13 @@ class Verdict:
     requests_needed: int | None = None
     minutes_needed: float | None = None
     share: float | None = None
+    confidence: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; the same counts give the same document on any machine."""
         out = asdict(self)
+        if self.confidence is None:
+            del out["confidence"]  # as records of this edition had it before there was any
         out["metrics"] = list(out["metrics"])
         out["values"] = [{**v, "canary": written(v["canary"]), "stable": written(v["stable"])} for v in out["values"]]
         return out

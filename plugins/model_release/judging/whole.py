@@ -152,10 +152,11 @@ class _Course:
         return np.where((said == PROMOTE) | (said == ROLL_BACK), said, CONTINUE)
 
     def _at_deadline(self, path: State, share: Floats) -> Bools:
-        """Which are promoted by the one look; steps that were not gone through are not passed over."""
-        end, last = path.ending, self.policy.shares[-1] if self.policy.shares else 0.0
-        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end))[:, 0]
-        return shown & (share >= last - 1e-9)
+        """Which are promoted by the look at the deadline; the steps that are left are not passed over."""
+        end, policy = path.ending, self.policy
+        risk = None if policy.deadline_confidence is None else 1 - policy.deadline_confidence
+        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=risk)[:, 0]
+        return shown & (share > policy.shares[-1] - 1e-9) if policy.shares else shown
 
     def _wider(self, path: State, readings: Readings, share: Floats, each: int) -> Floats:
         """The shares for the next windows, by the rules of ramp.py."""

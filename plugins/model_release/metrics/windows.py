@@ -34,6 +34,8 @@ class WindowReader:
     * No data is None, never 0: no scrape of the revision's target, or silence for most of the window, or a value
       that is no count; `Window.error` says which. What happened meanwhile is counted in the next window that has
       data. A revision whose target is scraped and which has no series was asked nothing: 0.
+    * Beside a stable revision, a metric on durations with a `max_ratio` also has its counts at the edges around its
+      limit (`Judge.edges_of`); one that the histogram does not have is None.
     * A metric on durations is None while the revision has requests and no histogram, or no bucket at the limit.
     * Where the histogram is exposed later than the counter (Envoy merges histograms every five seconds), a window
       could have more slow requests than requests: the surplus is carried into the next ones. Nothing is lost.
@@ -69,14 +71,17 @@ class WindowReader:
         self._whole = max(1, part // window)  # windows in a part
         self._lag = self._window if lag is None else round(lag.total_seconds() * 1000)
         self._limits = {m.name: m.above / timedelta(milliseconds=1) for m in judge.metrics if m.above is not None}
+        # Beside nobody there is nothing to compare them with.
+        self._edges = {m.name: judge.edges_of(m) for m in judge.metrics if stable is not None and judge.edges_of(m)}
         self._codes = {m.name: code_pattern(m.codes) for m in judge.metrics if m.above is None}
         self._position = milliseconds(start)
         self._ledger = Ledger(self._position, self._window)
         self._read_until = self._position - max(LOOKBACK_MS, 2 * self._window)
         # Which targets count for a revision, and since when they are known to.
         self._owned: dict[str, dict[Target, int]] = {name: {} for name in self._revisions}
-        # What is still to be counted of each revision: requests under _REQUESTS, bad ones under the metric's name.
-        self._pending: dict[str, Counter[str]] = {name: Counter() for name in self._revisions}
+        # What is still to be counted of each revision: requests under _REQUESTS, bad ones under the metric's
+        # name, those slower than an edge under both.
+        self._pending: dict[str, Counter[str | tuple[str, float]]] = {name: Counter() for name in self._revisions}
 
     @property
     def position(self) -> datetime:
@@ -122,7 +127,7 @@ class WindowReader:
             self._revisions,
             after,
             until,
-            limits_ms=self._limits.values(),
+            limits_ms=[*self._limits.values(), *(edge for edges in self._edges.values() for edge in edges)],
         )
         up = [
             series
@@ -206,6 +211,9 @@ class WindowReader:
             for name, limit in self._limits.items():
                 # Slower than the limit: all that the last bucket got and the one at the limit did not.
                 pending[name] += added.amount * ((edge == math.inf) - (edge == limit))
+            for name, edges in self._edges.items():
+                for other in edges:
+                    pending[name, other] += added.amount * ((edge == math.inf) - (edge == other))
 
     def _side(self, revision: str) -> tuple[Side, list[str]]:
         """What is pending, as far as it can be told now; the rest stays pending."""
@@ -225,9 +233,22 @@ class WindowReader:
                 selected = self._metrics.buckets_of(self._namespace, [revision], [limit])
                 notes.append(f"{revision}: {metric.name}: no bucket at {limit:g} ms; query: {selected}")
                 continue
-            bad[metric.name] = min(max(pending[metric.name], 0), requests)
-            pending[metric.name] -= bad[metric.name] or 0
-        return Side(requests, bad), notes
+            bad[metric.name] = self._told(pending, metric.name, requests)
+        slower = {
+            name: tuple(
+                self._told(pending, (name, edge), requests) if edge in edges or not requests else None
+                for edge in wanted
+            )
+            for name, wanted in self._edges.items()
+        }
+        return Side(requests, bad, slower), notes
+
+    @staticmethod
+    def _told(pending: Counter[str | tuple[str, float]], key: str | tuple[str, float], requests: int) -> int:
+        """What is pending, as far as there are requests for it; the rest is for the next window."""
+        now = min(max(pending[key], 0), requests)
+        pending[key] -= now
+        return now
 
     def _trouble(self, revision: str, start: int, end: int, strange: list[Series]) -> str | None:
         """Why there is no data of this revision in the window, in one line that names the query; None if there is."""

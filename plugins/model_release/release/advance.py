@@ -10,7 +10,7 @@ done and each action may be done again.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 from model_release.cluster.change import Canary
 from model_release.cluster.inference_service import InferenceService
@@ -28,12 +28,19 @@ Asks = Literal["never", "before_promote", "on_inconclusive"]
 class Rules:
     """What the model file says about the way. `answer_within` is for the sentence when nobody answered.
 
-    `steps`: the shares that are known beforehand; of a ramp the first, and the judge says the others.
+    `steps`: the shares that are known beforehand. Of a ramp, which has none, `ramp_from` is the first, and the judge
+    says the others.
     """
 
     steps: tuple[int, ...]
     asks: Asks = "never"
     answer_within: str = ""
+    ramp_from: int = 1
+
+    @property
+    def first(self) -> int:
+        """The share to begin with."""
+        return self.steps[0] if self.steps else self.ramp_from
 
     def after(self, percent: int) -> int | None:
         """The share after this one; None after the last."""
@@ -55,6 +62,8 @@ class World:
         reason: its sentence.
         share: in percent, with `open`: what the canary may have now.
         windows: how many of the stretch that is under way were judged.
+        confidence: of a promotion at the deadline, where it is less than usual.
+        extended: the deadline came, and as much time again is to decide.
         blind: what kept the watch from looking when it had to end; nothing, when it just came to its end.
         no_data: some figure that the judge needs was not to be had.
         stuck: what was asked for has not reached the gateway in time; its sentence.
@@ -66,6 +75,8 @@ class World:
     reason: str = ""
     share: int | None = None
     windows: int | None = None
+    confidence: float | None = None
+    extended: bool = False
     blind: str = ""
     no_data: bool = False
     stuck: str | None = None
@@ -126,7 +137,7 @@ def advance(release: Release, canary: Canary, world: World, rules: Rules) -> tup
         return _taken_back(release, world)
     if release.phase is Phase.BAKING:
         return _baking(release, canary, world)
-    stretch = release.watches[-1] if release.watches else Watched(rules.steps[0])
+    stretch = release.watches[-1] if release.watches else Watched(rules.first)
     percent = stretch.percent or 0
     if _is_ordered(release, canary) and not release.promoted:
         release = replace(release, phase=Phase.PROMOTED, word=str(release.order))
@@ -177,9 +188,9 @@ def _next(
     return replace(release, phase=Phase.OPEN, watches=(*over, begun))
 
 
-def _counted(release: Release, windows: int | None) -> Release:
-    """The judge has said its word on so many windows of the stretch: whoever judges later takes in the same ones."""
-    return replace(release, watches=(*release.watches[:-1], replace(release.watches[-1], windows=windows)))
+def _noted(release: Release, **said: Any) -> Release:
+    """The stretch that is under way, with what the judge has said."""
+    return replace(release, watches=(*release.watches[:-1], replace(release.watches[-1], **said)))
 
 
 def _taken_back(release: Release, world: World) -> tuple[Release, Action]:
@@ -218,12 +229,13 @@ def _watching(
     except CanaryLost as lost:
         return release.close(str(lost), Cause.CHANGED), TakeBack()
     if world.judged == "continue":
-        return release, Look()
+        return _noted(release, extended=stretch.extended or world.extended), Look()
     if world.judged == "rollback":
         return release.close(world.reason, Cause.EVIDENCE), TakeBack()
     if world.judged == "open" and (stretch.beside_question or world.share is None or world.share <= percent):
         return release, Look()
-    release = _counted(release, world.windows)
+    # Whoever judges later takes in the same windows.
+    release = _noted(release, windows=world.windows, confidence=world.confidence)
     if world.judged == "open" and world.share is not None:
         return _next(release, world.share, world.now), Shift(world.share)
     undecided = Cause.NO_DATA if world.blind or world.no_data else Cause.DEADLINE

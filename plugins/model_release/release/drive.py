@@ -157,6 +157,8 @@ class Drive:
             reason=watch.reason,
             share=watch.share,
             windows=len(watch.windows),
+            confidence=watch.confidence,
+            extended=watch.extended,
             blind=watch.trouble if watch.final else "",
             no_data=watch.no_data,
             stuck=stuck,

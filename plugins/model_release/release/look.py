@@ -36,6 +36,7 @@ class Stretch:
         opened: when its windows begin.
         end: there are no windows after it.
         most: so many of its windows are carried to those after it; None: all.
+        extension: by so much the end may be put off, once; None: it may not.
     """
 
     reader: WindowReader
@@ -46,6 +47,7 @@ class Stretch:
     end: datetime
     window: timedelta
     most: int | None = None
+    extension: timedelta | None = None
     counted: list[Window] = field(default_factory=list)
     _unmeasured: list[Window] = field(default_factory=list)
 
@@ -104,6 +106,7 @@ class Watch:
     before: Sequence[Stretch] = ()
     windows: list[Window] = field(default_factory=list)
     final: bool = False
+    extended: bool = False
     trouble: str = ""
     has_caught_up: bool = False
     _stable_trouble: str = ""
@@ -138,7 +141,8 @@ class Watch:
         while self._pending and not self.judge.decided:
             lines.append(self._take(self._pending.pop(0)))
         self.trouble, self._blind_since = "", None
-        return lines + self._end_if(moment >= self.stretch.end and not self.stretch.left)
+        late = moment >= self.stretch.end and not self.stretch.left
+        return lines + (self._extend() if late and self._is_near else self._end_if(late))
 
     def _catch_up(self, moment: datetime, until: float) -> bool:
         """Whether the judge has seen what was counted before. It sees all of that at once: on a part of it, it would
@@ -183,6 +187,11 @@ class Watch:
         return None if share is None else round(100 * share)
 
     @property
+    def confidence(self) -> float | None:
+        """Of a promotion at the deadline, where it is less than usual."""
+        return self.verdict.confidence
+
+    @property
     def reason(self) -> str:
         """The verdict's sentence, with what kept the watch from seeing, and with what is wrong with stable."""
         said = self.verdict.reason + (f" ({self.trouble})" if self.trouble else "")
@@ -197,6 +206,21 @@ class Watch:
     @property
     def _seen(self) -> list[Window]:
         return [*(window for one in self.before for window in one.carried), *self.windows]
+
+    @property
+    def _is_near(self) -> bool:
+        """Whether the judge would decide within as much time as may still be given, if things go on as so far."""
+        verdict, more = self.verdict, self.stretch.extension
+        if more is None or verdict.minutes_needed is None or self.no_data or self.over:
+            return False
+        return timedelta(minutes=verdict.minutes_needed) <= more
+
+    def _extend(self) -> list[str]:
+        assert self.stretch.extension is not None
+        minutes = self.stretch.extension.total_seconds() / 60
+        self.stretch.end += self.stretch.extension
+        self.stretch.extension, self.extended = None, True
+        return [f"The deadline is extended once, by {minutes:g} min: {self.verdict.reason}"]
 
     def _end_if(self, late: bool) -> list[str]:
         if not late or self.over:

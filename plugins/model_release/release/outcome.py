@@ -19,6 +19,7 @@ Kind = Literal["promoted", "first", "rolled_back", "nothing_new", "published", "
 
 # What a release that failed had touched: nothing, the spec at 0 %, or users.
 REFUSED, BEFORE_TRAFFIC = "refused", "before traffic"
+NOTHING_NEW = "the stable version already; nothing new."
 FROM_OUTSIDE = "the run was ended before it came to a decision."
 
 
@@ -58,7 +59,7 @@ def outcome_of(release: Release) -> Outcome:
     if release.promoted_at is not None or release.promoted:
         return Outcome("first" if release.is_first else "promoted", release.word or "promoted.")
     if release.cause is Cause.NOTHING_NEW:
-        return Outcome("nothing_new", "the stable version already; nothing new.")
+        return Outcome("nothing_new", NOTHING_NEW)
     return Outcome("failed", FROM_OUTSIDE, _reached(release))
 
 
@@ -72,19 +73,19 @@ def recorded(record: Record) -> Outcome | None:
 
 
 def unclaimed(
-    *, trouble: str | None, refused: bool = False, nothing_new: bool = False, published: bool = False
+    *, trouble: str | None, refused: bool = False, nothing_new: bool | str = False, published: bool = False
 ) -> Outcome:
     """The end of a run that claimed no service.
 
     Args:
         trouble: what failed; `refused`: it was the claim.
-        nothing_new: the version that it found is live.
+        nothing_new: the version that it found is live, or a sentence of another reason why there was nothing to do.
         published: it was not to move traffic, and its version is in the store.
     """
     if trouble is not None:
         return Outcome("failed", trouble, REFUSED if refused else BEFORE_TRAFFIC)
     if nothing_new:
-        return Outcome("nothing_new", "the stable version already; nothing new.")
+        return Outcome("nothing_new", nothing_new if isinstance(nothing_new, str) else NOTHING_NEW)
     if published:
         return Outcome("published", "published; no traffic was moved.")
     return Outcome("failed", FROM_OUTSIDE, BEFORE_TRAFFIC)

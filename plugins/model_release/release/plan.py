@@ -4,7 +4,7 @@ page before anything moves."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import MetricsRefused, NotReady
@@ -82,7 +82,7 @@ def foresee(
         PolicyError: the model file's figures cannot be judged by.
     """
     from model_release.judging import Policy
-    from model_release.judging.plan import plan
+    from model_release.judging.plan import chosen_deadline, plan
 
     policy = Policy.from_dict(spec.policy(_first(spec)))
     found: Before | None
@@ -93,16 +93,26 @@ def foresee(
     rate = found.requests_per_second if found else None
     counted, past = rate is not None, found.past if found else None
     asked = per_second if per_second is not None else ASSUMED if rate is None else rate
-    planned = plan(policy, past=past, **_traffic(spec, asked))
     enough = found is not None and found.windows >= LEAST_WINDOWS
     requests = sum(side.requests or 0 for side in past.windows) if past else 0
     traffic = per_second is not None or counted
+    known = traffic and enough and requests >= LEAST_REQUESTS
+    if spec.rollout.deadline is None and known:
+        window = spec.rollout.window.total_seconds()
+        minutes = chosen_deadline(policy, requests_per_second=asked, window_seconds=window, past=past)
+        spec = with_deadline(spec, minutes)
     return Foreseen(
         past=_told(policy, past, why, traffic=traffic),
-        known=traffic and enough and requests >= LEAST_REQUESTS,
-        plan=planned,
+        known=known,
+        plan=plan(policy, past=past, **_traffic(spec, asked)),
         goes=_goes(spec),
     )
+
+
+def with_deadline(spec: ModelSpec, minutes: float) -> ModelSpec:
+    """The model file with the deadline that was chosen for a release, two windows at least."""
+    chosen = max(timedelta(minutes=minutes), 2 * spec.rollout.window)
+    return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": chosen})})
 
 
 def calibrated(
@@ -135,7 +145,7 @@ def _traffic(spec: ModelSpec, per_second: float) -> dict[str, Any]:
     rollout = spec.rollout
     return {
         "requests_per_second": per_second,
-        "deadline_minutes": rollout.deadline.total_seconds() / 60,
+        "deadline_minutes": rollout.longest.total_seconds() / 60,
         "window_seconds": rollout.window.total_seconds(),
     }
 
@@ -147,7 +157,8 @@ def _goes(spec: ModelSpec) -> str:
 
 
 def _first(spec: ModelSpec) -> int:
-    return spec.rollout.steps[0] if spec.rollout.ramp is None else 1
+    """Some share of the canary's: the plan moves it by the policy."""
+    return spec.rollout.steps[0] if spec.rollout.steps else 1
 
 
 def _before(

@@ -50,7 +50,7 @@ class ModelSpec(Part):
     model: Name
     source: Source
     service: Service
-    runtime: Literal["torchserve"] = Field(
+    runtime: Literal["torchserve", "kserve"] = Field(
         "torchserve", description="What serves the model; a version is built for one."
     )
     store: S3Prefix
@@ -79,6 +79,14 @@ class ModelSpec(Part):
             )
         if self.training.image and not self.source.s3:
             raise ValueError(f"training.image writes to S3, and the source is {self.source}; {{s3: s3://…/}} is right")
+        return self
+
+    @model_validator(mode="after")
+    def _fold_fits_the_runtime(self) -> ModelSpec:
+        if self.build.fold and self.runtime == "kserve":
+            raise ValueError(
+                "build.fold is TorchScript's, and runtime kserve serves what torch.export makes; without fold is right"
+            )
         return self
 
     @model_validator(mode="after")
@@ -111,12 +119,15 @@ class ModelSpec(Part):
             least_windows: promoted in no fewer windows.
         """
         rollout = self.rollout
-        metrics = [metric.limits() for metric in self.judge.metrics]
+        metrics = [
+            metric.limits() | ({"edges": list(edges)} if (edges := self.judge.edges_of(metric)) else {})
+            for metric in self.judge.metrics
+        ]
         values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
             values = [value for value in values if "max_ratio" not in value]
             metrics = [
-                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor")}
+                {k: v for k, v in metric.items() if k not in ("max_ratio", "floor", "edges")}
                 for metric in metrics
                 if "max_rate" in metric
             ]
@@ -127,7 +138,7 @@ class ModelSpec(Part):
             way = {"shares": [step / 100 for step in rollout.steps]}
         # A person may take their time, and what turns bad meanwhile is to be found as fast.
         asked = self.answer_within if self.approval != "never" else timedelta(0)
-        longest = rollout.bake if percent is None else rollout.deadline + asked
+        longest = rollout.bake if percent is None else rollout.longest + asked
         return {
             "false_rollback": self.judge.false_rollback,
             "false_promotion": self.judge.false_promotion,
@@ -142,6 +153,7 @@ class ModelSpec(Part):
             "guard": guard or percent is None,
             "answered": answered,
             "least_windows": least_windows,
+            "deadline_confidence": rollout.promote_with_confidence,
             "metrics": metrics,
             "values": values,
             **way,

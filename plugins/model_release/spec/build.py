@@ -47,6 +47,9 @@ class Source(Part):
         max_length=100,
         description="Of a registry: the alias that a promotion moves to the promoted version, such as champion.",
     )
+    watch: PositiveDuration | None = Field(
+        None, description="How often to look for a new candidate, which starts a release; nothing for no looks."
+    )
     revision: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._/-]*$",
@@ -66,6 +69,8 @@ class Source(Part):
             raise ValueError("on_promotion moves an alias of a registry; no other source has any")
         if self.on_promotion is not None and f"{self.mlflow}".endswith(f"@{self.on_promotion}"):
             raise ValueError(f"the source follows the alias {self.on_promotion}; on_promotion moves another one")
+        if self.watch is not None and re.search(r"^models:/[^@]*/[0-9]+$", self.mlflow or ""):
+            raise ValueError(f"{self.mlflow} is one version, and no other one will come; an alias can be watched")
         return self
 
     @property

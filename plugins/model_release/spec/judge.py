@@ -35,6 +35,8 @@ BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
 }
 
 
+NEAR = 10  # times the limit, either way: edges at which durations are compared with stable's
+
 _CODES = "Bad response codes: 5xx, 503, …; 0 is Envoy's for a request that got no answer. Unless said, 5xx and 0."
 _LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
 
@@ -144,6 +146,15 @@ class Judge(Part):
         allow_inf_nan=False,
         description="Burstiness of failures, assumed until stable's own windows show it; 1 where requests fail alone.",
     )
+
+    def edges_of(self, metric: Metric) -> tuple[float, ...]:
+        """The other edges of the histogram, in milliseconds, at which a limit on durations beside stable is compared:
+        those within a tenth and ten times of it. A shift that leaves the limit's own edge alone is seen there."""
+        if metric.above is None or metric.max_ratio is None:
+            return ()
+        limit = metric.above / timedelta(milliseconds=1)
+        near = (edge for edge in BUCKET_EDGES_MS[self.profile] if limit / NEAR <= edge <= limit * NEAR)
+        return tuple(edge for edge in near if edge != limit)
 
     @model_validator(mode="after")
     def _metrics_are_readable(self) -> Judge:

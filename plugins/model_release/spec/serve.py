@@ -70,6 +70,10 @@ class Ramp(Part):
         return most
 
 
+# The deadline of a release of which nothing is known beforehand.
+_UNPLANNED = timedelta(minutes=30)
+
+
 class Rollout(Part):
     """How the traffic moves, and how long each look waits.
 
@@ -79,8 +83,17 @@ class Rollout(Part):
     ramp: Ramp | None = Field(None, description="Instead of steps: the shares are chosen as the evidence allows.")
     steps: tuple[int, ...] = Field((10, 30), max_length=10, description="The canary's percents, one after the other.")
     window: PositiveDuration = Field(timedelta(seconds=10), description="One look's counts; at least two scrapes.")
-    deadline: PositiveDuration = Field(
-        timedelta(minutes=30), description="For the whole canary, from its opening; then: inconclusive, rolled back."
+    deadline: PositiveDuration | None = Field(
+        None,
+        description="For the whole canary, from its opening; then: inconclusive, rolled back. Unless said, the plan "
+        "chooses it by stable's past and traffic, from 10 minutes to a day; 30m where those are not known.",
+    )
+    promote_with_confidence: float | None = Field(
+        None,
+        ge=0.5,
+        lt=1,
+        description="At the deadline without a decision: promoted if it is shown with this confidence to be below "
+        "indifference times each limit, and baked for twice as long.",
     )
     if_too_slow: Literal["refuse", "go"] = Field(
         "refuse",
@@ -94,6 +107,11 @@ class Rollout(Part):
     wait_for_lease: Duration = Field(
         timedelta(hours=1), description="In line behind another release of the service; 0s fails at once."
     )
+
+    @property
+    def longest(self) -> timedelta:
+        """The deadline: of a release that began, the one that was chosen for it."""
+        return self.deadline or max(_UNPLANNED, 2 * self.window)
 
     @property
     def path(self) -> str:
@@ -124,8 +142,17 @@ class Rollout(Part):
         return given
 
     @model_validator(mode="after")
+    def _what_is_promoted_on_less_is_watched_on(self) -> Rollout:
+        if self.promote_with_confidence is not None and not self.bake:
+            raise ValueError(
+                "promote_with_confidence promotes on less evidence and watches on for twice the bake, and there is "
+                "none; bake: 10m is right, for example"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _deadline_holds_windows(self) -> Rollout:
-        if self.deadline < 2 * self.window:
+        if self.deadline is not None and self.deadline < 2 * self.window:
             given, least = format_duration(self.deadline), format_duration(2 * self.window)
             raise ValueError(f"deadline {given} is shorter than two windows; {least} is the least")
         return self

@@ -19,7 +19,7 @@ A signature lies beside the versions, not in one: neither a version's name nor i
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -28,6 +28,7 @@ from typing import Any
 from model_release.errors import ArchiveError, SpecError, StoreUnavailable, VersionDamaged
 from model_release.store import files
 from model_release.store.bucket import Bucket, encode
+from model_release.store.here import Here
 from model_release.store.s3 import folders, talking_about
 
 RECORD = "version.json"
@@ -60,11 +61,18 @@ class Version:
 
 
 class Store(Bucket):
-    """The model store at `uri` (`s3://bucket/prefix/`), through a boto3 S3 client.
+    """The model store at `uri` (`s3://bucket/prefix/`), through a boto3 S3 client. With `here`, what one task leaves
+    for the next is there and not in the store.
 
     Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer, or somebody
     wrote at the same moment) and `VersionDamaged`; `SpecError` for names and addresses that are none.
     """
+
+    def __init__(
+        self, client: Any, uri: str, *, log: Callable[[str], None] | None = None, here: Here | None = None
+    ) -> None:
+        super().__init__(client, uri, log=log)
+        self._here = here
 
     # Versions
 
@@ -203,6 +211,9 @@ class Store(Bucket):
         Run again, it sends what differs; what is there alike stays, what is no longer in `directory` goes. Another run
         that makes the same may read it meanwhile.
         """
+        if self._here is not None:
+            self._here.stash(_name(key), directory)
+            return
         folder = f"builds/{_name(key)}/"
         sums = files.digests(directory)
         record = encode({"files": sums})
@@ -221,6 +232,9 @@ class Store(Bucket):
     def unstash(self, key: str, directory: Path) -> None:
         """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256.
         Raises `VersionDamaged` where there is no finished stash or one that was changed."""
+        if self._here is not None:
+            self._here.unstash(_name(key), directory)
+            return
         prefix = f"builds/{_name(key)}/"
         record, _ = self.read_json(prefix + STASH_RECORD)
         if record is None:

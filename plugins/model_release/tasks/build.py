@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseBranchOperator
 
 from model_release.errors import ReleaseError, SpecError
+from model_release.release.outcome import NOTHING_NEW
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records, suggestions
+from model_release.tasks import connections, records, suggestions, watching
+from model_release.tasks.assets import emit, version_asset
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
@@ -51,7 +53,7 @@ class BuildOperator(ReleaseOperator):
         request = steps.Request(
             name, resolved["build"], service, fingerprint, runtime=self.spec.runtime, **steps.asked_of(self.spec)
         )
-        return steps.run(connections.store(self.spec.store), request, self.root, connections.s3, self.log.info)
+        return steps.run(connections.builds(self.spec), request, self.root, connections.s3, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
         found = context["ti"].xcom_pull(task_ids="resolve", key="resolved")
@@ -92,7 +94,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
             if run.rollout == "direct":
                 check_was_live(connections.store(self.spec.store), found["version"], ReleasedService(self.spec, run))
             records.change(self.spec, run, lambda record: _begin(record, found))
-            found["nothing_new"] = "version" in found and self.is_live(run, found["version"])
+            found["nothing_new"] = self.nothing_new(run, found, context["dag_run"].run_type == "asset_triggered")
         context["ti"].xcom_push(key="resolved", value=found)
         if found["nothing_new"]:
             return []
@@ -102,7 +104,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
         """What `choice` means, with the version where it is built already, else with the build to come."""
         from model_release.build import export, source, steps
 
-        store = connections.store(self.spec.store)
+        store = connections.builds(self.spec)
         if choice.version:
             version = store.version(choice.version)
             check_service(version, self.spec)
@@ -127,15 +129,28 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 "time": checkpoint.time.isoformat() if checkpoint.time else None,
                 "architecture": checkpoint.architecture,
             }
+            seen = {"candidate": checkpoint.identity}
             toolchain = export.toolchain(self.handler, **steps.asked_of(self.spec))
             built = store.find(checkpoint.fingerprint, toolchain=toolchain, service=self.spec.service.name)
             if built:
                 self.log.info("Version %s was built of the same checkpoint: nothing to build", built.name)
-                return {"version": built.name, "source": {**told, "rule": choice.rule}}
+                return {**seen, "version": built.name, "source": {**told, "rule": choice.rule}}
             identity = [checkpoint.fingerprint, self.spec.service.name, toolchain]
             build = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
             store.stash(f"{build}/checkpoint", checkpoint.directory)
-        return {"build": build, "fingerprint": checkpoint.fingerprint, "source": {**told, "rule": choice.rule}}
+            about = {"build": build, "fingerprint": checkpoint.fingerprint}
+        return {**seen, **about, "source": {**told, "rule": choice.rule}}
+
+    def nothing_new(self, run: Run, found: dict[str, Any], by_event: bool) -> str | None:
+        """Why there is nothing to release: the version is live, or an event told of a candidate that another release
+        took already; None where there is something. What it takes is noted, for the next event."""
+        candidate = found.pop("candidate", None)
+        if candidate and run.moves_traffic:
+            store = connections.store(self.spec.store)
+            other = watching.take(store, self.spec.model, candidate, run.release, by_event=by_event)
+            if other is not None:
+                return f"{candidate} was taken by the release {other} already; nothing new."
+        return NOTHING_NEW if "version" in found and self.is_live(run, found["version"]) else None
 
     def is_live(self, run: Run, version: str) -> bool:
         """Whether the version has all of the traffic, in a service that nobody is changing. A look that fails, or a
@@ -227,7 +242,7 @@ class Publish(BuildOperator):
         from model_release.store import signing
 
         resolved = self.resolved(context)
-        store = connections.store(self.spec.store)
+        store = connections.builds(self.spec)
         if "version" in resolved:
             version = store.version(resolved["version"])
         else:
@@ -251,4 +266,7 @@ class Publish(BuildOperator):
             suggestions.remember(self.spec.model, [one.name for one in store.versions()])
         records.change(self.spec, run, lambda record: setattr(record, "version", version.name))
         self.log.info("Version %s at %s", version.name, version.storage_uri)
-        return {"version": version.name, "uri": version.storage_uri}
+        made = {"version": version.name, "uri": version.storage_uri}
+        origin = resolved["source"].get("origin")
+        emit(context, version_asset(self.spec), {**made, "origin": origin, "release": run.page})
+        return made

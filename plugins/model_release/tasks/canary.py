@@ -97,7 +97,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
 
     def _longest(self, spec: ModelSpec) -> timedelta:
         rollout = spec.rollout
-        return rollout.deadline + spec.answer_within + rollout.ready_within
+        return 2 * rollout.longest + spec.answer_within + rollout.ready_within
 
     def _recorded(self, run: Run, event: dict[str, Any]) -> Release:
         """The release after what the drive said, which is recorded; or the trouble that ended it, raised."""
@@ -198,7 +198,7 @@ class Bake(CanarySensor):
         self._drive(run, released.note_by(advance.bake))
 
     def _longest(self, spec: ModelSpec) -> timedelta:
-        return spec.rollout.bake + spec.rollout.ready_within
+        return 2 * spec.rollout.bake + spec.rollout.ready_within
 
 
 class Decide(ReleaseOperator, BaseBranchOperator):

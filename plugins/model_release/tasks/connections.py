@@ -16,6 +16,7 @@ before one runs, and no credential outlives it.
 
 from __future__ import annotations
 
+import os
 from base64 import b64encode
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from model_release.cluster.smoke import Gateway
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
+    from model_release.spec import ModelSpec
     from model_release.store.store import Store
 
 KUBERNETES = "kubernetes"
@@ -58,6 +60,28 @@ def store(prefix: str) -> Store:
     from model_release.store.store import Store
 
     return Store(s3(), prefix)
+
+
+def builds(spec: ModelSpec) -> Store:
+    """The model's store, as the tasks of its build use it: what one leaves for the next is in the folder that the
+    workers' environment names as `MODEL_RELEASE_BUILDS` (of `MODEL_RELEASE_BUILDS_GB` gigabytes, 20 unless said), which
+    all of them have to share, as those of one machine do. Without one, and for builds in pods, it is in the store.
+
+    Raises:
+        SpecError: the size is none.
+    """
+    from pathlib import Path
+
+    from model_release.errors import SpecError
+    from model_release.store.here import Here
+    from model_release.store.store import Store
+
+    folder, said = os.environ.get("MODEL_RELEASE_BUILDS"), os.environ.get("MODEL_RELEASE_BUILDS_GB", "20")
+    if not folder or spec.build.within != "worker":
+        return store(spec.store)
+    if not said.replace(".", "", 1).isdigit():
+        raise SpecError(f"MODEL_RELEASE_BUILDS_GB is {said!r}; a number of gigabytes, such as 20, is right")
+    return Store(s3(), spec.store, here=Here(Path(folder), int(float(said) * 1e9)))
 
 
 # What the `extra` of the connection `prometheus` may say.

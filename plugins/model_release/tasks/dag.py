@@ -27,6 +27,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 
 from model_release.spec import ModelSpec, format_duration
+from model_release.tasks.assets import back_live, candidate_asset, live_asset, version_asset
 from model_release.tasks.base import RETRIES, documented
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
 from model_release.tasks.canary import Bake, CanarySensor, Decide
@@ -48,7 +49,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), pl
         f"release_{spec.model}",
         description=f"Releases {spec.model} on {spec.service.key} by canary: {spec.rollout.path}",
         doc_md=_documentation(spec),
-        schedule=_schedule(spec),
+        schedule=_schedule(spec, project),
         start_date=datetime(2024, 1, 1, tzinfo=UTC),
         catchup=False,
         max_active_runs=1,
@@ -63,7 +64,12 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), pl
         exports, archives, evaluates = _steps(spec)
         export = exports(task_id="export", **build)
         archive = archives(task_id="archive", **build)
-        publish = Publish(task_id="publish", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
+        publish = Publish(
+            task_id="publish",
+            trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+            outlets=[version_asset(spec)],
+            **build,
+        )
         Preflight(task_id="preflight", **build) >> resolve >> export >> archive
         if spec.evaluation:
             evaluate = evaluates(task_id="evaluate", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **build)
@@ -76,10 +82,16 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), pl
         smoke = Smoke(task_id="smoke", first="go_live", direct="go_direct", canary="canary", **common)
         canary = CanarySensor(task_id="canary", **common)
         decide = Decide(task_id="decide", watch="canary", onward="promote", back=ROLL_BACK, **common)
-        go_live = GoLive(task_id="go_live", **common)
-        go_direct = GoDirect(task_id="go_direct", **common)
-        promote = Promote(task_id="promote", **common)
-        roll_back = RollBack(task_id=ROLL_BACK, trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
+        live = [live_asset(spec)]
+        go_live = GoLive(task_id="go_live", outlets=live, **common)
+        go_direct = GoDirect(task_id="go_direct", outlets=live, **common)
+        promote = Promote(task_id="promote", outlets=live, **common)
+        roll_back = RollBack(
+            task_id=ROLL_BACK,
+            trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS,
+            outlets=[back_live(spec)],
+            **common,
+        )
         settle = Settle(task_id="settle", **common).as_teardown(setups=claim, on_failure_fail_dagrun=True)
         # A teardown, too: marking a run failed or successful by hand skips all other tasks that have not run, and a run
         # whose last task is skipped would end as a success.
@@ -110,13 +122,12 @@ def _steps(spec: ModelSpec) -> tuple[Any, Any, Any]:
     return ExportInPod, ArchiveInPod, EvaluateInPod
 
 
-def _schedule(spec: ModelSpec) -> Any:
-    """The model file's schedule, and each new candidate where a training of this project makes them."""
-    if spec.training is None:
+def _schedule(spec: ModelSpec, project: Path) -> Any:
+    """The model file's schedule, and each new candidate where a training of this project makes them or the source is
+    watched."""
+    if spec.training is None and spec.source.watch is None:
         return spec.schedule
-    from model_release.tasks.assets import candidate_asset
-
-    new = candidate_asset(spec)
+    new = candidate_asset(spec, project)
     if spec.schedule is None:
         return [new]
     return AssetOrTimeSchedule(timetable=CronTriggerTimetable(spec.schedule, timezone="UTC"), assets=[new])
@@ -125,13 +136,15 @@ def _schedule(spec: ModelSpec) -> Any:
 def _documentation(spec: ModelSpec) -> str:
     """Markdown, for whoever opens the DAG. The model file is part of it: a change of it is a new version of the DAG."""
     limits = ", ".join(metric.name for metric in spec.judge.metrics if not metric.observe)
+    given = spec.rollout.deadline
+    deadline = "that the plan chooses" if given is None else f"of {format_duration(given)}"
     bake = f", then watched for {format_duration(spec.rollout.bake)}" if spec.rollout.bake else ""
     return "\n\n".join(
         [
             f"Builds the newest candidate of `{spec.model}` and puts it live on `{spec.service.key}`: "
             f"{spec.rollout.path} of the traffic{bake}. It gets more on evidence on {limits}, from at least "
-            f"{spec.judge.min_requests} requests; evidence against the new version, or none by the deadline of "
-            f"{format_duration(spec.rollout.deadline)}, rolls back.",
+            f"{spec.judge.min_requests} requests; evidence against the new version, or none by the deadline "
+            f"{deadline}, rolls back.",
             "**Trigger** starts one; everything in its form may stay as it is. **Backfill** builds and evaluates older "
             "versions and moves no traffic. The tab **Releases** shows the canary beside stable. A run that "
             "was rolled back is red; its task `report` says why.",

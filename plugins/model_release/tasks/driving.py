@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from model_release.errors import MetricsRefused
@@ -31,8 +31,8 @@ def began_with(release: Release, now: ModelSpec) -> ModelSpec:
 def rules(spec: ModelSpec, before: Past | None = None) -> Rules:
     """What the model file says about the way of a canary. `before`: what stable did, by whose traffic a ramp begins;
     without it, it begins at its first level."""
-    steps = spec.rollout.steps or (_first_share(spec, before),)
-    return Rules(steps, spec.approval, format_duration(spec.answer_within))
+    first = _first_share(spec, before) if spec.rollout.ramp else 1
+    return Rules(spec.rollout.steps, spec.approval, format_duration(spec.answer_within), first)
 
 
 def _first_share(spec: ModelSpec, before: Past | None) -> int:
@@ -123,6 +123,7 @@ class Watches:
         earlier = [one for one in watched[:-1] if one.opened_at is not None and not bake]
         over = [self._stretch(one, earlier[:place]) for place, one in enumerate(earlier)]
         stretch = self._stretch(watched[-1], earlier)
+        stretch.end, stretch.extension = _end(self.spec, watched)
         return Watch(stretch, Judge(stretch.policy, self.before), self.canary, over)
 
     def _stretch(self, one: Watched, earlier: Sequence[Watched]) -> Stretch:
@@ -135,11 +136,8 @@ class Watches:
             policy = Policy.from_dict(self.spec.policy(one.percent, **self._answered(one, earlier)))
             self.stretches[key] = self._read_from(one, policy)
         stretch = self.stretches[key]
-        if one.until is None:
-            stretch.end, stretch.most = _end(self.spec, [*earlier, one]), None
-        else:
-            stretch.most = self._windows(one)
-            stretch.end = stretch.opened + stretch.most * stretch.window
+        stretch.most = None if one.until is None else self._windows(one)
+        stretch.end = stretch.opened + (stretch.most or 0) * stretch.window
         return stretch
 
     def _windows(self, one: Watched) -> int:
@@ -196,16 +194,20 @@ class Watches:
         )
 
 
-def _end(spec: ModelSpec, stretches: Sequence[Watched]) -> datetime:
-    """When the last stretch has no more windows. The whole canary has one deadline, and another one after each word of
-    a person."""
-    one = stretches[-1]
+def _end(spec: ModelSpec, stretches: Sequence[Watched]) -> tuple[datetime, timedelta | None]:
+    """When the last stretch has no more windows, and by how much that may still be put off. The whole canary has one
+    deadline, and another one after each word of a person; each may be extended once, by as much."""
+    one, rollout = stretches[-1], spec.rollout
+    opened = datetime.fromisoformat(str(one.opened_at))
     if one.percent is None:
-        return datetime.fromisoformat(str(one.opened_at)) + spec.rollout.bake
+        doubtful = any(before.confidence is not None for before in stretches)
+        return opened + (2 if doubtful else 1) * rollout.bake, None
     if one.beside_question:
-        return datetime.fromisoformat(str(one.opened_at)) + spec.answer_within
+        return opened + spec.answer_within, None
     asked = max((place for place, before in enumerate(stretches) if before.beside_question), default=-1)
-    return datetime.fromisoformat(str(stretches[asked + 1].opened_at)) + spec.rollout.deadline
+    since = [each for each in stretches[asked + 1 :] if each.opened_at is not None]
+    begun, extended = datetime.fromisoformat(str(since[0].opened_at)), any(each.extended for each in since)
+    return begun + (2 if extended else 1) * rollout.longest, None if extended else rollout.longest
 
 
 def outcome(done: Drive) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Evaluate(BuildOperator):
 
         limits = limits_of(self.spec, run)
         asked = request(self.spec, run, self.resolved(context), limits, *stable_uri(self.spec, run, limits))
-        store, say = connections.store(self.spec.store), _line_by_line(self.log.info)
+        store, say = connections.builds(self.spec), _line_by_line(self.log.info)
         return concluded(self.spec, run, steps.run(store, asked, self.root, connections.s3, say))
 
 

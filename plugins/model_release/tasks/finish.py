@@ -90,7 +90,7 @@ class Report(ReleaseOperator):
         return unclaimed(
             trouble=trouble_of(ti, run, but=self.task_id),
             refused=states.get("claim") == "failed",
-            nothing_new=bool(resolved.get("nothing_new")),
+            nothing_new=resolved.get("nothing_new") or False,
             published=states.get("publish") == "success" and not run.moves_traffic,
         )
 

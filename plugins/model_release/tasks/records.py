@@ -60,7 +60,13 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Sto
                 service=spec.service.key,
                 version=None,
                 started=now(),
-                run={"dag_id": run.dag_id, "run_id": run.run_id, "url": run.url, "note": run.params.get("note")},
+                run={
+                    "dag_id": run.dag_id,
+                    "run_id": run.run_id,
+                    "url": run.url,
+                    "note": run.params.get("note"),
+                    "bundle": run.bundle,
+                },
             )
             if found is None
             else Record.from_dict(found)

@@ -53,7 +53,7 @@ def retrain_dag(spec: ModelSpec, project: Path) -> DAG:
             train = TrainInPod(task_id="train", spec=spec, service_account=training.service_account)
         else:
             train = Train(task_id="train", spec=spec, root=project)
-        train >> Offer(task_id="offer", spec=spec, root=project, outlets=[candidate_asset(spec)])
+        train >> Offer(task_id="offer", spec=spec, root=project, outlets=[candidate_asset(spec, project)])
     return documented(dag)
 
 

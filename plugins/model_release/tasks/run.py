@@ -26,6 +26,7 @@ class Run:
     rollout: Rollout
     params: Mapping[str, Any]
     by: str | None = None  # who asked for it, where it was a person
+    bundle: str | None = None  # the DAG bundle that the run is of, `name@version` where it has versions
 
     @classmethod
     def of(cls, context: Mapping[str, Any], spec: ModelSpec) -> Run:
@@ -47,6 +48,7 @@ class Run:
             rollout=rollout,
             params=params,
             by=getattr(dag_run, "triggering_user_name", None),
+            bundle=_bundle(getattr(context.get("ti"), "bundle_instance", None)),
         )
 
     @property
@@ -62,6 +64,10 @@ class Run:
     @property
     def moves_traffic(self) -> bool:
         return self.rollout != "none"
+
+
+def _bundle(found: Any) -> str | None:
+    return None if found is None else "@".join(str(part) for part in (found.name, found.version) if part)
 
 
 def installation() -> str:

@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import TaskDeferred
 from model_release.cluster.release import Cause, Phase
 from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
 from model_release.tasks import connections, records, registry, service
+from model_release.tasks.assets import back_live, emit, live_asset
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.foresight import foresee
 from model_release.tasks.run import Run
@@ -43,6 +44,7 @@ class Stage(ReleaseOperator):
     def release(self, context: Any, run: Run) -> Any:
         from model_release.cluster.change import Kind
         from model_release.cluster.rollout import plan_change, stage
+        from model_release.release.plan import with_deadline
 
         self.verify(service.published(context)["version"])
         released = ReleasedService(self.spec, run)
@@ -60,6 +62,8 @@ class Stage(ReleaseOperator):
         if baseline.revision is not None:
             plan = foresee(self.spec, baseline.revision, baseline.started, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
+            if self.spec.rollout.deadline is None:  # the release goes by this one, whatever a later plan would say
+                released.note(spec=with_deadline(self.spec, plan["deadline_minutes"]).model_dump_json())
         if not now.promoted:  # what is staged again after its promotion stays promoted, where it is found so
             now = released.note(phase=Phase.STAGED, watches=(), word=None, promoted_at=None, cause=None)
         by, created = now.owner.identity, now.created
@@ -217,6 +221,9 @@ class GoLive(ReleaseOperator):
         outcome = outcome_of(now)
         record = released.record(lambda record: record.finish(outcome.kind, progress.sentence, records.now()))
         registry.note(self.spec, record, run.page)
+        made = service.published(context)
+        told = {"version": made["version"], "uri": made["uri"], "service": self.spec.service.key, "how": self.task_id}
+        emit(context, live_asset(self.spec), {**told, "release": run.page})
         return progress.sentence
 
     def word(self, now: Release, run: Run) -> str:
@@ -284,6 +291,7 @@ class RollBack(ReleaseOperator):
 
     def release(self, context: Any, run: Run) -> str:
         from model_release.release.back import restored
+        from model_release.release.index import version_of
 
         released = ReleasedService(self.spec, run)
         # From here on this canary is not proven any more, whatever a crash leaves behind. What the drive has taken back
@@ -298,4 +306,8 @@ class RollBack(ReleaseOperator):
         if now.phase is not Phase.RESTORED:
             restored(released.leases, released.namespace, released.name, released.owner)
             released.record_traffic(self.task_id, 0, released.live())
+        if now.promoted_at is not None and now.stable.storage_uri is not None:
+            uri = now.stable.storage_uri
+            told = {"version": version_of(uri), "uri": uri, "service": self.spec.service.key, "how": self.task_id}
+            emit(context, live_asset(self.spec), {**told, "release": run.page}, back_live(self.spec))
         return progress.sentence

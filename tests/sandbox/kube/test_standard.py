@@ -77,6 +77,18 @@ async def test_one_predictor_has_a_deployment_a_service_and_two_routes(stack: An
     assert stack.router.routes[f"{STABLE}.models.svc.cluster.local"] == {STABLE: 100}
 
 
+async def test_a_canary_has_the_runtime_that_it_names(stack: Any, manifest: Any) -> None:
+    """buildPredictorResources in KServe 0.21: stable and canary alike."""
+    other = canary()
+    other["predictor"]["model"]["runtime"] = "model-release-kserve"
+    await stack.apply(manifest(canary=[other]))
+
+    def image(name: str) -> str:
+        return str(stack.object(DEPLOYMENTS, name)["spec"]["template"]["spec"]["containers"][0]["image"])
+
+    assert (image(STABLE), image(CANARY)) == ("pytorch/torchserve-kfs:0.9.0", "model-release-serving-kserve")
+
+
 async def test_a_canary_gets_its_weight_once_it_is_ready(stack: Any, manifest: Any) -> None:
     await stack.apply(manifest(canary=[canary()]))
     await ready(stack, STABLE)

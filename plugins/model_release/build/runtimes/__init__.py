@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 
 from model_release.errors import ArchiveError
 
-NAMES = ("torchserve",)
+NAMES = ("torchserve", "kserve")
 DEFAULT = "torchserve"
 
 _STORE = "model-store/"

@@ -1,0 +1,87 @@
+"""The model class of KServe's Python server: one for every image classifier that this project exports.
+
+The archive holds the network, `model.json` and this file with `image_*.py` beside it, which the TorchServe handler has,
+too: requests, files, headers, pixels, the model. Needs torch, Pillow, NumPy and `kserve`.
+
+Requests, answers and whose error it is: as with the TorchServe handler (docs/requests.md). The server
+(include/images/serving-kserve/server.py) answers `InvalidInput` with 400, and whatever else is raised here with 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+# The server puts the archive's own folder on sys.path.
+from image_input import BadInput  # type: ignore[import-not-found]
+from image_model import ImageModel, counted, cpus  # type: ignore[import-not-found]
+from image_requests import Request, read_request  # type: ignore[import-not-found]
+from kserve import Model
+from kserve.errors import InvalidInput
+from prometheus_client import Counter, Histogram
+
+#: The version of the model inside of the server. Releases are told apart by revision, never by this.
+MODEL_VERSION = "1.0"
+
+# By the names, and with the labels, that TorchServe has for them: a release from one to the other compares them.
+_SECONDS = Histogram("image_classifier_request_seconds", "Reading, network and answer", ["ModelName", "Level"])
+_PREDICTIONS = Counter("image_classifier_predictions_total", "The likeliest labels", ["label", "ModelName", "Level"])
+
+
+class ImageClassifier(Model):
+    """What the server calls: `load` once, then `preprocess` and `predict` for each request.
+
+    Pictures are read in as many threads as the pod has CPUs; forward passes run one after the other in a thread of
+    their own, which has torch's threads: the event loop answers probes meanwhile.
+    """
+
+    def __init__(self, name: str, folder: Path) -> None:
+        super().__init__(name)
+        self._folder, self.images = folder, ImageModel()
+        self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")
+
+    def load(self) -> bool:
+        """Loads the network and warms it up, in the thread that will run it. Raises what keeps it from being served."""
+        self._network.submit(self.images.open, self._folder, self.name, MODEL_VERSION).result()
+        self.ready = True
+        return True
+
+    def read(self, fields: dict[str, Any]) -> Request:
+        """One request, `body` or the fields of a form. Raises `InvalidInput`, one line that names the field."""
+        try:
+            return read_request(fields, self.images.described)
+        except BadInput as error:
+            raise InvalidInput(f"bad input: {error}") from None
+
+    async def preprocess(self, payload: dict[str, Any], headers: Any = None) -> tuple[Request, float]:
+        """Reads and decodes; the time since when this is under way goes with it."""
+        began = time.perf_counter()
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self.read, payload), began
+
+    async def predict(self, payload: tuple[Request, float], headers: Any = None) -> Any:
+        """The body of the answer."""
+        request, began = payload
+        loop = asyncio.get_running_loop()
+        ((labels,), predictions) = await loop.run_in_executor(self._network, self._one, request)
+        _SECONDS.labels(self.name, "Model").observe(time.perf_counter() - began)
+        for label, count in counted(predictions).items():
+            _PREDICTIONS.labels(label, self.name, "Model").inc(count)
+        return labels
+
+    def classified(self, requests: list[Request]) -> tuple[list[Any], list[list[dict[str, Any]]]]:
+        """The body of each request's answer, and the labels of each picture; all in as few passes as can be."""
+        wanted = [self.images.wanted(request.top_k) for request in requests]
+        pixels = [one for request in requests for one in request.inputs]
+        predictions = self.images.classify(pixels, max(wanted, default=1))
+        answers, first = [], 0
+        for request, top_k in zip(requests, wanted, strict=True):
+            last = first + len(request.inputs)
+            answers.append(request.answer([labels[:top_k] for labels in predictions[first:last]]))
+            first = last
+        return answers, predictions
+
+    def _one(self, request: Request) -> tuple[list[Any], list[list[dict[str, Any]]]]:
+        return self.classified([request])

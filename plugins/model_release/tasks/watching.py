@@ -1,0 +1,109 @@
+"""A new candidate in a model's source starts a release, without waiting for the schedule: Airflow's `AssetWatcher`.
+
+The triggerer looks. An event may come twice (a triggerer that died, two that looked, a training that offers what the
+look saw as well); one release comes of it, since `resolve` notes in the store which candidate a release took.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.triggers.base import BaseEventTrigger, TriggerEvent
+
+from model_release.errors import ReleaseError, StoreContested
+from model_release.spec import ModelSpec
+from model_release.tasks import connections
+from model_release.tasks.aside import aside
+
+if TYPE_CHECKING:
+    from model_release.store.store import Store
+
+
+class CandidateTrigger(BaseEventTrigger):
+    """Looks at a source every so often, for ever, and tells of each newest candidate that no release has taken.
+
+    Given: model, source (as `build.source` takes it), store (its prefix), root (the project's folder), seconds. Event:
+    {"model", "candidate"}. Started anew, it tells again of one that it told of before and that was not taken yet.
+    """
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    @classmethod
+    def of(cls, spec: ModelSpec, root: Path) -> CandidateTrigger:
+        assert spec.source.watch is not None
+        seconds = spec.source.watch.total_seconds()
+        return cls(model=spec.model, source=spec.source.place, store=spec.store, root=str(root), seconds=seconds)
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        return f"{type(self).__module__}.{type(self).__qualname__}", self.given
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        told, line = "", ""
+        while True:
+            try:
+                found = await aside(self._look)
+                now = f"The newest candidate is {found}" if found else "No candidate is there yet"
+            except ReleaseError as error:
+                found, now = None, f"Nothing is seen: {error}"
+            if now != line:
+                self.log.info("%s: %s", self.given["model"], now)
+                line = now
+            if found is not None and found != told:
+                told = found
+                yield TriggerEvent({"model": self.given["model"], "candidate": found})
+            await asyncio.sleep(self.given["seconds"])
+
+    def _look(self) -> str | None:
+        """The newest candidate, where no release has taken it."""
+        found = newest(self.given["source"], Path(self.given["root"]))
+        store = connections.store(self.given["store"])
+        return found if found and (_taken(store, self.given["model"])[0] or {}).get("candidate") != found else None
+
+
+def newest(source: Mapping[str, str], root: Path) -> str | None:
+    """What the source's newest candidate is called, by the connections that its release uses."""
+    from model_release.build import source as sources
+
+    return sources.newest(
+        source,
+        base=root,
+        s3=connections.s3() if "s3" in source or "mlflow" in source else None,
+        hub=connections.hub() if "hub" in source else None,
+        mlflow=connections.mlflow() if "mlflow" in source else None,
+    )
+
+
+def take(store: Store, model: str, candidate: str, release: str, *, by_event: bool) -> str | None:
+    """Notes that `release` takes the candidate. For a run that an event started: which other release took it already;
+    None where none did, or that one came to nothing before it was decided."""
+    from model_release.release.index import History
+
+    for _ in range(5):  # each lost race is another run of this model, and a model has one at a time
+        kept, tag = _taken(store, model)
+        other = kept["release"] if kept and kept["candidate"] == candidate and kept["release"] != release else None
+        if by_event and other is not None:
+            record = History(store).record(other)
+            if record is not None and record.outcome != "failed":
+                return str(other)
+        new = {"candidate": candidate, "release": release}
+        if kept == new:
+            return None
+        try:
+            store.write_json(_key(model), new, if_match=tag)
+            return None
+        except StoreContested:
+            continue
+    raise StoreContested(f"{store.uri}{_key(model)}: somebody writes it all the time; try again")
+
+
+def _taken(store: Store, model: str) -> tuple[Any, str | None]:
+    return store.read_json(_key(model))
+
+
+def _key(model: str) -> str:
+    return f"candidates/{model}.json"
