@@ -35,6 +35,8 @@ def test_a_ramp_begins_where_a_wholly_bad_canary_hurts_no_more_than_its_budget(s
     # Found in two windows: 20 requests are 5 % of 400, and a whole canary's of the 20 that come.
     firsts = [driving.rules(ramp, before).first for before in (past(200), past(20), past(10**6), Past(()), None)]
     assert firsts == [5, 35, 1, 1, 1]
+    quiet = Past.from_dict({"windows": [{"requests": n, "bad": {}} for n in (20,) * 400 + (200,) * 100]})
+    assert driving.rules(ramp, quiet).first == 5, "by its busy windows, of which it was no canary itself"
     assert driving.rules(spec, past(200)).first == 25
 
 

@@ -39,9 +39,11 @@ def _first_share(spec: ModelSpec, before: Past | None) -> int:
     from model_release.judging import Policy, ramp
 
     way = Policy.from_dict(spec.policy(1)).ramp
-    counts = [side.requests for side in (before.windows if before else ()) if side.requests]
+    counts = sorted(side.requests for side in (before.windows if before else ()) if side.requests)
     assert way is not None
-    return round(100 * ramp.begin(way, sum(counts) / len(counts) if counts else math.inf))
+    # Not the mean: stable had a part of the traffic only while it was the canary, and nights are quiet.
+    busy = counts[9 * (len(counts) - 1) // 10] if counts else math.inf
+    return round(100 * ramp.begin(way, busy))
 
 
 def past(spec: ModelSpec, release: Release, claimed: datetime) -> tuple[Past, str]:
