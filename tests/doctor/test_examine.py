@@ -15,7 +15,7 @@ from model_release import metrics
 from model_release.cluster.lease import GUARD
 from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
-from model_release.errors import ClusterUnavailable
+from model_release.errors import ClusterUnavailable, SourceUnavailable
 from model_release.judging import Past
 from model_release.metrics import Before, Presence
 from model_release.spec import ModelSpec
@@ -239,3 +239,31 @@ def test_a_release_that_its_deadline_would_end_is_an_error_and_what_is_not_known
             "or approval: on_inconclusive, and a person decides at the deadline; or rollout.if"
         )
         assert found(asking)["plan"][-1].level is Level.WARNING
+
+
+@pytest.mark.parametrize(
+    ("source", "there", "level", "said"),
+    [
+        ("models:/digits@candidate", "7", Level.OK, "models:/digits@candidate is version 7"),
+        ("models:/digits@candidate", None, Level.WARNING, "set the alias candidate"),
+        ("models:/digits/latest", "9", Level.OK, "models:/digits/latest is version 9"),
+        ("models:/digits/3", None, Level.WARNING, "models:/digits/3 is no version that MLflow knows -- register"),
+        ("models:/digits/3", "away", Level.WARNING, "MLflow does not answer -- can be fixed by time"),
+    ],
+)
+def test_a_registry_that_is_away_or_has_no_such_version_is_a_warning(
+    world: World, source: str, there: str | None, level: Level, said: str
+) -> None:
+    """Never an error: a version that is built, and a promotion, do not wait for a registry."""
+
+    def answer(*_: Any) -> Any:
+        if there == "away":
+            raise SourceUnavailable("MLflow does not answer")
+        return SimpleNamespace(version=there) if there else None
+
+    registry: Any = SimpleNamespace(at=answer, newest=answer, version=answer)
+    spec = ModelSpec.model_validate({**SPEC, "source": {"mlflow": source}})
+    (line,) = found(replace(world, spec=spec, mlflow=lambda: registry))["registry"]
+    assert line.level is level
+    assert said in str(line)
+    assert "registry" not in found(world)

@@ -39,6 +39,15 @@ class Traffic:
         self.requests = 20
         self.read: list[str] = []
         self.bad_from = OPENED + timedelta(days=1)
+        self.total = 0
+        self.shares: list[tuple[datetime, float]] = []
+
+    def asked(self, moment: datetime) -> tuple[int, int]:
+        """The requests of a window on the canary and on stable, by the share that it had then."""
+        if not self.total:
+            return self.requests, 34
+        share = max((at, share) for at, share in self.shares if at <= moment)[1]
+        return round(self.total * share), self.total - round(self.total * share)
 
     def reader(self, *_: Any, start: datetime, window: timedelta, **__: Any) -> Any:
         return Reader(self, start, window)
@@ -56,10 +65,10 @@ class Reader:
             self._traffic.read.append(self._at.isoformat(timespec="milliseconds"))
             number = round(self._at.timestamp() / self._window.total_seconds())
             bad = 15 if self._at >= self._traffic.bad_from else int(number % 40 == 0)
-            requests = self._traffic.requests
+            requests, beside = self._traffic.asked(self._at)
             sides = {
                 "canary": {"requests": requests, "bad": {"errors": min(bad, requests)}},
-                "stable": {"requests": 34, "bad": {"errors": int(number % 30 == 0)}},
+                "stable": {"requests": beside, "bad": {"errors": int(number % 30 == 0)}},
             }
             ends = {"start": self._at.isoformat(), "end": (self._at + self._window).isoformat()}
             found.append(Window.from_dict({**ends, **sides}))
@@ -246,20 +255,6 @@ def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelS
     record = recorded(spec, [again])
     assert [(step["percent"], len(step["windows"])) for step in record.steps] == [(25, 3), (50, 3)]
     assert record.differences() == []
-
-
-def test_a_ramp_begins_where_a_wholly_bad_canary_hurts_no_more_than_its_budget(spec: ModelSpec) -> None:
-    ramp = ModelSpec.model_validate(
-        {**spec.model_dump(mode="json"), "rollout": {"ramp": {"budget": 20, "most": 35}, "window": "10s"}}
-    )
-
-    def past(per_window: int) -> Past:
-        return Past.from_dict({"windows": [{"requests": per_window, "bad": {}}] * 9})
-
-    # Found in two windows: 20 requests are 5 % of 400, and a whole canary's of the 20 that come.
-    firsts = [driving.rules(ramp, before).first for before in (past(200), past(20), past(10**6), Past(()), None)]
-    assert firsts == [5, 35, 1, 1, 1]
-    assert driving.rules(spec, past(200)).first == 25
 
 
 def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:

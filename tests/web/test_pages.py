@@ -361,7 +361,13 @@ def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None
 def test_the_plan_is_shown_as_it_was_said_also_an_older_ones(world: World, browse: Open) -> None:
     record = next(one for one in world.records.values() if one.model == "faces")
     text = browse().get(f"/releases/{record.release}").text
-    for words in ("a good canary needs about 14 min", "in bursts of 2.4", "the deadline at the latest", "6.5 min"):
+    for words in (
+        "a good canary needs about 14 min",
+        "in bursts of 2.4",
+        "0.75\N{NO-BREAK SPACE}%",
+        "the deadline at the latest",
+        "6.5 min",
+    ):
         assert words in text
     record.plan = {"sentences": ["At 1200 requests a minute and 10 % …"], "steps": [{"share": 0.1}], "possible": True}
     assert "At 1200 requests a minute" in browse().get(f"/releases/{record.release}").text

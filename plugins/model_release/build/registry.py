@@ -120,7 +120,7 @@ class Registry:
         """The files of the model that `uri` names; `revision`, a number or an alias, names another version of it.
 
         Raises `CheckpointError` also where there is no such version, and where an alias stands at one that was
-        registered after `not_later_than`: MLflow keeps no history of its aliases. A number is that very version.
+        registered after `not_later_than`: docs/facts.md#aliases-have-no-history. A number is that very version.
         """
         name, alias, number = split(uri)
         if revision is not None:

@@ -18,8 +18,8 @@ def candidate_asset(spec: ModelSpec, project: Path | None = None) -> Asset:
     (where it lies), `digest` (SHA-256, as `build.source` computes a checkpoint's fingerprint), `metrics` (a number by
     name) and `duration` (seconds of training). Where the model file has `source.watch`, the source is looked at, and an
     event of that has `payload`: what `watching.CandidateTrigger` saw. Every DAG that names the asset has to have the
-    same watcher, or Airflow takes it away; `project` is the folder that holds dags/ and include/, None where the asset
-    is only a key.
+    same watcher, or Airflow takes it away (docs/facts.md#watchers-are-of-the-last-dag); `project` is the folder that
+    holds dags/ and include/, None where the asset is only a key.
     """
     watchers = []
     if project is not None and spec.source.watch is not None:

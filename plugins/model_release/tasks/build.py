@@ -1,7 +1,8 @@
 """Checkpoint → version: resolve, export, archive, publish.
 
-The tasks share nothing but S3: each may run on another machine. What one hands to the next is a folder below
-`builds/<build>/`, named by everything that shapes the result, so a task that runs twice finds its own work there.
+The tasks share nothing but S3, and a folder where `MODEL_RELEASE_BUILDS` names one; without it each may run on another
+machine. What one hands to the next is a folder below `builds/<build>/`, named by everything that shapes the result, so
+a task that runs twice finds its own work there.
 """
 
 from __future__ import annotations

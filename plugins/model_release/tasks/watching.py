@@ -32,6 +32,7 @@ class CandidateTrigger(BaseEventTrigger):
     def __init__(self, **given: Any) -> None:
         super().__init__()
         self.given = given
+        self._reach: _Reach | None = None
 
     @classmethod
     def of(cls, spec: ModelSpec, root: Path) -> CandidateTrigger:
@@ -60,22 +61,28 @@ class CandidateTrigger(BaseEventTrigger):
 
     def _look(self) -> str | None:
         """The newest candidate, where no release has taken it."""
-        found = newest(self.given["source"], Path(self.given["root"]))
-        store = connections.store(self.given["store"])
-        return found if found and (_taken(store, self.given["model"])[0] or {}).get("candidate") != found else None
+        from model_release.build.source import newest
+
+        source: Mapping[str, str] = self.given["source"]
+        # Made once: what a client reads of its service when it is made takes the triggerer's time from all others.
+        try:
+            reach = self._reach = self._reach or _Reach(source, self.given["store"])
+            found = newest(source, base=Path(self.given["root"]), s3=reach.s3, hub=reach.hub, mlflow=reach.mlflow)
+            taken = (_taken(reach.store, self.given["model"])[0] or {}) if found else {}
+        except ReleaseError:
+            self._reach = None  # keys may have been changed
+            raise
+        return None if taken.get("candidate") == found else found
 
 
-def newest(source: Mapping[str, str], root: Path) -> str | None:
-    """What the source's newest candidate is called, by the connections that its release uses."""
-    from model_release.build import source as sources
+class _Reach:
+    """The clients of a source and of the store, by the connections that its release uses."""
 
-    return sources.newest(
-        source,
-        base=root,
-        s3=connections.s3() if "s3" in source or "mlflow" in source else None,
-        hub=connections.hub() if "hub" in source else None,
-        mlflow=connections.mlflow() if "mlflow" in source else None,
-    )
+    def __init__(self, source: Mapping[str, str], store: str) -> None:
+        self.store = connections.store(store)
+        self.s3 = connections.s3() if {"s3", "mlflow"} & source.keys() else None
+        self.hub = connections.hub() if "hub" in source else None
+        self.mlflow = connections.mlflow() if "mlflow" in source else None
 
 
 def take(store: Store, model: str, candidate: str, release: str, *, by_event: bool) -> str | None:
