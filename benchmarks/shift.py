@@ -1,6 +1,6 @@
 """Whether labels have shifted: what the judge promises of `max_shift`, measured on answers with a known truth.
 
-    python benchmarks/shift.py                       # prints the tables: half an hour on one core
+    python benchmarks/shift.py                       # prints the tables: a quarter of an hour on one core
     python benchmarks/shift.py --write --only shift-delay-7   # one part, and into README.md
 
 Seeds are fixed: the tables come out the same on any machine.

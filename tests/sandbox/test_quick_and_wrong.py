@@ -32,7 +32,7 @@ from sandbox.ports import Ports
 from sandbox.prometheus import Prometheus
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
-from sandbox.workloads import TorchServeWorkloads
+from sandbox.workloads import ProcessWorkloads
 
 pytestmark = pytest.mark.stack
 
@@ -151,7 +151,7 @@ async def live(state: Path, envoy: Envoy, store: ModelStore) -> AsyncIterator[Li
         watching.scrape(workloads.targets())
         await envoy.place(workloads.backends())
 
-    workloads = TorchServeWorkloads(
+    workloads = ProcessWorkloads(
         state_dir=state, store=store.client, changed=changed, pace=Pace(first_backoff=0.2, drain=0.1)
     )
     await watching.start()
