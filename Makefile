@@ -35,7 +35,7 @@ lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.tom
 	 grep -E '^(torch|numpy|pillow|pillow-heif)==' ../../../requirements.txt > .constraints && \
 	 $$uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --constraint .constraints \
-	  --output-file requirements.txt requirements.in; rm -f .constraints
+	  --output-file requirements.txt requirements.in; code=$$?; rm -f .constraints; exit $$code
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .

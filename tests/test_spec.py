@@ -64,6 +64,9 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
     assert schema == ModelSpec.model_json_schema(), "make schema"
 
 
+_COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
+
+
 @pytest.mark.parametrize(
     ("path", "value", "field", "cure"),
     [
@@ -111,6 +114,50 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
         ("judge.metrics", [{"name": "errors", "floor": 0.1, "max_rate": 0.1}], "judge.metrics.0", "max_ratio"),
         ("judge.metrics", [{"name": "e", "max_rate": 0.1}] * 2, "judge", "two metrics are called 'e'"),
         ("judge.metrics", [{"name": "e", "observe": True}], "judge", "at least one must decide"),
+        *(
+            ("judge.metrics", [{"name": "e", "max_rate": 0.1}, {"name": "p", "max_shift": shift}], field, cure)
+            for field, shift, cure in (
+                ("judge.metrics.1.max_shift", 0, "greater than 0"),
+                ("judge.metrics.1.max_shift", 1, "less than 1"),
+                ("judge.metrics.1.max_shift", "ten", "valid number"),
+            )
+        ),
+        ("judge.metrics", [{"name": "u", "below": 0.52, "max_rate": 0.1}], "judge.metrics.0", "0.5 or 0.55"),
+        (
+            "judge.metrics",
+            [{"name": "u", "below": 0.5, "above": "1s", "max_rate": 0.1}],
+            "judge.metrics.0",
+            "two metrics",
+        ),
+        *(
+            ("judge.metrics", [{"name": "r", "max_rate": 0.1, **queries}], field, cure)
+            for queries, field, cure in (
+                ({"bad": _COUNTED}, "judge.metrics.0", "bad needs total"),
+                ({"total": _COUNTED}, "judge.metrics.0", "total needs bad"),
+                ({"bad": "up", "total": _COUNTED}, "judge.metrics.0.bad", "$window is missing"),
+                ({"bad": "a[$window]", "total": _COUNTED}, "judge.metrics.0.bad", "$revision is missing"),
+                ({"bad": _COUNTED, "total": f"$pod {_COUNTED}"}, "judge.metrics.0.total", "'$pod' stands for nothing"),
+                (
+                    {"bad": _COUNTED.replace("increase", "rate"), "total": _COUNTED},
+                    "judge.metrics.0.bad",
+                    "rate(…) gives no count",
+                ),
+            )
+        ),
+        (
+            "judge.metrics",
+            [{"name": "p", "max_shift": 0.1, "max_rate": 0.1}],
+            "judge.metrics.0",
+            "max_shift limits the labels and max_rate bad requests; give each a name of its own",
+        ),
+        ("judge.metrics", [{"name": "p", "max_shift": 0.1, "above": "1s"}], "judge.metrics.0", "above bad requests"),
+        ("judge.metrics", [{"name": "p", "max_shift": 0.1}], "judge", "judge a share of bad requests, too"),
+        (
+            "judge.metrics",
+            [{"name": "e", "max_rate": 0.1}, *({"name": name, "max_shift": 0.1} for name in "pq")],
+            "judge",
+            "p and q limit the same labels",
+        ),
         ("judge.values", [{"name": "v", "query": "up"}], "judge.values.0", "no limit"),
         ("judge.values", [{"name": "v", "query": "up{a='$pod'}", "max": 1}], "judge.values.0.query", "'$pod'"),
         (

@@ -27,7 +27,7 @@ from typing import Any
 
 # TorchServe puts the archive's own folder on sys.path.
 from image_input import BadInput  # type: ignore[import-not-found]
-from image_model import ImageModel, counted  # type: ignore[import-not-found]
+from image_model import ImageModel, counted, sureness  # type: ignore[import-not-found]
 from image_requests import Request, read_request  # type: ignore[import-not-found]
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
@@ -96,6 +96,13 @@ class ImageClassifier(ImageModel):
                 count,
                 "Count",
                 dimensions=[Dimension("label", label)],
+            )
+        for band, count in sureness(predictions).items():
+            context.metrics.add_metric(
+                "image_classifier_confidence_total",
+                count,
+                "Count",
+                dimensions=[Dimension("below", band)],
             )
 
 

@@ -130,6 +130,13 @@ def counted(predictions: list[list[dict[str, Any]]]) -> dict[str, int]:
     return Counter(re.sub(r"[,:|#\[\]\s]+", "_", top[0]["label"]) for top in predictions)
 
 
+def sureness(predictions: list[list[dict[str, Any]]]) -> Counter[str]:
+    """How sure the model was, by the upper edge of each twentieth: a counter of each, for a histogram's edges are not
+    ours to choose."""
+    bands = Counter(min(int(20 * labels[0]["score"] + 1e-9), 19) for labels in predictions)
+    return Counter({f"{(band + 1) / 20:.2f}": count for band, count in bands.items()})
+
+
 def cpus(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     """How many CPUs this container may use, rounded up: what its cgroup (version 2 or 1) says, and no more than there
     are. torch takes all of the node's, and the limit of a pod then stops them most of the time."""

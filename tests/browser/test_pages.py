@@ -162,7 +162,7 @@ def test_charts_show_steps_and_values_and_obey_the_arrow_keys(site: Site, watche
     assert [charts.nth(i).locator("figcaption").inner_text() for i in range(3)] == [
         "Requests a second",
         "Errors (5xx), share of requests",
-        "Latency: from the median to the 95th of 100, and the 99th",
+        "Latency: from the median to the 95th percentile, and the 99th",
     ]
     stage = charts.first.locator(".stage")
     assert "stable" in (stage.get_attribute("aria-label") or "")

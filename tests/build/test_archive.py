@@ -62,6 +62,7 @@ def test_own_dimensions_come_before_those_that_torchserve_appends(packed: Archiv
     metrics = yaml.safe_load((packed.directory / "config" / "metrics.yaml").read_text())["model_metrics"]
     declared = {metric["name"]: metric["dimensions"] for kind in metrics.values() for metric in kind}
     assert declared["image_classifier_predictions_total"] == ["label", "ModelName", "Level"]
+    assert declared["image_classifier_confidence_total"] == ["below", "ModelName", "Level"]
     assert declared["image_classifier_request_seconds"] == ["ModelName", "Level"]
 
 

@@ -56,7 +56,7 @@ def test_equal_input_gives_equal_bytes(exported: Export, checkpoint: Checkpoint,
     again = run(elsewhere, tmp_path / "again", log=lines.append)
     assert lines == [
         "loading the checkpoint",
-        "tracing ViTForImageClassification: 3 labels, input 32x32",
+        "exporting ViTForImageClassification: 3 labels, input 32x32",
         "comparing with the original at batches 1, 3, 8",
     ]
     for name in ("model.pt", "model.json", "reference.json"):

@@ -327,24 +327,36 @@ def test_what_it_cannot_serve_ends_it_with_one_line(
     (damaged / "model-store" / "tiny.zip").write_bytes(b"no zip")
     folders = [str(packed.directory), str(newer), str(damaged), str(tmp_path)]
     program = (
-        "import runpy, sys\n"
+        "import asyncio, runpy, sys\n"
+        "from types import SimpleNamespace\n"
+        "from fastapi import Request\n"
         "server, *folders = sys.argv[1:]\n"
         "sys.argv = ['server']\n"
-        "main = runpy.run_path(server, run_name='server')['main']\n"
+        "module = runpy.run_path(server, run_name='server')\n"
+        "main = module['main']\n"
         "for folder in folders:\n"
         "    sys.argv = ['server', '--model_dir', folder]\n"
         "    try:\n        main()\n"
         "    except SystemExit as ended:\n        print(ended)\n"
+        "dataplane = SimpleNamespace(model_registry=SimpleNamespace(get_model=lambda name: name))\n"
+        "front = module['Front'](SimpleNamespace(dataplane=dataplane))\n"
+        "front._under_way = module['MOST_REQUESTS']\n"
+        "async def body():\n    return {'type': 'http.request', 'body': b'{}', 'more_body': False}\n"
+        "scope = {'type': 'http', 'method': 'POST', 'path': '/', 'query_string': b'', 'headers': []}\n"
+        "scope['server'] = ('x', 80)\n"
+        "said = asyncio.run(front.predict('tiny', Request(scope, body)))\n"
+        "print(said.status_code, said.body.decode())\n"
     )
     command = [str(python), "-I", "-c", program, str(SERVER), *folders]
     done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT, check=True)
-    of_the_other, by_a_newer, no_zip, nothing = done.stdout.splitlines()
+    of_the_other, by_a_newer, no_zip, nothing, one_more = done.stdout.splitlines()
     assert of_the_other.startswith(
         f"server: {packed.directory} holds a version for runtime torchserve, and this is the server of runtime kserve"
     )
     assert by_a_newer.startswith("server: the version was built by torch 99.1.0, and this image has 2.")
     assert no_zip == "server: tiny.zip does not load: BadZipFile: File is not a zip file"
     assert nothing.endswith("serving.json: No such file or directory; the storage initializer puts it there")
+    assert one_more == '503 {"error":"100 requests are under way"}', "what waits has an end, as TorchServe's queue has"
 
 
 def test_the_sandbox_says_it_where_a_container_would_end(version: Archive, packed: Archive, tmp_path: Path) -> None:

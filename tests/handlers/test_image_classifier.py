@@ -276,7 +276,25 @@ def test_metrics_have_seconds_and_labels_that_a_log_line_can_carry(serve: Any) -
     assert counts == [
         ("image_classifier_predictions_total", 1, [("label", "red")], "counter"),
         ("image_classifier_predictions_total", 2, [("label", "blue_the_sea_the_sky")], "counter"),
+        ("image_classifier_confidence_total", 3, [("below", "1.00")], "counter"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("score", "below"),
+    [(0.0, "0.05"), (0.049999, "0.05"), (0.05, "0.10"), (0.5, "0.55"), (0.85, "0.90"), (1.0, "1.00")],
+)
+def test_how_sure_the_model_is_counts_in_twentieths(serve: Any, score: float, below: str) -> None:
+    """A score on an edge is not below it."""
+    served = serve(True)
+    served.context.metrics.seen.clear()
+    served.handler._count([[{"label": "red", "score": score}]], 0.1, served.context)
+    assert served.context.metrics.seen[-1] == (
+        "image_classifier_confidence_total",
+        1,
+        [("below", below)],
+        "counter",
+    )
 
 
 def test_torchserve_finds_exactly_one_class() -> None:

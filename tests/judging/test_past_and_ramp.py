@@ -196,7 +196,10 @@ def test_slower_at_other_edges_than_the_limits_is_found() -> None:
         return Window.from_dict(data)
 
     every = Policy.from_dict({"metrics": [limits | edges], "min_requests": 10**6})
-    assert judge(every, [shown([20, 12, 0])] * 60).decision == "rollback"
+    found = judge(every, [shown([20, 12, 0])] * 60)
+    assert found.decision == "rollback"
+    assert "canary requests took longer than 100 ms (60 %), " in found.reason, "what was found, and where"
+    assert "on stable (10 %)" in found.reason
     assert judge(every, [shown([10, 2, 0])] * 60).decision == "continue"
     with pytest.raises(EvidenceError, match="4 counts, and the policy names 3 edges"):
         judge(every, [Window.from_dict({"canary": {"requests": 9, "bad": {}, "edges": {"slow": [4, 3, 2, 1]}}})])

@@ -122,6 +122,14 @@ def test_a_ramp_is_planned_by_what_it_may_reach() -> None:
     assert (made.minutes_needed or 0) >= 2, "a ramp takes twelve windows at least"
 
 
+@pytest.mark.parametrize("way", [{"shares": [0.1, 0.3]}, {"ramp": {"budget": 20, "most": 0.35}}])
+def test_the_share_that_is_asked_for_at_first_is_no_wrong_split_later(way: dict[str, Any]) -> None:
+    asked: dict[str, Any] = {"requests_per_second": 10, "deadline_minutes": 30, "window_seconds": 10}
+    made = plan(policy(max_rate=0.05, **way, traffic=0.1), **asked)
+    assert made == plan(policy(max_rate=0.05, **way), **asked)
+    assert (made.minutes_needed or 99) < 15
+
+
 @pytest.mark.parametrize(
     ("per_second", "max_rate", "least", "most"),
     [(50, 0.05, 10, 10), (1, 0.05, 11, 240), (0.01, 0.05, 241, 1440), (0.0, 0.05, 1440, 1440)],

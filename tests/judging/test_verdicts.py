@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import pytest
 
-from model_release.judging import Metric, Policy, Verdict, Window, judge
+from model_release.judging import EvidenceError, Judge, Metric, Policy, Verdict, Window, judge
+from model_release.judging.calibrate import calibrate
 
 from .builders import policy, window, windows
 
@@ -248,3 +250,35 @@ def test_a_verdict_is_plain_json() -> None:
     huge = judge(policy(max_rate=0.02), [window((10**9, 10**9))])
     json.dumps(huge.to_dict(), allow_nan=False)
     assert "Evidence" in huge.reason
+
+
+def test_a_share_of_something_else_than_requests_has_its_own_total() -> None:
+    """Ten requests, and forty orders of which half came back: of forty, not of ten."""
+    p = Policy.from_dict(
+        {
+            "metrics": [
+                {"name": "errors", "max_rate": 0.1},
+                {"name": "returns", "max_ratio": 1.5, "floor": 0.05, "noun": "orders", "phrase": "came back"},
+            ]
+        }
+    )
+
+    def side(requests: int, orders: int | None, returned: int | None) -> dict[str, Any]:
+        return {"requests": requests, "bad": {"errors": 0, "returns": returned}, "totals": {"returns": orders}}
+
+    bad = Window.from_dict({"canary": side(10, 40, 20), "stable": side(90, 400, 40)})
+    verdict = judge(p, [bad] * 20)
+    assert verdict.decision == "rollback"
+    orders = 40 * verdict.windows_used
+    assert verdict.metrics[1].canary == {"requests": orders, "bad": orders // 2}
+    assert f"{orders // 2} of {orders} canary orders came back (50 %" in verdict.reason
+    assert Window.from_dict(bad.to_dict()) == bad
+    one = Judge(p)
+    assert [one.add(bad) for _ in range(verdict.windows_used)][-1] == verdict
+    unknown = Window.from_dict({"canary": side(10, None, None), "stable": side(90, 400, 40)})
+    assert judge(p, [unknown] * 6).decision == "inconclusive"
+    with pytest.raises(EvidenceError, match=r"canary\.bad\.returns: 41 bad of 40 requests cannot be"):
+        Window.from_dict({"canary": side(100, 40, 41)})
+    told = calibrate(p, [bad] * 30, releases=50)
+    assert told.false_rollbacks == 0
+    assert told.design_effect.keys() == {"errors", "returns"}

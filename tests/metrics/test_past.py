@@ -13,7 +13,8 @@ from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Past
 from model_release.metrics import Prometheus, Series, read_before, read_past, read_windows
 from model_release.metrics.past import PART
-from model_release.spec import Judge
+from model_release.release.plan import foresee
+from model_release.spec import Judge, ModelSpec
 
 from .conftest import CANARY, NAMESPACE, STABLE, History, at, serving
 from .test_windows import TEN, durations, gateway, up
@@ -152,3 +153,21 @@ def test_traffic_is_counted_with_the_quiet_windows_and_the_present_is_not_hidden
     just_now = read_before(prometheus, judged, before=at(-1750), **given)
     assert just_now.requests_per_second == pytest.approx(10, rel=0.1), "busy before its rest"
     assert read_before(prometheus, judged, before=at(LONG_AGO - 100), **given).requests_per_second is None
+
+
+def test_a_release_is_planned_by_it(prometheus: Prometheus, judged: Judge) -> None:
+    said = {
+        "model": "faces",
+        "source": {"directory": "candidates/faces"},
+        "service": {"name": "faces", "namespace": NAMESPACE},
+        "store": "s3://models/faces/",
+        "rollout": {"steps": [10, 30], "window": "10s", "deadline": "2h"},
+        "judge": judged.model_dump(mode="json", exclude_none=True),
+    }
+    found = foresee(ModelSpec.model_validate(said), prometheus, STABLE, at(LONG_AGO - 9000).isoformat(), now=at(0))
+    assert found.known
+    assert found.past.endswith("from 705 windows")
+    assert found.plan.requests_per_second == pytest.approx(10, rel=0.1)
+    errors = next(metric for metric in found.plan.metrics if metric.name == "errors")
+    assert errors.known
+    assert errors.stable_rate == pytest.approx(0.002, rel=0.4), "one in ten scrapes, of a hundred requests"

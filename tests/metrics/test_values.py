@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
+from model_release.errors import MetricsRefused
 from model_release.judging import Policy, Side, Window, judge
 from model_release.metrics import Prometheus, ValueReader
-from model_release.metrics.values import filled
-from model_release.spec import Value
+from model_release.metrics.values import check_shares, filled
+from model_release.spec import Metric, Value
 
 from .conftest import CANARY, NAMESPACE, STABLE, History, at
 
@@ -87,3 +90,112 @@ def test_what_is_filled_in_never_leaves_its_quotes(text: str, serve: Callable[[H
     query = filled('depth{other="$revision"} or absent(depth{other="$revision"})', revision=text)
     (series,) = serve(history).query(query, at(10)).series
     assert series.labels == {"other": text}, "Prometheus read the text as one label value"
+
+
+# Shares of one's own
+
+
+RETURNS = Metric(
+    name="returns",
+    bad='sum(increase(orders_returned_total{revision="$revision"}[$window])) or vector(0)',
+    total='sum(increase(orders_total{revision="$revision"}[$window]))',
+    max_ratio=1.5,
+    floor=0.02,
+)
+
+
+def orders(history: History, revision: str, pace: float, returned: float | None) -> None:
+    moments = [second / 2 for second in range(-40, 60)]
+    paces = {"orders_total": pace} | ({} if returned is None else {"orders_returned_total": returned})
+    for name, each in paces.items():
+        history.add(name, {"revision": revision}, {moment: each * (moment + 20) for moment in moments})
+
+
+def shares(prometheus: Prometheus, metric: Metric = RETURNS) -> ValueReader:
+    return ValueReader(
+        prometheus, [], namespace=NAMESPACE, service="digits", canary=CANARY, stable=STABLE, shares=[metric]
+    )
+
+
+def test_a_share_of_ones_own_is_counted_by_its_two_queries(serve: Callable[[History], Prometheus]) -> None:
+    history = History()
+    orders(history, CANARY, 4, None)
+    orders(history, STABLE, 40, 8)
+    measured = shares(serve(history)).measured(WINDOW)
+    assert measured.error is None
+    assert (measured.canary.bad, measured.canary.totals) == ({"returns": 0}, {"returns": 40})
+    assert measured.stable is not None
+    assert (measured.stable.bad, measured.stable.totals) == ({"returns": 80}, {"returns": 400})
+    assert measured.canary.requests == 10, "requests stay what they are"
+
+
+def test_a_share_of_ones_own_decides_like_any_other(serve: Callable[[History], Prometheus]) -> None:
+    """Half of the orders come back, a tenth of stable's."""
+    history = History()
+    orders(history, CANARY, 20, 10)
+    orders(history, STABLE, 40, 4)
+    measured = shares(serve(history)).measured(WINDOW)
+    policy = Policy.from_dict({"metrics": [{"name": "errors", "max_rate": 0.1}, RETURNS.limits()]})
+    windows = [replace(measured, canary=_working(measured.canary), stable=_working(measured.stable))] * 20
+    verdict = judge(policy, windows)
+    assert verdict.decision == "rollback"
+    assert "canary events counted as returns (50 %" in verdict.reason
+    assert "on stable (10 %)" in verdict.reason
+
+
+def _working(side: Side | None) -> Side:
+    assert side is not None
+    return replace(side, bad={**side.bad, "errors": 0})
+
+
+@pytest.mark.parametrize(
+    ("bad", "total", "said"),
+    [
+        ("sum(increase(nothing{revision='$revision'}[$window]))", None, "gives no series"),
+        ("increase(several{revision='$revision'}[$window])", None, "gives 2 series"),
+        (None, "sum(increase(orders_total{revision='$revision'}[$window])) * NaN", "gives nan, which is no count"),
+        (None, "-sum(increase(orders_total{revision='$revision'}[$window]))", "which is no count"),
+        (None, "sum(increase(orders_total{revision='$revision'}[$window])) / 1000", "which cannot be"),
+        (None, "sum(increase(orders_total{revision='$revision'}[$window])", "refuses the query (400)"),
+    ],
+    ids=["nothing", "several", "NaN", "negative", "more bad than all", "no PromQL"],
+)
+def test_what_is_no_share_is_no_data_and_refused_before_any_traffic_moves(
+    bad: str | None, total: str | None, said: str, serve: Callable[[History], Prometheus]
+) -> None:
+    history = History()
+    for revision in (CANARY, STABLE):
+        orders(history, revision, 40, 8)
+        for place in "ab":
+            history.add("several", {"revision": revision, "pod": place}, {s: s + 20 for s in range(-20, 30)})
+    metric = RETURNS.model_copy(update={k: v for k, v in (("bad", bad), ("total", total)) if v is not None})
+    prometheus = serve(history)
+    measured = shares(prometheus, metric).measured(WINDOW)
+    assert said in (measured.error or "")
+    assert (measured.canary.bad, measured.canary.totals) == ({"returns": None}, {"returns": None})
+    policy = Policy.from_dict({"metrics": [metric.limits()]})
+    assert judge(policy, [measured] * 6).decision == "inconclusive"
+    names = {"namespace": NAMESPACE, "service": "digits", "revision": STABLE}
+    with pytest.raises(MetricsRefused) as refused:
+        list(check_shares(prometheus, [metric], timedelta(seconds=10), at(10), **names))
+    assert str(refused.value).startswith("judge.metrics.returns: ")
+    assert said in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_share_that_can_be_counted_is_told_before_any_traffic_moves(serve: Callable[[History], Prometheus]) -> None:
+    history = History()
+    orders(history, STABLE, 40, 8)
+    names = {"namespace": NAMESPACE, "service": "digits", "revision": STABLE}
+    told = list(check_shares(serve(history), [RETURNS], timedelta(seconds=10), at(10), **names))
+    assert told == ["judge.metrics.returns: 80 of 400 in the last 10s"]
+
+
+def test_a_gauge_is_no_counter(serve: Callable[[History], Prometheus], monkeypatch: pytest.MonkeyPatch) -> None:
+    history = History()
+    orders(history, STABLE, 40, 8)
+    prometheus = serve(history)
+    monkeypatch.setattr(Prometheus, "kind", lambda _, name: "gauge" if name == "orders_total" else "counter")
+    names = {"namespace": NAMESPACE, "service": "digits", "revision": STABLE}
+    with pytest.raises(MetricsRefused, match="orders_total is a gauge, and only counters can be counted; query: sum"):
+        list(check_shares(prometheus, [RETURNS], timedelta(seconds=10), at(10), **names))

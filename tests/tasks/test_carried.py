@@ -18,7 +18,7 @@ from model_release.errors import MetricsUnavailable
 from model_release.judging import Past, Window, judge
 from model_release.judging.record import Record
 from model_release.release.look import Watch
-from model_release.spec import ModelSpec
+from model_release.spec import Metric, ModelSpec
 from model_release.tasks import connections, driving
 
 from .test_canary import CANARY, OPENED
@@ -39,6 +39,15 @@ class Traffic:
         self.requests = 20
         self.read: list[str] = []
         self.bad_from = OPENED + timedelta(days=1)
+        self.total = 0
+        self.shares: list[tuple[datetime, float]] = []
+
+    def asked(self, moment: datetime) -> tuple[int, int]:
+        """The requests of a window on the canary and on stable, by the share that it had then."""
+        if not self.total:
+            return self.requests, 34
+        share = max((at, share) for at, share in self.shares if at <= moment)[1]
+        return round(self.total * share), self.total - round(self.total * share)
 
     def reader(self, *_: Any, start: datetime, window: timedelta, **__: Any) -> Any:
         return Reader(self, start, window)
@@ -56,10 +65,10 @@ class Reader:
             self._traffic.read.append(self._at.isoformat(timespec="milliseconds"))
             number = round(self._at.timestamp() / self._window.total_seconds())
             bad = 15 if self._at >= self._traffic.bad_from else int(number % 40 == 0)
-            requests = self._traffic.requests
+            requests, beside = self._traffic.asked(self._at)
             sides = {
                 "canary": {"requests": requests, "bad": {"errors": min(bad, requests)}},
-                "stable": {"requests": 34, "bad": {"errors": int(number % 30 == 0)}},
+                "stable": {"requests": beside, "bad": {"errors": int(number % 30 == 0)}},
             }
             ends = {"start": self._at.isoformat(), "end": (self._at + self._window).isoformat()}
             found.append(Window.from_dict({**ends, **sides}))
@@ -248,20 +257,27 @@ def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelS
     assert record.differences() == []
 
 
-def test_a_ramp_begins_where_a_wholly_bad_canary_hurts_no_more_than_its_budget(spec: ModelSpec) -> None:
-    ramp = ModelSpec.model_validate(
-        {**spec.model_dump(mode="json"), "rollout": {"ramp": {"budget": 20, "most": 35}, "window": "10s"}}
-    )
-
-    def past(per_window: int) -> Past:
-        return Past.from_dict({"windows": [{"requests": per_window, "bad": {}}] * 9})
-
-    # Found in two windows: 20 requests are 5 % of 400, and a whole canary's of the 20 that come.
-    firsts = [driving.rules(ramp, before).first for before in (past(200), past(20), past(10**6), Past(()), None)]
-    assert firsts == [5, 35, 1, 1, 1]
-    assert driving.rules(spec, past(200)).first == 25
-
-
 def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:
     bake = looked(watches(spec)([FIRST, SECOND, Watched(None, after(20))]), 23)
     assert (bake.verdict.windows_used, bake.windows[0].share, bake.before) == (3, None, [])
+
+
+def test_the_bake_reads_only_what_can_be_judged_without_stable(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Counts of a metric that the bake's policy does not know would end the watch: limits beside stable, and labels."""
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(metrics, "WindowReader", lambda _, judge, **__: asked.update(windows=judge.metrics))
+    monkeypatch.setattr(metrics, "ValueReader", lambda *_, shares, **__: asked.update(shares=shares))
+    monkeypatch.setattr(connections, "prometheus", lambda: None)
+    both = [
+        {"name": "errors", "max_rate": 0.02},
+        {"name": "slow", "above": "1s", "max_ratio": 1.5, "floor": 0.01},
+        {"name": "predictions", "max_shift": 0.1},
+    ]
+    judged = spec.judge.model_copy(update={"metrics": tuple(Metric.model_validate(one) for one in both)})
+    one = spec.model_copy(update={"judge": judged})
+    for percent, names in ((25, ["errors", "slow", "predictions"]), (None, ["errors"])):
+        watches(one)([Watched(percent, OPENED.isoformat())])
+        assert [metric.name for metric in asked["windows"]] == names
+        assert [metric.name for metric in asked["shares"]] == names

@@ -12,6 +12,7 @@ import pytest
 from model_release.cluster.lease import GUARD, Lease
 from model_release.cluster.release import Cause
 from model_release.errors import ClusterUnavailable, MetricsUnavailable, StoreUnavailable
+from model_release.judging import Policy, Side, Window, judge
 from model_release.release.index import Entry
 from model_release.web import past
 from model_release.web.evidence import evidence, progress
@@ -308,6 +309,33 @@ def test_a_window_without_data_is_a_gap(world: World) -> None:
     assert told["course"]["metrics"]["errors"]["window"][1] is None
 
 
+def test_labels_are_two_bars_each_and_the_one_that_moved_has_a_course(world: World, browse: Open) -> None:
+    record = next(one for one in world.records.values() if one.model == "faces")
+    policy = Policy.from_dict(
+        {"metrics": [{"name": "errors", "max_rate": 0.1}, {"name": "predictions", "max_shift": 0.1}]}
+    )
+
+    def side(sad: int, happy: int) -> Side:
+        return Side(sad + happy, {"errors": 0}, labels={"predictions": {"<b>sad</b>": sad, "happy": happy}})
+
+    windows = [Window(side(9, 1), side(20, 80), start=at(i / 6), end=at((i + 1) / 6)) for i in range(30)]
+    verdict = judge(policy, windows)
+    assert verdict.decision == "rollback"
+    record.steps.clear()
+    record.record_step(
+        10, NOW.isoformat(), window_seconds=10, policy=policy, windows=windows, final=False, verdict=verdict
+    )
+    told = evidence(record)
+    assert told["metrics"][1]["labels"][1] == {"label": "happy", "canary": 0.1, "stable": 0.8}
+    course = told["course"]["metrics"]["predictions"]
+    assert course["canary"] == [None] * len(course["limit"]), "the interval is that of the distance"
+    assert (set(course["limit"]), course["lower"][-1]) == ({0.1}, told["metrics"][1]["lower"])
+    text = browse().get(f"/releases/{record.release}").text
+    assert text.count("happy on canary: 10 % of the answers") == 1
+    assert text.count("happy on stable: 80 % of the answers") == 1
+    assert "<b>sad</b>" not in text
+
+
 def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None:
     for record in world.records.values():
         text = browse().get(f"/releases/{record.release}").text
@@ -333,7 +361,13 @@ def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None
 def test_the_plan_is_shown_as_it_was_said_also_an_older_ones(world: World, browse: Open) -> None:
     record = next(one for one in world.records.values() if one.model == "faces")
     text = browse().get(f"/releases/{record.release}").text
-    for words in ("a good canary needs about 14 min", "in bursts of 2.4", "the deadline at the latest", "6.5 min"):
+    for words in (
+        "a good canary needs about 14 min",
+        "in bursts of 2.4",
+        "0.75\N{NO-BREAK SPACE}%",
+        "the deadline at the latest",
+        "6.5 min",
+    ):
         assert words in text
     record.plan = {"sentences": ["At 1200 requests a minute and 10 % …"], "steps": [{"share": 0.1}], "possible": True}
     assert "At 1200 requests a minute" in browse().get(f"/releases/{record.release}").text

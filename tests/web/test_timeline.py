@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from model_release.spec import ModelSpec
 from model_release.web import words
 from model_release.web.release import release
 from model_release.web.timeline import marks, timeline
@@ -43,6 +44,16 @@ def test_a_release_has_come_as_far_as_its_canary_did(
     shown = release(record, one, {})
     assert {pin["percent"]: pin["state"] for pin in shown["track"]} == track
     assert [word for word, _ in traffic(record)] == told
+
+
+def test_the_way_of_a_ramp_is_as_far_as_it_came_and_what_it_may_reach() -> None:
+    record = record_of(spec("digits"), outcome=None, rate=0.0)
+    given = spec("digits").model_dump(mode="json")
+    ramped = ModelSpec.model_validate({**given, "rollout": {"ramp": {"budget": 20, "most": 35}}})
+    shown = {pin["percent"]: pin["state"] for pin in release(record, ramped, {})["track"]}
+    came = {int(one["percent"]) for one in record.traffic}
+    assert set(shown) == {0, *came, 35, 100}
+    assert (shown[max(came)], shown[35]) == ("now", "open")
 
 
 def test_a_settling_that_took_the_traffic_back_is_told_as_that() -> None:

@@ -78,12 +78,14 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
     architecture, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
 
     say(f"exporting {architecture}: {len(labels)} labels, input {width}x{height}")
+    comparing = f"comparing with the original at batches {', '.join(map(str, torchscript.BATCHES))}"
     artifact, parity = request["artifacts"][-1], None
     if "torch.export" in request["artifacts"]:
         # Whatever is not resized, or keeps its shape, may come in other sizes.
         any_size = len(sizes) > 1 or not (options["do_resize"] or options["do_center_crop"])
         try:
             exported.write(logits, sizes, output / exported.FILE, any_size=any_size)
+            say(comparing)
             parity = torchscript.parity(
                 expected, output / exported.FILE, sizes, activation, torchscript.EXACT, exported.load
             )
@@ -95,7 +97,7 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
             notes.append(f"{error}; the version holds TorchScript instead")
     if parity is None:
         torchscript.trace(logits, sizes[0], output / torchscript.FILE, request["fold"])
-        say(f"comparing with the original at batches {', '.join(map(str, torchscript.BATCHES))}")
+        say(comparing)
         # The original has said all that it will be asked: its weights must not lie beside those of the file.
         del model, answer, logits
         gc.collect()

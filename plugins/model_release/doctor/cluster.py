@@ -191,7 +191,9 @@ def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Fi
     from model_release.build import runtimes
 
     images = [str(one.get("image", "")) for one in runtime["spec"].get("containers") or ()]
-    by_code = [metric for metric in spec.judge.metrics if metric.above is None and not metric.observe]
+    by_code = [
+        metric for metric in spec.judge.metrics if metric.of_requests and metric.above is None and not metric.observe
+    ]
     counted = ", ".join(metric.name for metric in by_code if metric.codes in (None, "500", "5xx"))
     own = runtimes.get(spec.runtime)
     for wrapper in own.HIDE_STATUS:

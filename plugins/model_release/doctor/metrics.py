@@ -24,7 +24,8 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
 
     `live` None means, where it was `seen`, that there is no such service.
     """
-    from model_release.metrics import bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics import answers_presence, bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics.values import check_shares
 
     prometheus.query("time()")
     yield ok("metrics", "Prometheus answers")
@@ -42,12 +43,25 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
         yield Finding("metrics", Level.ERROR, said, "mend judge.profile or the scraping", counted.passing)
         return
     yield ok("metrics", counted.sentence)
+    window = spec.rollout.window
+    for answered in answers_presence(prometheus, metrics, spec.judge, namespace, stable, window=window):
+        if answered.ok:
+            yield ok("metrics", answered.sentence)
+            continue
+        said = f"the answers of a canary beside {stable} could not be judged: {answered.sentence}"
+        yield Finding("metrics", Level.ERROR, said, "mend the scraping, or take max_shift away", answered.passing)
     try:
         check_limits(
             bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the histogram of {stable}"
         )
     except MetricsRefused as refused:
         yield error("metrics", str(refused), "put judge.metrics.above on one of them")
+    try:
+        names = {"namespace": namespace, "service": spec.service.name, "revision": stable}
+        for sentence in check_shares(prometheus, spec.judge.metrics, window, datetime.now(UTC), **names):
+            yield ok("metrics", sentence)
+    except MetricsRefused as refused:
+        yield error("metrics", f"{refused}", "one series is needed for each: sum(…), and `or vector(0)` for none")
     yield from _values(prometheus, spec, stable)
     rate = request_rate(prometheus, metrics, namespace, stable) or 0.0
     if rate == 0:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .judge import Judge, judge
 from .past import Past
-from .policy import Metric, Policy, PolicyError, Value
+from .policy import Metric, Policy, PolicyError, Shift, Value
 from .verdict import MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .window import EvidenceError, Side, Window
 
@@ -16,6 +16,7 @@ __all__ = [
     "Past",
     "Policy",
     "PolicyError",
+    "Shift",
     "Side",
     "TrafficVerdict",
     "Value",

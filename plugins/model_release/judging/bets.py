@@ -25,7 +25,7 @@ BETS: Floats = (np.arange(12) + 0.5) / 12
 BET_WEIGHTS: Floats = BETS / BETS.sum()
 
 AT_ONCE = 0.7  # of the money is bet from the first window on
-_RICHEST = 1e150  # far beyond any threshold, and far from overflow
+RICHEST = 1e150  # far beyond any threshold, and far from overflow
 
 
 def waiting(age: npt.ArrayLike, windows: int) -> Floats:
@@ -40,14 +40,14 @@ def wealth(before: Floats, excess: Floats, age: int, windows: int) -> Floats:
 
     `age` windows were taken in before. Window by window gives the same bits as many at once.
     """
-    path = 1 + np.minimum(excess, _RICHEST)[..., None] * BETS
+    path = 1 + np.minimum(excess, RICHEST)[..., None] * BETS
     late = (1 - AT_ONCE) / windows
     now = before.copy()
     for place, row in enumerate(np.moveaxis(path, -3, 0), start=age):
         if place <= windows:
             now += late if place else AT_ONCE
         now *= row
-        np.minimum(now, _RICHEST, out=now)
+        np.minimum(now, RICHEST, out=now)
         row[...] = now
     return path
 

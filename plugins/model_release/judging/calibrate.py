@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .evidence import Evidence
+from .past import counts_of
 from .policy import Policy
 from .sentences import count, plural, share
 from .simulate import interval, outcomes
@@ -56,6 +57,7 @@ def calibrate(policy: Policy, windows: Sequence[Window], *, releases: int = 2000
     requests = np.array([np.nan if s.requests is None else s.requests for s in sides], dtype=float)
     bad = np.array([[_bad(s, m.name) for m in policy.metrics] for s in sides], dtype=float)
     bad = bad.reshape(len(sides), len(policy.metrics))
+    totals = counts_of(sides, policy)[0]
     if not np.nansum(requests) > 0:
         raise EvidenceError("windows: no window holds a request; calibration needs past counts of the stable")
     for i, metric in enumerate(policy.metrics):
@@ -64,11 +66,11 @@ def calibrate(policy: Policy, windows: Sequence[Window], *, releases: int = 2000
     if len(sides) <= policy.warm_up:
         raise EvidenceError(f"windows: {len(sides)} are no more than the warm-up of {policy.warm_up}")
     part = policy.traffic if policy.traffic and policy.traffic < 1 else DEFAULT_SHARE
-    counts = _split(np.random.default_rng(seed), requests, bad, part, releases)
+    counts = _split(np.random.default_rng(seed), requests, totals, bad, part, releases)
     codes, used = outcomes(policy, counts)
     wolf, promoted = int((codes == ROLL_BACK).sum()), codes == PROMOTE
     low, high = interval(wolf, releases)
-    design = _design(policy, requests, bad)
+    design = _design(policy, totals, bad)
     waited = float(np.median(used[promoted])) if promoted.any() else None
     return Calibration(
         releases=releases,
@@ -89,20 +91,31 @@ def _bad(side: Side, name: str) -> float:
     return float("nan") if value is None else value
 
 
-def _split(rng: np.random.Generator, requests: Floats, bad: Floats, part: float, releases: int) -> Counts:
-    """Each request goes to the canary with chance `part`; of the bad ones the hypergeometric share goes along."""
+def _split(
+    rng: np.random.Generator, requests: Floats, totals: Floats, bad: Floats, part: float, releases: int
+) -> Counts:
+    """Each request goes to the canary with chance `part`; of the bad ones the hypergeometric share goes along. What is
+    no share of requests is split by itself."""
     known = ~np.isnan(requests)
     whole = np.where(known, requests, 0).astype(np.int64)
     canary = rng.binomial(whole, part, (releases, len(whole)))
-    taken = np.full((releases, *bad.shape), np.nan)
-    for i in range(bad.shape[1]):
-        column = bad[:, i]
-        there = known & ~np.isnan(column)
-        amount = np.where(there, column, 0).astype(np.int64)
-        drawn = _hypergeometric(rng, amount, whole - amount, canary)
-        taken[..., i] = np.where(there, drawn, np.nan)
     n = np.where(known, canary, np.nan)
-    return Counts(n, taken, np.where(known, requests - n, np.nan), bad - taken)
+    taken = np.full((releases, *bad.shape), np.nan)
+    of = np.repeat(n[..., None], bad.shape[1], axis=-1)
+    for i in range(bad.shape[1]):
+        mine, mine_whole, mine_canary = known, whole, canary
+        if not np.array_equal(totals[:, i], requests, equal_nan=True):
+            mine = ~np.isnan(totals[:, i])
+            mine_whole = np.where(mine, totals[:, i], 0).astype(np.int64)
+            mine_canary = rng.binomial(mine_whole, part, (releases, len(whole)))
+            of[..., i] = np.where(mine, mine_canary, np.nan)
+        column = bad[:, i]
+        there = mine & ~np.isnan(column)
+        amount = np.where(there, column, 0).astype(np.int64)
+        drawn = _hypergeometric(rng, amount, mine_whole - amount, mine_canary)
+        taken[..., i] = np.where(there, drawn, np.nan)
+    beside = np.where(known, requests - n, np.nan)
+    return Counts(n, taken, beside, bad - taken, canary_totals=of, stable_totals=totals - of)
 
 
 def _hypergeometric(rng: np.random.Generator, bad: Ints, good: Ints, drawn: Ints) -> Ints:
@@ -113,12 +126,13 @@ def _hypergeometric(rng: np.random.Generator, bad: Ints, good: Ints, drawn: Ints
     return np.minimum(rng.binomial(bad, chance), drawn)
 
 
-def _design(policy: Policy, requests: Floats, bad: Floats) -> dict[str, float | None]:
+def _design(policy: Policy, totals: Floats, bad: Floats) -> dict[str, float | None]:
     """The past's design effect by metric, None where fewer than two bad requests or windows could show one."""
     evidence = Evidence(policy)
-    nothing = np.zeros_like(requests)
-    path = evidence.extend(evidence.start(), Counts(nothing, np.zeros_like(bad), requests, bad))
-    design = evidence.read(path.at(len(requests) - 1)).design
+    nothing = np.zeros_like(bad)
+    counts = Counts(nothing[:, 0], nothing, nothing[:, 0], bad, canary_totals=nothing, stable_totals=totals)
+    path = evidence.extend(evidence.start(), counts)
+    design = evidence.read(path.at(len(bad) - 1)).design
     seen = [(np.nansum(bad[:, i]), np.count_nonzero(~np.isnan(bad[:, i]))) for i in range(bad.shape[1])]
     return {m.name: float(f"{design[i]:.3g}") if min(seen[i]) >= 2 else None for i, m in enumerate(policy.metrics)}
 

@@ -151,7 +151,8 @@ class Evidence:
 
     def extend(self, state: State, counts: Counts) -> State:
         """The path of states after each of the T windows of `counts`, T at least 1."""
-        canary, stable = counts.canary_requests[..., None], counts.stable_requests[..., None]
+        canary = terms.totals(counts.canary_totals, counts.canary_requests, self._owner)
+        stable = terms.totals(counts.stable_totals, counts.stable_requests, self._owner)
         canary_bad, stable_bad = counts.canary_bad, counts.stable_bad
         if self._owner:
             canary_bad = np.concatenate(
@@ -237,13 +238,7 @@ class Evidence:
         A mean of e-processes is one: of the two limits, and of the edges of a latency histogram. Of a limit beside
         stable the smaller of two counts: worse than stable now, and worse than stable usually is, as it takes both.
         """
-        logs = bets.evidence(wealth, bets.waiting(age, self._idle))
-        rates, ratios = len(self._rates), len(self._ratios)
-        every = self._main + len(self._owner)
-        rate = np.full((*logs.shape[:-1], every), -np.inf)
-        ratio = rate.copy()
-        rate[..., self._rates] = logs[..., :rates]
-        ratio[..., self._ratios] = np.minimum(logs[..., rates : rates + ratios], logs[..., rates + ratios :])
+        rate, ratio = self._apart(wealth, age)
         rate, edges, ratio = rate[..., : self._main], ratio[..., self._main :], ratio[..., : self._main]
         for i in sorted(set(self._owner)):
             mine = edges[..., [j for j, owner in enumerate(self._owner) if owner == i]]
@@ -251,6 +246,26 @@ class Evidence:
             ratio[..., i] = np.logaddexp(ratio[..., i], of_edges) - math.log(2)
         rate, ratio = rate + self._rate_part, ratio + self._ratio_part
         return np.logaddexp(rate, ratio), rate >= ratio
+
+    def worst_edge(self, state: State, metric: int) -> tuple[float, int] | None:
+        """Of a metric that is compared at several edges, the one that speaks most against the canary, in milliseconds,
+        and its column; None where the limit's own does. `state` has no leading axes."""
+        mine = [self._main + j for j, owner in enumerate(self._owner) if owner == metric]
+        ratio = self._apart(state.wealth, np.asarray(state.age)[None])[1]
+        worst = max(mine, key=lambda column: float(ratio[column]), default=metric)
+        if ratio[worst] <= ratio[metric]:
+            return None
+        return self.policy.metrics[metric].edges[worst - mine[0]], worst
+
+    def _apart(self, wealth: Floats, age: npt.ArrayLike) -> tuple[Floats, Floats]:
+        """log evidence against the absolute limits, and against those beside stable, each (..., C)."""
+        logs = bets.evidence(wealth, bets.waiting(age, self._idle))
+        rates, ratios = len(self._rates), len(self._ratios)
+        rate = np.full((*logs.shape[:-1], self._main + len(self._owner)), -np.inf)
+        ratio = rate.copy()
+        rate[..., self._rates] = logs[..., :rates]
+        ratio[..., self._ratios] = np.minimum(logs[..., rates : rates + ratios], logs[..., rates + ratios :])
+        return rate, ratio
 
     def favour(self, sums: Floats, design: Floats) -> Floats:
         """log evidence for (..., M): every limit is kept, and the weakest counts."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from . import values
 from .evidence import Evidence
+from .labels import Labels
 from .policy import Metric, Policy
 from .ramp import Place
 from .sentences import about, count, duration, evidence, fact, limit, limits, plural, rate_limit, ratio_limit, share
@@ -28,6 +30,7 @@ def verdict(
     state: State,
     readings: Readings,
     value_states: Sequence[values.ValueState],
+    labels: Sequence[Labels],
     decision: Decision,
     *,
     cause: int,
@@ -47,7 +50,7 @@ def verdict(
     metrics = tuple(
         _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, confidence, proven=proven)
         for i in range(len(policy.metrics))
-    )
+    ) + tuple(one.verdict(promoted=proven) for one in labels)
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
     traffic = _traffic(ev, place, readings)
     if wider is not None and decision == "continue" and not any(m.state == "fail" for m in metrics if not m.observe):
@@ -148,6 +151,8 @@ def _metric(
     at_least = f"at least {share(low)}" if standing == "fail" and low > 0 else ""
     at_most = f"at most {share(high)}" if standing in ("pass", "undecided") and high < 1 else ""
     words = fact(metric, canary, stable, metric.max_ratio is not None, at_least or at_most)
+    if metric.edges and 2 * against >= ev.log_needed_against and not readings.rate_is_worse[i]:
+        words = _at_worst_edge(ev, i, state) or words
     if aside:
         words += f"; stable was failing too, {plural(aside, 'window')} set aside"
     if standing == "fail" and dead:
@@ -190,6 +195,18 @@ def _metric(
         critical=metric.critical,
         reason=reason,
     )
+
+
+def _at_worst_edge(ev: Evidence, i: int, state: State) -> str:
+    """What was counted at the edge that speaks most against the canary, where that is not the limit's own."""
+    found = ev.worst_edge(state, i)
+    if found is None:
+        return ""
+    edge, column = found
+    row = state.sums[column].tolist()
+    canary = {"requests": int(row[REQUESTS]), "bad": int(row[BAD])}
+    stable = {"requests": int(row[STABLE_REQUESTS]), "bad": int(row[STABLE_BAD])}
+    return fact(replace(ev.policy.metrics[i], phrase=f"took longer than {edge:g} ms"), canary, stable, compared=True)
 
 
 def _traffic(ev: Evidence, place: Place, readings: Readings) -> TrafficVerdict | None:

@@ -10,6 +10,8 @@ from .ways import Way
 
 if TYPE_CHECKING:
     from .plan import MetricPlan, Plan
+    from .policy import Policy
+    from .whole import Service
 
 
 def sentences(plan: Plan) -> tuple[str, ...]:
@@ -30,6 +32,22 @@ def refusal(plan: Plan) -> str:
         f"{_at(plan)} {few} of the canaries as good as stable would be promoted by {_deadline(plan)} ({plan.slowest} "
         f"take longest); they would be {_listed(plan, ways) or 'with more traffic'}"
     )
+
+
+def why_never(policy: Policy, service: Service, limits: Sequence[float], shares: Sequence[float]) -> str:
+    """Why no number of requests would ever promote a canary as good as stable; nothing where one may."""
+    if not service.per_window:
+        return "the service has no traffic, so nothing can be decided; send it some or wait for it"
+    for metric, rate, limit in zip(policy.metrics, service.rates.tolist(), limits, strict=True):
+        if metric.observe:
+            continue
+        if 0 < limit <= rate:
+            return above_its_limit(metric.name, rate, limit)
+        if max(shares) >= 1 and metric.max_rate is None:
+            return f"{metric.name} are judged beside stable only, and stable gets no requests; give max_rate"
+        if limit == 0:
+            return f"{metric.name} are too rare on stable to compare with; give max_rate or a floor"
+    return ""
 
 
 def above_its_limit(name: str, rate: float, limit: float) -> str:

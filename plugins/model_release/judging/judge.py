@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import explain, ramp, values
+from . import explain, labels, ramp, values
 from .evidence import Evidence
 from .past import Past
 from .policy import Policy
@@ -52,9 +52,11 @@ class Judge:
         self._state = self._evidence.start()
         self._readings = self._evidence.read(self._state)
         self._values = tuple(values.ValueState() for _ in policy.values)
+        self._labels = self._fresh_labels()
         self._names = tuple(m.name for m in policy.metrics)
         self._known = frozenset(self._names)
         self._edges = {m.name: len(m.edges) for m in policy.metrics}
+        self._known_labels = frozenset(s.name for s in policy.shifts)
         self._known_values = frozenset(v.name for v in policy.values)
         self._cause = CONTINUE
         self._used = 0
@@ -115,8 +117,8 @@ class Judge:
         codes = self._rules.codes(path, readings, shares)
         if answered:
             codes[:] = CONTINUE
-        if self.policy.values:
-            last = self._extend_values(fresh, codes, decides=not answered)
+        if self.policy.values or self._labels:
+            last = self._extend_others(fresh, codes, decides=not answered)
         else:
             deciding = codes != CONTINUE
             last = int(deciding.argmax()) if deciding.any() else len(fresh) - 1
@@ -137,6 +139,8 @@ class Judge:
         self._state = replace(self._state, silent=fresh.silent, split=fresh.split)
         self._readings = self._evidence.read(self._state)
         self._values = tuple(values.ValueState() for _ in self.policy.values)
+        for one in self._labels:
+            one.clear_doubts()
 
     def verdict(self, *, final: bool = False) -> Verdict:
         """The verdict on what was taken in; `final`: nothing more will come."""
@@ -150,11 +154,14 @@ class Judge:
         wider = None
         if decision == "continue" and not self.policy.guard and self._used and not self._is_warming:
             wider = ramp.wider(self._evidence, self._state, self._readings, self._place)
+            if not all(one.opens or one.limit.observe for one in self._labels):
+                wider = None
         return explain.verdict(
             self._evidence,
             self._state,
             self._readings,
             self._values,
+            self._labels,
             decision,
             cause=cause,
             confidence=confidence,
@@ -176,18 +183,24 @@ class Judge:
         steps, share = self.policy.shares, self._place.share
         if steps and share is not None and share < steps[-1] - 1e-9:
             return False, None
-        seen = self._state, self._readings, self._values_pass()
-        confidence = self.policy.deadline_confidence
-        if confidence is None or self._rules.at_deadline(*seen):
-            return bool(self._rules.at_deadline(*seen)), None
-        return bool(self._rules.at_deadline(*seen, risk=1 - confidence)), confidence
+        seen, confidence = (self._state, self._readings), self.policy.deadline_confidence
+        surely = bool(self._rules.at_deadline(*seen, self._others_pass(None)))
+        if confidence is None or surely:
+            return surely, None
+        risk = 1 - confidence
+        return bool(self._rules.at_deadline(*seen, self._others_pass(risk), risk=risk)), confidence
 
-    def _values_pass(self) -> bool:
+    def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
-        return all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
+        labels_pass = all(one.limit.observe or one.at_deadline(risk) for one in self._labels)
+        return labels_pass and all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
-    def _extend_values(self, windows: Sequence[Window], codes: Codes, *, decides: bool) -> int:
-        """Joins the value metrics to the shares' decisions; the index of the last window taken in."""
+    def _fresh_labels(self) -> tuple[labels.Labels, ...]:
+        past = {} if self.past is None else self.past.labels
+        return tuple(labels.Labels(self.policy, limit, past.get(limit.name, {})) for limit in self.policy.shifts)
+
+    def _extend_others(self, windows: Sequence[Window], codes: Codes, *, decides: bool) -> int:
+        """Joins labels and value metrics to the shares' decisions; the index of the last window taken in."""
         i = 0
         for i, window in enumerate(windows):
             self._values = tuple(
@@ -199,7 +212,9 @@ class Judge:
                 for metric, state in zip(self.policy.values, self._values, strict=True)
                 if not metric.observe
             }
-            code = int(codes[i])
+            for one in self._labels:
+                one.add(window)
+            code = labels.joined(self._labels, int(codes[i]))
             if "failed" in said:
                 code = ROLL_BACK
             elif code in (PROMOTE, CONTINUE) and said & {"inconclusive", "error"}:
@@ -219,6 +234,12 @@ class Judge:
                 name = next(n for n in entry.bad if n not in self._known)
                 known = ", ".join(self._names)
                 raise EvidenceError(f"{path}.{side}.bad.{name}: the policy has no such metric; it has {known}")
+            if entry is not None and not entry.labels.keys() <= self._known_labels:
+                name = next(n for n in entry.labels if n not in self._known_labels)
+                raise EvidenceError(f"{path}.{side}.labels.{name}: the policy has no such limit on labels")
+            if entry is not None and not entry.totals.keys() <= self._known:
+                name = next(n for n in entry.totals if n not in self._known)
+                raise EvidenceError(f"{path}.{side}.totals.{name}: the policy has no such metric")
             for name, slower in () if entry is None else entry.edges.items():
                 if len(slower) > self._edges.get(name, 0):
                     raise EvidenceError(
@@ -242,6 +263,10 @@ class Judge:
             known: Mapping[str, int | None] = side.bad
             return [float("nan") if (v := known.get(name)) is None else v for name in self._names]
 
+        def totals(side: Side | None) -> list[float]:
+            given = [0 if side is None else side.total(name) for name in self._names]
+            return [float("nan") if v is None else v for v in given]
+
         def slower(side: Side | None) -> list[float]:
             out: list[float] = []
             for metric in self.policy.metrics:
@@ -251,6 +276,7 @@ class Judge:
             return out
 
         edges = any(metric.edges for metric in self.policy.metrics)
+        own = any(side is not None and side.totals for w in windows for side in (w.canary, w.stable))
         return Counts(
             np.array([requests(w.canary) for w in windows], dtype=float),
             np.array([bad(w.canary) for w in windows], dtype=float),
@@ -259,4 +285,6 @@ class Judge:
             np.array([slower(w.canary) for w in windows], dtype=float) if edges else None,
             np.array([slower(w.stable) for w in windows], dtype=float) if edges else None,
             np.array([np.nan if w.share is None else w.share for w in windows], dtype=float),
+            np.array([totals(w.canary) for w in windows], dtype=float) if own else None,
+            np.array([totals(w.stable) for w in windows], dtype=float) if own else None,
         )

@@ -1,4 +1,4 @@
-"""What is held against a limit: shares of bad requests, and numbers that are no shares; and how they are checked."""
+"""What is held against a limit: shares of bad requests, labels, numbers that are no shares; and how it is checked."""
 
 from __future__ import annotations
 
@@ -62,6 +62,7 @@ class Metric:
     not exceed `max_ratio` × max(stable's share, `floor`). With both limits, either one broken is a failure and
     both must hold for a pass. `observe`: computed and shown, never decides. `critical=False`: a failure bars
     the promotion and does not roll back by itself. `phrase` completes "14 of 310 canary requests …".
+    `noun` is what is counted, where it is not requests: "14 of 310 canary answers …".
     `edges`: with `max_ratio`, the bucket edges of a latency histogram (milliseconds, rising) at which both sides are
     compared besides the limit itself; windows then carry, for each, how many requests were slower.
     """
@@ -74,6 +75,7 @@ class Metric:
     critical: bool = True
     phrase: str | None = None
     edges: tuple[float, ...] = ()
+    noun: str | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edges, list):
@@ -89,6 +91,8 @@ class Metric:
         flag(f"{path}.critical", self.critical)
         if self.phrase is not None:
             text(f"{path}.phrase", self.phrase)
+        if self.noun is not None:
+            text(f"{path}.noun", self.noun)
         if self.max_rate is not None:
             number(f"{path}.max_rate", self.max_rate, 0, 1, right="a share between 0 and 1, 0.02 for 2 %")
         number(f"{path}.floor", self.floor, 0, 1, right="a share from 0 to below 1", closed=(True, False))
@@ -124,6 +128,40 @@ class Metric:
 
     def to_dict(self) -> dict[str, Any]:
         return spoken(self, always=("name",))
+
+
+@dataclass(frozen=True)
+class Shift:
+    """How far the labels that a canary gives may be from those that stable gives at the same time.
+
+    `max_shift` bounds the total variation between the two, 0 to 1: the share of the answers that would have to be
+    another label to make them alike. `observe` and `critical` as in `Metric`.
+    """
+
+    name: str
+    max_shift: float
+    observe: bool = False
+    critical: bool = True
+
+    def check(self, path: str) -> None:
+        text(f"{path}.name", self.name)
+        number(f"{path}.max_shift", self.max_shift, 0, 1, right="a share between 0 and 1, 0.1 for 10 % of the answers")
+        flag(f"{path}.observe", self.observe)
+        flag(f"{path}.critical", self.critical)
+
+    @classmethod
+    def from_dict(cls, data: Any, path: str = "metric") -> Shift:
+        if isinstance(data, Mapping) and (beside := sorted({"max_rate", "max_ratio", "floor"} & data.keys())):
+            raise PolicyError(f"{path}.{beside[0]}: limits bad requests, and max_shift labels; one of both")
+        given = known(path, data, tuple(f.name for f in fields(cls)))
+        if "name" not in given:
+            raise PolicyError(f"{path}.name: is missing")
+        shift = cls(**given)
+        shift.check(path)
+        return shift
+
+    def to_dict(self) -> dict[str, Any]:
+        return spoken(self, always=("name", "max_shift"))
 
 
 @dataclass(frozen=True)
@@ -177,7 +215,7 @@ class Value:
         return spoken(self, always=("name",))
 
 
-def spoken(entry: Metric | Value, always: tuple[str, ...]) -> dict[str, Any]:
+def spoken(entry: Metric | Shift | Value, always: tuple[str, ...]) -> dict[str, Any]:
     """The fields that differ from their default: a record stays as short as the file that was written."""
     said = {f.name: getattr(entry, f.name) for f in fields(entry)}
     given = {f.name: said[f.name] for f in fields(entry) if f.name in always or said[f.name] != f.default}

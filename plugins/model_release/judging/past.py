@@ -7,7 +7,7 @@ judged all the same: a first release, or a Prometheus too young, costs requests 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -25,16 +25,18 @@ LONGEST = 720  # windows; older ones say little of today
 @dataclass(frozen=True)
 class Past:
     """Stable's counts by window. What could not be counted is None and is left out, never taken for 0. `revision` says
-    whose they are, to those who read the record."""
+    whose they are, to those who read the record. `labels`: how often it gave each, over all of the windows."""
 
     windows: tuple[Side, ...] = ()
     revision: str | None = None
+    labels: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "past") -> Past:
         """Raises EvidenceError for counts that cannot be true; more windows than 720 lose the oldest."""
-        if not isinstance(data, Mapping) or not {"windows"} <= set(data) <= {"windows", "revision"}:
-            raise EvidenceError(f"{path}: a mapping with windows, and nothing else but revision, is expected here")
+        if not isinstance(data, Mapping) or not {"windows"} <= set(data) <= {"windows", "revision", "labels"}:
+            right = "a mapping with windows, and nothing else but revision and labels, is expected here"
+            raise EvidenceError(f"{path}: {right}")
         revision = data.get("revision")
         if revision is not None and not isinstance(revision, str):
             raise EvidenceError(f"{path}.revision: {revision!r} is not text")
@@ -42,11 +44,13 @@ class Past:
         if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
             raise EvidenceError(f"{path}.windows: a list is expected here, not {type(entries).__name__}")
         sides = [Side.from_dict(entry, f"{path}.windows[{i}]") for i, entry in enumerate(entries)]
-        return cls(tuple(sides[-LONGEST:]), revision)
+        labels = Side.from_dict({"labels": data.get("labels")}, path).labels
+        return cls(tuple(sides[-LONGEST:]), revision, {name: counts for name, counts in labels.items() if counts})
 
     def to_dict(self) -> dict[str, Any]:
         said = {} if self.revision is None else {"revision": self.revision}
-        return {**said, "windows": [side.to_dict() for side in self.windows]}
+        labels = {"labels": {name: dict(counts) for name, counts in self.labels.items()}} if self.labels else {}
+        return {**said, "windows": [side.to_dict() for side in self.windows], **labels}
 
     def counts(self, policy: Policy) -> tuple[Floats, Floats]:
         """Requests (H, M) and bad requests (H, M) of the policy's metrics; NaN is no data."""
@@ -70,8 +74,9 @@ def counts_of(sides: Sequence[Side], policy: Policy) -> tuple[Floats, Floats]:
     shape = (len(sides), len(policy.metrics))
     known = [[side.bad.get(metric.name) for metric in policy.metrics] for side in sides]
     bad = np.array([[np.nan if b is None else b for b in row] for row in known], dtype=float).reshape(shape)
-    requests = np.array([np.nan if side.requests is None else side.requests for side in sides], dtype=float)
-    return np.broadcast_to(requests[:, None], shape), bad
+    totals = [[side.total(metric.name) for metric in policy.metrics] for side in sides]
+    requests = np.array([[np.nan if n is None else n for n in row] for row in totals], dtype=float).reshape(shape)
+    return requests, bad
 
 
 @dataclass(frozen=True)

@@ -166,7 +166,7 @@ class _Planned:
         policy = self.policy
         limits = [limit_of(m, float(p)) for m, p in zip(policy.metrics, self.service.rates, strict=True)]
         deciding = [i for i, m in enumerate(policy.metrics) if not m.observe]
-        never = _why_never(policy, self.service, limits, self.shares)
+        never = foretold.why_never(policy, self.service, limits, self.shares)
         failing = [i for i in deciding if limits[i] <= self.service.rates[i]]
         in_time, needed, slowest = 0.0, None, (failing or deciding)[0]
         if not never:
@@ -283,22 +283,6 @@ def limit_of(metric: Metric, stable: float) -> float:
     if metric.max_ratio is not None:
         limits.append(metric.max_ratio * max(stable, metric.floor))
     return min(limits)
-
-
-def _why_never(policy: Policy, service: Service, limits: Sequence[float], shares: Sequence[float]) -> str:
-    """Why no number of requests would ever promote a canary as good as stable; nothing where one may."""
-    if not service.per_window:
-        return "the service has no traffic, so nothing can be decided; send it some or wait for it"
-    for metric, rate, limit in zip(policy.metrics, service.rates.tolist(), limits, strict=True):
-        if metric.observe:
-            continue
-        if 0 < limit <= rate:
-            return foretold.above_its_limit(metric.name, rate, limit)
-        if max(shares) >= 1 and metric.max_rate is None:
-            return f"{metric.name} are judged beside stable only, and stable gets no requests; give max_rate"
-        if limit == 0:
-            return f"{metric.name} are too rare on stable to compare with; give max_rate or a floor"
-    return ""
 
 
 def _rounded(windows: float | None, minutes: float) -> float | None:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from .limits import Metric, PolicyError, Value, known, number, whole
+from .limits import Metric, PolicyError, Shift, Value, known, number, whole
 
-__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Value"]
+__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Value"]
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Policy:
     `shares` are the steps of a release whose windows carry their share, `ramp` chooses them: with either, a verdict
     says `open` when the canary may have more.
 
+    `shifts` are limits on labels; in JSON they are those of `metrics` that have a `max_shift`.
+
     `answered`: so many first windows are evidence and decide nothing, since a person has answered what they said; what
     made their figures doubtful (no data, the split, values) begins anew after them. `least_windows`: promoted in no
     fewer windows. `deadline_confidence`: what is open at the deadline is promoted if it is shown with this confidence
@@ -69,12 +71,14 @@ class Policy:
     deadline_windows: int = 360
     shares: tuple[float, ...] = ()
     ramp: Ramp | None = None
+    shifts: tuple[Shift, ...] = ()
     answered: int = 0
     least_windows: int = 1
     deadline_confidence: float | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))
+        object.__setattr__(self, "shifts", tuple(self.shifts))
         object.__setattr__(self, "values", tuple(self.values))
         object.__setattr__(self, "shares", tuple(self.shares))
         self.check()
@@ -84,9 +88,15 @@ class Policy:
         return tuple(m for m in self.metrics if not m.observe)
 
     @cached_property
+    def limits(self) -> tuple[Metric | Shift, ...]:
+        """All that JSON calls `metrics`: shares of bad requests, then labels."""
+        return (*self.metrics, *self.shifts)
+
+    @cached_property
     def needed_against(self) -> float:
         """The evidence that rolls back: α split over the deciding metrics and the steps, turned over."""
-        return len(self.deciding) * self.steps / self.false_rollback
+        shifts = sum(not shift.observe for shift in self.shifts)
+        return (len(self.deciding) + shifts) * self.steps / self.false_rollback
 
     @cached_property
     def needed_for(self) -> float:
@@ -128,7 +138,7 @@ class Policy:
             if self.shares:
                 raise PolicyError(f"{path}.ramp: chooses the shares, and {path}.shares gives them; one of both")
             self.ramp.check(f"{path}.ramp")
-        _check_all(f"{path}.metrics", self.metrics)
+        _check_all(f"{path}.metrics", self.limits)
         _check_all(f"{path}.values", self.values)
         if not self.deciding:
             raise PolicyError(
@@ -137,12 +147,15 @@ class Policy:
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "policy") -> Policy:
-        given = dict(known(path, data, tuple(f.name for f in fields(cls))))
-        for kind, entry_type in (("metrics", Metric), ("values", Value)):
+        given = dict(known(path, data, tuple(f.name for f in fields(cls) if f.name != "shifts")))
+        for kind in ("metrics", "values"):
             entries = given.get(kind, ())
             if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
                 raise PolicyError(f"{path}.{kind}: a list is expected here, not {type(entries).__name__}")
-            given[kind] = tuple(entry_type.from_dict(entry, f"{path}.{kind}[{i}]") for i, entry in enumerate(entries))
+            read = [_kind_of(kind, entry).from_dict(entry, f"{path}.{kind}[{i}]") for i, entry in enumerate(entries)]
+            given[kind] = tuple(entry for entry in read if not isinstance(entry, Shift))
+            if kind == "metrics":
+                given["shifts"] = tuple(entry for entry in read if isinstance(entry, Shift))
         shares = given.get("shares", ())
         if isinstance(shares, (str, bytes, Mapping)) or not hasattr(shares, "__iter__"):
             raise PolicyError(f"{path}.shares: a list is expected here, not {type(shares).__name__}")
@@ -152,7 +165,7 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         unsaid = ("answered", "least_windows", "deadline_confidence")
-        apart = ("metrics", "values", "shares", "ramp", *unsaid)
+        apart = ("metrics", "shifts", "values", "shares", "ramp", *unsaid)
         out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         if self.shares:
             out["shares"] = list(self.shares)
@@ -161,13 +174,19 @@ class Policy:
         for name in unsaid:
             if getattr(self, name) != getattr(type(self), name):
                 out[name] = getattr(self, name)
-        out["metrics"] = [m.to_dict() for m in self.metrics]
+        out["metrics"] = [m.to_dict() for m in self.limits]
         if self.values:
             out["values"] = [v.to_dict() for v in self.values]
         return out
 
 
-def _check_all(path: str, entries: Sequence[Metric | Value]) -> None:
+def _kind_of(kind: str, entry: Any) -> type[Metric] | type[Shift] | type[Value]:
+    if kind == "values":
+        return Value
+    return Shift if isinstance(entry, Mapping) and "max_shift" in entry else Metric
+
+
+def _check_all(path: str, entries: Sequence[Metric | Shift | Value]) -> None:
     seen: set[str] = set()
     for i, entry in enumerate(entries):
         entry.check(f"{path}[{i}]")

@@ -25,6 +25,8 @@ LEAST_WINDOWS = 12
 # Windows at one level before the next, and until a bad canary is found.
 SETTLED = 2
 FOUND_IN = 2
+# A step is opened at this part of the evidence for the canary, on its logarithm.
+HALF_WAY = 0.5
 # Evidence against at which nothing is opened wider.
 DOUBTFUL = 10.0
 
@@ -84,7 +86,7 @@ def wider(evidence: Evidence, state: State, readings: Readings, place: Place) ->
     if policy.shares:
         following = next((share for share in policy.shares if share > place.share + 1e-9), None)
         requests = state.sums[: len(deciding), REQUESTS]
-        half_way = (readings.favour >= evidence.log_needed_for / 2) & (requests >= policy.min_requests)
+        half_way = (readings.favour >= HALF_WAY * evidence.log_needed_for) & (requests >= policy.min_requests)
         failing = readings.against >= evidence.log_needed_against
         return following if (half_way & ~failing)[deciding].all() else None
     if policy.ramp is None or place.per_window is None or place.since < SETTLED:

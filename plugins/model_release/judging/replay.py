@@ -31,8 +31,8 @@ class Look:
 
 def placed(policy: Policy, recorded: Policy) -> Policy:
     """Another policy at a step's place, which must judge metrics that were counted."""
-    counted = {m.name for m in recorded.metrics}
-    for i, metric in enumerate(policy.metrics):
+    counted = {m.name for m in recorded.limits}
+    for i, metric in enumerate(policy.limits):
         if metric.name not in counted:
             raise EvidenceError(
                 f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
@@ -50,12 +50,17 @@ def in_place(policy: Policy, recorded: Policy) -> Policy:
 def asked_for(window: Window, policy: Policy) -> Window:
     """The window without the counts of metrics that another policy does not ask for."""
     metrics, values = {m.name: len(m.edges) for m in policy.metrics}, {v.name for v in policy.values}
+    shifts = {s.name for s in policy.shifts}
 
     def part(side: Side) -> Side:
-        bad = {name: bad for name, bad in side.bad.items() if name in metrics}
-        # At other edges, or at none, they would be compared with nothing.
-        same = {name: slower for name, slower in side.edges.items() if len(slower) == metrics.get(name)}
-        return Side(side.requests, bad, same)
+        return replace(
+            side,
+            bad={name: bad for name, bad in side.bad.items() if name in metrics},
+            # At other edges, or at none, they would be compared with nothing.
+            edges={name: slower for name, slower in side.edges.items() if len(slower) == metrics.get(name)},
+            totals={name: total for name, total in side.totals.items() if name in metrics},
+            labels={name: counts for name, counts in side.labels.items() if name in shifts},
+        )
 
     return replace(
         window,

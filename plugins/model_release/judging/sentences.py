@@ -106,10 +106,11 @@ def fact(metric: Metric, canary: dict[str, int], stable: dict[str, int], compare
     """ "14 of 310 canary requests failed (4.5 %, at least 1.8 %), 9 of 2 790 on stable (0.3 %)"; `end` is of the
     interval."""
     n, b = canary["requests"], canary["bad"]
+    noun = metric.noun or "requests"
     if n == 0:
-        return f"no canary request to count for {metric.name} yet"
-    words = f"{count(b)} of {count(n)} canary requests {metric.verb} ({share(b / n)}{', ' if end else ''}{end})"
+        return f"no canary {noun.removesuffix('s')} to count for {metric.name} yet"
+    words = f"{count(b)} of {count(n)} canary {noun} {metric.verb} ({share(b / n)}{', ' if end else ''}{end})"
     m, s = stable["requests"], stable["bad"]
     if m:
         return f"{words}, {count(s)} of {count(m)} on stable ({share(s / m)})"
-    return f"{words}, no request on stable to compare with" if compared else words
+    return f"{words}, no {noun.removesuffix('s')} on stable to compare with" if compared else words

@@ -71,7 +71,8 @@ def outcomes(
 
 def _part(counts: Counts, some: slice, warm_up: int) -> Counts:
     """Some releases, without their warm-up."""
-    canary, stable = (None if e is None else e[some, warm_up:] for e in (counts.canary_edges, counts.stable_edges))
+    more = (counts.canary_edges, counts.stable_edges, counts.canary_totals, counts.stable_totals)
+    canary, stable, canary_of, stable_of = (None if e is None else e[some, warm_up:] for e in more)
     return Counts(
         counts.canary_requests[some, warm_up:],
         counts.canary_bad[some, warm_up:],
@@ -80,6 +81,8 @@ def _part(counts: Counts, some: slice, warm_up: int) -> Counts:
         canary,
         stable,
         None if counts.share is None else counts.share[warm_up:],
+        canary_of,
+        stable_of,
     )
 
 

@@ -36,6 +36,9 @@ class Counts:
     canary_edges: Floats | None = None
     stable_edges: Floats | None = None
     share: Floats | None = None
+    # Of how many the bad ones are a share (..., T, M), where that is not of the requests for every metric.
+    canary_totals: Floats | None = None
+    stable_totals: Floats | None = None
 
 
 @dataclass(frozen=True)

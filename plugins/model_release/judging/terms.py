@@ -64,6 +64,13 @@ def edges(counts: Floats | None, beside: Floats, owner: list[int]) -> Floats:
     return np.full((*beside.shape[:-1], len(owner)), np.nan) if counts is None else counts
 
 
+def totals(counts: Floats | None, requests: Floats, owner: list[int]) -> Floats:
+    """Of how many the bad ones of each column are a share: (..., T, C), or what broadcasts to it."""
+    if counts is None:
+        return requests[..., None]
+    return np.concatenate([counts, counts[..., owner]], axis=-1) if owner else counts
+
+
 def running(before: Floats, steps: Floats) -> Floats:
     """Sums after each window. The sum so far is the first term, so one window at a time gives the same bits."""
     before = before[..., None, :, : steps.shape[-1]]

@@ -15,6 +15,15 @@ Outcome = Literal["successful", "failed", "inconclusive", "error", "pending"]
 
 
 @dataclass(frozen=True)
+class LabelShare:
+    """How often both sides gave a label."""
+
+    label: str
+    canary: int
+    stable: int
+
+
+@dataclass(frozen=True)
 class MetricVerdict:
     """One share of bad requests, as far as it is known after the last judged window.
 
@@ -22,6 +31,9 @@ class MetricVerdict:
     one out in at most 5 % of releases. `set_aside` are windows that were left out because stable itself was failing.
     Evidence is None for a metric without limits. `requests_needed` are canary requests still to come until
     this metric decides if it goes on as so far; None when it would not, or when it has decided.
+
+    Where labels are judged, `lower` and `upper` are of the distance between the sides, "bad" is how often each gave the
+    label that moved most, "requests" all answers, and `labels` those that moved most, the farthest first.
     """
 
     name: str
@@ -41,6 +53,7 @@ class MetricVerdict:
     observe: bool
     critical: bool
     reason: str
+    labels: tuple[LabelShare, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -98,9 +111,16 @@ class Verdict:
         out = asdict(self)
         if self.confidence is None:
             del out["confidence"]  # as records of this edition had it before there was any
-        out["metrics"] = list(out["metrics"])
+        out["metrics"] = [_spoken(m) for m in out["metrics"]]
         out["values"] = [{**v, "canary": written(v["canary"]), "stable": written(v["stable"])} for v in out["values"]]
         return out
+
+
+def _spoken(metric: dict[str, Any]) -> dict[str, Any]:
+    """As it was written before there were any, so that records stay equal."""
+    return {name: value for name, value in metric.items() if name != "labels"} | (
+        {"labels": list(metric["labels"])} if metric["labels"] else {}
+    )
 
 
 def written(value: float | None) -> float | str | None:

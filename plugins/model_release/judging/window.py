@@ -60,28 +60,58 @@ def _moment(path: str, value: Any) -> None:
         raise EvidenceError(f"{path}: {value!r} is not an ISO 8601 time") from None
 
 
+def _given(path: str, counts: Any) -> dict[str, int] | None:
+    """Counts by label, None for no data."""
+    if counts is None:
+        return None
+    if not isinstance(counts, Mapping):
+        raise EvidenceError(f"{path}: a mapping of label to count is expected here, or null")
+    out: dict[str, int] = {}
+    for label, value in counts.items():
+        count = _count(f"{path}.{label}", value)
+        if count is None:
+            raise EvidenceError(f"{path}.{label}: null; a label that was not given is left out, and no data is null")
+        out[str(label)] = count
+    return out
+
+
 @dataclass(frozen=True)
 class Side:
     """One revision's requests in a window, and how many of them were bad in the eyes of each metric.
 
     `edges`: for a metric on durations, how many requests were slower than each of its policy's `edges`, in their order.
+    `labels`: for a metric on labels, how often each was given; labels that were not given may be left out.
+    `totals`: for a metric that counts something else than requests (answers, orders), how many there were.
     """
 
     requests: int | None = None
     bad: Mapping[str, int | None] = field(default_factory=dict)
     edges: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
+    labels: Mapping[str, Mapping[str, int] | None] = field(default_factory=dict)
+    totals: Mapping[str, int | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requests", _count("side.requests", self.requests))
         if not isinstance(self.bad, Mapping):
             raise EvidenceError("side.bad: a mapping of metric to count is expected here")
         bad = {str(name): _count(f"side.bad.{name}", value) for name, value in self.bad.items()}
-        for name, value in bad.items():
-            if self.requests is not None and value is not None and value > self.requests:
-                raise EvidenceError(f"side.bad.{name}: {value} bad of {self.requests} requests cannot be")
+        if self.totals:
+            totals = {str(name): _count(f"side.totals.{name}", value) for name, value in self.totals.items()}
+            object.__setattr__(self, "totals", totals)
         object.__setattr__(self, "bad", bad)
+        for name, value in bad.items():
+            of = self.total(name)
+            if of is not None and value is not None and value > of:
+                raise EvidenceError(f"side.bad.{name}: {value} bad of {of} requests cannot be")
         if self.edges:
             object.__setattr__(self, "edges", {str(name): self._slower(name, at) for name, at in self.edges.items()})
+        if self.labels:
+            given = {str(name): _given(f"side.labels.{name}", counts) for name, counts in self.labels.items()}
+            object.__setattr__(self, "labels", given)
+
+    def total(self, name: str) -> int | None:
+        """Of how many a metric's bad ones are a share; None for no data."""
+        return self.totals.get(name, self.requests)
 
     def _slower(self, name: str, counts: Any) -> tuple[int | None, ...]:
         if isinstance(counts, (str, bytes, Mapping)) or not isinstance(counts, Iterable):
@@ -94,12 +124,14 @@ class Side:
 
     @classmethod
     def from_dict(cls, data: Any, path: str) -> Side:
-        given = _known(path, data, ("requests", "bad", "edges"))
-        bad, edges = given.get("bad"), given.get("edges")
-        if edges is not None and not isinstance(edges, Mapping):
-            raise EvidenceError(f"{path}.edges: a mapping of metric to counts is expected here")
+        given = _known(path, data, ("requests", "bad", "edges", "labels", "totals"))
+        bad = given.get("bad")
+        more = {name: {} if given.get(name) is None else given[name] for name in ("edges", "labels", "totals")}
+        for name, counts in more.items():
+            if not isinstance(counts, Mapping):
+                raise EvidenceError(f"{path}.{name}: a mapping of metric to counts is expected here")
         try:
-            return cls(given.get("requests"), {} if bad is None else bad, edges or {})
+            return cls(given.get("requests"), {} if bad is None else bad, **more)
         except EvidenceError as refusal:
             raise EvidenceError(path + str(refusal).removeprefix("side")) from None
 
@@ -107,6 +139,10 @@ class Side:
         out: dict[str, Any] = {"requests": self.requests, "bad": dict(self.bad)}
         if self.edges:
             out["edges"] = {name: list(counts) for name, counts in self.edges.items()}
+        if self.totals:
+            out["totals"] = dict(self.totals)
+        if self.labels:
+            out["labels"] = {name: None if counts is None else dict(counts) for name, counts in self.labels.items()}
         return out
 
 

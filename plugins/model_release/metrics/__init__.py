@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from .answers import answers_presence
 from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
 from .past import Before, read_before, read_past
 from .profiles import PROFILES, RevisionMetrics, profile
@@ -19,6 +20,7 @@ __all__ = [
     "Series",
     "ValueReader",
     "WindowReader",
+    "answers_presence",
     "bucket_edges",
     "check_limits",
     "presence",

@@ -4,12 +4,14 @@ traffic, as a plan wants it."""
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Past, Side
 from model_release.judging.past import LONGEST
+from model_release.judging.shift import binned
 from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import BUDGET, Prometheus
 from model_release.metrics.windows import WindowReader
@@ -83,6 +85,7 @@ def read_before(
     """
     deadline, end, left = time.monotonic() + seconds, before - window, LONGEST
     sides: list[Side] = []
+    labels: dict[str, Counter[str]] = {}
     trouble = ""
     while number := min(PART, left, max((end - since) // window, 0)):
         start = end - number * window
@@ -102,9 +105,13 @@ def read_before(
         except (MetricsRefused, MetricsUnavailable) as error:
             trouble = str(error)
             break
-        sides[:0] = [one.canary for one in windows]
+        for one in windows:
+            for name, counts in one.canary.labels.items():
+                labels.setdefault(name, Counter()).update(counts or {})
+        sides[:0] = [replace(one.canary, labels={}) for one in windows]
         end, left = start, left - number
     counted = [side.requests for side in sides if side.requests is not None]
     rates = [sum(some) / (len(some) * window.total_seconds()) for some in (counted, counted[-_NOW:]) if some]
     told = tuple(side for side in sides if side.requests)
-    return Before(Past(told, revision), max(rates, default=None), len(counted), trouble)
+    given = {name: binned(counts) for name, counts in labels.items() if counts}
+    return Before(Past(told, revision, given), max(rates, default=None), len(counted), trouble)

@@ -129,12 +129,17 @@ class RevisionMetrics:
         """
         if self.shared:
             return []
-        names, also = list(revisions), dict(self.also)
-        found = [
-            selector("up", also | {"k8s_namespace_name": namespace}, {"kn_revision_name": names}),
-            selector("up", also | {"namespace": namespace}, beginning={"pod": [_pods_of(name) for name in names]}),
-        ]
+        names = list(revisions)
+        found = self.pods_of("up", namespace, names)
         return [*found, f"{TARGET_INFO}{{{self.matching(namespace, names)}}}"] if self.joined else found
+
+    def pods_of(self, metric: str, namespace: str, revisions: Iterable[str]) -> list[str]:
+        """Selectors of a metric of the revisions' pods, by either way in which a scrape may name them."""
+        names, also = list(revisions), dict(self.also)
+        return [
+            selector(metric, also | {"k8s_namespace_name": namespace}, {"kn_revision_name": names}),
+            selector(metric, also | {"namespace": namespace}, beginning={"pod": [_pods_of(name) for name in names]}),
+        ]
 
     def target_revision(self, labels: Labels, revisions: Iterable[str]) -> str | None:
         """Which of the revisions a series of `targets_of` belongs to."""

@@ -166,6 +166,14 @@ class Prometheus:
         values = self._get(f"label/{label}/values", params, match or label)
         return [str(value) for value in values]
 
+    def kind(self, metric: str) -> str | None:
+        """counter, gauge, histogram or summary, as the metric's targets say; None where that is not known."""
+        for name in (metric, re.sub(r"_(total|bucket|count|sum)$", "", metric)):
+            found = self._get("metadata", {"metric": name}, name).values()
+            if kinds := {str(entry.get("type")) for entries in found for entry in entries} - {"unknown"}:
+                return min(kinds)
+        return None
+
     @property
     def _at(self) -> str:
         return f"Prometheus at {self.base_url}"

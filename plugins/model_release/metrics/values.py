@@ -1,20 +1,23 @@
-"""Value metrics: any PromQL, measured for each revision at the end of each window."""
+"""Any PromQL, measured for each revision at the end of each window: value metrics, and shares of one's own."""
 
 from __future__ import annotations
 
+import math
+import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
-from model_release.judging import Window
+from model_release.judging import Side, Window
 from model_release.metrics.prometheus import Prometheus, quoted
-from model_release.spec import Value
+from model_release.spec import Metric, Value, format_duration
 
 
 class ValueReader:
-    """Adds to a window what each value's query gave at the window's end, for the canary and for stable.
+    """Adds to a window what each query gave at the window's end, for the canary and for stable: a number for a value,
+    two counts for a share (`bad` of `total`).
 
     Asked again about the same window it gives the same numbers, as long as Prometheus keeps them. NaN is kept and
     judged as such. An empty answer, more than one series and a query that fails are None, and the window says why:
@@ -30,14 +33,16 @@ class ValueReader:
         service: str,
         canary: str,
         stable: str | None,
+        shares: Sequence[Metric] = (),
     ) -> None:
         self._prometheus, self._values = prometheus, values
+        self._shares = [metric for metric in shares if metric.bad is not None and metric.total is not None]
         self._names = {"namespace": namespace, "service": service}
         self._revisions = {"canary": canary} if stable is None else {"canary": canary, "stable": stable}
 
     def measured(self, window: Window) -> Window:
         """The window with its values; as it was where there are none to measure."""
-        if not self._values or window.end is None:
+        if not (self._values or self._shares) or window.end is None:
             return window
         self._prometheus.begin()
         end, troubles = datetime.fromisoformat(window.end), [window.error] if window.error else []
@@ -50,13 +55,72 @@ class ValueReader:
                 except (MetricsUnavailable, MetricsRefused) as error:
                     troubles.append(f"{value.name}: {error}")
             measured[value.name] = sides
-        return replace(window, values=measured, error="; ".join(troubles) or None)
+        canary, stable = window.canary, window.stable
+        for metric in self._shares:
+            canary = self._counted(canary, metric, self._revisions["canary"], window, troubles)
+            if stable is not None and "stable" in self._revisions:
+                stable = self._counted(stable, metric, self._revisions["stable"], window, troubles)
+        return replace(window, canary=canary, stable=stable, values=measured, error="; ".join(troubles) or None)
+
+    def _counted(self, side: Side, metric: Metric, revision: str, window: Window, troubles: list[str]) -> Side:
+        """The side with a share's two counts; both are no data where one of them is."""
+        start, end = datetime.fromisoformat(str(window.start)), datetime.fromisoformat(str(window.end))
+        bad = total = None
+        try:
+            bad, total = counted(self._prometheus, metric, end - start, end, revision=revision, **self._names)
+        except (MetricsUnavailable, MetricsRefused) as error:
+            troubles.append(f"{metric.name}: {error}")
+        return replace(side, bad={**side.bad, metric.name: bad}, totals={**side.totals, metric.name: total})
 
     def _measure(self, query: str, end: datetime) -> float:
-        series = self._prometheus.query(query, end).series
-        if len(series) != 1 or not series[0].samples:
-            raise MetricsRefused(f"{query} gives {len(series) or 'no'} series at {end.isoformat()}; one is needed")
-        return series[0].samples[-1][1]
+        return _one(self._prometheus, query, end)
+
+
+def counted(prometheus: Prometheus, metric: Metric, window: timedelta, end: datetime, **names: str) -> tuple[int, int]:
+    """How many were bad in the window that ends at `end`, and of how many, as the metric's queries say: to the nearest
+    whole number, since `increase` extrapolates to the window's ends.
+
+    Raises:
+        MetricsUnavailable: Prometheus cannot answer now.
+        MetricsRefused: a query gives no series, several, or what is no count; or more were bad than there were.
+    """
+    length, found = f"{window // timedelta(milliseconds=1)}ms", []
+    for query in (metric.bad or "", metric.total or ""):
+        asked = filled(query, window=length, **names)
+        number = _one(prometheus, asked, end)
+        if not math.isfinite(number) or number < 0:
+            raise MetricsRefused(f"{asked} gives {number:g}, which is no count; query: {asked}")
+        found.append(number)
+    bad, total = found
+    if bad > total + 1:
+        raise MetricsRefused(f"{bad:g} were bad of {total:g}, which cannot be; query: {asked}")
+    return min(round(bad), round(total)), round(total)
+
+
+def _one(prometheus: Prometheus, query: str, end: datetime) -> float:
+    series = prometheus.query(query, end).series
+    if len(series) != 1 or not series[0].samples:
+        raise MetricsRefused(f"{query} gives {len(series) or 'no'} series at {end.isoformat()}; one is needed")
+    return series[0].samples[-1][1]
+
+
+def check_shares(
+    prometheus: Prometheus, metrics: Iterable[Metric], window: timedelta, now: datetime, **names: str
+) -> Iterator[str]:
+    """Asks for each share of one's own what the judge will ask, of a revision that is there; gives the sentence about
+    each. Raises as `counted` does, with the metric's name, and for what Prometheus knows as no counter."""
+    for metric in metrics:
+        if metric.bad is None:
+            continue
+        try:
+            for query in (metric.bad, metric.total or ""):
+                for name in re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(?:\{[^}]*\}\s*)?\[", query):
+                    if (kind := prometheus.kind(name)) not in ("counter", "histogram", "summary", None):
+                        raise MetricsRefused(f"{name} is a {kind}, and only counters can be counted; query: {query}")
+            bad, total = counted(prometheus, metric, window, now, **names)
+        except (MetricsRefused, MetricsUnavailable) as error:
+            raise type(error)(f"judge.metrics.{metric.name}: {error}") from error
+        yield f"judge.metrics.{metric.name}: {bad} of {total} in the last {format_duration(window)}"
 
 
 def filled(query: str, **names: str) -> str:

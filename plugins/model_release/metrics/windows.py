@@ -11,6 +11,7 @@ from itertools import pairwise
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Side, Window
 from model_release.metrics import samples
+from model_release.metrics.answers import AnswerReader
 from model_release.metrics.increases import Added, Ledger, Scrapes, Target, target_of
 from model_release.metrics.profiles import RevisionMetrics, code_pattern, profile
 from model_release.metrics.prometheus import BUDGET, Prometheus, Series, milliseconds, selector
@@ -28,7 +29,8 @@ class WindowReader:
     """Reads the windows [start + k·window, start + (k+1)·window), each once, in order.
 
     * Boundaries come from `start` alone, so a reader made anew (after a restart) gives the same windows from the
-      first on. `read` costs what is new: three to seven queries a look, over the samples since the last window.
+      first on. `read` costs what is new: three to seven queries a look, and two for each of the handler's
+      counters, over the samples since the last window.
     * A window is complete when every target that was scraped in it has been scraped at or after its end, or at
       the latest `lag` (one window unless said) after its end.
     * No data is None, never 0: no scrape of the revision's target, or silence for most of the window, or a value
@@ -71,11 +73,21 @@ class WindowReader:
         self._whole = max(1, part // window)  # windows in a part
         self._lag = self._window if lag is None else round(lag.total_seconds() * 1000)
         self._limits = {m.name: m.above / timedelta(milliseconds=1) for m in judge.metrics if m.above is not None}
+        self._shares = [m for m in judge.metrics if m.of_requests]
         # Beside nobody there is nothing to compare them with.
         self._edges = {m.name: judge.edges_of(m) for m in judge.metrics if stable is not None and judge.edges_of(m)}
-        self._codes = {m.name: code_pattern(m.codes) for m in judge.metrics if m.above is None}
+        self._codes = {m.name: code_pattern(m.codes) for m in self._shares if m.above is None}
         self._position = milliseconds(start)
         self._ledger = Ledger(self._position, self._window)
+        self._answers = AnswerReader(
+            prometheus,
+            self._metrics,
+            judge,
+            namespace=namespace,
+            revisions=self._revisions,
+            opening=self._position,
+            window=self._window,
+        )
         self._read_until = self._position - max(LOOKBACK_MS, 2 * self._window)
         # Which targets count for a revision, and since when they are known to.
         self._owned: dict[str, dict[Target, int]] = {name: {} for name in self._revisions}
@@ -147,6 +159,7 @@ class WindowReader:
             jobs, instances = zip(*sorted(missing), strict=True)
             up += raw(selector("up", dict(metrics.also), {"job": jobs, "instance": instances}), past, until)
         self._ledger.seen(up, (*counted.requests, *counted.buckets))
+        self._answers.fetch(after, until)
         return counted
 
     def _own(self, revision: str | None, series: Series) -> None:
@@ -163,6 +176,7 @@ class WindowReader:
             return True
         recent = end - 2 * self._window
         every = [scrapes for name in self._revisions for scrapes in self._scrapes(name, end)]
+        every += self._answers.scrapes()
         live = [scrapes for scrapes in every if scrapes.good and scrapes.good[-1] > recent]
         return bool(live) and all(scrapes.last >= end for scrapes in live)
 
@@ -171,6 +185,7 @@ class WindowReader:
         requests, strange = self._ledger.advance(reading.requests, end)
         buckets, strange_buckets = self._ledger.advance(reading.buckets, end)
         self._count(requests, buckets)
+        self._answers.advance(end)
         errors: list[str] = []
         sides = {}
         for name in self._revisions:
@@ -179,8 +194,11 @@ class WindowReader:
                 sides[name], notes = self._side(name)
                 errors += notes
             else:
-                sides[name] = Side(None, {metric.name: None for metric in self._judge.metrics})
+                sides[name] = Side(None, {metric.name: None for metric in self._shares})
                 errors.append(trouble)
+            sides[name], notes = self._answers.onto(sides[name], name, start, end)
+            errors += notes
+        self._answers.forget(end - 2 * self._window)
         self._position = self._read_until = end
         for scrapes in self._ledger.scrapes.values():
             scrapes.forget(end - 2 * self._window)
@@ -226,7 +244,7 @@ class WindowReader:
         }
         bad: dict[str, int | None] = {}
         notes = []
-        for metric in self._judge.metrics:
+        for metric in self._shares:
             limit = self._limits.get(metric.name)
             if limit is not None and requests and limit not in edges:
                 bad[metric.name] = None

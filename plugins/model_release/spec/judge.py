@@ -38,29 +38,70 @@ BUCKET_EDGES_MS: dict[Profile, tuple[float, ...]] = {
 NEAR = 10  # times the limit, either way: edges at which durations are compared with stable's
 
 _CODES = "Bad response codes: 5xx, 503, …; 0 is Envoy's for a request that got no answer. Unless said, 5xx and 0."
+_COUNTS = (
+    'PromQL for how many were bad in a window: "$revision", "$namespace", "$service" and "$window" stand for what is '
+    'asked about, as in sum(increase(orders_returned_total{revision="$revision"}[$window])).'
+)
 _LABEL = r"^[a-zA-Z_][a-zA-Z0-9_]*$"
+
+
+_PLACEHOLDERS = ("namespace", "revision", "service")
+# What may be bad: one of these, `bad` with its `total`.
+_MEANINGS = ("codes", "above", "below", "bad", "total")
+
+
+def _known_placeholders(query: str, names: tuple[str, ...]) -> str:
+    for found in re.finditer(r"\$(\w*)", query):
+        if found[1] not in names:
+            known = ", ".join(f"${name}" for name in names)
+            raise ValueError(f"{found[0]!r} stands for nothing; {known} do")
+    return query
 
 
 class Metric(Part):
     """A share of bad requests.
 
-    Bad is a response code (`codes`; unless said 5xx, and no answer at all) or a duration (`above`).
+    Bad is a response code (`codes`; unless said 5xx, and no answer at all), a duration (`above`), an answer of which
+    the model is less sure (`below`), or what a query of one's own counts (`bad` of `total`). With `max_shift` it is no
+    such share, but the labels that both sides give, as the handler counts them.
     """
 
     name: str = Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=40)
     codes: str | None = Field(None, pattern=r"^(0|[1-5](\d\d|xx))$", description=_CODES)
     above: PositiveDuration | None = Field(None, description="Bad is slower than this; on a bucket's edge.")
+    below: Share | None = Field(
+        None, description="Bad is an answer whose likeliest label has less probability than this: 0.05, 0.1, … 0.95."
+    )
+    bad: str | None = Field(None, min_length=1, description=_COUNTS)
+    total: str | None = Field(None, min_length=1, description="Of how many `bad` are a share; PromQL likewise.")
     max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
     max_ratio: float | None = Field(
         None, ge=1, allow_inf_nan=False, description="Times stable's share that is still accepted."
     )
     floor: Share | None = Field(None, description="Stable's share counts as at least this, with max_ratio.")
+    max_shift: Share | None = Field(
+        None, description="The share of the answers that may be other labels than stable's: of all of them together."
+    )
     observe: bool = Field(False, description="Computed and shown; never decides.")
 
     @model_validator(mode="after")
     def _has_one_meaning(self) -> Metric:
-        if self.codes is not None and self.above is not None:
-            raise ValueError("codes and above are two metrics; give each a name of its own")
+        if self.max_shift is not None:
+            bad = [name for name in (*_MEANINGS, "max_rate", "max_ratio", "floor") if getattr(self, name) is not None]
+            if bad:
+                raise ValueError(f"max_shift limits the labels and {bad[0]} bad requests; give each a name of its own")
+            return self
+        said = [name for name in _MEANINGS if getattr(self, name) is not None and name != "total"]
+        if len(said) > 1:
+            raise ValueError(f"{said[0]} and {said[1]} are two metrics; give each a name of its own")
+        if (self.bad is None) != (self.total is None):
+            here, missing = ("bad", "total") if self.total is None else ("total", "bad")
+            raise ValueError(f"{here} needs {missing}: how many were bad, and of how many")
+        if self.below is not None and abs(20 * self.below - round(20 * self.below)) > 1e-9:
+            low = int(20 * self.below) / 20
+            raise ValueError(
+                f"below: {self.below:g} is on no edge of what is counted; {low:g} or {low + 0.05:g} can be read exactly"
+            )
         if self.max_rate is None and self.max_ratio is None and not self.observe:
             raise ValueError("no limit: max_rate, max_ratio or both; or observe: true to only show it")
         if self.max_ratio is not None and self.floor is None:
@@ -69,16 +110,41 @@ class Metric(Part):
             raise ValueError("floor has no meaning without max_ratio")
         return self
 
+    @field_validator("bad", "total")
+    @classmethod
+    def _counts_a_window(cls, query: str | None) -> str | None:
+        if query is None:
+            return None
+        _known_placeholders(query, (*_PLACEHOLDERS, "window"))
+        if "$window" not in query:
+            raise ValueError("$window is missing: what one window counted is asked for, as in increase(…[$window])")
+        if found := re.search(r"\b(i?rate|deriv|i?delta)\s*\(", query):
+            raise ValueError(f"{found[1]}(…) gives no count; increase(…[$window]) does")
+        if "$revision" not in query:
+            raise ValueError("$revision is missing: without it, canary and stable would be told the same")
+        return query
+
+    @property
+    def of_requests(self) -> bool:
+        """Whether it is a share of the requests, as the profile counts them."""
+        return self.max_shift is None and self.below is None and self.bad is None
+
     def limits(self) -> dict[str, Any]:
         """The metric as `judging.Policy` reads it."""
-        given = {"max_rate": self.max_rate, "max_ratio": self.max_ratio, "floor": self.floor}
+        given = {
+            "max_shift": self.max_shift,
+            "max_rate": self.max_rate,
+            "max_ratio": self.max_ratio,
+            "floor": self.floor,
+        }
         limits: dict[str, Any] = {"name": self.name, **{k: v for k, v in given.items() if v is not None}}
+        if self.below is not None:
+            limits |= {"noun": "answers", "phrase": f"were less than {100 * self.below:g} % sure"}
+        if self.bad is not None:
+            limits["noun"] = "events"
         if self.observe:
             limits["observe"] = True
         return limits
-
-
-_PLACEHOLDERS = ("namespace", "revision", "service")
 
 
 class Value(Part):
@@ -101,11 +167,7 @@ class Value(Part):
     @field_validator("query")
     @classmethod
     def _placeholders_are_known(cls, query: str) -> str:
-        for found in re.finditer(r"\$(\w*)", query):
-            if found[1] not in _PLACEHOLDERS:
-                known = ", ".join(f"${name}" for name in _PLACEHOLDERS)
-                raise ValueError(f"{found[0]!r} stands for nothing; {known} do")
-        return query
+        return _known_placeholders(query, _PLACEHOLDERS)
 
     @model_validator(mode="after")
     def _has_a_limit(self) -> Value:
@@ -163,6 +225,11 @@ class Judge(Part):
             raise ValueError(f"two metrics are called {doubled[0]!r}")
         if all(metric.observe for metric in self.metrics):
             raise ValueError("every metric is only observed; at least one must decide")
+        shifts = [metric.name for metric in self.metrics if metric.max_shift is not None]
+        if len(shifts) > 1:
+            raise ValueError(f"{shifts[0]} and {shifts[1]} limit the same labels; one max_shift is enough")
+        if all(metric.observe or metric.max_shift is not None for metric in self.metrics):
+            raise ValueError("max_shift alone would promote a canary that fails; judge a share of bad requests, too")
         edges = BUCKET_EDGES_MS[self.profile]
         for metric in self.metrics:
             if metric.above is None:

@@ -165,13 +165,15 @@ class Watches:
         from model_release.release.look import Stretch
 
         opened, window = datetime.fromisoformat(str(one.opened_at)), self.spec.rollout.window
-        named = {value.name for value in policy.values}
+        named = {entry.name for entry in (*policy.limits, *policy.values)}
+        # In the bake nothing is read that can only be judged beside stable.
+        metrics = [metric for metric in self.spec.judge.metrics if metric.name in named]
         canary, prometheus = self.canary, connections.prometheus()
         stable = None if one.percent is None else canary.baseline
         return Stretch(
             reader=WindowReader(
                 prometheus,
-                self.spec.judge,
+                self.spec.judge.model_copy(update={"metrics": metrics}),
                 namespace=canary.namespace,
                 canary=canary.revision,
                 stable=stable,
@@ -185,6 +187,7 @@ class Watches:
                 service=canary.name,
                 canary=canary.revision,
                 stable=stable,
+                shares=metrics,
             ),
             percent=one.percent,
             policy=policy,

@@ -106,8 +106,9 @@ class LookBack(ReleaseOperator):
             read = []
         # Where a part is forgotten, or not read, the rest would tell of another release than the one there was.
         whole = len(read) >= len(recorded) and all(map(_has_what, read, recorded))
-        if whole and any(window.canary.requests for window in read):
-            return "Prometheus", read
+        own = any(side.totals for window in recorded for side in (window.canary, window.stable) if side)
+        if whole and not own and any(window.canary.requests for window in read):
+            return "Prometheus", [asked_for(window, policy) for window in read]
         return "the decision record", recorded
 
 

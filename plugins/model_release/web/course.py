@@ -88,18 +88,19 @@ def seconds(time: str | None) -> float | None:
 
 
 def _told(metric: MetricVerdict, step: Json, window: int) -> dict[str, float | None]:
-    """`LINES` of one metric after one look. An interval of no request says nothing."""
+    """`LINES` of one metric after one look. An interval of no request says nothing. Of labels the interval is that of
+    the distance between the sides, and there is no share."""
     policy = step.get("policy") or {}
     side = (step["windows"][window - 1] if window else {}).get("canary") or {}
     stable = share(metric.stable["bad"], metric.stable["requests"])
     limit = _limit(next((one for one in policy.get("metrics") or () if one.get("name") == metric.name), {}), stable)
-    seen = metric.canary["requests"] > 0
+    seen, of = metric.canary["requests"] > 0, (side.get("totals") or {}).get(metric.name, side.get("requests"))
     return {
-        "canary": share(metric.canary["bad"], metric.canary["requests"]),
-        "stable": stable,
+        "canary": None if metric.labels else share(metric.canary["bad"], metric.canary["requests"]),
+        "stable": None if metric.labels else stable,
         "lower": metric.lower if seen else None,
         "upper": metric.upper if seen else None,
-        "window": share((side.get("bad") or {}).get(metric.name), side.get("requests")),
+        "window": share((side.get("bad") or {}).get(metric.name), of),
         "limit": limit,
         "beyond": None if limit is None else min(1.0, limit * float(policy.get("indifference") or 1.0)),
         "for": progress(metric.evidence_for, metric.needed_for),
@@ -109,7 +110,7 @@ def _told(metric: MetricVerdict, step: Json, window: int) -> dict[str, float | N
 
 def _limit(metric: Json, stable: float | None) -> float | None:
     """The share that the canary may not exceed, beside a stable at that share; None where nothing says so."""
-    limits = [] if metric.get("max_rate") is None else [float(metric["max_rate"])]
+    limits = [float(metric[name]) for name in ("max_rate", "max_shift") if metric.get(name) is not None]
     if metric.get("max_ratio") is not None:
         limits.append(float(metric["max_ratio"]) * max(stable or 0.0, float(metric.get("floor") or 0.0)))
     return min((limit for limit in limits if limit), default=None)

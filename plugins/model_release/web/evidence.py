@@ -12,7 +12,7 @@ from model_release.web.course import course, progress, seconds, share
 if TYPE_CHECKING:
     from model_release.judging.record import Record
     from model_release.judging.replay import Look
-    from model_release.judging.verdict import MetricVerdict, Verdict
+    from model_release.judging.verdict import LabelShare, MetricVerdict, Verdict
 
 Json = dict[str, Any]
 
@@ -104,7 +104,13 @@ def _meter(metric: MetricVerdict) -> Json:
         "set_aside": metric.set_aside,
         "requests_needed": metric.requests_needed,
         "design_effect": metric.design_effect,
+        "labels": [_label(one, metric) for one in metric.labels],
     }
+
+
+def _label(one: LabelShare, metric: MetricVerdict) -> Json:
+    sides = {"canary": (one.canary, metric.canary), "stable": (one.stable, metric.stable)}
+    return {"label": one.label, **{role: share(given, side["requests"]) for role, (given, side) in sides.items()}}
 
 
 def _total(side: Json) -> Json:

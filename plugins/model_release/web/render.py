@@ -29,6 +29,7 @@ def environment(prefix: str) -> Environment:
         "clock": clock,
         "count": count,
         "share": share,
+        "bound": bound,
         "points": points,
         "evidence": evidence,
         "meter": meter,
@@ -69,6 +70,13 @@ def share(value: Any) -> str:
         return "0 %"
     text = f"{percent:.1f}" if abs(percent) >= 0.1 else f"{float(f'{percent:.2g}'):f}".rstrip("0")
     return f"{text.removesuffix('.0')}\N{NO-BREAK SPACE}%"
+
+
+def bound(value: Any) -> str:
+    """A limit as it was written, up to three digits: 0.0075 → 0.75 %."""
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        return NOTHING
+    return f"{100 * value:.3g}\N{NO-BREAK SPACE}%"
 
 
 def points(now: Any, before: Any) -> str:

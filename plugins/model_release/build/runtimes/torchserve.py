@@ -148,7 +148,7 @@ def _config_properties(service: str, response_timeout: int) -> str:
 
 
 def _metrics_yaml() -> str:
-    """TorchServe's own metrics and the handler's two.
+    """TorchServe's own metrics and the handler's three.
 
     TorchServe fills dimensions by position and appends ModelName and Level: own ones come first, or labels would
     silently swap their values. JSON is YAML.
@@ -188,7 +188,10 @@ def _metrics_yaml() -> str:
         "model_metrics": {
             "gauge": [metric("PredictionTime", "ms", model)],
             "histogram": [metric("image_classifier_request_seconds", "s", model)],
-            "counter": [metric("image_classifier_predictions_total", "Count", ["label", *model])],
+            "counter": [
+                metric("image_classifier_predictions_total", "Count", ["label", *model]),
+                metric("image_classifier_confidence_total", "Count", ["below", *model]),
+            ],
         },
     }
     return json.dumps(content, indent=1) + "\n"

@@ -50,7 +50,7 @@ function traffic(uPlot, holder, data) {
     if ("p50" in at && "p95" in at) bands.push([at.p95, at.p50, pale(tone)]);
     latency.push(...of);
   }
-  if (latency.length) plots.push(picture(uPlot, holder, { ...common, title: "Latency: from the median to the 95th of 100, and the 99th", say: duration, scale: fromZero(10), lines: latency, bands }));
+  if (latency.length) plots.push(picture(uPlot, holder, { ...common, title: "Latency: from the median to the 95th percentile, and the 99th", say: duration, scale: fromZero(10), lines: latency, bands }));
   if (data.troubles?.length) holder.append(make("p", { class: "nodata" }, data.troubles.join(" ")));
   return plots;
 }
