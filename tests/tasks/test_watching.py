@@ -8,10 +8,12 @@ import re
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.execution_time.context import TriggeringAssetEventsAccessor
 from airflow.serialization.encoders import encode_trigger
 from airflow.serialization.serialized_objects import DagSerialization
 
@@ -247,7 +249,6 @@ def test_a_roll_back_tells_of_what_users_get_only_where_that_changed(
     promoted: bool, spec: ModelSpec, kube: Any, context: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from dataclasses import replace
-    from types import SimpleNamespace
 
     from model_release.cluster.change import Baseline
     from model_release.cluster.release import Release
@@ -281,4 +282,13 @@ def test_the_page_shows_a_dag_that_follows() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     names: dict[str, Any] = {}
     exec(compile(code, "docs/assets.md", "exec"), names)  # it is our own page
-    assert "live_faces" in json.dumps(DagSerialization.to_dict(names["following"]))
+    following = names["following"]
+    assert "live_faces" in json.dumps(DagSerialization.to_dict(following))
+    asset = live_asset(ModelSpec.model_validate({**SPEC, "model": "faces"}))
+    event = SimpleNamespace(asset=asset, source_aliases=[], extra={"uri": "s3://models/faces/versions/1/"})
+    # Not by `Asset.ref`: docs/facts.md#runs-by-an-assets-name-see-no-event.
+    seen = TriggeringAssetEventsAccessor.build([event])  # type: ignore[list-item]
+    told = following.get_task("which").python_callable(triggering_asset_events=seen)
+    assert told == "s3://models/faces/versions/1/"
+    (scheduled,) = following.timetable.asset_condition.objects
+    assert (scheduled.name, scheduled.uri, scheduled.group) == (asset.name, asset.uri, asset.group)
