@@ -57,6 +57,8 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         "browser/test_a.py": ["e2e", "walk"],
         "browser/test_b.py": [],
         "models/test_a.py": ["stack"],
+        "sandbox/test_a.py": ["stack"],
+        "sandbox/test_quick_and_wrong.py": ["stack"],
     }
     for name, own in marks.items():
         file = tmp_path / "tests" / name
@@ -71,8 +73,9 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         return set(re.findall(r"tests/(\S+\.py)", said.split("warnings summary")[0]))
 
     first, second = (found(half) for half in HALVES.values())
-    assert first == {"faults/test_b.py", "e2e/test_a.py", "browser/test_b.py", "models/test_a.py"}
-    assert second == {"release/test_a.py", "release/test_b.py"}
+    of_labels = "sandbox/test_quick_and_wrong.py"
+    assert first == {"faults/test_b.py", "e2e/test_a.py", "browser/test_b.py", "models/test_a.py", of_labels}
+    assert second == {"release/test_a.py", "release/test_b.py", "sandbox/test_a.py"}
 
 
 def test_every_release_is_where_the_half_looks_for_it() -> None:

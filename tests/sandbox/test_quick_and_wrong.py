@@ -19,6 +19,7 @@ from typing import Any
 import aiohttp
 import pytest
 from PIL import Image
+from tests.patience import LIMIT
 
 from model_release.build.archive import archive
 from model_release.judging import Judge as Verdicts
@@ -116,8 +117,9 @@ class Live:
         await self.ask("PATCH", f"{SERVICES}/colours", json={"spec": {"predictor": predictor}}, headers=headers)
 
     async def users(self) -> None:
-        """Thirty a second; half of their pictures are large. Never returns."""
-        chance, pictures = random.Random(1), [picture(colour, large) for colour in COLOURS for large in (False, True)]
+        """Thirty a second; two of three pictures are large. Never returns."""
+        chance = random.Random(1)
+        pictures = [picture(colour, large) for colour in COLOURS for large in (False, True, True)]
         url = f"{self.envoy.url}/v1/models/colours:predict"
 
         async def one() -> None:
@@ -133,7 +135,7 @@ class Live:
 
     async def until_users_are_on(self, *revisions: str) -> None:
         """Returns when the last thirty were, and nobody else was."""
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + LIMIT
         while True:
             before = self.seen.copy()
             await asyncio.sleep(1)
@@ -172,7 +174,7 @@ async def judged(live: Live, opened: datetime) -> Verdict:
     verdicts = Verdicts(Policy.from_dict(POLICY))
     while not verdicts.decided:
         verdicts.extend(await asyncio.to_thread(reader.read))
-        assert datetime.now(UTC) < opened + timedelta(minutes=5), verdicts.verdict(final=True).reason
+        assert datetime.now(UTC) < opened + timedelta(seconds=LIMIT), verdicts.verdict(final=True).reason
         await asyncio.sleep(0.5)
     return verdicts.verdict()
 
