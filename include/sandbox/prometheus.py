@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -153,14 +153,16 @@ def _as_istio() -> list[dict[str, Any]]:
     ]
 
 
-async def until_ok(url: str, child: Child) -> None:
-    """Waits until `url` answers 200. Raises SandboxError with the program's last words if it ends before that."""
+async def until_ok(url: str, child: Child, says: Callable[[Any], bool] = lambda _: True) -> None:
+    """Waits until `url` answers 200, with what `says` takes, which is given the answer where that is JSON. Raises
+    SandboxError with the program's last words if it ends before that."""
     deadline = time.monotonic() + PATIENCE
     async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as http:
         while True:
             try:
                 async with http.get(url) as answer:
-                    if answer.status == 200:
+                    is_json = answer.content_type == "application/json"
+                    if answer.status == 200 and says(await answer.json() if is_json else None):
                         return
             except (aiohttp.ClientError, TimeoutError):
                 pass

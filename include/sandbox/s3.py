@@ -25,6 +25,7 @@ class ModelStore:
     def __init__(self, state_dir: Path, ports: Ports) -> None:
         self._folder = state_dir / "s3"
         self._port = ports.of("s3")
+        self._master = f"http://{LOOPBACK}:{ports.of('s3-master')}"
         # SeaweedFS reads this file itself.
         self._identities = self._folder / "identities.json"
         self.access_key, self.secret_key = self._credentials()
@@ -58,10 +59,12 @@ class ModelStore:
         return f"http://{LOOPBACK}:{self._port}"
 
     async def start(self) -> None:
-        """Starts the store; returns when its S3 door answers."""
+        """Starts the store; returns when its S3 door answers, and what is behind it knows where objects are."""
         (self._folder / "data").mkdir(parents=True, exist_ok=True)
         await self.child.start()
         await until_ok(f"{self.url}/healthz", self.child)
+        # The door is open before the volumes have told the master of themselves: an object is 500 until then.
+        await until_ok(f"{self._master}/dir/status", self.child, lambda told: bool(told["Topology"]["DataCenters"]))
 
     async def stop(self) -> None:
         await self.child.stop()
