@@ -17,7 +17,7 @@ from typing import Any
 
 # The server puts the archive's own folder on sys.path.
 from image_input import BadInput  # type: ignore[import-not-found]
-from image_model import ImageModel, counted, cpus  # type: ignore[import-not-found]
+from image_model import ImageModel, counted, cpus, sureness  # type: ignore[import-not-found]
 from image_requests import Request, read_request  # type: ignore[import-not-found]
 from kserve import Model
 from kserve.errors import InvalidInput
@@ -29,6 +29,7 @@ MODEL_VERSION = "1.0"
 # By the names, and with the labels, that TorchServe has for them: a release from one to the other compares them.
 _SECONDS = Histogram("image_classifier_request_seconds", "Reading, network and answer", ["ModelName", "Level"])
 _PREDICTIONS = Counter("image_classifier_predictions_total", "The likeliest labels", ["label", "ModelName", "Level"])
+_CONFIDENCE = Counter("image_classifier_confidence_total", "How sure it was of them", ["below", "ModelName", "Level"])
 
 
 class ImageClassifier(Model):
@@ -69,6 +70,8 @@ class ImageClassifier(Model):
         _SECONDS.labels(self.name, "Model").observe(time.perf_counter() - began)
         for label, count in counted(predictions).items():
             _PREDICTIONS.labels(label, self.name, "Model").inc(count)
+        for band, count in sureness(predictions).items():
+            _CONFIDENCE.labels(band, self.name, "Model").inc(count)
         return labels
 
     def classified(self, requests: list[Request]) -> tuple[list[Any], list[list[dict[str, Any]]]]:

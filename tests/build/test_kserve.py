@@ -284,13 +284,19 @@ def test_a_body_over_the_limit(server: Server) -> None:
 
 
 def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -> None:
-    def seen() -> tuple[float, float]:
+    bands = [f"{edge / 20:.2f}" for edge in range(1, 21)]
+
+    def seen() -> tuple[float, float, float]:
         text = server.exposition()
         counted = [
             sample(text, "image_classifier_predictions_total", label=label, ModelName="tiny", Level="Model")
             for label in ("cat", "dog", "tench_Tinca_tinca")
         ]
-        return sum(counted), sample(text, "image_classifier_request_seconds_count", ModelName="tiny")
+        sure = [
+            sample(text, "image_classifier_confidence_total", below=band, ModelName="tiny", Level="Model")
+            for band in bands
+        ]
+        return sum(counted), sum(sure), sample(text, "image_classifier_request_seconds_count", ModelName="tiny")
 
     server.post(PREDICT, v1(picture()))
     before = seen()
@@ -298,7 +304,7 @@ def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -
         assert server.post(PREDICT, v1(picture(), picture(), picture()))[0] == 200
     server.post(PREDICT, b"garbage")
     after = seen()
-    assert (after[0] - before[0], after[1] - before[1]) == (12, 4)
+    assert tuple(now - then for now, then in zip(after, before, strict=True)) == (12, 12, 4)
 
 
 def test_a_network_that_fails_is_the_servers_fault(server: Server, version: Archive, tmp_path: Path) -> None:

@@ -208,6 +208,18 @@ def test_the_look_at_the_deadline_needs_less_than_any_look() -> None:
     }
 
 
+def test_a_promotion_with_a_confidence_of_its_own_is_told_of_labels_too() -> None:
+    """Their look at the deadline was told by the policy's usual risk, and they as undecided in what was promoted."""
+    p = policy(deadline_confidence=0.6)
+    shown = [judge(p, windows(EVEN, EVEN, length), final=True) for length in range(1, 12)]
+    doubtful = [verdict for verdict in shown if verdict.decision == "promote" and verdict.confidence is not None]
+    assert any("look at the deadline" in of(verdict).reason for verdict in doubtful)
+    for verdict in doubtful:
+        assert [metric.state for metric in verdict.metrics] == ["pass", "pass"]
+        told = [metric.reason for metric in verdict.metrics if "look at the deadline" in metric.reason]
+        assert all(reason.endswith("with 60 % confidence") for reason in told)
+
+
 def test_steps_are_opened_at_half_of_the_evidence_of_labels_too() -> None:
     steps = policy(traffic=0.1, shares=[0.1, 0.3], false_rollback=0.01)
     there = [Window(one.canary, one.stable, share=0.13) for one in windows(EVEN, EVEN, 60)]

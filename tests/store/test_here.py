@@ -93,6 +93,18 @@ def test_the_oldest_gives_way_and_never_one_that_is_under_way(tmp_path: Path) ->
     assert there() == ["new", "newer", "young"], "more than there is room for: somebody is on the way with each"
 
 
+def test_what_another_worker_takes_away_meanwhile_is_no_trouble_of_this_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Listed, and gone before it is looked at."""
+    listed = Path.rglob
+    monkeypatch.setattr(Path, "rglob", lambda self, pattern: [*listed(self, pattern), self / "gone" / ".stash.json"])
+    one = store(Here(tmp_path / "builds", 10**9))
+    one.stash("b1/export", made(tmp_path / "a", weights="right"))
+    one.unstash("b1/export", tmp_path / "there")
+    assert content(tmp_path / "there") == {"weights": "right"}
+
+
 def test_a_folder_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreRefused, match=r"cannot be left there.*MODEL_RELEASE_BUILDS names a folder"):

@@ -89,6 +89,9 @@ class TestTheDags:
             seen.append((namespace, name, person, more["prove"] is not None))
             return ByHand("models/digits: digits-00001 has all of the traffic", alone=True)
 
+        lines: list[str] = []
+        log = SimpleNamespace(warning=lambda line, *rest: lines.append(line % rest), info=lambda *_: None)
+        monkeypatch.setattr(emergency.RollBackNow, "log", log)
         monkeypatch.setattr(connections, "cluster", _no_cluster)
         monkeypatch.setattr(records, "change", change)
         monkeypatch.setattr(orders, "roll_back_now", act)
@@ -107,6 +110,8 @@ class TestTheDags:
             assert (record.outcome, record.cause) == ("rolled_back", Cause.PERSON)
             assert record.reason.startswith("Rolled back by anna: users complain (models/digits: digits-00001 has")
             assert len(record.approvals) == 1
+        else:
+            assert lines.count("Done, and not recorded: S3 does not answer") == 2
 
 
 def _resolved(dag: Any, given: dict[str, Any]) -> dict[str, Any]:

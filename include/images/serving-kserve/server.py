@@ -1,6 +1,6 @@
 """KServe's own Python model server with this project's model class: what the container of `runtime: kserve` runs.
 
-    python server.py [--model_dir /mnt/models] [--http_port 8080] [--metrics_port 8082] [--host 0.0.0.0]
+    python server.py [--model_dir /mnt/models] [--http_port 8080] [--metrics_port 8082] [--host 127.0.0.1]
 
 It reads `config/serving.json` of the version, unpacks its archive, and lets `kserve` serve the model class in it.
 Beside KServe's own routes (docs/facts.md#kserves-model-server):
@@ -153,7 +153,7 @@ def _error(status: int, text: str) -> JSONResponse:
 def main() -> int:
     parser = argparse.ArgumentParser(parents=[model_server.parser], prog="server", conflict_handler="resolve")
     parser.add_argument("--model_dir", type=Path, default=Path("/mnt/models"))
-    parser.add_argument("--host", default="0.0.0.0", help="the address of both ports")  # noqa: S104 - the pod's
+    parser.add_argument("--host", default="127.0.0.1", help="the address of both ports; the image says the pod's")
     parser.add_argument("--metrics_port", type=int, default=8082)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")

@@ -13,7 +13,21 @@ from .evidence import Evidence
 from .labels import Labels
 from .policy import Metric, Policy
 from .ramp import Place
-from .sentences import about, count, duration, evidence, fact, limit, limits, plural, rate_limit, ratio_limit, share
+from .sentences import (
+    about,
+    at_deadline,
+    count,
+    duration,
+    evidence,
+    fact,
+    limit,
+    limits,
+    plural,
+    rate_limit,
+    ratio_limit,
+    share,
+    tally,
+)
 from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Floats, Readings, State
 from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
@@ -50,7 +64,7 @@ def verdict(
     metrics = tuple(
         _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, confidence, proven=proven)
         for i in range(len(policy.metrics))
-    ) + tuple(one.verdict(promoted=proven) for one in labels)
+    ) + tuple(one.verdict(promoted=proven, confidence=confidence) for one in labels)
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
     traffic = _traffic(ev, place, readings)
     if wider is not None and decision == "continue" and not any(m.state == "fail" for m in metrics if not m.observe):
@@ -160,13 +174,12 @@ def _metric(
         reason = f"{words}; nothing worked in the last {rows}, and stable did"
     elif standing == "fail":
         broken = _broken_limit(metric, bool(readings.rate_is_worse[i]))
-        reason = f"{words}; the limit is {broken}. {_tally(ev_against, policy.needed_against)}"
+        reason = f"{words}; the limit is {broken}. {tally(ev_against, policy.needed_against)}"
     elif standing == "pass" and favour < ev.log_needed_for:
-        risk = policy.false_promotion / 2
-        reason = f"{words}; {limits(metric, policy.indifference)}. By the look at the deadline, "
-        reason += f"wrong in at most {share(risk)}" if confidence is None else f"with {share(confidence)} confidence"
+        by = at_deadline(policy.false_promotion / 2, confidence)
+        reason = f"{words}; {limits(metric, policy.indifference)}. {by}"
     elif standing == "pass":
-        reason = f"{words}; {limits(metric, policy.indifference)}. {_tally(ev_for, policy.needed_for)}"
+        reason = f"{words}; {limits(metric, policy.indifference)}. {tally(ev_for, policy.needed_for)}"
     elif standing == "no_data":
         reason = f"no data for {metric.name} in the last {plural(silent, 'window')} ({_gap(metric, last)})"
     elif bounded:
@@ -301,7 +314,7 @@ def _cannot_tell(
         seen = "unknown" if traffic.seen is None else share(traffic.seen)
         return (
             f"Cannot tell: traffic is not what was asked for, {seen} of the requests reached the canary and "
-            f"{share(traffic.wanted)} should. {_tally(traffic.evidence, traffic.needed)}."
+            f"{share(traffic.wanted)} should. {tally(traffic.evidence, traffic.needed)}."
         )
     if silent and cause != BAD_VALUE:
         return f"Cannot tell: {silent[0].reason}."
@@ -359,10 +372,6 @@ def _more(needed: int | None, per_minute: float | None, *, late: bool = False) -
     needed = max(needed, 1)
     at_rate = f", {duration(needed / per_minute)} at this rate" if per_minute else ""
     return f"About {about(needed)} more canary requests{' were missing' if late else ''}{at_rate}."
-
-
-def _tally(got: float | None, needed: float) -> str:
-    return f"Evidence {evidence(got)}, {evidence(needed)} needed"
 
 
 def _broken_limit(metric: Metric, rate_broken: bool) -> str:

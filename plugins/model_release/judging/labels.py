@@ -10,7 +10,7 @@ import numpy as np
 
 from . import ramp, shift, terms
 from .policy import Policy, Shift
-from .sentences import bound, count, evidence, plural, share, times
+from .sentences import at_deadline, bound, count, evidence, plural, share, tally, times
 from .state import Floats
 from .verdict import CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, LabelShare, MetricVerdict
 from .verdict import State as MetricState
@@ -114,8 +114,9 @@ class Labels:
         by_size = shift.at_deadline(self._state, self._bound, self._design, risk)
         return bool(by_size) and self.answers >= self.policy.min_requests and not self.silent and not self.failing
 
-    def verdict(self, *, promoted: bool) -> MetricVerdict:
-        """How it stands; `promoted`: the decision was to promote."""
+    def verdict(self, *, promoted: bool, confidence: float | None = None) -> MetricVerdict:
+        """How it stands; `promoted`: the decision was to promote, at the deadline with `confidence` where that is not
+        β's."""
         policy, name = self.policy, self.limit.name
         ev_against, ev_for = terms.reported(self.against), terms.reported(self.favour)
         low, high = shift.interval(self._state, float(self._design))
@@ -125,7 +126,8 @@ class Labels:
         elif self.silent:
             standing = "no_data"
         else:
-            standing = "pass" if self.shown() or (promoted and self.at_deadline()) else "undecided"
+            risk = None if confidence is None else 1 - confidence
+            standing = "pass" if self.shown() or (promoted and self.at_deadline(risk)) else "undecided"
         labels = self._moved()
         needed = self._requests_needed() if standing in ("undecided", "no_data") else None
         words = self._fact(labels, f"at least {share(low)}" if standing == "fail" and low else f"at most {share(high)}")
@@ -134,14 +136,13 @@ class Labels:
         if policy.indifference != 1:
             limits += f", promoted below {times(policy.indifference)} that"
         if standing == "fail":
-            reason = f"{words}; the limit is {limit}. {_tally(ev_against, policy.needed_against)}"
+            reason = f"{words}; the limit is {limit}. {tally(ev_against, policy.needed_against)}"
         elif standing == "no_data":
             reason = f"no data for {name} in the last {plural(self.silent, 'window')} ({self._gap()})"
         elif standing == "pass" and self.favour < math.log(policy.needed_for):
-            risk = share(policy.false_promotion / 2)
-            reason = f"{words}; {limits}. By the look at the deadline, wrong in at most {risk}"
+            reason = f"{words}; {limits}. {at_deadline(policy.false_promotion / 2, confidence)}"
         elif standing == "pass":
-            reason = f"{words}; {limits}. {_tally(ev_for, policy.needed_for)}"
+            reason = f"{words}; {limits}. {tally(ev_for, policy.needed_for)}"
         else:
             reason = (
                 f"{words}; {limits}. Evidence against {evidence(ev_against)} of {evidence(policy.needed_against)}, "
@@ -242,7 +243,3 @@ def joined(kept: Sequence[Labels], code: int) -> int:
 def _counts(side: Side | None, name: str) -> Mapping[str, int] | None:
     """Nothing was asked of a side that is not there."""
     return {} if side is None else side.labels.get(name)
-
-
-def _tally(got: float, needed: float) -> str:
-    return f"Evidence {evidence(got)}, {evidence(needed)} needed"

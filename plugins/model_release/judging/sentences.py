@@ -114,3 +114,13 @@ def fact(metric: Metric, canary: dict[str, int], stable: dict[str, int], compare
     if m:
         return f"{words}, {count(s)} of {count(m)} on stable ({share(s / m)})"
     return f"{words}, no {noun.removesuffix('s')} on stable to compare with" if compared else words
+
+
+def tally(got: float | None, needed: float) -> str:
+    return f"Evidence {evidence(got)}, {evidence(needed)} needed"
+
+
+def at_deadline(risk: float, confidence: float | None) -> str:
+    """How sure a promotion by the one look at the deadline is: by the policy's own risk, or by a confidence instead."""
+    how = f"wrong in at most {share(risk)}" if confidence is None else f"with {share(confidence)} confidence"
+    return f"By the look at the deadline, {how}"

@@ -12,6 +12,7 @@ import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
+from stat import S_ISREG
 
 from model_release.errors import StoreRefused, VersionDamaged
 from model_release.store import files
@@ -68,9 +69,9 @@ class Here:
     def _make_room(self, build: str) -> None:
         found = []
         for folder in self._root.iterdir():
-            touched = [path.stat().st_mtime for path in folder.rglob(_RECORD)]
-            size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-            found.append((max(touched, default=0.0), size, folder))
+            its = [(path.name, status) for path in folder.rglob("*") if (status := _status(path)) is not None]
+            touched = max((status.st_mtime for name, status in its if name == _RECORD), default=0.0)
+            found.append((touched, sum(status.st_size for _, status in its if S_ISREG(status.st_mode)), folder))
         total = sum(size for _, size, _ in found)
         for touched_last, size, folder in sorted(found):
             if total <= self._limit:
@@ -79,6 +80,14 @@ class Here:
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= size
                 self._log(f"build {folder.name} gave way: builds may have {self._limit / 1e9:.1f} GB here")
+
+
+def _status(path: Path) -> os.stat_result | None:
+    """None for what another worker has taken away, or renamed, in this moment."""
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
 
 
 def _put(source: Path, target: Path) -> None:

@@ -105,7 +105,7 @@ class EmergencyOperator(ReleaseOperator):
         try:
             registry.note_by_hand(self.spec, records.change(self.spec, run, edit), run.page)
         except ReleaseError as error:
-            self.log.warning("ByHand, and not recorded: %s", error)
+            self.log.warning("Done, and not recorded: %s", error)
 
     def tell(self, progress: Any) -> None:
         self.log.info("%s", progress.sentence)
