@@ -10,7 +10,7 @@ import pytest
 
 from model_release.judging import Policy, Window
 from model_release.judging import judge as judged
-from model_release.metrics import PROFILES, Prometheus, WindowReader, answers_presence, read_past, read_windows
+from model_release.metrics import PROFILES, Prometheus, WindowReader, answers_presence, read_before, read_windows
 from model_release.spec import Judge
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
@@ -178,12 +178,12 @@ def test_the_past_holds_the_labels_of_all_windows_together(serve: Serve) -> None
     up(history, pod(STABLE))
     given(history, pod(STABLE), "cat", {s: round(s + 30 - 0.4) for s in EVERY})
     given(history, pod(STABLE), "dog", {s: round(2 * (s + 30 - 0.4)) for s in EVERY})
-    past, trouble = read_past(
+    found = read_before(
         serve(history), JUDGE, namespace=NAMESPACE, revision=STABLE, since=at(0), before=at(60), window=TEN
     )
-    assert trouble == ""
-    assert past.labels == {"predictions": {"cat": 50, "dog": 100}}
-    assert [side.labels for side in past.windows] == [{}] * 5
+    assert found.trouble == ""
+    assert found.past.labels == {"predictions": {"cat": 50, "dog": 100}}
+    assert [side.labels for side in found.past.windows] == [{}] * 5
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Past
-from model_release.metrics import Prometheus, Series, read_before, read_past, read_windows
+from model_release.metrics import Prometheus, Series, read_before, read_windows
 from model_release.metrics.past import PART
 from model_release.release.plan import foresee
 from model_release.spec import Judge, ModelSpec
@@ -52,7 +52,8 @@ def judged(judge_of: Callable[..., Judge]) -> Judge:
 
 def past(prometheus: Prometheus, judge: Judge, **more: Any) -> tuple[Past, str]:
     given: dict[str, Any] = {"since": at(LONG_AGO - 9000), "before": at(0), "window": TEN, **more}
-    return read_past(prometheus, judge, namespace=NAMESPACE, revision=STABLE, **given)
+    found = read_before(prometheus, judge, namespace=NAMESPACE, revision=STABLE, **given)
+    return found.past, found.trouble
 
 
 def forward(prometheus: Prometheus, judge: Judge, begin: float, end: float) -> list[Any]:

@@ -15,6 +15,7 @@ from model_release.cluster.release import Release, Watched
 from model_release.errors import MetricsRefused
 from model_release.judging import Past, Window, judge
 from model_release.judging.record import Record
+from model_release.metrics import Before
 from model_release.release.look import Watch
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, driving
@@ -41,12 +42,12 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What Prometheus was asked for; it gives `PAST`."""
     asked: list[dict[str, Any]] = []
 
-    def read_past(prometheus: Any, judged: Any, **given: Any) -> tuple[Past, str]:
+    def read_before(prometheus: Any, judged: Any, **given: Any) -> Before:
         asked.append(given)
-        return PAST, ""
+        return Before(PAST, 30.0, 640)
 
-    monkeypatch.setattr(metrics, "read_past", read_past)
-    monkeypatch.setattr(connections, "prometheus", lambda: None)
+    monkeypatch.setattr(metrics, "read_before", read_before)
+    monkeypatch.setattr(connections, "prometheus", object)
     return asked
 
 
@@ -67,7 +68,7 @@ class TestWhatIsRead:
 
     def test_a_part_says_why_it_is_no_more(self, spec: ModelSpec, reads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         part = Past(PAST.windows[-1:], "digits-00001")
-        monkeypatch.setattr(metrics, "read_past", lambda *_, **__: (part, "too slow"))
+        monkeypatch.setattr(metrics, "read_before", lambda *_, **__: Before(part, 30.0, 1, "too slow"))
         found, said = driving.past(spec, RELEASE, OPENED)
         assert (found, said) == (
             part,
@@ -96,7 +97,7 @@ class TestWhatIsRead:
     def test_nothing_is_a_sentence(
         self, spec: ModelSpec, reads: Any, monkeypatch: pytest.MonkeyPatch, why: str
     ) -> None:
-        monkeypatch.setattr(metrics, "read_past", lambda *_, **__: (Past((), "digits-00001"), why))
+        monkeypatch.setattr(metrics, "read_before", lambda *_, **__: Before(Past((), "digits-00001"), None, 0, why))
         found, said = driving.past(spec, RELEASE, OPENED)
         assert found == Past((), "digits-00001")
         assert said == f"no past: {why or 'digits-00001 had no request that Prometheus knows of'}"

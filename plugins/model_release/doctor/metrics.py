@@ -49,7 +49,9 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
             yield ok("metrics", answered.sentence)
             continue
         said = f"the answers of a canary beside {stable} could not be judged: {answered.sentence}"
-        yield Finding("metrics", Level.ERROR, said, "mend the scraping, or take max_shift away", answered.passing)
+        yield Finding(
+            "metrics", Level.ERROR, said, "mend the scraping, or take max_shift and below away", answered.passing
+        )
     try:
         check_limits(
             bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the histogram of {stable}"

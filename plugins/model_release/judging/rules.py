@@ -24,8 +24,9 @@ class Rules:
     def codes(self, path: State, readings: Readings, shares: Floats | None = None) -> Codes:
         """What the shares say after each window of a path, (..., T).
 
-        Roll back comes before all else, then whatever makes the figures doubtful, and promotion last. `shares` (T) is
-        the canary's part of the traffic, NaN where it is not known: only the last of the policy's steps promotes.
+        Roll back comes before all else, then whatever makes the figures doubtful, and promotion last. `shares` is the
+        canary's part of the traffic, (T) or what broadcasts to (..., T), NaN where it is not known: only the last of
+        the policy's steps promotes.
         """
         evidence, policy = self._evidence, self._evidence.policy
         failing = self.failing(readings)

@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from . import bets, clusters, terms
+from .evidence import ASSUMED_WEIGHT, FEW_WINDOWS
 from .state import Bools, Floats
 
 OTHER = "other"
@@ -47,8 +48,6 @@ FORGETTING = 0.95
 
 _FRACTIONS: Floats = np.array([0.3, 0.5, 0.7, 0.9])
 _GRID: Floats = np.linspace(0.005, 1.0, 200)
-ASSUMED_WEIGHT = 0.15  # of the policy's design effect, in windows; and so few windows show no bursts (evidence.py)
-FEW_WINDOWS = 20.0
 
 
 @dataclass(frozen=True)

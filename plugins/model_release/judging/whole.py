@@ -146,9 +146,7 @@ class _Course:
         return Counts(n, bad(n, self.canary), m, bad(m, self.service.rates))
 
     def _said(self, path: State, readings: Readings, share: Floats) -> Ints:
-        said = self.rules.codes(path, readings)
-        if self.policy.shares:
-            said = np.where((said == PROMOTE) & (share[:, None] < self.policy.shares[-1] - 1e-9), CONTINUE, said)
+        said = self.rules.codes(path, readings, share[:, None])
         return np.where((said == PROMOTE) | (said == ROLL_BACK), said, CONTINUE)
 
     def _at_deadline(self, path: State, share: Floats) -> Bools:
@@ -164,7 +162,7 @@ class _Course:
         end = path.ending
         if policy.shares:
             requests = end.sums[:, 0, : len(self._deciding), REQUESTS]
-            half_way = readings.favour[:, -1] >= self.evidence.log_needed_for / 2
+            half_way = readings.favour[:, -1] >= ramp.HALF_WAY * self.evidence.log_needed_for
             good = ((half_way & (requests >= policy.min_requests)) | ~self._deciding).all(axis=1)
             steps = np.array(policy.shares)
             place = np.minimum(np.searchsorted(steps, share + 1e-9), len(steps) - 1)

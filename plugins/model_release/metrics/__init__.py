@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .answers import answers_presence
 from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
-from .past import Before, read_before, read_past
+from .past import Before, read_before
 from .profiles import PROFILES, RevisionMetrics, profile
 from .prometheus import Answer, Prometheus, Series
 from .values import ValueReader
@@ -27,7 +27,6 @@ __all__ = [
     "profile",
     "quantile",
     "read_before",
-    "read_past",
     "read_windows",
     "request_rate",
 ]

@@ -37,33 +37,6 @@ class Before:
     trouble: str = ""
 
 
-def read_past(
-    prometheus: Prometheus,
-    judge: Judge,
-    *,
-    namespace: str,
-    revision: str,
-    since: datetime,
-    before: datetime,
-    window: timedelta,
-    metrics: RevisionMetrics | None = None,
-    seconds: float = BUDGET,
-) -> tuple[Past, str]:
-    """The past of `read_before`, and what kept it from being more."""
-    found = read_before(
-        prometheus,
-        judge,
-        namespace=namespace,
-        revision=revision,
-        since=since,
-        before=before,
-        window=window,
-        metrics=metrics,
-        seconds=seconds,
-    )
-    return found.past, found.trouble
-
-
 def read_before(
     prometheus: Prometheus,
     judge: Judge,

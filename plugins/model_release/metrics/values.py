@@ -89,11 +89,11 @@ def counted(prometheus: Prometheus, metric: Metric, window: timedelta, end: date
         asked = filled(query, window=length, **names)
         number = _one(prometheus, asked, end)
         if not math.isfinite(number) or number < 0:
-            raise MetricsRefused(f"{asked} gives {number:g}, which is no count; query: {asked}")
+            raise MetricsRefused(f"{asked} gives {number:g}, which is no count")
         found.append(number)
     bad, total = found
     if bad > total + 1:
-        raise MetricsRefused(f"{bad:g} were bad of {total:g}, which cannot be; query: {asked}")
+        raise MetricsRefused(f"{bad:g} were bad of {total:g}, which cannot be; queries: {metric.bad}; {metric.total}")
     return min(round(bad), round(total)), round(total)
 
 

@@ -89,7 +89,7 @@ def foresee(
     if revision is None:
         found, why = None, unknown
     else:
-        found, why = _before(spec, prometheus, revision, started, now or datetime.now(UTC))
+        found, why = stable_before(spec, prometheus, revision, started, now or datetime.now(UTC))
     rate = found.requests_per_second if found else None
     counted, past = rate is not None, found.past if found else None
     asked = per_second if per_second is not None else ASSUMED if rate is None else rate
@@ -127,7 +127,7 @@ def calibrated(
     from model_release.judging.proposal import propose
 
     policy = Policy.from_dict(spec.policy(_first(spec)))
-    found, why = _before(spec, prometheus, revision, started, now or datetime.now(UTC))
+    found, why = stable_before(spec, prometheus, revision, started, now or datetime.now(UTC))
     rate = found.requests_per_second if found else None
     requests = sum(side.requests or 0 for side in found.past.windows) if found else 0
     if found is None or rate is None or not requests:
@@ -161,10 +161,11 @@ def _first(spec: ModelSpec) -> int:
     return spec.rollout.steps[0] if spec.rollout.steps else 1
 
 
-def _before(
+def stable_before(
     spec: ModelSpec, prometheus: Prometheus | None, revision: str, started: str | None, now: datetime
 ) -> tuple[Before | None, str]:
-    """What there is of the past, and why there is no more."""
+    """What there is of the stable `revision` before `now`, and why there is no more; its name has meant what it does
+    since `started`. Asked again, it reads the same windows. Never an error."""
     from model_release.metrics import read_before
 
     if prometheus is None:

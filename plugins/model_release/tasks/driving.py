@@ -50,30 +50,21 @@ def past(spec: ModelSpec, release: Release, claimed: datetime) -> tuple[Past, st
     """What stable did before the release was claimed, for its judge, and a sentence about it. Asked again, it reads the
     same windows. Never an error: without a past more requests are needed, and nothing else is lost."""
     from model_release.judging import Judge, Past, Policy
-    from model_release.metrics import read_past
+    from model_release.release.plan import stable_before
 
-    revision, started = release.stable.revision, release.stable.started
+    revision = release.stable.revision
     nothing = Past((), revision)
     if revision is None:
         return nothing, "no past: nothing was stable before this release"
-    if started is None or revision == f"{release.name}-predictor":
-        return nothing, f"no past: since when {revision} has meant what it means now is not known"
     try:
-        found, trouble = read_past(
-            connections.prometheus(),
-            spec.judge,
-            namespace=release.namespace,
-            revision=revision,
-            since=datetime.fromisoformat(started),
-            before=claimed,
-            window=spec.rollout.window,
-        )
+        prometheus = connections.prometheus()
     except MetricsRefused as error:  # the connection says what cannot be
-        found, trouble = nothing, str(error)
-    before = Judge(Policy.from_dict(spec.policy(1)), found).before
-    if not before:
-        return nothing, f"no past: {trouble or f'{revision} had no request that Prometheus knows of'}"
-    return found, f"stable before this release: {before}" + (f" (not further: {trouble})" if trouble else "")
+        return nothing, f"no past: {error}"
+    found, trouble = stable_before(spec, prometheus, revision, release.stable.started, claimed)
+    before = Judge(Policy.from_dict(spec.policy(1)), found.past).before if found else ""
+    if found is None or not before:
+        return nothing, f"no past: {trouble}"
+    return found.past, f"stable before this release: {before}" + (f" (not further: {trouble})" if trouble else "")
 
 
 def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str, before: Past | None) -> Drive:
