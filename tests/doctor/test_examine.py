@@ -12,6 +12,7 @@ from kubernetes.client import CoordinationV1Api
 from tests.tasks.conftest import SPEC
 
 from model_release import metrics
+from model_release.build.registry import Registry
 from model_release.cluster.lease import GUARD
 from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
@@ -256,12 +257,15 @@ def test_a_registry_that_is_away_or_has_no_such_version_is_a_warning(
 ) -> None:
     """Never an error: a version that is built, and a promotion, do not wait for a registry."""
 
-    def answer(*_: Any) -> Any:
-        if there == "away":
-            raise SourceUnavailable("MLflow does not answer")
-        return SimpleNamespace(version=there) if there else None
+    class Answers(Registry):
+        def answer(self, *_: Any) -> Any:
+            if there == "away":
+                raise SourceUnavailable("MLflow does not answer")
+            return SimpleNamespace(version=there) if there else None
 
-    registry: Any = SimpleNamespace(at=answer, newest=answer, version=answer)
+        at = newest = version = answer
+
+    registry = Answers("http://mlflow")
     spec = ModelSpec.model_validate({**SPEC, "source": {"mlflow": source}})
     (line,) = found(replace(world, spec=spec, mlflow=lambda: registry))["registry"]
     assert line.level is level

@@ -95,6 +95,13 @@ class Registry:
                 return None
             asked = {**asked, "page_token": str(said["next_page_token"])}
 
+    def find(self, uri: str, not_later_than: datetime | None = None) -> ModelVersion | None:
+        """The version that `uri` names now, whichever way; None where there is none. `latest` heeds the moment."""
+        name, alias, number = split(uri)
+        if alias is not None:
+            return self.at(name, alias)
+        return self.newest(name, not_later_than) if number == "latest" else self.version(name, str(number))
+
     def location(self, version: ModelVersion) -> str:
         """The URI of the folder in which its files lie."""
         asked = {"name": version.name, "version": version.version}
@@ -122,24 +129,20 @@ class Registry:
         Raises `CheckpointError` also where there is no such version, and where an alias stands at one that was
         registered after `not_later_than`: docs/facts.md#aliases-have-no-history. A number is that very version.
         """
-        name, alias, number = split(uri)
+        name, alias, _ = split(uri)
         if revision is not None:
-            name, alias, number = split(f"models:/{name}{'/' if revision.isdigit() else '@'}{revision}")
-        about = f"models:/{name}{f'@{alias}' if alias else f'/{number}'} at {self.address}"
-        if alias is not None:
-            found = self.at(name, alias)
-            if found is not None and not_later_than is not None and found.time > _aware(not_later_than) + _SKEW:
-                raise CheckpointError(
-                    f"{about} is version {found.version}, registered {_told(found.time)}, after "
-                    f"{_told(_aware(not_later_than))}; where an alias stood earlier MLflow does not keep: name the "
-                    f"version, or let the source be models:/{name}/latest"
-                )
-        elif number == "latest":
-            found = self.newest(name, _aware(not_later_than) if not_later_than else None)
-        else:
-            found = self.version(name, str(number))
+            uri = f"models:/{name}{'/' if revision.isdigit() else '@'}{revision}"
+            name, alias, _ = split(uri)
+        moment = _aware(not_later_than) if not_later_than else None
+        found = self.find(uri, moment)
         if found is None:
-            raise CheckpointError(f"{about}: MLflow knows no such version")
+            raise CheckpointError(f"{uri} at {self.address}: MLflow knows no such version")
+        if alias is not None and moment is not None and found.time > moment + _SKEW:
+            raise CheckpointError(
+                f"{uri} at {self.address} is version {found.version}, registered {_told(found.time)}, after "
+                f"{_told(moment)}; where an alias stood earlier MLflow does not keep: name the version, or let the "
+                f"source be models:/{name}/latest"
+            )
         return _Registered(self._files(self.location(found), found, s3, log), found)
 
     def _files(self, uri: str, version: ModelVersion, s3: Any | None, log: Log) -> Folder:

@@ -19,13 +19,10 @@ def check(reach: Callable[[], Registry], spec: ModelSpec) -> Iterator[Finding]:
     """Whether the server answers, and what it has under the source's name now."""
     from model_release.build.registry import CURE, split
 
-    name, alias, number = split(str(spec.source.mlflow))
+    uri = str(spec.source.mlflow)
+    alias = split(uri)[1]
     try:
-        registry = reach()
-        if alias:
-            found = registry.at(name, alias)
-        else:
-            found = registry.newest(name, None) if number == "latest" else registry.version(name, str(number))
+        found = reach().find(uri)
     except ReleaseError as trouble:
         yield warning("registry", str(trouble), f"can be fixed by {trouble.fixed_by}; {CURE}")
         return
