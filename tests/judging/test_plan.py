@@ -21,11 +21,11 @@ def ask(*, past: Past | None = None, **more: Any) -> Plan:
         "requests_per_second": 10,
         "deadline_minutes": 30,
         "window_seconds": 10,
-        "shares": [0.1],
     }
     about = {name: more.pop(name) for name in asked if name in more}
     limits = {"max_rate": 0.05} if not more.keys() & {"max_rate", "max_ratio", "metrics"} else {}
-    return plan(policy(**limits, **more), past=past, **(asked | about))
+    way = {} if more.keys() & {"ramp", "traffic"} else {"shares": [0.1]}
+    return plan(policy(**limits, **(way | more)), past=past, **(asked | about))
 
 
 def past(rate: float, *, requests: int = 100, burst: float = 1, windows: int = 720) -> Past:
@@ -98,16 +98,12 @@ def test_a_wider_limit_beside_stable_is_a_floor() -> None:
     assert (limit.to, limit.changes) == (0.04, (("floor", 0.02),))
 
 
-def test_evidence_that_is_carried_needs_less_than_steps_of_their_own() -> None:
-    own = ask(shares=[0.1, 0.3], steps=2)
-    carried = plan(
-        policy(max_rate=0.05, shares=[0.1, 0.3]), requests_per_second=10, deadline_minutes=30, window_seconds=10
-    )
-    assert carried.whole
-    assert carried.shares == (0.1, 0.3)
-    assert (carried.minutes_needed or 99) < (own.minutes_needed or 0)
-    assert "the deadline of 30 min for each step" in own.sentence
-    assert "for each step" not in carried.sentence
+def test_all_steps_are_planned_as_the_one_test_that_they_are() -> None:
+    steps, last = ask(shares=[0.1, 0.3]), ask(shares=[0.3])
+    assert steps.shares == (0.1, 0.3)
+    assert (last.minutes_needed or 99) < (steps.minutes_needed or 0) < (ask().minutes_needed or 0)
+    assert steps.sentences[0].startswith("At 10 requests a second and 10 and 30 % of them a good canary needs about ")
+    assert ask(traffic=0.1).minutes_needed == ask().minutes_needed, "a policy without steps is one share"
 
 
 def test_a_ramp_is_planned_by_what_it_may_reach() -> None:
@@ -151,7 +147,7 @@ def test_what_can_never_be_promoted_says_why() -> None:
     worse = ask(past=past(0.06)).refusal
     assert worse.startswith("errors are at 5.8 % on stable, and the limit is 5 %: a canary as good as stable fails; ")
     assert worse.endswith(" with a limit of 12 % for errors (max_rate 0.12)"), "twice what stable is at"
-    alone = ask(max_ratio=1.5, past=past(0.01), shares=[1.0])
+    alone = ask(max_ratio=1.5, past=past(0.01), traffic=1.0)
     assert "stable gets no requests; give max_rate" in alone.refusal
     rare = ask(max_ratio=1.5, past=past(0.0))
     assert "too rare on stable to compare with; give max_rate or a floor" in rare.refusal
@@ -191,8 +187,8 @@ def test_the_same_question_has_the_same_answer_and_it_is_plain_json() -> None:
         ({"requests_per_second": -1}, "requests_per_second"),
         ({"deadline_minutes": 0}, "deadline_minutes"),
         ({"window_seconds": float("nan")}, "window_seconds"),
-        ({"shares": [0.1, 0.0]}, r"shares\[1\]"),
-        ({"shares": []}, "shares"),
+        ({"shares": [0.1, 0.0]}, r"policy.shares\[1\]"),
+        ({"shares": []}, "policy.shares"),
     ],
 )
 def test_bad_figures_are_refused(more: dict[str, Any], field: str) -> None:

@@ -111,6 +111,11 @@ class TestWhatIsRead:
         monkeypatch.setattr(connections, "prometheus", refused)
         assert driving.past(spec, RELEASE, OPENED)[1] == "no past: extra 'tokn' is unknown"
 
+    def test_a_connection_that_is_not_there_is_told_and_ends_no_release(self, spec: ModelSpec) -> None:
+        assert driving.past(spec, RELEASE, OPENED)[1] == (
+            "no past: there is no connection prometheus; one of type http with the server's address is right"
+        )
+
 
 def windows(how_many: int) -> list[Window]:
     return [Window.from_dict(window(number, bad=0)) for number in range(how_many)]

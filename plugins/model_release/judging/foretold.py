@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from .sentences import about, bound, duration, number, share, times
+from .sentences import bound, duration, number, share, times
 from .ways import Way
 
 if TYPE_CHECKING:
@@ -26,11 +26,11 @@ def refusal(plan: Plan) -> str:
     """One line: it cannot end in time, and what would let it."""
     ways = [one for one in plan.ways if one.minutes is not None]
     if plan.never:
-        return f"{plan.never}; it would be promoted {_listed(plan, ways)}" if ways else plan.never
+        return f"{plan.never}; it would be promoted {_listed(ways)}" if ways else plan.never
     few = "none" if not plan.in_time else f"only {share(plan.in_time)}"
     return (
         f"{_at(plan)} {few} of the canaries as good as stable would be promoted by {_deadline(plan)} ({plan.slowest} "
-        f"take longest); they would be {_listed(plan, ways) or 'with more traffic'}"
+        f"take longest); they would be {_listed(ways) or 'with more traffic'}"
     )
 
 
@@ -54,12 +54,12 @@ def above_its_limit(name: str, rate: float, limit: float) -> str:
     return f"{name} are at {share(rate)} on stable, and the limit is {bound(limit)}: a canary as good as stable fails"
 
 
-def way(one: Way, each: bool = False) -> str:
-    """`in 3 min with a limit of 4 % for errors (max_rate 0.04)`; `each`: the deadline is each step's."""
+def way(one: Way) -> str:
+    """`in 3 min with a limit of 4 % for errors (max_rate 0.04)`."""
     fields = ", ".join(f"{name} {number(value)}" for name, value in one.changes)
     what = {
         "limit": f"a limit of {bound(one.to)} for {one.metric} ({fields})",
-        "deadline": f"a deadline of {duration(one.to)}{' for each step' if each else ''}",
+        "deadline": f"a deadline of {duration(one.to)}",
         "share": f"{share(one.to)} of the traffic",
     }[one.kind]
     return f"{'never' if one.minutes is None else f'in {duration(one.minutes)}'} with {what}"
@@ -70,7 +70,6 @@ def _promotion(plan: Plan) -> str:
     if plan.minutes_needed is None:
         return f"{said}longer than anybody could wait."
     said += f"about {duration(plan.minutes_needed)}"
-    said += f" ({about(plan.canary_requests)} canary requests)" if plan.canary_requests else ""
     if _not_found(plan):
         return f"{said}."
     last = max(plan.metrics, key=lambda metric: metric.minutes_found or 0.0)
@@ -116,22 +115,21 @@ def _sooner(plan: Plan) -> str:
         for one in plan.ways
         if one.minutes is not None and (one.kind == "deadline" or now is None or one.minutes < now)
     ]
-    return f"Sooner or surer: {_listed(plan, found)}." if found else ""
+    return f"Sooner or surer: {_listed(found)}." if found else ""
 
 
-def _listed(plan: Plan, found: Sequence[Way]) -> str:
-    return ", ".join(way(one, each=not plan.whole and len(plan.shares) > 1) for one in found)
+def _listed(found: Sequence[Way]) -> str:
+    return ", ".join(way(one) for one in found)
 
 
 def _at(plan: Plan) -> str:
     shares = [share(part).removesuffix(" %") for part in plan.shares]
-    where = "up to " if plan.whole and len(plan.shares) == 1 else ""
+    where = "up to " if plan.ramp else ""
     return f"At {number(plan.requests_per_second)} requests a second and {where}{' and '.join(shares)} % of them"
 
 
 def _deadline(plan: Plan) -> str:
-    each = "" if plan.whole or len(plan.shares) == 1 else " for each step"
-    return f"the deadline of {duration(plan.deadline_minutes)}{each}"
+    return f"the deadline of {duration(plan.deadline_minutes)}"
 
 
 def _times(metric: MetricPlan) -> str:

@@ -7,7 +7,6 @@ past is known, and judged (whole.py). What four of five of them need is told.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -20,7 +19,7 @@ from .policy import Metric, Policy, PolicyError
 from .state import Floats
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 from .ways import Way, ways
-from .whole import Ended, Service, releases
+from .whole import Ended, Service, releases, shares_of
 
 ENOUGH = 0.8  # four of five
 # Releases are possible where at least so many good canaries are promoted by the deadline.
@@ -57,16 +56,15 @@ class MetricPlan:
 @dataclass(frozen=True)
 class Plan:
     """`minutes_needed`: after so long four of five canaries as good as stable are promoted, None if never; `in_time` is
-    the part of them that is by the deadline, the look at it included. `whole`: the deadline is the release's, and not
-    each step's. `slowest` is the metric that keeps a good canary waiting."""
+    the part of them that is by the deadline, the look at it included. `ramp`: the last of `shares` is the most that it
+    may have. `slowest` is the metric that keeps a good canary waiting."""
 
     requests_per_second: float
     shares: tuple[float, ...]
-    whole: bool
+    ramp: bool
     window_seconds: float
     deadline_minutes: float
     minutes_needed: float | None
-    canary_requests: int | None
     in_time: float
     slowest: str
     never: str
@@ -101,37 +99,26 @@ def plan(
     requests_per_second: float,
     deadline_minutes: float,
     window_seconds: float,
-    shares: Sequence[float] = (),
     past: Past | None = None,
 ) -> Plan:
     """What a release by this policy needs and finds. `requests_per_second` is the whole service's traffic.
 
-    `shares` are the steps of a release whose every step is a test of its own, with a deadline of its own; a policy with
-    `shares` or `ramp` carries its evidence, and the deadline is the release's. A metric that the past does not count is
-    taken to be at a fifth of its limit, its bad requests one by one. Raises PolicyError for figures that cannot be. The
-    same input gives the same plan.
+    The canary gets the policy's `shares`, what its `ramp` gives it, or `traffic` where there is neither. A metric that
+    the past does not count is taken to be at a fifth of its limit, its bad requests one by one. Raises PolicyError for
+    figures that cannot be. The same input gives the same plan.
     """
     for name, value in (("deadline_minutes", deadline_minutes), ("window_seconds", window_seconds)):
         if not (math.isfinite(value) and value > 0):
             raise PolicyError(f"{name}: {value!r} is not a time above 0")
     if not (math.isfinite(requests_per_second) and requests_per_second >= 0):
         raise PolicyError(f"requests_per_second: {requests_per_second!r} is not a rate of 0 or more")
-    whole = bool(policy.shares) or policy.ramp is not None
-    given = tuple(shares or ([policy.traffic] if policy.traffic is not None else ()))
-    given = policy.shares or (policy.ramp.most,) if whole and policy.ramp else policy.shares or given
-    if not given:
-        raise PolicyError("shares: give the canary's share of each step, or policy.traffic")
-    for i, part in enumerate(given):
-        if not 0 < part <= 1:
-            raise PolicyError(f"shares[{i}]: {part!r} is not a share above 0 and up to 1")
     rates, bursts, known = _stable(policy, past)
     return _Planned(
         policy,
         Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy)),
-        given,
         max(1, int(deadline_minutes * 60 / window_seconds)),
         window_seconds / 60,
-    ).plan(requests_per_second, deadline_minutes, known, whole=whole)
+    ).plan(requests_per_second, deadline_minutes, known)
 
 
 def chosen_deadline(
@@ -141,9 +128,8 @@ def chosen_deadline(
     minutes to a day. Parameters and errors as in `plan`; the same input gives the same deadline."""
     rates, bursts, _ = _stable(policy, past)
     service = Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
-    shares = () if policy.traffic is None else (policy.traffic,)
     for horizon in _HORIZONS if service.per_window else ():
-        ended = releases(policy, service, rates, shares, max(1, int(horizon * 60 / window_seconds)))
+        ended = releases(policy, service, rates, max(1, int(horizon * 60 / window_seconds)))
         over = np.sort(ended.windows[ended.codes != CONTINUE])
         needed = math.ceil(_DECIDED * len(ended.codes))
         if needed <= len(over):
@@ -158,32 +144,30 @@ class _Planned:
 
     policy: Policy
     service: Service
-    shares: tuple[float, ...]
     deadline: int
     minutes: float
 
-    def plan(self, per_second: float, deadline_minutes: float, known: list[bool], *, whole: bool) -> Plan:
-        policy = self.policy
+    def plan(self, per_second: float, deadline_minutes: float, known: list[bool]) -> Plan:
+        policy, shares = self.policy, shares_of(self.policy)
         limits = [limit_of(m, float(p)) for m, p in zip(policy.metrics, self.service.rates, strict=True)]
         deciding = [i for i, m in enumerate(policy.metrics) if not m.observe]
-        never = foretold.why_never(policy, self.service, limits, self.shares)
+        never = foretold.why_never(policy, self.service, limits, shares)
         failing = [i for i in deciding if limits[i] <= self.service.rates[i]]
         in_time, needed, slowest = 0.0, None, (failing or deciding)[0]
         if not never:
             ended = self.good(self.deadline, final=True)
             in_time = float((ended.codes == PROMOTE).mean())
-            needed = self.needed(policy, self.shares, ended)
+            needed = self.needed(policy, ended)
             slowest = max(deciding, key=lambda i: float(ended.waited[i]))
             if needed is None:
                 never = f"no number of requests shows that {policy.metrics[slowest].name} keep their limit"
         return Plan(
             requests_per_second=float(f"{per_second:.3g}"),
-            shares=self.shares,
-            whole=whole,
+            shares=shares,
+            ramp=policy.ramp is not None,
             window_seconds=60 * self.minutes,
             deadline_minutes=deadline_minutes,
             minutes_needed=_rounded(needed, self.minutes),
-            canary_requests=None if needed is None or whole else self._requests(needed),
             in_time=in_time,
             slowest=policy.metrics[slowest].name,
             never=never,
@@ -193,14 +177,14 @@ class _Planned:
 
     def good(self, windows: int, *, final: bool = False) -> Ended:
         """Canaries as good as stable."""
-        return releases(self.policy, self.service, self.service.rates, self.shares, windows, final=final)
+        return releases(self.policy, self.service, self.service.rates, windows, final=final)
 
-    def needed(self, policy: Policy, shares: Sequence[float], ended: Ended | None = None) -> float | None:
-        """The windows after which four of five good canaries are promoted by this policy and these shares."""
+    def needed(self, policy: Policy, ended: Ended | None = None) -> float | None:
+        """The windows after which four of five good canaries are promoted by this policy."""
         for times in (1, *_BEYOND):
             if ended is None or times > 1:
                 ended = releases(
-                    policy, self.service, self.service.rates, shares, self.deadline * times, until=(PROMOTE, ENOUGH)
+                    policy, self.service, self.service.rates, self.deadline * times, until=(PROMOTE, ENOUGH)
                 )
             if (found := ended.by(PROMOTE, ENOUGH)) is not None:
                 return found
@@ -228,7 +212,7 @@ class _Planned:
         """Canaries at that rate of one metric."""
         canary = self.service.rates.copy()
         canary[i] = min(rate, 1.0)
-        return releases(self.policy, self.service, canary, self.shares, self.deadline, until=(ROLL_BACK, ENOUGH))
+        return releases(self.policy, self.service, canary, self.deadline, until=(ROLL_BACK, ENOUGH))
 
     def _smallest(self, i: int, low: float) -> float | None:
         """The rate from which on four of five are found within the deadline; by bisection, rounded up."""
@@ -243,11 +227,6 @@ class _Planned:
                 high = middle
         unit = 10.0 ** (math.floor(math.log10(high)) - 1)
         return min(1.0, float(f"{math.ceil(high / unit - 1e-9) * unit:.3g}"))
-
-    def _requests(self, windows: float) -> int:
-        """The canary's, over steps that all take the same number of requests."""
-        per_window = len(self.shares) / sum(1 / share for share in self.shares)
-        return math.ceil(windows * per_window * self.service.per_window)
 
 
 def _stable(policy: Policy, past: Past | None) -> tuple[Floats, Floats, list[bool]]:

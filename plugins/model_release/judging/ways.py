@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 from .policy import Metric
+from .whole import shares_of
 
 if TYPE_CHECKING:
     from .plan import _Planned
@@ -42,12 +43,11 @@ def ways(planned: _Planned, slowest: int, limit: float, now: float | None) -> tu
     if changes and to <= 0.5:
         wider = Metric(**{**vars(metric), **dict(changes)})
         changed = replace(policy, metrics=tuple(wider if m is metric else m for m in policy.metrics))
-        needed = minutes(planned.needed(changed, planned.shares))
+        needed = minutes(planned.needed(changed))
         found.append(Way("limit", to, needed, metric.name, changes))
-    steps = 1 if policy.shares or policy.ramp else len(planned.shares)
-    if now is not None and now > 0.9 * planned.deadline * steps:
-        found.append(Way("deadline", written(now * planned.minutes / steps * 1.1), minutes(now)))
-    if max(planned.shares) < LARGEST_SHARE:
+    if now is not None and now > 0.9 * planned.deadline:
+        found.append(Way("deadline", written(now * planned.minutes * 1.1), minutes(now)))
+    if max(shares_of(policy)) < LARGEST_SHARE:
         found.append(Way("share", LARGEST_SHARE, minutes(_at_half(planned))))
     return tuple(found)
 
@@ -55,10 +55,8 @@ def ways(planned: _Planned, slowest: int, limit: float, now: float | None) -> tu
 def _at_half(planned: _Planned) -> float | None:
     policy = planned.policy
     if policy.ramp is not None:
-        return planned.needed(replace(policy, ramp=replace(policy.ramp, most=LARGEST_SHARE)), planned.shares)
-    if policy.shares:
-        policy = replace(policy, shares=(LARGEST_SHARE,))
-    return planned.needed(policy, (LARGEST_SHARE,))
+        return planned.needed(replace(policy, ramp=replace(policy.ramp, most=LARGEST_SHARE)))
+    return planned.needed(replace(policy, shares=(LARGEST_SHARE,)))
 
 
 def widened(metric: Metric, limit: float) -> tuple[tuple[str, float], ...]:

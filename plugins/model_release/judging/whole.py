@@ -1,30 +1,28 @@
 """Whole releases with a known truth, from the first share to the promotion: what a plan and a calibration ask.
 
 The judge's own lines decide, on traffic drawn by chance. The shares follow the evidence as in a live release: with the
-policy's `shares` or `ramp` all of it is one test, else each step is a test of its own. They are moved every few windows
-and not after each, as the gateway and the scrapes take their time too.
+policy's `shares` or `ramp`. They are moved every few windows and not after each, as the gateway and the scrapes take
+their time too.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from . import ramp
 from .evidence import Evidence
-from .policy import Policy
+from .policy import Policy, PolicyError
 from .rules import Rules
 from .simulate import Ints, bad_requests
 from .state import REQUESTS, Bools, Counts, Floats, Readings, State
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 
 RELEASES = 80
-# Windows that are judged at once, with one share; and where the share stays.
+# Windows that are judged at once, with one share.
 _TOGETHER = 3
-_AT_ONE_SHARE = 40
 # At most, in a release that is drawn: longer ones are drawn with longer windows.
 _WINDOWS = 240
 
@@ -60,58 +58,47 @@ def releases(
     policy: Policy,
     service: Service,
     canary: Floats,
-    shares: Sequence[float],
     windows: int,
     *,
     final: bool = False,
     until: tuple[int, float] | None = None,
-    seed: int = 1,
 ) -> Ended:
-    """Releases of a canary whose shares of bad requests are `canary` (M), each over `windows` at most; of `shares` that
-    are tests of their own, each has so many. `final`: what is open then has its look at the deadline. `until`: no more
-    is asked than when so many of them have ended with that code."""
-    if policy.ramp is not None or policy.shares:
-        first = policy.shares[0] if policy.ramp is None else ramp.begin(policy.ramp, service.per_window)
-        return _Course(policy, service, canary, seed).run(first, windows, final, until)
-    ended: Ended | None = None
-    for i, part in enumerate(shares):
-        step = _Course(policy, service, canary, seed + i).run(part, windows, final, None)
-        ended = step if ended is None else _after(ended, step)
-    assert ended is not None, "a release has at least one share"
-    return ended
+    """Releases of a canary whose shares of bad requests are `canary` (M), each over `windows` at most. `final`: what is
+    open then has its look at the deadline. `until`: no more is asked than when so many of them have ended with that
+    code."""
+    first = shares_of(policy)[0] if policy.ramp is None else ramp.begin(policy.ramp, service.per_window)
+    return _Course(policy, service, canary).run(first, windows, final, until)
 
 
-def _after(before: Ended, step: Ended) -> Ended:
-    """A step, of those releases whose steps before it have all promoted."""
-    went_on = before.codes == PROMOTE
-    return Ended(
-        np.where(went_on, step.codes, before.codes),
-        np.where(went_on, before.windows + step.windows, before.windows),
-        before.waited + step.waited,
-    )
+def shares_of(policy: Policy) -> tuple[float, ...]:
+    """The shares that the canary gets, one after the other; of a ramp the largest. Raises PolicyError for none."""
+    if policy.ramp is not None:
+        return (policy.ramp.most,)
+    if not policy.shares and policy.traffic is None:
+        raise PolicyError("policy.shares: give the canary's shares, or policy.ramp or policy.traffic")
+    return policy.shares or (float(policy.traffic or 0),)
 
 
 class _Course:
-    """Releases side by side, at one test."""
+    """Releases side by side."""
 
-    def __init__(self, policy: Policy, service: Service, canary: Floats, seed: int) -> None:
+    def __init__(self, policy: Policy, service: Service, canary: Floats) -> None:
         # The split is the one that was asked for: it is not in question here.
         self.policy, self.service, self.canary = replace(policy, traffic=None), service, canary
         self.evidence = Evidence(self.policy, service.past)
         self.rules = Rules(self.evidence)
-        self._rng = np.random.default_rng(seed)
+        self._rng = np.random.default_rng(1)
         self._deciding = np.array([not m.observe for m in policy.metrics])
 
     def run(self, first: float, windows: int, final: bool, until: tuple[int, float] | None) -> Ended:
         each = max(1, math.ceil(windows / _WINDOWS))
         length = max(1, (windows - self.policy.warm_up) // each)
-        together = _TOGETHER if self.policy.shares or self.policy.ramp else _AT_ONE_SHARE
         share = np.full(RELEASES, first)
         codes, ended = np.full(RELEASES, CONTINUE), np.full(RELEASES, float(length))
         shown = np.full((RELEASES, len(self.policy.metrics)), float(length))
         state, at = self.evidence.start((RELEASES,)), 0
         while at < length and (codes == CONTINUE).any():
-            path = self.evidence.extend(state, self._counts(share, min(together, length - at), each))
+            path = self.evidence.extend(state, self._counts(share, min(_TOGETHER, length - at), each))
             readings = self.evidence.read_path(path)
             said = self._said(path, readings, share)
             open_ = codes == CONTINUE

@@ -101,14 +101,20 @@ def prometheus() -> Prometheus:
     connections. Extra `timeout` is seconds for each request, 10 unless said.
 
     Raises:
-        MetricsRefused: the connection says something else, or two things at once.
+        MetricsRefused: there is no such connection, or it says something else, or two things at once.
     """
     from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
 
     from model_release.errors import MetricsRefused
     from model_release.metrics.prometheus import Prometheus
 
-    connection = BaseHook.get_connection(PROMETHEUS)
+    try:
+        connection = BaseHook.get_connection(PROMETHEUS)
+    except AirflowNotFoundException as error:
+        raise MetricsRefused(
+            f"there is no connection {PROMETHEUS}; one of type http with the server's address is right"
+        ) from error
     extra = connection.extra_dejson
     if unknown := sorted(extra.keys() - set(_PROMETHEUS_EXTRA)):
         known = ", ".join(_PROMETHEUS_EXTRA)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode, urlsplit
 
-from model_release.errors import ClusterRefused, MetricsRefused, ReleaseError, SpecError, StoreRefused
+from model_release.errors import ClusterRefused, ReleaseError, SpecError, StoreRefused
 from model_release.web.sources import Models, Releases
 
 if TYPE_CHECKING:
@@ -102,14 +102,9 @@ class AirflowSources:
         return cluster.leases(self._cluster(), namespace)
 
     def prometheus(self) -> Prometheus:
-        from airflow.sdk.exceptions import AirflowNotFoundException
-
         from model_release.tasks import connections
 
-        try:
-            return connections.prometheus()
-        except AirflowNotFoundException as error:
-            raise MetricsRefused("there is no Airflow connection 'prometheus'") from error
+        return connections.prometheus()
 
     def addresses(self) -> dict[str, str]:
         from model_release.tasks import connections
