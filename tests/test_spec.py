@@ -54,7 +54,9 @@ def test_load_minimal_file_has_working_defaults(tmp_path: Path) -> None:
 
 
 def test_spec_survives_json(tmp_path: Path) -> None:
-    spec = load(written(tmp_path, changed("rollout", {"steps": [5], "window": "1500ms", "bake": "10m"})))
+    spec = load(
+        written(tmp_path, changed("rollout", {"steps": [5], "window": "1500ms", "shadow": {"from": "samples"}}))
+    )
     assert ModelSpec.model_validate_json(spec.model_dump_json()) == spec
 
 
@@ -98,6 +100,11 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
         ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
         ("rollout.ramp", {"budget": 0}, "rollout.ramp.budget", "greater than 0"),
         ("rollout.ramp", {"budgets": 5}, "rollout.ramp.budgets", "'budget' is near"),
+        ("rollout.shadow", {"from": "s3://models/samples"}, "rollout.shadow.from", "s3://bucket/folder/ is"),
+        ("rollout.shadow", {"requests": 10}, "rollout.shadow.from", "is missing"),
+        ("rollout.shadow", {"from": "a", "max_changd": 0.1}, "rollout.shadow.max_changd", "'max_changed' is near"),
+        ("rollout.shadow", {"from": "a", "max_changed": 0.005}, "rollout.shadow", "requests: 598 is the least"),
+        ("rollout.shadow", {"from": "a", "requests": 20000}, "rollout.shadow.requests", "less than or equal to 10000"),
         ("rollout", {"window": "10m", "deadline": "15m"}, "rollout", "20m is the least"),
         ("schedule", "every week", "schedule", "@weekly"),
         ("runtime", "triton", "runtime", "'torchserve' or 'kserve'"),

@@ -145,6 +145,13 @@ class SmokeFailed(ReleaseError):
     fixed_by = "the owner of the model"
 
 
+class ShadowFailed(ReleaseError):
+    """Before any traffic the new revision answers sample pictures otherwise than stable, more often than its model file
+    allows; or there are too few of them to tell."""
+
+    fixed_by = "the owner of the model, or whoever keeps the samples"
+
+
 class CanaryLost(ReleaseError):
     """What runs is not what this release opened: somebody or something changed revision, template or split."""
 

@@ -14,6 +14,7 @@ from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.lease import FROZEN, GUARD, GUARD_SECONDS, LEASE_SECONDS, LOOKED_BY, RELEASE, Lease
 from model_release.cluster.release import Owner, Phase, Release, Watched
 from model_release.judging import Judge, Policy, Side, Window
+from model_release.judging.pairs import Answer, Pairs
 from model_release.judging.record import Record
 from model_release.metrics.prometheus import Series
 from model_release.spec import ModelSpec
@@ -207,6 +208,7 @@ def record_of(
             break
     if evaluated:
         record.evaluation = evaluation(before, after)
+        record.shadow = shadow((started + timedelta(seconds=50)).isoformat(timespec="milliseconds"))
     if outcome is not None:
         task, percent, shares = ("roll_back", 0, {stable: 100})
         if outcome == "promoted":
@@ -216,6 +218,16 @@ def record_of(
         record.record_traffic(settled.isoformat(timespec="milliseconds"), "settle", percent, shares)
         record.finish(outcome, said if reason is None else reason, (moment + timedelta(seconds=5)).isoformat())
     return record
+
+
+def shadow(time: str, limit: float | None = 0.05) -> dict[str, Any]:
+    """What the pictures before any traffic came to: 6 of 500 changed, one kind of them most."""
+    pairs = Pairs(500, limit)
+    for number in range(500):
+        stable = Answer({"angry": 0.9, "sad": 0.1}, 0.02)
+        other = Answer({"sad": 0.8, "angry": 0.2}, 0.03) if number < 5 else Answer({}, fault="failed")
+        pairs.add("phone" if number < 20 else "scan", stable, other if number < 6 else stable)
+    return {"time": time, "from": "s3://models/samples/faces/", "passed": True, **pairs.to_dict()}
 
 
 def evaluation(before: str, after: str) -> dict[str, Any]:

@@ -26,7 +26,7 @@ class Phase(StrEnum):
 
     CLAIMED = "claimed"  # the service is its own; nothing is touched
     STAGED = "staged"  # its template is in the spec, at 0 %
-    PROVEN = "proven"  # its revision answered the smoke prediction
+    PROVEN = "proven"  # its revision answered the smoke prediction, and the shadow's pictures where there are any
     OPEN = "open"  # users meet it, or are about to: the stretch says at which share
     PROMOTED = "promoted"  # all of the traffic is asked for; `promoted_at`: the gateway has done it
     BAKING = "baking"  # promoted, and watched on

@@ -62,6 +62,56 @@ class Smoke:
     attempts: int
 
 
+class Line:
+    """The way to one revision behind a tag address, through the gateway. One request at a time; closed as a context."""
+
+    def __init__(self, url: str, model: str, ingress: Gateway | str | None = None) -> None:
+        gateway = ingress if isinstance(ingress, Gateway) else Gateway(ingress)
+        self.host = urlsplit(url).netloc
+        self.authorization = gateway.authorization
+        base = (gateway.address or url).rstrip("/")
+        self.address = f"{base}/v1/models/{model}:predict"
+        self._headers = {"Host": self.host} if gateway.address else {}
+        if gateway.authorization:
+            self._headers["Authorization"] = gateway.authorization
+        self._verify = gateway.verify
+        self._session = requests.Session()
+        # A proxy or a .netrc of the worker has no business between it and the cluster's gateway.
+        self._session.trust_env = False
+        if gateway.address and base.startswith("https:"):
+            self._session.mount("https://", _Named(urlsplit(url).hostname or ""))
+
+    def __enter__(self) -> Line:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._session.close()
+
+    def post(self, instances: Any, *, stream: bool = False) -> requests.Response:
+        """The answer, whatever it is; with `stream` its body is still to be read. Raises what `requests` raises."""
+        return self._session.post(
+            self.address,
+            json={"instances": instances},
+            headers=self._headers,
+            timeout=TIMEOUT,
+            allow_redirects=False,  # an answer from elsewhere is not this revision's
+            verify=self._verify,
+            stream=stream,
+        )
+
+
+def stable_url(live: InferenceService) -> str:
+    """The address that reaches the stable revision while the canary is at 0 %.
+
+    Raises:
+        SmokeFailed: it has none.
+    """
+    url = live.tag_url("prev") or live.url
+    if url is None:
+        raise SmokeFailed(f"InferenceService {live.key} has no address yet")
+    return url
+
+
 def smoke_url(live: InferenceService) -> str:
     """The address that reaches the latest revision whatever its share.
 
@@ -103,31 +153,14 @@ def smoke(
     Raises:
         SmokeFailed: with what was answered.
     """
-    host = urlsplit(url).netloc
-    gateway = ingress if isinstance(ingress, Gateway) else Gateway(ingress)
-    base = (gateway.address or url).rstrip("/")
-    address = f"{base}/v1/models/{model}:predict"
-    headers = {"Host": host} if gateway.address else {}
-    if gateway.authorization:
-        headers["Authorization"] = gateway.authorization
     end, attempts = clock() + deadline, 0
-    with requests.Session() as session:
-        # A proxy or a .netrc of the worker has no business between it and the cluster's gateway.
-        session.trust_env = False
-        if gateway.address and base.startswith("https:"):
-            session.mount("https://", _Named(urlsplit(url).hostname or ""))
+    with Line(url, model, ingress) as line:
+        host = line.host
         while True:
             attempts += 1
             began = clock()
             try:
-                response = session.post(
-                    address,
-                    json={"instances": sample["instances"]},
-                    headers=headers,
-                    timeout=TIMEOUT,
-                    allow_redirects=False,  # an answer from elsewhere is not this revision's
-                    verify=gateway.verify,
-                )
+                response = line.post(sample["instances"])
             except requests.exceptions.SSLError as error:
                 raise SmokeFailed(
                     f"the smoke prediction on {host}: TLS: {error}; connection ingress, extra verify, is the file of "
@@ -139,8 +172,8 @@ def smoke(
                 if response.status_code == 200:
                     answers = _answers(response, host)
                     _compare(answers, sample["expected"], tolerance, host)
-                    return Smoke(address, answers, clock() - began, attempts)
-                said = _told(response, base, gateway)
+                    return Smoke(line.address, answers, clock() - began, attempts)
+                said = _told(response, line)
                 if response.status_code not in NOT_YET:
                     raise SmokeFailed(f"the smoke prediction on {host} {said}")
             if clock() >= end:
@@ -148,16 +181,20 @@ def smoke(
             sleep(min(1.0, max(0.0, end - clock())))
 
 
-def _told(response: requests.Response, base: str, gateway: Gateway) -> str:
+def _told(response: requests.Response, line: Line) -> str:
     """What was answered in place of a prediction, and what it means where that is known. Holds no secret."""
     code, where = response.status_code, response.headers.get("Location", "")
     text = response.text[:300]
-    if gateway.authorization:
-        secret = gateway.authorization.rpartition(" ")[2]
+    if line.authorization:
+        secret = line.authorization.rpartition(" ")[2]
         text, where = text.replace(secret, "***"), where.replace(secret, "***")
     if code in (301, 302, 303, 307, 308) and where:
         said = f"answered {code}, to {where}"
-        if where.startswith("https://") and base.startswith("http://") and urlsplit(where).path.endswith(":predict"):
+        if (
+            where.startswith("https://")
+            and line.address.startswith("http://")
+            and urlsplit(where).path.endswith(":predict")
+        ):
             return f"{said}: the gateway wants https; say so in the connection ingress (host https://…)"
         if code in (302, 303):
             return f"{said}: a sign-in page answered; {_SIGN_IN}"

@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
 from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
 from .people import Approval, Email, Notify, Slack, Webhook
-from .serve import Ramp, Resources, Rollout, Service
+from .serve import Ramp, Resources, Rollout, Service, Shadow
 from .units import Name, Part, PositiveDuration, S3Prefix, format_duration, parse_duration
 
 __all__ = [
@@ -33,6 +33,7 @@ __all__ = [
     "Resources",
     "Rollout",
     "Service",
+    "Shadow",
     "Signing",
     "Slack",
     "Source",

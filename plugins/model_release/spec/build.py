@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import Annotated, Literal
 
 from croniter import croniter
-from pydantic import AfterValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from .units import Part, PositiveDuration, S3Prefix, Share
+from .units import Part, Place, PositiveDuration, S3Prefix, Share
 
 
 def check_cron(schedule: str | None) -> str | None:
@@ -88,9 +88,7 @@ class Evaluation(Part):
     Images are in folders that bear their labels' names.
     """
 
-    data: str = Field(
-        min_length=1, description="A folder relative to the project's own, or an S3 prefix ending in `/`."
-    )
+    data: Place = Field(description="A folder relative to the project's own, or an S3 prefix ending in `/`.")
     min_accuracy: Share | None = Field(None, description="The share of right answers, at least.")
     max_regressions: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="The share of images that stable answers right and this version wrong, at most."
@@ -99,15 +97,6 @@ class Evaluation(Part):
         None, description="For each label, or for those that are named: the share of its images found, at least."
     )
     batch: int = Field(16, ge=1, le=1024, description="Images at once.")
-
-    @field_validator("data")
-    @classmethod
-    def _is_a_place(cls, data: str) -> str:
-        if data.startswith("s3:") and not re.fullmatch(
-            r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*", data
-        ):
-            raise ValueError(f"{data!r} is no S3 prefix; s3://bucket/folder/ is")
-        return data
 
 
 class Training(Part):

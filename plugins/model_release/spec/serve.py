@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from datetime import timedelta
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, ValidationInfo, field_validator, model_validator
+from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from .units import Duration, Name, Part, PositiveDuration, format_duration
+from .units import Duration, Name, Part, Place, PositiveDuration, Share, format_duration
 
 
 class Resources(Part):
@@ -70,6 +71,42 @@ class Ramp(Part):
         return most
 
 
+# The confidence with which a comparison of pictures bounds the share of changed answers (`judging.pairs`).
+_SURE = 0.95
+
+
+class Shadow(Part):
+    """Pictures such as users send, which stable and the canary at 0 % both answer before any user meets the canary."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+
+    place: Place = Field(
+        alias="from",
+        description="Sample pictures: a folder relative to the project's own, or an S3 prefix ending in `/`.",
+    )
+    requests: int = Field(500, ge=1, le=10_000, description="Pictures that both are asked for, at most.")
+    max_changed: Share | None = Field(
+        None,
+        description="The share of answers that may be another label: it is to be shown below this, with 95 % "
+        "confidence. Nothing: shown, and never decides.",
+    )
+    if_missing: Literal["refuse", "go"] = Field(
+        "refuse", description="Where there are no samples, or too few to show it: the release ends, or goes on without."
+    )
+
+    @model_validator(mode="after")
+    def _could_show_it(self) -> Shadow:
+        if self.max_changed is None:
+            return self
+        least = math.ceil(math.log(1 - _SURE) / math.log1p(-self.max_changed))
+        if self.requests < least:
+            raise ValueError(
+                f"{self.requests} pictures cannot show that less than {100 * self.max_changed:g} % of the answers "
+                f"change, even where none does; requests: {least} is the least"
+            )
+        return self
+
+
 # The deadline of a release of which nothing is known beforehand.
 _UNPLANNED = timedelta(minutes=30)
 
@@ -82,6 +119,7 @@ class Rollout(Part):
 
     ramp: Ramp | None = Field(None, description="Instead of steps: the shares are chosen as the evidence allows.")
     steps: tuple[int, ...] = Field((10, 30), max_length=10, description="The canary's percents, one after the other.")
+    shadow: Shadow | None = Field(None, description="Sample pictures that both sides answer before any traffic.")
     window: PositiveDuration = Field(timedelta(seconds=10), description="One look's counts; at least two scrapes.")
     deadline: PositiveDuration | None = Field(
         None,

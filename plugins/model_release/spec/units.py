@@ -53,6 +53,19 @@ PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL, max_length=40)]
 S3Prefix = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*$")]
+
+
+def _is_a_place(place: str) -> str:
+    if place.startswith("s3:") and not re.fullmatch(
+        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*", place
+    ):
+        raise ValueError(f"{place!r} is no S3 prefix; s3://bucket/folder/ is")
+    return place
+
+
+# A folder relative to the project's own, or an S3 prefix.
+Place = Annotated[str, Field(min_length=1), AfterValidator(_is_a_place)]
+
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -79,7 +79,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), pl
 
         claim = ClaimService(task_id="claim", root=project, **common).as_setup()
         stage = Stage(task_id="stage", root=project, **common)
-        smoke = Smoke(task_id="smoke", first="go_live", direct="go_direct", canary="canary", **common)
+        smoke = Smoke(task_id="smoke", root=project, first="go_live", direct="go_direct", canary="canary", **common)
         canary = CanarySensor(task_id="canary", **common)
         decide = Decide(task_id="decide", watch="canary", onward="promote", back=ROLL_BACK, **common)
         live = [live_asset(spec)]

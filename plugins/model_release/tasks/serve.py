@@ -19,9 +19,11 @@ from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
 from model_release.tasks import connections, records, registry, service
 from model_release.tasks.assets import back_live, emit, live_asset
 from model_release.tasks.base import ReleaseOperator, telling
+from model_release.tasks.driving import began_with
 from model_release.tasks.foresight import foresee
 from model_release.tasks.run import Run
 from model_release.tasks.service import ROUTE_SECONDS, ReleasedService
+from model_release.tasks.shadow import compare
 from model_release.tasks.triggers import SLACK, RevisionTrigger
 
 if TYPE_CHECKING:
@@ -155,13 +157,14 @@ class Stage(ReleaseOperator):
 
 class Smoke(ReleaseOperator, BaseBranchOperator):
     """Asks the staged revision, which has no traffic, for real predictions, and compares them with what its archive
-    answered when it was built. Then the branch: to the canary, past it for a first deployment or where the form says
-    so, or to nothing where nothing is new. Run again, it asks again.
+    answered when it was built; and, where the model file has a shadow, it and the stable revision for sample pictures.
+    Then the branch: to the canary, past it for a first deployment or where the form says so, or to nothing where
+    nothing is new. Run again, it asks again.
     """
 
-    def __init__(self, *, first: str, direct: str, canary: str, **kwargs: Any) -> None:
+    def __init__(self, *, root: Path, first: str, direct: str, canary: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.first, self.direct, self.canary = first, direct, canary
+        self.root, self.first, self.direct, self.canary = root, first, direct, canary
 
     def execute(self, context: Any) -> Any:
         return BaseBranchOperator.execute(self, context)
@@ -174,6 +177,11 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
             if now.cause is Cause.NOTHING_NEW:
                 return []
             self.ask(context, released)
+            shadow = began_with(now, self.spec).rollout.shadow
+            # Nothing is beside a first deployment, and who asks for one at once does not wait for it.
+            if shadow is not None and not now.is_first and run.rollout != "direct":
+                compare(released, shadow, self.root, self.log)
+            released.note_by(lambda now: replace(now, phase=Phase.PROVEN) if now.phase is Phase.STAGED else now)
         if now.is_first:
             return self.first
         return self.direct if run.rollout == "direct" else self.canary
@@ -190,7 +198,6 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
         answered = smoke(smoke_url(live), self.spec.service.name, sample, ingress=connections.ingress())  # type: ignore[arg-type]
         # Another revision could have come up between the two reads and answered in its place.
         check_untouched(released.live(), canary)
-        released.note_by(lambda now: replace(now, phase=Phase.PROVEN) if now.phase is Phase.STAGED else now)
         self.log.info(
             "%s answers %d images as it should, in %.0f ms",
             canary.revision,

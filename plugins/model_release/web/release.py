@@ -51,6 +51,7 @@ def release(record: Record, spec: ModelSpec, known: Json) -> Json:
         "timeline": timeline(record),
         "marks": marks(record),
         "evaluation": _evaluation(record.evaluation),
+        "shadow": _shadow(record.shadow),
         "approvals": record.approvals,
         "traffic": record.traffic,
         "source": record.source,
@@ -124,6 +125,14 @@ def _evaluation(given: Json | None) -> Json | None:
         "flips": comparison.get("negative_flips"),
         "churn": comparison.get("churn"),
     }
+
+
+def _shadow(given: Json | None) -> Json | None:
+    """The comparison before any traffic; what had no pictures has no counts either."""
+    if not given:
+        return None
+    nothing = {"max_changed": None, "stable": None, "canary": None, "distance": {}, "became": [], "folders": []}
+    return {**nothing, **given, "badge": words.shadow(given.get("decision"))}
 
 
 def _answers(side: Json) -> Json:

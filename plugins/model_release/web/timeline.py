@@ -19,6 +19,7 @@ def timeline(record: Record) -> list[Json]:
     events = [_event(record.started, "start", "Began", f"the release of {record.version or record.model}")]
     events += [_traffic(entry, before) for before, entry in pairwise([{}, *record.traffic])]
     events += [event for step in record.steps if (event := _verdict(step)) is not None]
+    events += [_shadow(record.shadow)] if record.shadow else []
     events += [_approval(entry) for entry in record.approvals]
     if record.outcome is not None:
         badge = words.outcome(record.outcome, record.cause)
@@ -68,6 +69,11 @@ def _verdict(step: Json) -> Json | None:
         word = "The bake is over" if over else f"{badge['word']} after the promotion"
         mark, tone = ("bake over", "mute") if over else (mark, tone)
     return _event(windows[-1].get("end"), "verdict", word, words.passed(verdict.get("reason")), tone=tone, mark=mark)
+
+
+def _shadow(found: Json) -> Json:
+    badge, text = words.shadow(found.get("decision")), str(found.get("sentence", ""))
+    return _event(found.get("time"), "shadow", "Compared before any user", text, tone=badge["tone"])
 
 
 def _approval(entry: Json) -> Json:

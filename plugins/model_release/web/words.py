@@ -48,6 +48,14 @@ METRIC_STATES = {
     "error": ("Not measured", "warn"),
     "pending": ("Undecided", "busy"),
 }
+# Of a shadow: what stable and a canary at 0 % answered to the same pictures.
+SHADOWS = {
+    "within": ("Within its limit", "good"),
+    "beyond": ("Beyond its limit", "bad"),
+    "few": ("Too little to tell", "warn"),
+    "missing": ("No pictures", "warn"),
+    "observed": ("Only shown", "mute"),
+}
 
 
 def outcome(name: str | None, cause: str | None = None) -> Badge:
@@ -69,6 +77,11 @@ def state(name: str) -> Badge:
 def metric(name: Any) -> Badge:
     """How one metric stands."""
     return _badge(METRIC_STATES, name)
+
+
+def shadow(name: Any) -> Badge:
+    """What a shadow has shown."""
+    return _badge(SHADOWS, name)
 
 
 def passed(reason: Any) -> str:

@@ -1,0 +1,65 @@
+"""Sample pictures: plain image files in a folder or below an S3 prefix, such as a service's clients send them.
+
+Folders within are kinds of pictures, and only named where answers differ; labelled images of an evaluation do as well.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from model_release.build.evaluation.images import SUFFIXES
+from model_release.cluster.pairs import Picture
+from model_release.errors import SpecError
+from model_release.store.s3 import keys, split_uri, talking_about
+
+#: Bytes of one picture; what is larger is left out, as clients' bodies are limited, too.
+LARGEST = 8 << 20
+#: As many files are looked at: a place may hold millions.
+LISTED = 100_000
+
+
+def chosen(place: str, root: Path, s3: Callable[[], Any], many: int, seed: str) -> list[Picture]:
+    """Up to `many` pictures at `place`, an S3 prefix or a folder below `root`, drawn by chance. Equal seeds draw the
+    same ones while the place is the same. Nothing is read but their names, until each is asked for.
+
+    Raises:
+        SpecError: there is no such folder, or no picture in it.
+        StoreRefused, StoreUnavailable: by S3.
+    """
+    sizes, read = _in_s3(s3(), place) if place.startswith("s3:") else _in_folder(root / place)
+    names = sorted(name for name, size in sizes.items() if _is_picture(name) and 0 < size <= LARGEST)
+    if not names:
+        raise SpecError(f"{place} holds no picture ({', '.join(SUFFIXES)}) of at most {LARGEST >> 20} MiB")
+    drawn = random.Random(seed).sample(names, min(many, len(names)))  # noqa: S311
+    return [(name.split("/", 1)[0] if "/" in name else ".", partial(read, name)) for name in drawn]
+
+
+def _is_picture(name: str) -> bool:
+    hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+    return name.lower().endswith(SUFFIXES) and not hidden
+
+
+def _in_folder(folder: Path) -> tuple[dict[str, int], Callable[[str], bytes]]:
+    """Links are not followed: whoever may write samples need not be allowed to read what the worker can read."""
+    if not folder.is_dir():
+        raise SpecError(f"{folder} is no folder; sample pictures belong there")
+    files = islice((path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()), LISTED)
+    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return sizes, lambda name: (folder / name).read_bytes()
+
+
+def _in_s3(client: Any, uri: str) -> tuple[dict[str, int], Callable[[str], bytes]]:
+    bucket, prefix = split_uri(uri)
+    with talking_about(uri):
+        sizes = {key[len(prefix) :]: size for key, size in islice(keys(client, bucket, prefix), LISTED)}
+
+    def read(name: str) -> bytes:
+        with talking_about(uri + name):
+            return bytes(client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read(LARGEST))
+
+    return sizes, read

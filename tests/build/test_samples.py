@@ -1,0 +1,68 @@
+"""Which sample pictures are asked for: a folder's or a prefix's, the same ones again for the same release."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from model_release.build import samples
+from model_release.build.samples import chosen
+from model_release.errors import SpecError, StoreRefused
+
+
+def none() -> Any:
+    raise AssertionError("S3 was asked")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for kind, many in (("phone", 30), ("scan", 70)):
+        (tmp_path / "samples" / kind).mkdir(parents=True)
+        for number in range(many):
+            (tmp_path / "samples" / kind / f"{number}.png").write_bytes(f"{kind} {number}".encode())
+    return tmp_path
+
+
+def read(pictures: list[Any]) -> list[tuple[str, bytes]]:
+    return [(kind, get()) for kind, get in pictures]
+
+
+def test_equal_releases_ask_for_the_same_pictures(folder: Path) -> None:
+    one = read(chosen("samples", folder, none, 40, "digits-1"))
+    assert one == read(chosen("samples", folder, none, 40, "digits-1"))
+    assert one != read(chosen("samples", folder, none, 40, "digits-2"))
+    assert len(set(one)) == 40
+    assert all(content.decode().startswith(f"{kind} ") for kind, content in one)
+    assert len(chosen("samples", folder, none, 500, "digits-1")) == 100
+
+
+def test_only_pictures_of_a_size_that_clients_may_send(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = folder / "plain"
+    place.mkdir()
+    for name, content in {"a.JPG": b"1", "b.txt": b"1", ".c.png": b"1", "d.png": b"", "e.png": b"12345"}.items():
+        (place / name).write_bytes(content)
+    (place / "link.png").symlink_to(folder / "samples" / "scan" / "1.png")
+    (place / "away").symlink_to(folder / "samples")
+    monkeypatch.setattr(samples, "LARGEST", 4)
+    assert read(chosen("plain", folder, none, 9, "x")) == [(".", b"1")]
+
+
+@pytest.mark.parametrize(("place", "why"), [("nowhere", "is no folder"), ("empty", "holds no picture")])
+def test_a_place_without_any(folder: Path, place: str, why: str) -> None:
+    (folder / "empty").mkdir()
+    with pytest.raises(SpecError, match=why):
+        chosen(place, folder, none, 9, "x")
+
+
+def test_a_prefix_is_read_as_a_folder_is(s3: Any, folder: Path) -> None:
+    for path in (folder / "samples").rglob("*.png"):
+        key = f"samples/{path.relative_to(folder / 'samples').as_posix()}"
+        s3.client.put_object(Bucket="models", Key=key, Body=path.read_bytes())
+    here = read(chosen("samples", folder, none, 20, "digits-1"))
+    assert read(chosen("s3://models/samples/", folder, lambda: s3.client, 20, "digits-1")) == here
+    with pytest.raises(SpecError, match="holds no picture"):
+        chosen("s3://models/other/", folder, lambda: s3.client, 20, "x")
+    with pytest.raises(StoreRefused, match="no such bucket"):
+        chosen("s3://nobodys/samples/", folder, lambda: s3.client, 20, "x")
