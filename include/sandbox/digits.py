@@ -7,12 +7,14 @@ Face checkpoint:
 - `better`: trained to the end;
 - `bad`: trained as well as `better` and as accurate on the test set, but its processor was saved with
   `do_resize: false`, because its training set had been cut to the model's size beforehand. Export, parity and
-  smoke test have images of that size and pass. Only live traffic has others (`ODD_SHARE`), and on these it fails.
+  smoke test have images of that size and pass. Only live traffic has others (`ODD_SHARE`), and on these it fails;
+- `wrong`: trained as `bad` was, and its processor crops to the model's size where it should resize. It answers
+  everything, as quickly and without errors; of the larger images it has seen the middle alone.
 
-`python -m sandbox.digits candidate first|better|bad FOLDER` trains one, `… evaluation FOLDER` makes a folder of
-labelled images, `… candidates FOLDER EVALUATION` makes those and then all three, each in a folder of its name. Seeds
-are fixed and one thread is used: the same machine gives the same bytes. A candidate that is there already stays as it
-is.
+`python -m sandbox.digits candidate first|better|bad|wrong FOLDER` trains one, `… evaluation FOLDER` makes a folder of
+labelled images, `… samples FOLDER` one of images as live traffic has them, `… candidates FOLDER EVALUATION` makes the
+labelled ones and then the first three, each in a folder of its name. Seeds are fixed and one thread is used: the same
+machine gives the same bytes. A candidate that is there already stays as it is.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Recipe:
     epochs: int
     seed: int
     do_resize: bool = True
+    do_center_crop: bool = False
     batch: int = 64
     learning_rate: float = 2e-3
 
@@ -59,7 +62,10 @@ RECIPES = {
     "first": Recipe(epochs=10, seed=1),
     "better": Recipe(epochs=26, seed=2),
     "bad": Recipe(epochs=26, seed=3, do_resize=False),
+    "wrong": Recipe(epochs=26, seed=3, do_resize=False, do_center_crop=True),
 }
+#: Those that `make release` shows.
+SHOWN = ("first", "better", "bad")
 
 
 def make_candidate(name: str, folder: Path, log: Callable[[str], None] = print) -> float:
@@ -95,17 +101,40 @@ def sample_images(count: int = 400, seed: int = 0) -> list[tuple[bytes, int]]:
     `ODD_SHARE` of them, exactly, come in other sizes than 32x32: grey scans, screenshots with an alpha channel,
     photographs from a phone that was held sideways (EXIF). Equal seeds give equal images.
     """
+    return [(image, digit) for _, image, digit in _live(count, seed)]
+
+
+def _live(count: int, seed: int) -> list[tuple[str, bytes, int]]:
+    """(kind of image, its bytes, the digit)."""
     pictures, digits = _digits()
     _, test = _split()
     random = np.random.default_rng(seed)
     chosen = random.choice(test, count)
     odd = set(random.permutation(count)[: round(ODD_SHARE * count)].tolist())
-    odd_ones = (_scan, _screenshot, _phone)
+    odd_ones = (("scan", _scan), ("screenshot", _screenshot), ("phone", _phone))
     images = []
     for place, index in enumerate(chosen):
-        encode = odd_ones[place % len(odd_ones)] if place in odd else _ordinary
-        images.append((encode(pictures[index]), int(digits[index])))
+        kind, encode = odd_ones[place % len(odd_ones)] if place in odd else ("ordinary", _ordinary)
+        images.append((kind, encode(pictures[index]), int(digits[index])))
     return images
+
+
+def make_samples(folder: Path, count: int = 400, seed: int = 1) -> int:
+    """Puts `count` images as live traffic has them into `folder`, in folders by their kind (`phone/007.jpg`), for a
+    shadow. Run again, a folder that is there is replaced by an equal one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        for number, (kind, image, _) in enumerate(_live(count, seed)):
+            (scratch / kind).mkdir(exist_ok=True)
+            (scratch / kind / f"{number:03d}.{'jpg' if kind == 'phone' else 'png'}").write_bytes(image)
+        scratch.chmod(0o755)
+        if folder.exists():
+            shutil.rmtree(folder)
+        scratch.rename(folder)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    return count
 
 
 def make_evaluation(folder: Path, per_class: int = 25) -> int:
@@ -246,8 +275,20 @@ def _model(transformers: Any) -> Any:
 
 
 def _processor(recipe: Recipe) -> Any:
+    from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
+    if recipe.do_center_crop:
+        size = {"height": SIZE, "width": SIZE}
+        return DeiTImageProcessorPil(
+            do_resize=recipe.do_resize,
+            size=size,
+            do_center_crop=True,
+            crop_size=size,
+            do_convert_rgb=True,
+            image_mean=[0.5, 0.5, 0.5],
+            image_std=[0.5, 0.5, 0.5],
+        )
     return ViTImageProcessorPil(
         do_resize=recipe.do_resize,
         size={"height": SIZE, "width": SIZE},
@@ -278,7 +319,7 @@ def _accuracy(torch: Any, model: Any, pixels: Any, digits: Any) -> float:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m sandbox.digits", description=__doc__.split("\n\n")[0])
     commands = parser.add_subparsers(dest="command", required=True)
-    candidate = commands.add_parser("candidate", help="train one of the three checkpoints")
+    candidate = commands.add_parser("candidate", help="train one of the checkpoints")
     candidate.add_argument("name", choices=sorted(RECIPES))
     candidate.add_argument("folder", type=Path)
     candidates = commands.add_parser("candidates", help="all that `make release` needs, in the order of its needs")
@@ -287,15 +328,19 @@ def main(arguments: list[str] | None = None) -> int:
     evaluation = commands.add_parser("evaluation", help="make a folder of labelled images for evaluations")
     evaluation.add_argument("folder", type=Path)
     evaluation.add_argument("--per-class", type=int, default=25, help="images of each digit (25)")
+    samples = commands.add_parser("samples", help="make a folder of images as live traffic has them, for a shadow")
+    samples.add_argument("folder", type=Path)
     options = parser.parse_args(arguments)
     say = partial(print, flush=True)
     if options.command == "evaluation":
         say(f"{make_evaluation(options.folder, options.per_class)} images in {options.folder}")
+    elif options.command == "samples":
+        say(f"{make_samples(options.folder)} images in {options.folder}")
     elif options.command == "candidate":
         make_candidate(options.name, options.folder, say)
     else:
         say(f"evaluation: {make_evaluation(options.evaluation)} labelled images that no candidate was trained on")
-        for name in RECIPES:
+        for name in SHOWN:
             make_candidate(name, options.folder / name, say)
             say(f"{name}{READY}")
     return 0

@@ -41,7 +41,14 @@ def test_equal_releases_ask_for_the_same_pictures(folder: Path) -> None:
 def test_only_pictures_of_a_size_that_clients_may_send(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = folder / "plain"
     place.mkdir()
-    for name, content in {"a.JPG": b"1", "b.txt": b"1", ".c.png": b"1", "d.png": b"", "e.png": b"12345"}.items():
+    for name, content in {
+        "a.JPG": b"1",
+        "b.txt": b"1",
+        ".c.png": b"1",
+        "d.png": b"",
+        "e.png": b"12345",
+        "f\n.png": b"1",
+    }.items():
         (place / name).write_bytes(content)
     (place / "link.png").symlink_to(folder / "samples" / "scan" / "1.png")
     (place / "away").symlink_to(folder / "samples")

@@ -103,6 +103,13 @@ def test_what_is_no_answer(said: Said, counted: str) -> None:
     assert (getattr(found.canary, counted), found.lost, found.changed) == (3, 3, 3)
 
 
+def test_a_label_is_a_word_in_a_line() -> None:
+    said = (200, {"predictions": [{"label": "sad\n\x1b[31m" + "x" * 200, "score": 0.9}]})
+    with answering(lambda host, _: said if host == CANARY else THREE) as gateway:
+        found = asked(gateway, 1)
+    assert list(found.became) == [("three", "sad??[31m" + "x" * 91)]
+
+
 def test_a_side_that_says_nothing_any_more_is_not_asked_further() -> None:
     with answering(lambda host, _: (503, b"") if host == STABLE else THREE) as gateway:
         found = asked(gateway, 500)

@@ -15,7 +15,7 @@ import pytest
 
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.smoke import Gateway as Way
-from model_release.cluster.smoke import smoke, smoke_url
+from model_release.cluster.smoke import smoke, smoke_url, stable_url
 from model_release.errors import SmokeFailed
 
 SAMPLE = {
@@ -191,6 +191,7 @@ def test_the_address_comes_from_the_status(live: Any) -> None:
     assert smoke_url(live.get()) == "http://latest-digits-predictor.models.localhost"
     live.stage("v2")
     assert smoke_url(live.get()) == "http://latest-digits-predictor.models.localhost"
+    assert stable_url(live.get()) == "http://prev-digits-predictor.models.localhost"
 
 
 def test_no_address_at_0_percent_is_told() -> None:

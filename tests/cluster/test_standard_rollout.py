@@ -13,7 +13,7 @@ from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary, Kind
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.progress import Progress, State
-from model_release.cluster.smoke import smoke_url
+from model_release.cluster.smoke import smoke_url, stable_url
 from model_release.cluster.standard.view import StandardService
 from model_release.errors import CanaryLost, SpecError
 from sandbox.interfaces import Phase, PodState
@@ -77,6 +77,7 @@ def test_staged_at_0_and_asked_at_its_own_service(standard: Any) -> None:
     isvc = standard.get()
     assert isvc.traffic == {V1: 100, V2: 0}
     assert smoke_url(isvc) == f"http://{V2}.models.svc.cluster.local"
+    assert stable_url(isvc) == f"http://{V1}.models.svc.cluster.local"
     assert canary == Canary("models", "digits", isvc.uid, V2, V1, isvc.template_digest, isvc.started)
     assert Canary.from_dict(canary.as_dict()) == canary
     assert Baseline.from_dict(baseline.as_dict()) == baseline

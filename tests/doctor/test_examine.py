@@ -16,7 +16,7 @@ from model_release.build.registry import Registry
 from model_release.cluster.lease import GUARD
 from model_release.cluster.leases import Leases
 from model_release.doctor import Finding, Level, World, airflow, examine
-from model_release.errors import ClusterUnavailable, SourceUnavailable
+from model_release.errors import ClusterUnavailable, SourceUnavailable, StoreUnavailable
 from model_release.judging import Past
 from model_release.metrics import Before, Presence
 from model_release.spec import ModelSpec
@@ -271,3 +271,26 @@ def test_a_registry_that_is_away_or_has_no_such_version_is_a_warning(
     assert line.level is level
     assert said in str(line)
     assert "registry" not in found(world)
+
+
+def test_samples_that_a_release_would_miss_are_found_before_it_builds_anything(kube: Any, world: World) -> None:
+    def said(many: Any, **more: Any) -> Finding:
+        shadow = {"from": "s3://models/samples/", "max_changed": 0.02, **more}
+        spec = ModelSpec.model_validate({**SPEC, "rollout": {"shadow": shadow}})
+        (one,) = found(replace(world, spec=spec, samples=many))["shadow"]
+        return one
+
+    def away() -> int:
+        raise StoreUnavailable("S3 does not answer")
+
+    assert said(lambda: 0).level is Level.WARNING, "a first deployment is not compared"
+    deployed(kube, world.spec)
+    assert said(lambda: 500).level is Level.OK
+    few = said(lambda: 148)
+    assert (few.level, few.passing) == (Level.ERROR, False)
+    assert (
+        few.sentence == "s3://models/samples/ has 148 pictures, and 149 are the least that can show a share below 2 %"
+    )
+    assert said(lambda: 148, if_missing="go").level is Level.WARNING
+    assert (said(away).level, said(away).passing) == (Level.ERROR, True)
+    assert "shadow" not in found(world)

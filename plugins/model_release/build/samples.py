@@ -41,7 +41,7 @@ def chosen(place: str, root: Path, s3: Callable[[], Any], many: int, seed: str) 
 
 def _is_picture(name: str) -> bool:
     hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
-    return name.lower().endswith(SUFFIXES) and not hidden
+    return name.lower().endswith(SUFFIXES) and name.isprintable() and not hidden
 
 
 def _in_folder(folder: Path) -> tuple[dict[str, int], Callable[[str], bytes]]:

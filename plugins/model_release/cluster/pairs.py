@@ -30,6 +30,8 @@ PAUSE = 0.5
 _AGAIN = (*NOT_YET, 408, 429)
 # Bytes of an answer; those of the handler have some hundreds.
 LARGEST_ANSWER = 1 << 20
+# Characters of a label, which stands in sentences.
+_LONGEST = 100
 # Seconds between two looks at whether it is to go on.
 LOOK = 5.0
 
@@ -102,7 +104,12 @@ def _labels(body: bytes) -> Mapping[str, float] | None:
     """The labels of the one picture with their probabilities, best first; None for what is no such answer."""
     try:
         (given,) = json.loads(body)["predictions"]
-        found = {str(one["label"]): float(one["score"]) for one in (given if isinstance(given, list) else [given])}
+        found = {_word(one["label"]): float(one["score"]) for one in (given if isinstance(given, list) else [given])}
     except (ValueError, KeyError, TypeError):
         return None
     return found if all(map(math.isfinite, found.values())) else None
+
+
+def _word(label: Any) -> str:
+    """A label as it may stand in a log's line."""
+    return "".join(one if one.isprintable() else "?" for one in str(label)[:_LONGEST])

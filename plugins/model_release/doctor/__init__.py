@@ -8,5 +8,6 @@ from __future__ import annotations
 from .examine import World, examine
 from .finding import Finding, Level
 from .metrics import PLAN
+from .samples import SHADOW
 
-__all__ = ["PLAN", "Finding", "Level", "World", "examine"]
+__all__ = ["PLAN", "SHADOW", "Finding", "Level", "World", "examine"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
 
-from . import airflow, clocks, cluster, metrics, registry, store
+from . import airflow, clocks, cluster, metrics, registry, samples, store
 from .finding import Finding, Level
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ class World:
     """The clients of one model's release. Each is asked for when a check needs it; what it raises becomes a finding.
 
     `role` is the file that says what the release calls in the cluster; `address` is Airflow's, None where the one who
-    looks is not an Airflow.
+    looks is not an Airflow; `samples` counts a shadow's pictures.
     """
 
     spec: ModelSpec
@@ -38,6 +38,7 @@ class World:
     prometheus: Callable[[], Prometheus]
     address: str | None = None
     mlflow: Callable[[], Registry] | None = None
+    samples: Callable[[], int] | None = None
 
 
 def examine(world: World) -> Iterator[Finding]:
@@ -64,6 +65,8 @@ def examine(world: World) -> Iterator[Finding]:
     yield from trouble
     if there is not None:
         yield from _told("store", lambda: store.check(there))
+    if spec.rollout.shadow is not None and world.samples is not None:
+        yield from samples.check(world.samples, spec.rollout.shadow, needed=live is not None or not seen)
     prometheus, trouble = _reached("metrics", world.prometheus)
     yield from trouble
     if prometheus is not None:

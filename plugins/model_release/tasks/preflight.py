@@ -29,7 +29,7 @@ class Preflight(ReleaseOperator):
         self.root = root
 
     def release(self, context: Any, run: Run) -> list[dict[str, Any]]:
-        from model_release.doctor import PLAN, Level, examine
+        from model_release.doctor import PLAN, SHADOW, Level, examine
 
         found = []
         for one in examine(replace(world(self.spec, self.root), address=run.installation)):
@@ -39,8 +39,8 @@ class Preflight(ReleaseOperator):
         if plan := [one.sentence for one in found if one.check == PLAN and one.level is Level.OK]:
             suggestions.remember(self.spec.model, plan=plan)
         errors = [one for one in found if one.level is Level.ERROR]
-        if run.rollout != "canary":  # nobody waits for the judge
-            errors = [one for one in errors if one.check != PLAN]
+        if run.rollout != "canary":  # nobody waits for the judge, nor for a comparison
+            errors = [one for one in errors if one.check not in (PLAN, SHADOW)]
         if errors and run.moves_traffic:
             lasting = [one for one in errors if not one.passing]
             first = (lasting or errors)[0]
@@ -52,7 +52,12 @@ class Preflight(ReleaseOperator):
 
 def world(spec: ModelSpec, root: Path) -> World:
     """The model's clients, by the Airflow connections that its release uses."""
+    from model_release.build.samples import chosen
     from model_release.doctor import World
+
+    def samples() -> int:
+        shadow = spec.rollout.shadow
+        return 0 if shadow is None else len(chosen(shadow.place, root, connections.s3, shadow.requests, ""))
 
     return World(
         spec=spec,
@@ -61,4 +66,5 @@ def world(spec: ModelSpec, root: Path) -> World:
         store=lambda: connections.store(spec.store),
         prometheus=connections.prometheus,
         mlflow=connections.mlflow,
+        samples=samples,
     )

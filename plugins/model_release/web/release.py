@@ -131,7 +131,7 @@ def _shadow(given: Json | None) -> Json | None:
     """The comparison before any traffic; what had no pictures has no counts either."""
     if not given:
         return None
-    nothing = {"max_changed": None, "stable": None, "canary": None, "distance": {}, "became": [], "folders": []}
+    nothing: Json = {"max_changed": None, "stable": None, "canary": None, "distance": {}, "became": [], "folders": []}
     return {**nothing, **given, "badge": words.shadow(given.get("decision"))}
 
 
