@@ -1,5 +1,6 @@
 """A canary that answers quickly, without errors, and wrongly for one kind of picture: real TorchServe with the real
-handler, a real split, and a real Prometheus, from whose counts it is told."""
+handler, a real split, and a real Prometheus. A shadow tells it at 0 %, before any user; the counts of its labels tell
+it at 50 %."""
 
 from __future__ import annotations
 
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +24,14 @@ from PIL import Image
 from tests.patience import LIMIT
 
 from model_release.build.archive import archive
+from model_release.build.samples import chosen
+from model_release.cluster.inference_service import InferenceService
+from model_release.cluster.manifest import TAG_ROUTING
+from model_release.cluster.pairs import compare
+from model_release.cluster.smoke import Line, smoke_url, stable_url
 from model_release.judging import Judge as Verdicts
 from model_release.judging import Policy, Verdict
+from model_release.judging.pairs import Pairs
 from model_release.metrics import Prometheus as Client
 from model_release.metrics import WindowReader, answers_presence, profile
 from model_release.spec import Judge
@@ -53,13 +61,18 @@ POLICY = {"indifference": 2, "deadline_windows": 150, "metrics": [metric.limits(
 
 
 def picture(colour: str, large: bool) -> bytes:
+    """What a user sends."""
+    return json.dumps({"instances": [{"data": base64.b64encode(png(colour, large)).decode()}]}).encode()
+
+
+def png(colour: str, large: bool) -> bytes:
     """One colour; the large ones have something green in the middle."""
     image = Image.new("RGB", (96, 96) if large else (32, 32), COLOURS[colour])
     if large:
         image.paste(COLOURS["green"], (32, 32, 64, 64))
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
-    return json.dumps({"instances": [{"data": base64.b64encode(buffer.getvalue()).decode()}]}).encode()
+    return buffer.getvalue()
 
 
 def publish(client: Any, folder: Path, version: str, *, crops: bool) -> str:
@@ -168,6 +181,23 @@ async def live(state: Path, envoy: Envoy, store: ModelStore) -> AsyncIterator[Li
     await watching.stop()
 
 
+async def compared(live: Live, s3: Any) -> Pairs:
+    """What both sides answer to 20 small and 40 large samples, while the canary has no traffic."""
+    for number in range(60):
+        colour, large = list(COLOURS)[number % 3], number >= 20
+        key = f"samples/{'large' if large else 'small'}/{number}.png"
+        s3.put_object(Bucket="models", Key=key, Body=png(colour, large))
+    pairs = Pairs(60, 0.1)
+    deadline = time.monotonic() + LIMIT
+    while (isvc := InferenceService(await live.ask("GET", f"{SERVICES}/colours"))).traffic != {R1: 100, R2: 0}:
+        assert time.monotonic() < deadline, f"the canary is not ready at 0 %: {isvc.traffic}"
+        await asyncio.sleep(0.2)
+    ways = [partial(Line, url, "colours", live.envoy.url) for url in (stable_url(isvc), smoke_url(isvc))]
+    pictures = chosen("s3://models/samples/", Path(), lambda: s3, 60, "colours")
+    await asyncio.to_thread(compare, pictures, *ways, pairs, lambda: None)
+    return pairs
+
+
 async def judged(live: Live, opened: datetime) -> Verdict:
     """The judge's answer, as a release asks for it: look after look."""
     reader = WindowReader(live.prometheus, JUDGE, namespace="models", canary=R2, stable=R1, start=opened, window=WINDOW)
@@ -186,10 +216,18 @@ async def test_a_canary_that_answers_otherwise_is_told_by_its_labels(
     v1 = publish(store.client(), tmp_path, "v1", crops=False)
     v2 = publish(store.client(), tmp_path, "v2", crops=crops)
     model = {"modelFormat": {"name": "pytorch"}, "storageUri": v1}
-    await live.ask("POST", SERVICES, json={"metadata": {"name": "colours"}, "spec": {"predictor": {"model": model}}})
+    metadata = {"name": "colours", "annotations": {TAG_ROUTING: "true"}}
+    await live.ask("POST", SERVICES, json={"metadata": metadata, "spec": {"predictor": {"model": model}}})
     asking = asyncio.create_task(live.users())
     await live.until_users_are_on(R1)
-    await live.write(model={"storageUri": v2}, canaryTrafficPercent=50)
+    await live.write(model={"storageUri": v2}, canaryTrafficPercent=0)
+    pairs = await compared(live, store.client())
+    print(pairs.sentence)
+    assert {revision for revision, _ in live.seen} <= {R1, "-"}, "no user has met it"
+    assert (pairs.canary.failed, pairs.canary.refused, pairs.decision) == (0, 0, "beyond" if crops else "within")
+    assert pairs.became.keys() <= ({("red", "green"), ("blue", "green")} if crops else set())
+
+    await live.write(canaryTrafficPercent=50)
     await live.until_users_are_on(R1, R2)
     opened = datetime.now(UTC)
     (found,) = answers_presence(live.prometheus, profile("istio"), JUDGE, "models", R1, window=WINDOW)

@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from model_release.commands import calibrate, doctor, emergency, guard, history, plan, surroundings
+from model_release.commands import calibrate, collect, doctor, emergency, guard, history, plan, surroundings
 from model_release.errors import ReleaseError
 
 
@@ -31,4 +31,5 @@ def _parser() -> argparse.ArgumentParser:
     plan.register(commands)
     calibrate.register(commands)
     guard.register(commands)
+    collect.register(commands)
     return parser
