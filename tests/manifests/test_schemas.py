@@ -140,7 +140,7 @@ def test_the_project_has_every_kind_that_a_cluster_is_given() -> None:
     kinds = {parameter.values[0]["kind"] for parameter in documents(MANIFESTS)}
     assert kinds == {
         "Namespace", "InferenceService", "ServingRuntime", "ServiceAccount", "Secret", "NetworkPolicy", "Role",
-        "RoleBinding", "ClusterRole", "ClusterRoleBinding", "PodMonitor", "ConfigMap", "Deployment",
+        "RoleBinding", "ClusterRole", "ClusterRoleBinding", "PodMonitor", "ConfigMap", "Deployment", "Service",
     }  # fmt: skip
 
 
@@ -293,6 +293,21 @@ def test_pods_of_models_have_no_token_of_the_cluster() -> None:
         accounts = [one for one in load(MANIFESTS / name) if one["kind"] == "ServiceAccount"]
         assert [one["automountServiceAccountToken"] for one in accounts] == [False]
         assert [one["metadata"]["name"] for one in accounts] == ["s3-read-only"], "model files name it"
+
+
+def test_the_collector_has_no_token_and_hears_pods_of_models_alone() -> None:
+    found = {(one["kind"], one["metadata"]["name"]): one for one in load(MANIFESTS / "collector.yaml")}
+    name = "model-release-collector"
+    pod = found["Deployment", name]["spec"]["template"]
+    assert found["ServiceAccount", name]["automountServiceAccountToken"] is False
+    assert pod["spec"]["automountServiceAccountToken"] is False
+    ours = {"matchExpressions": [{"key": "serving.kserve.io/inferenceservice", "operator": "Exists"}]}
+    policy = found["NetworkPolicy", name]["spec"]
+    assert (
+        policy["podSelector"]["matchLabels"] == pod["metadata"]["labels"] == found["Service", name]["spec"]["selector"]
+    )
+    assert [one["from"] for one in policy["ingress"]] == [[{"podSelector": ours}]]
+    assert found["NetworkPolicy", "revisions-to-collector"]["spec"]["podSelector"] == ours
 
 
 def test_the_account_of_pod_identity_leans_on_no_secret() -> None:
