@@ -126,6 +126,15 @@ def test_a_stable_that_gives_no_answers_any_more_is_no_evidence() -> None:
     assert "stable gave no answer to the last 10 pictures" in found.sentence
 
 
+def test_a_canary_that_gives_no_answers_any_more_has_failed_whatever_may_change() -> None:
+    found = Pairs(500, 0.5)
+    for number in range(210):
+        found.add(".", ANGRY, ANGRY if number < 200 else FAILED)
+    assert found.over
+    assert found.decision == "beyond", "if_missing: go must not let it on"
+    assert found.sentence.endswith("; the canary gave no answer to the last 10 pictures.")
+
+
 def test_what_stable_refuses_is_no_pair() -> None:
     found = Pairs(300, 0.02)
     for number in range(300):

@@ -176,6 +176,8 @@ class Pairs:
         if self.limit is None:
             return "observed"
         low, high = bounds(self.changed, self.compared)
+        if self.canary.silent >= SILENT > self.stable.silent:
+            return "beyond"
         if high <= self.limit and not self.silent:
             return "within"
         enough = self.reach >= least(self.limit)
@@ -199,7 +201,8 @@ class Pairs:
             return f"Not shown that less than {limit} of the answers change: {few}. {told}{more}."
         if decision == "beyond":
             may = max(allowed(self.reach, self.limit), 0)
-            return f"{told}, and {may} of {count(self.reach)} may (a share below {limit} is to be shown){more}."
+            last = f"; {self.silent}" if self.silent else ""
+            return f"{told}, and {may} of {count(self.reach)} may (a share below {limit} is to be shown){more}{last}."
         return f"{told}: {sure}, and {limit} may{more}."
 
     def _what(self) -> str:

@@ -54,9 +54,7 @@ class Record:
     approvals: list[dict[str, Any]] = field(default_factory=list)
     source: dict[str, Any] | None = None  # what the run released, and the rule by which it was chosen
     evaluation: dict[str, Any] | None = None  # how it answered labelled images, beside the stable version
-    shadow: dict[str, Any] | None = (
-        None  # how it answered sample pictures before any traffic, beside the stable revision
-    )
+    shadow: dict[str, Any] | None = None  # how it answered samples before any traffic, beside the stable revision
     retrospect: dict[str, Any] | None = None  # what the judge would have said of traffic that has passed
     past: dict[str, Any] | None = None  # what stable did before, as the judge was told
     notices: list[str] = field(default_factory=list)  # what people were told, so that nobody is told twice
