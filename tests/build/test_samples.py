@@ -10,6 +10,8 @@ import pytest
 from model_release.build import samples
 from model_release.build.samples import chosen
 from model_release.errors import SpecError, StoreRefused
+from model_release.release.collect import Collector
+from model_release.store.bucket import Bucket
 
 
 def none() -> Any:
@@ -69,6 +71,10 @@ def test_a_prefix_is_read_as_a_folder_is(s3: Any, folder: Path) -> None:
         s3.client.put_object(Bucket="models", Key=key, Body=path.read_bytes())
     here = read(chosen("samples", folder, none, 20, "digits-1"))
     assert read(chosen("s3://models/samples/", folder, lambda: s3.client, 20, "digits-1")) == here
+    taken = b"\x89PNG of a user"
+    assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken)
+    assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken + b"'s next")
+    assert read(chosen("s3://models/collected/", folder, lambda: s3.client, 20, "x")) == [(".", taken + b"'s next")]
     with pytest.raises(SpecError, match="holds no picture"):
         chosen("s3://models/other/", folder, lambda: s3.client, 20, "x")
     with pytest.raises(StoreRefused, match="no such bucket"):

@@ -107,6 +107,17 @@ def test_the_first_picture_of_a_request_is_kept_and_nothing_else(body: bytes, ke
     assert [(name.rpartition(".")[2], content) for name, content in place.content.items()] == ([kept] if kept else [])
 
 
+def test_a_place_that_is_away_is_not_asked_for_each_request() -> None:
+    class Away(Memory):
+        def write_bytes(self, key: str, content: bytes, content_type: str) -> None:
+            raise OSError("no space left")
+
+    collector = Collector(Away(), now=Clock())
+    with pytest.raises(OSError, match="no space"):
+        collector.take(v1(PNG))
+    assert not collector.wants(event())
+
+
 def test_only_requests_of_the_services_that_are_named() -> None:
     collector = Collector(Memory(), services=frozenset({"models/faces"}), now=Clock())
     assert collector.wants(event())
@@ -154,6 +165,8 @@ def test_what_an_agent_sends_is_there_for_a_shadow(tmp_path: Path) -> None:
     [
         (["nowhere"], "is no folder"),
         ([".", "--keep", "long"], "--keep: 'long' is no duration"),
+        ([".", "--keep", "0s"], "--keep: 0s keeps nothing"),
+        ([".", "--listen", "192.0.2.1:8080"], "--listen 192.0.2.1:8080: "),
         ([".", "--listen", "8080"], "127.0.0.1:8080 and 500 are right"),
         ([".", "--most", "0"], "127.0.0.1:8080 and 500 are right"),
     ],

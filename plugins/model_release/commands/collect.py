@@ -56,9 +56,15 @@ def collect(options: argparse.Namespace) -> str:
         keep = parse_duration(options.keep)
     except ValueError as error:
         raise SpecError(f"--keep: {error}") from error
+    if not keep:
+        raise SpecError(f"--keep: {options.keep} keeps nothing; 1d is right, for example")
     collector = Collector(_place(options), options.most, keep, frozenset(options.service))
     collector.tidy()  # says at once what is wrong with the place
-    with Door((host, int(port)), collector) as door:
+    try:
+        door = Door((host, int(port)), collector)
+    except (OSError, OverflowError) as error:
+        raise SpecError(f"--listen {options.listen}: {error}") from error
+    with door:
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: threading.Thread(target=door.shutdown).start())
         address = f"{door.server_address[0]!s}:{door.server_address[1]}"

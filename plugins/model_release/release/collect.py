@@ -89,8 +89,9 @@ class Collector:
         content, kind = picture
         now = self.now()
         name = f"{now:{_TIME}}-{hashlib.sha256(content).hexdigest()[:8]}.{kind}"
-        self.place.write_bytes(name, content, "application/octet-stream")
+        # Before it is written: a place that is away is not asked again for each request.
         self._due = now + self.keep / self.most * (0.5 + self.chance.random())
+        self.place.write_bytes(name, content, "application/octet-stream")
         self.kept += 1
         self.tidy()
         return True
