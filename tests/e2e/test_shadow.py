@@ -40,7 +40,7 @@ class Story:
 
 
 def write(live: Any, shadow: dict[str, Any] | None) -> None:
-    rollout = {"steps": [50], "window": "2s", "deadline": "30m", "ready_within": "10m"}
+    rollout = {"steps": [50], "window": "2s", "deadline": "30m", "ready_within": "10m", "if_too_slow": "go"}
     model(live, NAME, rollout=rollout | ({"shadow": shadow} if shadow else {}))
 
 
@@ -53,7 +53,7 @@ def release(live: Any) -> Told:
 
 @pytest.fixture(scope="module")
 def story(live: Any, tmp_path_factory: pytest.TempPathFactory) -> Story:
-    from sandbox.digits import images, make_samples
+    from sandbox.digits import images, make_candidate, make_samples
 
     folder: Path = tmp_path_factory.mktemp("samples") / "samples"
     make_samples(folder)
@@ -62,11 +62,12 @@ def story(live: Any, tmp_path_factory: pytest.TempPathFactory) -> Story:
         key = f"{NAME}/samples/{path.relative_to(folder).as_posix()}"
         client.put_object(Bucket="models", Key=key, Body=path.read_bytes())
     write(live, SHADOW)
+    make_candidate("wrong", live.state / "trained" / "wrong")  # before there are users: a training takes their cores
     candidate(live, NAME, "20260101T000000", "better")
     live.airflow.wait_for_dag(DAG)
     met: set[tuple[str, str, int]] = set()
     first = release(live)
-    live.sandbox("load", "--service", f"models/{NAME}", "--rate", "60")
+    live.sandbox("load", "--service", f"models/{NAME}", "--rate", "20")
     user = User(live.status["parts"]["envoy"]["url"], images(1)[0], NAME)
     user.start()
     try:
