@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 _AT_ONCE = 16
 _SLOWEST = 10.0
 _TIDY = 60.0
+# Bytes of a request that is not kept, which are read all the same: more than any server takes.
+_READ = 1 << 26
 
 
 def register(commands: Any) -> None:
@@ -124,14 +126,14 @@ class _Event(BaseHTTPRequestHandler):
         from model_release.release.collect import LARGEST_BODY
 
         length = self.headers.get("Content-Length", "")
-        size = int(length) if length.isdigit() and len(length) < 12 else LARGEST_BODY + 1
+        size = int(length) if length.isdigit() and len(length) < 12 else 0
         collector, headers = self.server.collector, dict(self.headers.items())
-        if size <= LARGEST_BODY and collector.wants(headers):
+        if 0 < size <= LARGEST_BODY and collector.wants(headers):
             body = self.rfile.read(size)
             with self.server.taking:
                 if collector.wants(headers):
                     _telling(lambda: collector.take(body))
-        elif size <= LARGEST_BODY:  # or the sender would be told that it was cut off
+        elif size <= _READ:  # or the sender would be told that it was cut off
             while size > 0 and (some := self.rfile.read(min(size, 1 << 16))):
                 size -= len(some)
         self.send_response(200)
