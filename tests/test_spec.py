@@ -158,6 +158,18 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
             "judge",
             "p and q limit the same labels",
         ),
+        *(
+            ("judge.metrics", [{"name": "e", "max_rate": 0.1, "slices": {"by": "country"}, **more}], field, cure)
+            for more, field, cure in (
+                ({"slices": {}}, "judge.metrics.0.slices.by", "is missing"),
+                ({"slices": {"by": "Country-1"}}, "judge.metrics.0.slices.by", "does not have the form"),
+                ({"slices": {"by": "c", "at_least": 0}}, "judge.metrics.0.slices.at_least", "greater than or equal"),
+                ({"max_rate": None, "max_shift": 0.1}, "judge.metrics.0", "a share with slices is right"),
+                ({"max_rate": None, "observe": True}, "judge.metrics.0", "mean nothing without a limit"),
+                ({"bad": _COUNTED, "total": _COUNTED}, "judge.metrics.0", "sum by (country) (increase(…[$window]))"),
+                ({"below": 0.5}, "judge.metrics.e.slices", "service: {slices: [country]} is right"),
+            )
+        ),
         ("judge.values", [{"name": "v", "query": "up"}], "judge.values.0", "no limit"),
         ("judge.values", [{"name": "v", "query": "up{a='$pod'}", "max": 1}], "judge.values.0.query", "'$pod'"),
         (

@@ -41,9 +41,9 @@ def releases(
     promoting: bool = True,
     number: int = 2000,
 ) -> Ended:
-    """Releases by a policy of one metric with slices. In each window each slice has so many `requests` (S) of the canary
-    and of stable on average, of which the shares `canary` and `stable` (S) are bad, alone or in bursts. `promoting`
-    False looks on at canaries that would have been promoted."""
+    """Releases by a policy of one metric with slices. In each window each slice has so many `requests` (S) of the
+    canary and of stable on average, of which the shares `canary` and `stable` (S) are bad, alone or in bursts.
+    `promoting` False looks on at canaries that would have been promoted."""
     rng = np.random.default_rng(seed)
     metric = policy.metrics[0]
     assert metric.slices is not None

@@ -53,6 +53,8 @@ PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL, max_length=40)]
 S3Prefix = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*$")]
+# What slices of the traffic are told by: a label, and with `-` for `_` the end of a header's name.
+SLICE = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 
