@@ -133,7 +133,7 @@ def test_the_runtime_runs_it_before_the_images_own_entry_point() -> None:
 @pytest.mark.parametrize(("image", "file"), [("serving", "own"), ("serving-kserve", "kserve")])
 def test_the_projects_own_images_begin_with_it_too(image: str, file: str) -> None:
     """Nothing in their runtimes takes the place of the image's entry point."""
-    text = (MANIFESTS.parent / "images" / image / "Dockerfile").read_text()
+    text = (MANIFESTS.parent / "images" / image / "Dockerfile").read_text().replace("\\\n", " ")
     entrypoint = json.loads(next(line for line in text.splitlines() if line.startswith("ENTRYPOINT")).split(" ", 1)[1])
     assert entrypoint[:4] == ["python", "/opt/serving/verify_version.py", "/mnt/models", "--"]
     assert f"COPY include/manifests/verify/{PROGRAM.name} {entrypoint[1]}" in text
