@@ -128,7 +128,7 @@ def _metric(
     rate_is_worse = bool(readings.rate_is_worse[i])
     if slices is not None and not policy.guard:
         missing = max(missing, slices.requests_needed())
-    waits = slices is not None and slices.now.waits
+    waits = slices is not None and slices.waits(slices.now)
     is_proven = ((favour >= ev.log_needed_for and not waits) or proven) and canary["requests"] >= policy.min_requests
     standing: MetricState
     if bounded and (dead or against >= ev.log_needed_against):

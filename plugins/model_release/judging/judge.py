@@ -122,7 +122,8 @@ class Judge:
         codes = self._rules.codes(path, readings, shares)
         for i, of_slices in standings.items():
             if not self.policy.metrics[i].observe:
-                codes[np.array([one.waits for one in of_slices]) & (codes == PROMOTE)] = CONTINUE
+                waits = np.array([self._slices[i].waits(one) for one in of_slices])
+                codes[waits & (codes == PROMOTE)] = CONTINUE
         if answered:
             codes[:] = CONTINUE
         if self.policy.values or self._labels:

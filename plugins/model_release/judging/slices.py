@@ -64,11 +64,6 @@ class Standing:
         out: Floats = self.state.sums[:, REQUESTS]
         return out
 
-    @property
-    def waits(self) -> bool:
-        """Whether evidence does not promote."""
-        return bool(waits(self.logs, self.requests, self.at_least))
-
 
 def evidence_of(policy: Policy, metric: Metric, slices: int = ROWS) -> Evidence:
     """A column for each slice, by the metric's own limits."""
@@ -117,10 +112,14 @@ def named(logs: Floats, weights: Floats, log_needed: float) -> Bools:
     return np.where(shown.any(axis=-1, keepdims=True), shown, worst)
 
 
-def leaning(logs: Floats, requests: Floats, at_least: int) -> Bools:
-    """The slices (..., S) that are watched longer before a promotion by evidence: more speaks against them than for
-    them, by half as many requests as judge them."""
-    out: Bools = (logs > 0) & (2 * requests >= at_least)
+def leaning(sums: Floats, metric: Metric, at_least: int) -> Bools:
+    """The slices (..., S) of a state's sums (..., S, COLUMNS) that are watched longer before a promotion by evidence:
+    what was seen of them is beyond a limit, in half as many requests as judge them."""
+    n, b, m, s = (sums[..., column] for column in (REQUESTS, BAD, STABLE_REQUESTS, STABLE_BAD))
+    beyond: Bools = b > (1.0 if metric.max_rate is None else metric.max_rate) * n
+    if metric.max_ratio is not None:
+        beyond = beyond | (b > metric.max_ratio * np.maximum(s / np.maximum(m, 1.0), metric.floor) * n)
+    out: Bools = beyond & (2 * n >= at_least)
     return out
 
 
@@ -136,9 +135,9 @@ def covered(requests: Floats, at_least: int) -> Bools:
     return out
 
 
-def waits(logs: Floats, requests: Floats, at_least: int) -> Bools:
+def waits(sums: Floats, metric: Metric, at_least: int) -> Bools:
     """Whether evidence does not promote (...): a slice leans, or too few of the canary's requests are judged."""
-    out: Bools = leaning(logs, requests, at_least).any(axis=-1) | ~covered(requests, at_least)
+    out: Bools = leaning(sums, metric, at_least).any(axis=-1) | ~covered(sums[..., REQUESTS], at_least)
     return out
 
 
@@ -207,17 +206,26 @@ class Slices:
             out[:, 0, self._places.get(name, 0)] += pair
         return out[0], out[1]
 
-    def requests_needed(self) -> int:
-        """Canary requests until no slice leans and enough is judged, if all goes on as so far; 0 for none."""
+    def waits(self, now: Standing) -> bool:
+        """Whether evidence does not promote."""
+        return bool(waits(now.state.sums, self.metric, self.at_least))
+
+    def _leaning(self) -> list[int]:
+        found: list[int] = np.flatnonzero(leaning(self.now.state.sums, self.metric, self.at_least)).tolist()
+        return found
+
+    def requests_needed(self) -> float:
+        """Canary requests until no slice leans and enough is judged, if all goes on as so far; 0 for none, and inf
+        where that would not change."""
         falling = np.sort(self.now.requests)[::-1]
         total, needed = float(falling.sum()), 0.0
-        for row in np.flatnonzero(leaning(self.now.logs, self.now.requests, self.at_least)):
-            bar = self._log_needed - math.log(self.now.weights[row] / 2)
-            needed = max(needed, 1.0, total * (bar / self.now.logs[row] - 1))
+        for row in self._leaning():
+            bar, log = self._log_needed - math.log(self.now.weights[row] / 2), float(self.now.logs[row])
+            needed = max(needed, total * max(bar / log - 1, 0.0) if log > 0 else math.inf)
         if total and not covered(self.now.requests, self.at_least):
             last = float(falling[int((falling.cumsum() >= COVERED * total).argmax())])
             needed = max(needed, total * self.at_least / last - total)
-        return math.ceil(needed)
+        return needed
 
     @property
     def rate_is_worse(self) -> bool:
@@ -253,10 +261,10 @@ class Slices:
                 parts.append(
                     f"the others have {judged_part} of them, and {share(COVERED)} is waited for until the deadline"
                 )
-        longer = np.flatnonzero(leaning(self.now.logs, self.now.requests, self.at_least))
-        if waiting and len(longer):
+        longer = self._leaning()
+        if waiting and longer:
             names = {place: name for name, place in self._places.items()}
-            told = [f"{self.by}={name_of(names[row])}" for row in longer[:_NAMED].tolist()]
+            told = [f"{self.by}={name_of(names[row])}" for row in longer[:_NAMED]]
             told += [plural(len(longer) - _NAMED, "more slice")] if len(longer) > _NAMED else []
             parts.append(f"{listed(told)} {'is' if len(longer) == 1 else 'are'} watched longer")
         if self.now.weights[0]:
@@ -288,7 +296,7 @@ class Slices:
             SliceVerdict(
                 slice=names[row],
                 state="fail" if named[row] else "few" if sums[row, REQUESTS] < self.at_least else "judged",
-                evidence_against=reported(float(self.now.logs[row])),
+                evidence_against=reported(float(self.now.judged[row])),
                 canary={"requests": int(sums[row, REQUESTS]), "bad": int(sums[row, BAD])},
                 stable={"requests": int(sums[row, STABLE_REQUESTS]), "bad": int(sums[row, STABLE_BAD])},
             )

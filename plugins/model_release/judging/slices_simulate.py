@@ -67,12 +67,12 @@ def releases(
         so_far = path.sums[..., REQUESTS]
         judged = slices.judged(logs, so_far, metric.slices.at_least)
         somewhere = slices.somewhere(judged, weights)
+        waits = slices.waits(path.sums, metric, metric.slices.at_least)
         totals = Counts(n.sum(axis=-1), b.sum(axis=-1)[..., None], m.sum(axis=-1), s.sum(axis=-1)[..., None])
         path = whole.extend(whole.start((shape[0],)), totals)
         readings = whole.read_path(path)
         against = slices.joined(readings.against[..., 0], somewhere)
         codes = rules.codes(path, replace(readings, against=against[..., None]))
-        waits = slices.waits(logs, so_far, metric.slices.at_least)
         codes[(codes == PROMOTE) & (waits | (not promoting))] = CONTINUE
         decided = (codes != CONTINUE).any(axis=1)
         first = np.where(decided, (codes != CONTINUE).argmax(axis=1), windows - 1)

@@ -48,6 +48,7 @@ METRIC_STATES = {
     "error": ("Not measured", "warn"),
     "pending": ("Undecided", "busy"),
 }
+SLICES = {"fail": "beyond the limit", "few": "too few to judge", "judged": ""}
 
 
 def outcome(name: str | None, cause: str | None = None) -> Badge:
