@@ -94,7 +94,7 @@ def which() -> str:
         ("4 %, slices alike", 0.04, even(20), 1, False),
     ]
     lines = [
-        "| one slice fails | releases | it alone named | 99 % interval (at least 95 % of 9 %) | others named | requests |",
+        "| one slice fails | releases | it alone named | 99 % interval (at 9 %: 95 %) | others named | requests |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     for seed, (name, rate, requests, burst, promised) in enumerate(scenes, start=820):
