@@ -205,7 +205,7 @@ def _serving(directory: Path) -> Iterator[Server]:
             folder=folder / "own",
             sockets=folder / "s",
             log=log,
-            env={},
+            env={"MODEL_SLICES": "country"},
         )
         runner.run(started.child.start())
         try:
@@ -219,10 +219,8 @@ def _serving(directory: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def server(python: Path, version: Archive) -> Iterator[Server]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("MODEL_SLICES", "country")
-        with _serving(version.directory) as started:
-            yield started
+    with _serving(version.directory) as started:
+        yield started
 
 
 def test_kserves_server_answers_in_both_protocols(server: Server, version: Archive) -> None:
