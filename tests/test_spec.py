@@ -296,7 +296,7 @@ def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(t
     from model_release.judging import Policy
 
     metrics = [
-        {"name": "errors", "max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005},
+        {"name": "errors", "max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005, "slices": {"by": "country"}},
         {"name": "versus_stable", "codes": "4xx", "max_ratio": 2, "floor": 0.01},
     ]
     content = changed("judge", {"metrics": metrics}) | {"rollout": {"steps": [10, 30], "bake": "5m"}}
@@ -308,3 +308,5 @@ def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(t
     assert baking.traffic is None
     assert [metric.name for metric in baking.metrics] == ["errors"], "nothing stands beside a promoted revision"
     assert baking.metrics[0].max_ratio is None
+    assert at_step.metrics[0].slices == baking.metrics[0].slices
+    assert (baking.metrics[0].slices.by, baking.metrics[0].slices.at_least) == ("country", 200)  # type: ignore[union-attr]
