@@ -165,6 +165,18 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
             "judge",
             "p and q limit the same labels",
         ),
+        *(
+            ("judge.metrics", [{"name": "e", "max_rate": 0.1, "slices": {"by": "country"}, **more}], field, cure)
+            for more, field, cure in (
+                ({"slices": {}}, "judge.metrics.0.slices.by", "is missing"),
+                ({"slices": {"by": "Country-1"}}, "judge.metrics.0.slices.by", "does not have the form"),
+                ({"slices": {"by": "c", "at_least": 0}}, "judge.metrics.0.slices.at_least", "greater than or equal"),
+                ({"max_rate": None, "max_shift": 0.1}, "judge.metrics.0", "a share with slices is right"),
+                ({"max_rate": None, "observe": True}, "judge.metrics.0", "mean nothing without a limit"),
+                ({"bad": _COUNTED, "total": _COUNTED}, "judge.metrics.0", "sum by (country) (increase(…[$window]))"),
+                ({"below": 0.5}, "judge.metrics.e.slices", "service: {slices: [country]} is right"),
+            )
+        ),
         ("judge.values", [{"name": "v", "query": "up"}], "judge.values.0", "no limit"),
         ("judge.values", [{"name": "v", "query": "up{a='$pod'}", "max": 1}], "judge.values.0.query", "'$pod'"),
         (
@@ -291,7 +303,7 @@ def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(t
     from model_release.judging import Policy
 
     metrics = [
-        {"name": "errors", "max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005},
+        {"name": "errors", "max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005, "slices": {"by": "country"}},
         {"name": "versus_stable", "codes": "4xx", "max_ratio": 2, "floor": 0.01},
     ]
     content = changed("judge", {"metrics": metrics}) | {"rollout": {"steps": [10, 30], "bake": "5m"}}
@@ -303,3 +315,5 @@ def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(t
     assert baking.traffic is None
     assert [metric.name for metric in baking.metrics] == ["errors"], "nothing stands beside a promoted revision"
     assert baking.metrics[0].max_ratio is None
+    assert at_step.metrics[0].slices == baking.metrics[0].slices
+    assert (baking.metrics[0].slices.by, baking.metrics[0].slices.at_least) == ("country", 200)  # type: ignore[union-attr]

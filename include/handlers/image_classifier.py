@@ -29,6 +29,7 @@ from typing import Any
 from image_input import BadInput  # type: ignore[import-not-found]
 from image_model import ImageModel, counted, sureness  # type: ignore[import-not-found]
 from image_requests import Request, read_request  # type: ignore[import-not-found]
+from image_slices import Counts, Slices  # type: ignore[import-not-found]
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
@@ -46,6 +47,7 @@ class ImageClassifier(ImageModel):
         self.enveloped = bool(os.environ.get("TS_SERVICE_ENVELOPE"))
         if self.enveloped:
             _open_envelopes()
+        self.slices = Slices()
         told = context.manifest["model"]
         self.open(
             Path(properties["model_dir"]), told["modelName"], told.get("modelVersion", ""), properties.get("gpu_id")
@@ -70,12 +72,15 @@ class ImageClassifier(ImageModel):
         wanted = [self.wanted(request.top_k) for request in requests.values()]
         pixels = [one for request in requests.values() for one in request.inputs]
         predictions = self.classify(pixels, max(wanted, default=1))
-        first = 0
+        first, sliced = 0, Counts()
         for (row, request), top_k in zip(requests.items(), wanted, strict=True):
             last = first + len(request.inputs)
             answers[row] = request.answer([labels[:top_k] for labels in predictions[first:last]])
+            if self.slices:
+                sliced += self.slices.count(context.get_all_request_header(row), sureness(predictions[first:last]))
             first = last
         self._count(predictions, time.perf_counter() - started, context)
+        self._count_slices(sliced, context)
         return answers
 
     @staticmethod
@@ -103,6 +108,16 @@ class ImageClassifier(ImageModel):
                 count,
                 "Count",
                 dimensions=[Dimension("below", band)],
+            )
+
+    @staticmethod
+    def _count_slices(sliced: Any, context: Any) -> None:
+        for told, count in sliced.items() if context.metrics is not None else ():
+            context.metrics.add_metric(
+                "image_classifier_slices_total",
+                count,
+                "Count",
+                dimensions=[Dimension(*pair) for pair in zip(("slice", "value", "below"), told, strict=True)],
             )
 
 

@@ -19,6 +19,7 @@ from typing import Any
 from image_input import BadInput  # type: ignore[import-not-found]
 from image_model import ImageModel, counted, cpus, sureness  # type: ignore[import-not-found]
 from image_requests import Request, read_request  # type: ignore[import-not-found]
+from image_slices import Slices  # type: ignore[import-not-found]
 from kserve import Model
 from kserve.errors import InvalidInput
 from prometheus_client import Counter, Histogram
@@ -30,6 +31,9 @@ MODEL_VERSION = "1.0"
 _SECONDS = Histogram("image_classifier_request_seconds", "Reading, network and answer", ["ModelName", "Level"])
 _PREDICTIONS = Counter("image_classifier_predictions_total", "The likeliest labels", ["label", "ModelName", "Level"])
 _CONFIDENCE = Counter("image_classifier_confidence_total", "How sure it was of them", ["below", "ModelName", "Level"])
+_SLICES = Counter(
+    "image_classifier_slices_total", "By slice of the traffic", ["slice", "value", "below", "ModelName", "Level"]
+)
 
 
 class ImageClassifier(Model):
@@ -41,7 +45,7 @@ class ImageClassifier(Model):
 
     def __init__(self, name: str, folder: Path) -> None:
         super().__init__(name)
-        self._folder, self.images = folder, ImageModel()
+        self._folder, self.images, self.slices = folder, ImageModel(), Slices()
         self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")
 
     def load(self) -> bool:
@@ -70,8 +74,11 @@ class ImageClassifier(Model):
         _SECONDS.labels(self.name, "Model").observe(time.perf_counter() - began)
         for label, count in counted(predictions).items():
             _PREDICTIONS.labels(label, self.name, "Model").inc(count)
-        for band, count in sureness(predictions).items():
+        sure = sureness(predictions)
+        for band, count in sure.items():
             _CONFIDENCE.labels(band, self.name, "Model").inc(count)
+        for told, count in self.slices.count(headers or {}, sure).items():
+            _SLICES.labels(*told, self.name, "Model").inc(count)
         return labels
 
     def classified(self, requests: list[Request]) -> tuple[list[Any], list[list[dict[str, Any]]]]:

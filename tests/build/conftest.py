@@ -215,8 +215,10 @@ class Server:
     log: Path
     statuses: list[int] = field(default_factory=list)
 
-    def post(self, path: str, body: bytes, content_type: str = "application/json") -> tuple[int, str]:
-        request = urllib.request.Request(self.inference + path, body, {"Content-Type": content_type})
+    def post(self, path: str, body: bytes, content_type: str = "application/json", **headers: str) -> tuple[int, str]:
+        """`headers` with `_` for `-`."""
+        more = {name.replace("_", "-"): value for name, value in headers.items()}
+        request = urllib.request.Request(self.inference + path, body, {"Content-Type": content_type, **more})
         try:
             with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 self.statuses.append(answer.status)

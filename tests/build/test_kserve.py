@@ -69,7 +69,7 @@ def test_the_version_holds_an_exported_program_and_says_so(program: Export, vers
         assert {entry.compress_type for entry in packed.infolist()} == {zipfile.ZIP_STORED}
         assert packed.namelist() == [
             *("image_headers.py", "image_input.py", "image_model.py", "image_pixels.py", "image_requests.py"),
-            *("kserve_model.py", "model.json", "model.pt2"),
+            *("image_slices.py", "kserve_model.py", "model.json", "model.pt2"),
         ]
         for name in packed.namelist():
             assert str(ROOT).encode() not in packed.read(name), "nothing says where it was built"
@@ -207,7 +207,7 @@ def _serving(directory: Path) -> Iterator[Server]:
                 folder=folder / "own",
                 sockets=folder / "s",
                 log=log,
-                env={},
+                env={"MODEL_SLICES": "country"},
             )
         )
         runner.run(started.child.start())
@@ -308,6 +308,21 @@ def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -
     server.post(PREDICT, b"garbage")
     after = seen()
     assert tuple(now - then for now, then in zip(after, before, strict=True)) == (12, 12, 4)
+
+
+def test_slices_are_what_the_requests_header_says(server: Server) -> None:
+    def seen(value: str) -> float:
+        return sum(
+            sample(server.exposition(), "image_classifier_slices_total", slice="country", value=value, below=band)
+            for band in (f"{edge / 20:.2f}" for edge in range(1, 21))
+        )
+
+    for country in ("fr", "fr", "no such country!"):
+        assert server.post(PREDICT, v1(picture(), picture()), x_slice_country=country)[0] == 200
+    assert (seen("fr"), seen("other")) == (4, 2)
+    before = seen("none")
+    assert server.post(PREDICT, v1(picture()))[0] == 200
+    assert seen("none") == before + 1
 
 
 def test_a_network_that_fails_is_the_servers_fault(server: Server, version: Archive, tmp_path: Path) -> None:

@@ -59,8 +59,10 @@ def smoke(packed: Archive, exported: Export) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def server(packed: Archive, smoke: Any, torchserve: Callable[..., Any]) -> Iterator[Any]:
-    with torchserve(packed.directory, "tiny") as running:
-        yield running
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MODEL_SLICES", "country")
+        with torchserve(packed.directory, "tiny") as running:
+            yield running
 
 
 def test_the_smoke_test_passes(server: Any, smoke: dict[str, Any]) -> None:
@@ -121,6 +123,28 @@ def test_metrics_are_exposed_with_their_labels_in_place(server: Any) -> None:
     after = settled()
     assert (after[0] - before[0], after[1] - before[1]) == (12, 4)
     assert after[2] > before[2]
+
+
+def test_slices_are_what_the_requests_header_says(server: Any) -> None:
+    before = server.statuses.count(200)
+    for country in ("fr", "fr", "no such country!"):
+        assert server.post(PREDICT.format("tiny"), v1(picture(), picture()), x_slice_country=country)[0] == 200
+    name = "image_classifier_slices_total"
+
+    def seen() -> dict[str, float]:
+        text = server.exposition()
+        values = ("fr", "other", "none")
+        bands = [f"{edge / 20:.2f}" for edge in range(1, 21)]
+        return {
+            value: sum(
+                sample(text, name, slice="country", value=value, below=band, ModelName="tiny", Level="Model")
+                for band in bands
+            )
+            for value in values
+        }
+
+    until(lambda: seen()["fr"] == 4 and seen()["other"] == 2, lambda: f"{before} before, now {seen()}")
+    assert seen()["none"] > 0, "those of the other tests, which said of no country"
 
 
 def test_without_envelope_too(packed: Archive, smoke: dict[str, Any], torchserve: Callable[..., Any]) -> None:

@@ -52,6 +52,15 @@ def test_what_was_merged_over_is_held(under: dict[str, Any], over: dict[str, Any
     assert holds(over, over)
 
 
+def test_slices_are_told_to_the_container_beside_what_the_base_tells_it(model: Callable[..., ModelSpec]) -> None:
+    base = merge(BASE, {"spec": {"predictor": {"model": {"env": [{"name": "A", "value": "1"}]}}}})
+    made = manifests.manifest(model(slices=["country", "device"]), "s3://models/digits/versions/abc/", base)
+    told = [{"name": "A", "value": "1"}, {"name": "MODEL_SLICES", "value": "country,device"}]
+    assert made["spec"]["predictor"]["model"]["env"] == told
+    without = manifests.manifest(model(), "s3://models/digits/versions/abc/", BASE)
+    assert "env" not in without["spec"]["predictor"]["model"]
+
+
 def test_the_whole_manifest(model: Callable[..., ModelSpec]) -> None:
     spec = model(service_account="s3-read-only", container_concurrency=3, max_replicas=3, timeout="90s")
     made = manifests.manifest(spec, "s3://models/digits/versions/abc/", BASE)

@@ -29,7 +29,9 @@ class Handler:
         pass
 
     def handle(self, data, context):
-        return [{"got": row["data"]} for row in data]
+        told = context.get_all_request_header(0)
+        slices = [text for name, text in told.items() if name.lower() == "x-slice-country"]
+        return [{"got": row["data"]} | ({"slice": slices[0]} if slices else {}) for row in data]
 """
 
 
@@ -61,9 +63,9 @@ class Front:
     def __init__(self, port: int, process: subprocess.Popen[bytes], log: Path) -> None:
         self.url, self.process, self.log = f"http://127.0.0.1:{port}", process, log
 
-    def ask(self, path: str, body: Any = None) -> tuple[int, Any]:
+    def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json"})
+        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **headers})
         try:
             with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 return answer.status, json.load(answer)
@@ -132,6 +134,8 @@ def test_the_life_of_a_server(front: Front) -> None:
     assert front.ask("/v1/models/other")[0] == 404
     body = {"instances": [{"data": "a"}, {"data": "b"}]}
     assert front.ask("/v1/models/digits:predict", body) == (200, {"predictions": [{"got": "a"}, {"got": "b"}]})
+    sliced = front.ask("/v1/models/digits:predict", {"instances": [{"data": "a"}]}, **{"X-Slice-Country": "fr"})
+    assert sliced == (200, {"predictions": [{"got": "a", "slice": "fr"}]})
     assert front.ask("/v1/models/other:predict", body)[0] == 404
 
     started = psutil.Process(front.process.pid).children(recursive=True)

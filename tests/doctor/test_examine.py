@@ -217,6 +217,22 @@ def test_a_value_that_is_not_one_number_is_told(
     assert (line.level, line.passing) == (level, numbers == 0)
 
 
+def test_slices_that_no_series_tells_are_an_error_with_the_way_to_them(
+    kube: Any, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_release import metrics
+
+    deployed(kube, world.spec)
+    monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "seen", "up"))
+    monkeypatch.setattr(metrics, "bucket_edges", lambda *_: ())
+    monkeypatch.setattr(metrics, "request_rate", lambda *_: 60.0)
+    said = [Presence(True, "2 slices by country", "up"), Presence(False, "no series has the label region", "up")]
+    monkeypatch.setattr(metrics, "slices_presence", lambda *_: said)
+    good, bad = (one for one in found(world)["metrics"] if one.sentence in [each.sentence for each in said])
+    assert (good.level, bad.level, bad.passing) == (Level.OK, Level.ERROR, False)
+    assert "docs/metrics.md#slices" in str(bad)
+
+
 SLOW = (Before(Past.from_dict({"windows": [{"requests": 1, "bad": {"errors": 0}}] * 720}), 0.2, 720), Level.ERROR)
 FAST = (Before(Past.from_dict({"windows": [{"requests": 90, "bad": {"errors": 0}}] * 720}), 30.0, 720), Level.OK)
 YOUNG = (Before(Past(), None, 0), Level.OK)

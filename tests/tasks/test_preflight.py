@@ -77,6 +77,18 @@ def test_the_address_by_which_leases_name_this_airflow_is_looked_at(
     assert "https://airflow.example" in line["sentence"]
 
 
+def test_slices_that_no_series_tells_are_refused_before_any_traffic_moves(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from model_release import metrics
+
+    monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "is counted", "up"))
+    monkeypatch.setattr(metrics, "slices_presence", lambda *_: [Presence(False, "no series has the label c", "up")])
+    monkeypatch.setattr(foresight.connections, "prometheus", world.prometheus)
+    with pytest.raises(MetricsRefused, match=r"the slices of a canary beside r1 .*: no series has the label c$"):
+        foresight.foresee(world.spec, "r1", None, print)
+
+
 @pytest.mark.parametrize("rollout", ["canary", "direct", "none"])
 def test_a_canary_that_its_deadline_would_end_is_refused_and_what_waits_for_no_judge_is_not(
     kube: Any, task: Any, world: Any, context: Any, monkeypatch: pytest.MonkeyPatch, rollout: str

@@ -90,7 +90,8 @@ class Front:
             told = {"error": f"the query ({request.query_string[:80]}) is not read; top_k belongs into parameters"}
             return web.json_response(told, status=400)
         url = self._address + path
-        headers = {"Content-Type": request.headers.get("Content-Type", "application/json")}
+        sliced = {name: value for name, value in request.headers.items() if name.lower().startswith("x-slice-")}
+        headers = {"Content-Type": request.headers.get("Content-Type", "application/json"), **sliced}
         try:
             async with self._http.post(url, data=await request.read(), headers=headers) as answer:
                 kind = answer.headers.get("Content-Type", "application/json")

@@ -20,6 +20,8 @@ from model_release.spec import ModelSpec
 MANAGED_BY = ("app.kubernetes.io/managed-by", "model-release")
 TAG_ROUTING = "serving.kserve.io/enable-tag-routing"
 DEPLOYMENT_MODE = "serving.kserve.io/deploymentMode"
+# By which the handler (include/handlers/image_slices.py) is told what to count its answers by.
+SLICES = "MODEL_SLICES"
 
 Manifest = dict[str, Any]
 
@@ -74,6 +76,10 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
             }
         },
     }
+    if service.slices:
+        there = base.get("spec", {}).get("predictor", {}).get("model", {}).get("env") or []
+        counted = {"name": SLICES, "value": ",".join(service.slices)}
+        ours["spec"]["predictor"]["model"]["env"] = [*there, counted]
     merged: Manifest = merge(base, ours)
     # Ready must mean that the model is loaded: Knative's own probe only asks whether the port is open, and
     # a server may open it for a model that failed too (docs/facts.md#ready-does-not-mean-loaded).

@@ -24,7 +24,15 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
 
     `live` None means, where it was `seen`, that there is no such service.
     """
-    from model_release.metrics import answers_presence, bucket_edges, check_limits, presence, profile, request_rate
+    from model_release.metrics import (
+        answers_presence,
+        bucket_edges,
+        check_limits,
+        presence,
+        profile,
+        request_rate,
+        slices_presence,
+    )
     from model_release.metrics.values import check_shares
 
     prometheus.query("time()")
@@ -52,6 +60,9 @@ def check(prometheus: Prometheus, spec: ModelSpec, live: InferenceService | None
         yield Finding(
             "metrics", Level.ERROR, said, "mend the scraping, or take max_shift and below away", answered.passing
         )
+    for sliced in slices_presence(prometheus, metrics, spec.judge, namespace, stable):
+        cure = "have the series carry it (docs/metrics.md#slices), or take slices away"
+        yield ok("metrics", sliced.sentence) if sliced.ok else error("metrics", sliced.sentence, cure)
     try:
         check_limits(
             bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the histogram of {stable}"

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
-
-import numpy as np
 
 from . import values
 from .evidence import Evidence
 from .labels import Labels
+from .missing import requests_needed
 from .policy import Metric, Policy
 from .ramp import Place
 from .sentences import (
@@ -28,15 +27,12 @@ from .sentences import (
     share,
     tally,
 )
-from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Floats, Readings, State
+from .slices import Slices
+from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Readings, State
 from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .verdict import State as MetricState
 from .window import Window
-
-# How much more of the same to try, as multiples of what was seen.
-_MORE: list[float] = np.geomspace(0.02, 300, 10).tolist()
-_TIMES: Floats = 1 + np.array(_MORE)[:, None, None]
 
 
 def verdict(
@@ -45,6 +41,7 @@ def verdict(
     readings: Readings,
     value_states: Sequence[values.ValueState],
     labels: Sequence[Labels],
+    slices: Mapping[int, Slices],
     decision: Decision,
     *,
     cause: int,
@@ -58,11 +55,22 @@ def verdict(
     """The whole answer for one canary; `state` has no leading axes, `cause` is why the last window decided, `wider` the
     share that the canary may have now, and `confidence` that of a promotion at the deadline, where it is not β's."""
     policy = ev.policy
-    missing = _requests_needed(ev, state, readings)
+    missing = requests_needed(ev, state, readings)
     low, high = ev.interval(state)
     proven = decision == "promote"
     metrics = tuple(
-        _metric(ev, i, state, readings, missing[i], (float(low[i]), float(high[i])), last, confidence, proven=proven)
+        _metric(
+            ev,
+            i,
+            state,
+            readings,
+            missing[i],
+            (float(low[i]), float(high[i])),
+            last,
+            confidence,
+            slices.get(i),
+            proven=proven,
+        )
         for i in range(len(policy.metrics))
     ) + tuple(one.verdict(promoted=proven, confidence=confidence) for one in labels)
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
@@ -96,40 +104,6 @@ def verdict(
     )
 
 
-def _requests_needed(ev: Evidence, state: State, now: Readings) -> list[float]:
-    """Canary requests still to come for each metric if they are like those seen; inf where they never decide."""
-    sums = state.sums[: len(ev.policy.metrics)]
-    seen = sums[:, REQUESTS].tolist()
-    more = sums * _TIMES
-    least = ev.policy.min_requests
-    needed = [
-        max(n * times, least - n) if n else math.inf
-        for n, times in zip(seen, _crossings(now.favour, ev.favour(more, now.lasting), ev.log_needed_for), strict=True)
-    ]
-    if now.against.max() > 0:  # more of what speaks for a canary never speaks against it
-        with np.errstate(divide="ignore"):
-            logs = np.log(state.wealth) * _TIMES  # what was won is won again
-        later = ev.against(np.exp(np.minimum(logs, 300.0)), state.age)[0]
-        crossings = _crossings(now.against, later, ev.log_needed_against)
-        needed = [min(at, n * times) if n else at for at, n, times in zip(needed, seen, crossings, strict=True)]
-    return needed
-
-
-def _crossings(now: Floats, then: Floats, bar: float) -> list[float]:
-    """For each metric, how many times as much again as was seen takes the evidence to the bar; inf if none does."""
-    out = []
-    for level, later in zip(now.tolist(), then.T.tolist(), strict=True):
-        low, at = 0.0, 0.0 if level >= bar else math.inf
-        if level < bar <= later[-1]:
-            for high, reached in zip(_MORE, later, strict=True):
-                if reached >= bar:
-                    at = low + (bar - level) / (reached - level) * (high - low)
-                    break
-                low, level = high, reached
-        out.append(at)
-    return out
-
-
 def _metric(
     ev: Evidence,
     i: int,
@@ -139,6 +113,7 @@ def _metric(
     ends: tuple[float, float],
     last: Window | None,
     confidence: float | None,
+    slices: Slices | None,
     *,
     proven: bool,
 ) -> MetricVerdict:
@@ -150,7 +125,11 @@ def _metric(
     bounded = metric.max_rate is not None or metric.max_ratio is not None
     silent = int(state.silent[i])
     aside, dead = int(row[ASIDE]), bool(readings.dead[i])
-    is_proven = (favour >= ev.log_needed_for or proven) and canary["requests"] >= policy.min_requests
+    rate_is_worse = bool(readings.rate_is_worse[i])
+    if slices is not None and not policy.guard:
+        missing = max(missing, slices.requests_needed())
+    waits = slices is not None and slices.waits(slices.now)
+    is_proven = ((favour >= ev.log_needed_for and not waits) or proven) and canary["requests"] >= policy.min_requests
     standing: MetricState
     if bounded and (dead or against >= ev.log_needed_against):
         standing = "fail"
@@ -167,13 +146,17 @@ def _metric(
     words = fact(metric, canary, stable, metric.max_ratio is not None, at_least or at_most)
     if metric.edges and 2 * against >= ev.log_needed_against and not readings.rate_is_worse[i]:
         words = _at_worst_edge(ev, i, state) or words
+    if slices is not None:
+        if slices.now.against > against and 2 * against >= ev.log_needed_against:
+            words, rate_is_worse = slices.fact(), slices.rate_is_worse
+        words += slices.note(waiting=standing == "undecided" and not policy.guard)
     if aside:
         words += f"; stable was failing too, {plural(aside, 'window')} set aside"
     if standing == "fail" and dead:
         rows = plural(int(state.dead[i, 0]), "window")
         reason = f"{words}; nothing worked in the last {rows}, and stable did"
     elif standing == "fail":
-        broken = _broken_limit(metric, bool(readings.rate_is_worse[i]))
+        broken = _broken_limit(metric, rate_is_worse)
         reason = f"{words}; the limit is {broken}. {tally(ev_against, policy.needed_against)}"
     elif standing == "pass" and favour < ev.log_needed_for:
         by = at_deadline(policy.false_promotion / 2, confidence)
@@ -207,6 +190,7 @@ def _metric(
         observe=metric.observe,
         critical=metric.critical,
         reason=reason,
+        slices=() if slices is None else slices.verdicts(),
     )
 
 

@@ -7,12 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from . import explain, labels, ramp, values
+from . import explain, labels, ramp, slices, values
 from .evidence import Evidence
 from .past import Past
 from .policy import Policy
 from .rules import Codes, Rules
-from .state import Counts
+from .state import Counts, Floats, Readings
 from .verdict import BAD_VALUE, CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, Decision, Verdict
 from .window import EvidenceError, Side, Window
 
@@ -50,12 +50,14 @@ class Judge:
         self._evidence = Evidence(policy, before)
         self._rules = Rules(self._evidence)
         self._state = self._evidence.start()
-        self._readings = self._evidence.read(self._state)
+        self._slices = {i: slices.Slices(policy, m) for i, m in enumerate(policy.metrics) if m.slices is not None}
+        self._readings = self._read()
         self._values = tuple(values.ValueState() for _ in policy.values)
         self._labels = self._fresh_labels()
         self._names = tuple(m.name for m in policy.metrics)
         self._known = frozenset(self._names)
         self._edges = {m.name: len(m.edges) for m in policy.metrics}
+        self._known_slices = frozenset(policy.metrics[i].name for i in self._slices)
         self._known_labels = frozenset(s.name for s in policy.shifts)
         self._known_values = frozenset(v.name for v in policy.values)
         self._cause = CONTINUE
@@ -112,9 +114,16 @@ class Judge:
         if not fresh:
             return
         path = self._evidence.extend(self._state, self._counts(fresh))
+        standings = {i: one.extend(fresh) for i, one in self._slices.items()}
         readings = self._evidence.read_path(path)
+        for i, of_slices in standings.items():
+            readings = _joined(readings, i, np.array([one.against for one in of_slices]))
         shares = np.array([np.nan if w.share is None else w.share for w in fresh])
         codes = self._rules.codes(path, readings, shares)
+        for i, of_slices in standings.items():
+            if not self.policy.metrics[i].observe:
+                waits = np.array([self._slices[i].waits(one) for one in of_slices])
+                codes[waits & (codes == PROMOTE)] = CONTINUE
         if answered:
             codes[:] = CONTINUE
         if self.policy.values or self._labels:
@@ -124,6 +133,8 @@ class Judge:
             last = int(deciding.argmax()) if deciding.any() else len(fresh) - 1
             self._cause = int(codes[last])
         self._state, self._readings = path.at(last), readings.at(last)
+        for i, one in self._slices.items():
+            one.now = standings[i][last]
         self._used += last + 1
         self._last = fresh[last]
         for window in fresh[: last + 1]:
@@ -133,11 +144,18 @@ class Judge:
                 self._judged_requests += window.canary.requests
                 self._judged_seconds += seconds
 
+    def _read(self) -> Readings:
+        """What the state says, slices included."""
+        readings = self._evidence.read(self._state)
+        for i, one in self._slices.items():
+            readings = _joined(readings, i, np.asarray(one.now.against))
+        return readings
+
     def _clear_doubts(self) -> None:
         """A person has answered what made the figures doubtful; the evidence stays."""
         fresh = self._evidence.start()
         self._state = replace(self._state, silent=fresh.silent, split=fresh.split)
-        self._readings = self._evidence.read(self._state)
+        self._readings = self._read()
         self._values = tuple(values.ValueState() for _ in self.policy.values)
         for one in self._labels:
             one.clear_doubts()
@@ -162,6 +180,7 @@ class Judge:
             self._readings,
             self._values,
             self._labels,
+            self._slices,
             decision,
             cause=cause,
             confidence=confidence,
@@ -192,6 +211,9 @@ class Judge:
 
     def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
+        half_way = 2 * self._readings.against > self._evidence.log_needed_against
+        if any(half_way[i] and not self.policy.metrics[i].observe for i in self._slices):
+            return False
         labels_pass = all(one.limit.observe or one.at_deadline(risk) for one in self._labels)
         return labels_pass and all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
@@ -237,6 +259,9 @@ class Judge:
             if entry is not None and not entry.labels.keys() <= self._known_labels:
                 name = next(n for n in entry.labels if n not in self._known_labels)
                 raise EvidenceError(f"{path}.{side}.labels.{name}: the policy has no such limit on labels")
+            if entry is not None and not entry.slices.keys() <= self._known_slices:
+                name = next(n for n in entry.slices if n not in self._known_slices)
+                raise EvidenceError(f"{path}.{side}.slices.{name}: the policy has no such metric with slices")
             if entry is not None and not entry.totals.keys() <= self._known:
                 name = next(n for n in entry.totals if n not in self._known)
                 raise EvidenceError(f"{path}.{side}.totals.{name}: the policy has no such metric")
@@ -288,3 +313,10 @@ class Judge:
             np.array([totals(w.canary) for w in windows], dtype=float) if own else None,
             np.array([totals(w.stable) for w in windows], dtype=float) if own else None,
         )
+
+
+def _joined(readings: Readings, metric: int, of_slices: Floats) -> Readings:
+    """The readings, of one state or a path, with a metric's evidence against that of its slices included."""
+    against = readings.against.copy()
+    against[..., metric] = slices.joined(against[..., metric], of_slices)
+    return replace(readings, against=against)

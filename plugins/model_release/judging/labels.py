@@ -10,14 +10,13 @@ import numpy as np
 
 from . import ramp, shift, terms
 from .policy import Policy, Shift
-from .sentences import at_deadline, bound, count, evidence, plural, share, tally, times
+from .sentences import at_deadline, bound, count, evidence, name_of, plural, share, tally, times
 from .state import Floats
 from .verdict import CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, LabelShare, MetricVerdict
 from .verdict import State as MetricState
 from .window import Side, Window
 
 SHOWN = 10  # labels in a verdict
-_LONGEST = 60  # letters of a label in a sentence
 # How much more of the same to try, as multiples of what was seen.
 _MORE: Floats = np.geomspace(0.02, 300, 60)
 
@@ -188,9 +187,8 @@ class Labels:
                 f"no answers on {'either side' if not n and not m else 'stable' if n else 'the canary'} to compare yet"
             )
         moved = labels[0]
-        name = "".join(letter if letter.isprintable() else "?" for letter in moved.label)[:_LONGEST]
         return (
-            f"{name} {share(moved.canary / n)} instead of {share(moved.stable / m)} of the answers "
+            f"{name_of(moved.label)} {share(moved.canary / n)} instead of {share(moved.stable / m)} of the answers "
             f"({count(moved.canary)} of {count(n)}, {count(moved.stable)} of {count(m)} on stable), "
             f"in all {share(float(shift.distance(self._state)))} moved, {end}"
         )

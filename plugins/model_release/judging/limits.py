@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 DEFAULT_PHRASES = {"errors": "failed", "slow": "were too slow"}
@@ -55,6 +55,19 @@ def known(path: str, data: Any, allowed: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
+class Slices:
+    """A metric is judged in each slice of the traffic, too: requests that have one value of the label `by`. One with
+    fewer canary requests than `at_least` is not judged."""
+
+    by: str
+    at_least: int = 200
+
+    def check(self, path: str) -> None:
+        text(f"{path}.by", self.by)
+        whole(f"{path}.at_least", self.at_least, 1, "the canary requests that a slice needs to be judged")
+
+
+@dataclass(frozen=True)
 class Metric:
     """One share of bad requests and its limits.
 
@@ -65,6 +78,7 @@ class Metric:
     `noun` is what is counted, where it is not requests: "14 of 310 canary answers …".
     `edges`: with `max_ratio`, the bucket edges of a latency histogram (milliseconds, rising) at which both sides are
     compared besides the limit itself; windows then carry, for each, how many requests were slower.
+    `slices`: judged in each of them, too; windows then carry the counts of each.
     """
 
     name: str
@@ -76,6 +90,7 @@ class Metric:
     phrase: str | None = None
     edges: tuple[float, ...] = ()
     noun: str | None = None
+    slices: Slices | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edges, list):
@@ -111,6 +126,10 @@ class Metric:
                 number(f"{path}.edges[{i}]", edge, 0, math.inf, right="a bucket's upper edge in milliseconds")
             if sorted(set(self.edges)) != list(self.edges):
                 raise PolicyError(f"{path}.edges: {list(self.edges)} do not rise")
+        if self.slices is not None:
+            if self.max_rate is None and self.max_ratio is None:
+                raise PolicyError(f"{path}.slices: mean nothing without a limit; give max_rate, max_ratio or both")
+            self.slices.check(f"{path}.slices")
 
     @classmethod
     def from_dict(cls, data: Any, path: str = "metric") -> Metric:
@@ -122,6 +141,13 @@ class Metric:
             values.pop("floor", None)
         if not isinstance(values.get("edges", ()), (list, tuple)):
             raise PolicyError(f"{path}.edges: a list is expected here, not {type(values['edges']).__name__}")
+        if values.get("slices") is not None:
+            said = known(f"{path}.slices", values["slices"], tuple(f.name for f in fields(Slices)))
+            if "by" not in said:
+                raise PolicyError(
+                    f"{path}.slices.by: is missing; the label that tells slices apart, country for example"
+                )
+            values["slices"] = Slices(**said)
         metric = cls(**values)
         metric.check(path)
         return metric
@@ -219,4 +245,5 @@ def spoken(entry: Metric | Shift | Value, always: tuple[str, ...]) -> dict[str, 
     """The fields that differ from their default: a record stays as short as the file that was written."""
     said = {f.name: getattr(entry, f.name) for f in fields(entry)}
     given = {f.name: said[f.name] for f in fields(entry) if f.name in always or said[f.name] != f.default}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    return {name: asdict(value) if isinstance(value, Slices) else value for name, value in plain.items()}

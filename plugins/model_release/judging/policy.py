@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from .limits import Metric, PolicyError, Shift, Value, known, number, whole
+from .limits import Metric, PolicyError, Shift, Slices, Value, known, number, whole
 
-__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Value"]
+__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Slices", "Value"]
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,11 @@ def placed(policy: Policy, recorded: Policy) -> Policy:
             raise EvidenceError(
                 f"policy.metrics[{i}].name: {metric.name!r} was not counted; counted are {', '.join(sorted(counted))}"
             )
+    by = {m.name: m.slices.by for m in recorded.metrics if m.slices is not None}
+    for i, one in enumerate(policy.metrics):
+        if one.slices is not None and one.slices.by != by.get(one.name):
+            was = f"counted by {by[one.name]}" if one.name in by else "not counted by slices"
+            raise EvidenceError(f"policy.metrics[{i}].slices.by: {one.slices.by!r}, and {one.name} was {was}")
     return in_place(policy, recorded)
 
 
@@ -51,6 +56,7 @@ def asked_for(window: Window, policy: Policy) -> Window:
     """The window without the counts of metrics that another policy does not ask for."""
     metrics, values = {m.name: len(m.edges) for m in policy.metrics}, {v.name for v in policy.values}
     shifts = {s.name for s in policy.shifts}
+    sliced = {m.name for m in policy.metrics if m.slices is not None}
 
     def part(side: Side) -> Side:
         return replace(
@@ -60,6 +66,7 @@ def asked_for(window: Window, policy: Policy) -> Window:
             edges={name: slower for name, slower in side.edges.items() if len(slower) == metrics.get(name)},
             totals={name: total for name, total in side.totals.items() if name in metrics},
             labels={name: counts for name, counts in side.labels.items() if name in shifts},
+            slices={name: counts for name, counts in side.slices.items() if name in sliced},
         )
 
     return replace(

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
 
 from .policy import Metric
+
+_LONGEST = 60  # letters of a name in a sentence
 
 
 def share(value: float) -> str:
@@ -66,6 +69,16 @@ def duration(minutes: float) -> str:
     if hours < 48:
         return f"{number(math.ceil(hours * 2) / 2)} h"
     return f"{math.ceil(hours / 24)} days"
+
+
+def name_of(text: str) -> str:
+    """A label or a slice, whatever stands in it: printable, and no longer than a line bears."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text)[:_LONGEST]
+
+
+def listed(words: Sequence[str]) -> str:
+    """ "a, b and c"."""
+    return " and ".join([*([", ".join(words[:-1])] if words[:-1] else []), *words[-1:]])
 
 
 def plural(how_many: int, noun: str) -> str:

@@ -24,6 +24,18 @@ class LabelShare:
 
 
 @dataclass(frozen=True)
+class SliceVerdict:
+    """One slice of the traffic by a metric. `fail`: shown to be beyond the limit, in the metric's own test; `few`: not
+    judged, for it had too few canary requests."""
+
+    slice: str
+    state: Literal["fail", "few", "judged"]
+    evidence_against: float
+    canary: dict[str, int]
+    stable: dict[str, int]
+
+
+@dataclass(frozen=True)
 class MetricVerdict:
     """One share of bad requests, as far as it is known after the last judged window.
 
@@ -34,6 +46,9 @@ class MetricVerdict:
 
     Where labels are judged, `lower` and `upper` are of the distance between the sides, "bad" is how often each gave the
     label that moved most, "requests" all answers, and `labels` those that moved most, the farthest first.
+
+    Where slices are judged, too, `evidence_against` is of the whole and of them together, and `slices` has the worst
+    first; all other figures are the whole's.
     """
 
     name: str
@@ -54,6 +69,7 @@ class MetricVerdict:
     critical: bool
     reason: str
     labels: tuple[LabelShare, ...] = ()
+    slices: tuple[SliceVerdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,9 +134,10 @@ class Verdict:
 
 def _spoken(metric: dict[str, Any]) -> dict[str, Any]:
     """As it was written before there were any, so that records stay equal."""
-    return {name: value for name, value in metric.items() if name != "labels"} | (
-        {"labels": list(metric["labels"])} if metric["labels"] else {}
-    )
+    more = ("labels", "slices")
+    return {name: value for name, value in metric.items() if name not in more} | {
+        name: list(metric[name]) for name in more if metric[name]
+    }
 
 
 def written(value: float | None) -> float | str | None:

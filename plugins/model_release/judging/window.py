@@ -12,6 +12,8 @@ from .verdict import written
 
 # Above this a float no longer tells neighbouring whole numbers apart.
 LARGEST_COUNT = 2**53
+# What a side may say beside its requests and the bad ones, each by metric.
+_MORE = ("edges", "labels", "totals", "slices")
 _UNUSUAL = {"NaN": math.nan, "+Inf": math.inf, "Inf": math.inf, "-Inf": -math.inf}
 
 
@@ -75,6 +77,25 @@ def _given(path: str, counts: Any) -> dict[str, int] | None:
     return out
 
 
+def _slices(path: str, counts: Any) -> dict[str, tuple[int, int]] | None:
+    """Requests and bad ones by slice, None for no data."""
+    if counts is None:
+        return None
+    if not isinstance(counts, Mapping):
+        raise EvidenceError(f"{path}: a mapping of slice to [requests, bad] is expected here, or null")
+    out: dict[str, tuple[int, int]] = {}
+    for name, pair in counts.items():
+        if not isinstance(pair, (list, tuple)) or len(pair) != 2:
+            raise EvidenceError(f"{path}.{name}: {pair!r} is not [requests, bad]")
+        requests, bad = _count(f"{path}.{name}[0]", pair[0]), _count(f"{path}.{name}[1]", pair[1])
+        if requests is None or bad is None:
+            raise EvidenceError(f"{path}.{name}: null; a slice without requests is left out, and no data is null")
+        if bad > requests:
+            raise EvidenceError(f"{path}.{name}: {bad} bad of {requests} requests cannot be")
+        out[str(name)] = (requests, bad)
+    return out
+
+
 @dataclass(frozen=True)
 class Side:
     """One revision's requests in a window, and how many of them were bad in the eyes of each metric.
@@ -82,6 +103,8 @@ class Side:
     `edges`: for a metric on durations, how many requests were slower than each of its policy's `edges`, in their order.
     `labels`: for a metric on labels, how often each was given; labels that were not given may be left out.
     `totals`: for a metric that counts something else than requests (answers, orders), how many there were.
+    `slices`: for a metric that is judged by slices, too, the requests and the bad ones of each; those without a request
+    may be left out.
     """
 
     requests: int | None = None
@@ -89,6 +112,7 @@ class Side:
     edges: Mapping[str, tuple[int | None, ...]] = field(default_factory=dict)
     labels: Mapping[str, Mapping[str, int] | None] = field(default_factory=dict)
     totals: Mapping[str, int | None] = field(default_factory=dict)
+    slices: Mapping[str, Mapping[str, tuple[int, int]] | None] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "requests", _count("side.requests", self.requests))
@@ -108,6 +132,9 @@ class Side:
         if self.labels:
             given = {str(name): _given(f"side.labels.{name}", counts) for name, counts in self.labels.items()}
             object.__setattr__(self, "labels", given)
+        if self.slices:
+            sliced = {str(name): _slices(f"side.slices.{name}", counts) for name, counts in self.slices.items()}
+            object.__setattr__(self, "slices", sliced)
 
     def total(self, name: str) -> int | None:
         """Of how many a metric's bad ones are a share; None for no data."""
@@ -124,9 +151,9 @@ class Side:
 
     @classmethod
     def from_dict(cls, data: Any, path: str) -> Side:
-        given = _known(path, data, ("requests", "bad", "edges", "labels", "totals"))
+        given = _known(path, data, ("requests", "bad", *_MORE))
         bad = given.get("bad")
-        more = {name: {} if given.get(name) is None else given[name] for name in ("edges", "labels", "totals")}
+        more = {name: {} if given.get(name) is None else given[name] for name in _MORE}
         for name, counts in more.items():
             if not isinstance(counts, Mapping):
                 raise EvidenceError(f"{path}.{name}: a mapping of metric to counts is expected here")
@@ -143,6 +170,11 @@ class Side:
             out["totals"] = dict(self.totals)
         if self.labels:
             out["labels"] = {name: None if counts is None else dict(counts) for name, counts in self.labels.items()}
+        if self.slices:
+            out["slices"] = {
+                name: None if counts is None else {one: list(pair) for one, pair in counts.items()}
+                for name, counts in self.slices.items()
+            }
         return out
 
 

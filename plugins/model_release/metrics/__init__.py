@@ -7,6 +7,7 @@ from .observed import Presence, bucket_edges, check_limits, presence, quantile, 
 from .past import Before, read_before
 from .profiles import PROFILES, RevisionMetrics, profile
 from .prometheus import Answer, Prometheus, Series
+from .slices import slices_presence
 from .values import ValueReader
 from .windows import WindowReader, read_windows
 
@@ -29,4 +30,5 @@ __all__ = [
     "read_before",
     "read_windows",
     "request_rate",
+    "slices_presence",
 ]

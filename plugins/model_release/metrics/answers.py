@@ -20,14 +20,16 @@ from model_release.metrics.increases import Ledger, Scrapes, Target, target_of
 from model_release.metrics.observed import RECENT, Presence, milliseconds_of
 from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import Prometheus, Series, milliseconds
-from model_release.spec import Judge, format_duration
+from model_release.metrics.slices import SliceCounts
+from model_release.spec import Judge, Metric, format_duration
 
 PREDICTIONS = "image_classifier_predictions_total"
 CONFIDENCE = "image_classifier_confidence_total"
+SLICES = "image_classifier_slices_total"
 # A handler's page may be scraped so much later than the requests.
 _LATER_MS = 60_000
 # The label of each counter that tells its answers apart.
-BY = {PREDICTIONS: "label", CONFIDENCE: "below"}
+BY = {PREDICTIONS: "label", CONFIDENCE: "below", SLICES: "value"}
 
 
 class AnswerReader:
@@ -51,6 +53,7 @@ class AnswerReader:
         self._prometheus, self._metrics, self._counters = prometheus, metrics, counters_of(judge)
         self._shifts = [metric.name for metric in judge.metrics if metric.max_shift is not None]
         self._unsure = {metric.name: metric.below for metric in judge.metrics if metric.below is not None}
+        self._slices = [(metric, SliceCounts(BY[SLICES])) for metric in _sliced(judge)]
         self._namespace, self._revisions = namespace, list(revisions)
         self._ledger = Ledger(opening, window)
         # All that is scraped of a revision's pods, and of that the handlers' own pages, as far as they have shown one.
@@ -88,6 +91,12 @@ class AnswerReader:
             name = one.labels["__name__"]
             if owner := self._metrics.target_revision(one.labels, self._revisions):
                 self._pending.setdefault((owner, name), Counter())[one.labels.get(BY[name], "")] += one.amount
+                for metric, slices in self._slices if name == SLICES else ():
+                    if metric.slices and one.labels.get("slice") == metric.slices.by:
+                        bad = unsure({one.labels.get("below", "1"): one.amount}, self._unsure[metric.name])
+                        slices.add(owner, one.labels, one.amount, bad)
+        for _, slices in self._slices:
+            slices.learn()
 
     def onto(self, side: Side, revision: str, start: int, end: int) -> tuple[Side, list[str]]:
         """The side with what the handler has counted of its answers in the window, and why something is missing."""
@@ -102,6 +111,11 @@ class AnswerReader:
             bad = {name: None if bands is None else unsure(bands, below) for name, below in self._unsure.items()}
             total = None if bands is None else sum(bands.values())
             side = replace(side, bad={**side.bad, **bad}, totals=dict.fromkeys(self._unsure, total))
+            notes.append(note)
+        if self._slices:
+            given, note = self._counts(revision, SLICES, start, end, side.requests)
+            told = {metric.name: None if given is None else slices.told(revision) for metric, slices in self._slices}
+            side = replace(side, slices={**side.slices, **told})
             notes.append(note)
         return side, [note for note in notes if note]
 
@@ -143,7 +157,12 @@ def counters_of(judge: Judge) -> list[str]:
     shifts, unsure = (
         any(getattr(metric, name) is not None for metric in judge.metrics) for name in ("max_shift", "below")
     )
-    return [PREDICTIONS] * shifts + [CONFIDENCE] * unsure
+    return [PREDICTIONS] * shifts + [CONFIDENCE] * unsure + [SLICES] * bool(_sliced(judge))
+
+
+def _sliced(judge: Judge) -> list[Metric]:
+    """The metrics whose slices the handler counts."""
+    return [metric for metric in judge.metrics if metric.below is not None and metric.slices is not None]
 
 
 def unsure(bands: Mapping[str, int], below: float) -> int:
@@ -171,7 +190,8 @@ def answers_presence(
         series = [one for query in queries for one in prometheus.raw(query, after, until)]
         gaps = [later - earlier for one in series for (earlier, _), (later, _) in pairwise(one.samples)]
         seconds = statistics.median(gaps) / 1000 if gaps else None
-        if not series:
+        missing = {m.slices.by for m in _sliced(judge) if m.slices} - {one.labels.get("slice") for one in series}
+        if not series or (counter == SLICES and missing):
             asked = prometheus.raw(metrics.requests_of(namespace, [revision]), after, until)
             if not any(one.samples[-1][1] > one.samples[0][1] for one in asked):
                 found.append(
@@ -181,6 +201,11 @@ def answers_presence(
             young = until - min(one.samples[0][0] for one in asked) < _LATER_MS
             where = "is the handler's page scraped (port 8082, include/manifests/pod_monitor.yaml)?"
             said = f"{queries[0]} is empty, and {revision} has had requests: {where}"
+            if counter == SLICES:
+                said = (
+                    f"{queries[0]} has nothing with slice {min(missing)}, and {revision} has had requests: was it "
+                    f"released with service.slices: [{', '.join(sorted(missing))}]?"
+                )
             found.append(Presence(False, said, queries[0], passing=young))
         elif seconds is not None and window.total_seconds() < seconds:
             said = f"{queries[0]} is scraped every {seconds:g} s, and a window of {format_duration(window)} is shorter"

@@ -81,7 +81,7 @@ def read_before(
         for one in windows:
             for name, counts in one.canary.labels.items():
                 labels.setdefault(name, Counter()).update(counts or {})
-        sides[:0] = [replace(one.canary, labels={}) for one in windows]
+        sides[:0] = [replace(one.canary, labels={}, slices={}) for one in windows]
         end, left = start, left - number
     counted = [side.requests for side in sides if side.requests is not None]
     rates = [sum(some) / (len(some) * window.total_seconds()) for some in (counted, counted[-_NOW:]) if some]

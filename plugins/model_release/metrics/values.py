@@ -11,7 +11,9 @@ from datetime import datetime, timedelta
 
 from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Side, Window
+from model_release.judging.slices import NONE
 from model_release.metrics.prometheus import Prometheus, quoted
+from model_release.metrics.slices import TOLD, SliceCounts
 from model_release.spec import Metric, Value, format_duration
 
 
@@ -37,6 +39,7 @@ class ValueReader:
     ) -> None:
         self._prometheus, self._values = prometheus, values
         self._shares = [metric for metric in shares if metric.bad is not None and metric.total is not None]
+        self._slices = {m.name: SliceCounts(m.slices.by) for m in self._shares if m.slices is not None}
         self._names = {"namespace": namespace, "service": service}
         self._revisions = {"canary": canary} if stable is None else {"canary": canary, "stable": stable}
 
@@ -60,6 +63,10 @@ class ValueReader:
             canary = self._counted(canary, metric, self._revisions["canary"], window, troubles)
             if stable is not None and "stable" in self._revisions:
                 stable = self._counted(stable, metric, self._revisions["stable"], window, troubles)
+            if (slices := self._slices.get(metric.name)) is not None:
+                slices.learn()
+                canary = _told(canary, metric.name, slices, self._revisions["canary"])
+                stable = stable and _told(stable, metric.name, slices, self._revisions.get("stable", ""))
         return replace(window, canary=canary, stable=stable, values=measured, error="; ".join(troubles) or None)
 
     def _counted(self, side: Side, metric: Metric, revision: str, window: Window, troubles: list[str]) -> Side:
@@ -67,7 +74,11 @@ class ValueReader:
         start, end = datetime.fromisoformat(str(window.start)), datetime.fromisoformat(str(window.end))
         bad = total = None
         try:
-            bad, total = counted(self._prometheus, metric, end - start, end, revision=revision, **self._names)
+            found = counted(self._prometheus, metric, end - start, end, revision=revision, **self._names)
+            bad, total = (sum(pair[k] for pair in found.values()) for k in (1, 0))
+            if metric.slices is not None:
+                for name, (of, wrong) in found.items():
+                    self._slices[metric.name].add(revision, {metric.slices.by: name}, of, wrong)
         except (MetricsUnavailable, MetricsRefused) as error:
             troubles.append(f"{metric.name}: {error}")
         return replace(side, bad={**side.bad, metric.name: bad}, totals={**side.totals, metric.name: total})
@@ -76,25 +87,52 @@ class ValueReader:
         return _one(self._prometheus, query, end)
 
 
-def counted(prometheus: Prometheus, metric: Metric, window: timedelta, end: datetime, **names: str) -> tuple[int, int]:
-    """How many were bad in the window that ends at `end`, and of how many, as the metric's queries say: to the nearest
-    whole number, since `increase` extrapolates to the window's ends.
+def _told(side: Side, name: str, slices: SliceCounts, revision: str) -> Side:
+    """The side with a share's slices; where the share is no data, so are they."""
+    told = slices.told(revision)
+    return replace(side, slices={**side.slices, name: None if side.bad.get(name) is None else told})
+
+
+def counted(prometheus: Prometheus, metric: Metric, window: timedelta, end: datetime, **names: str) -> TOLD:
+    """How many there were in the window that ends at `end`, and how many of them were bad, as the metric's queries say:
+    to the nearest whole number, since `increase` extrapolates to the window's ends. By slice, where it has slices.
 
     Raises:
         MetricsUnavailable: Prometheus cannot answer now.
-        MetricsRefused: a query gives no series, several, or what is no count; or more were bad than there were.
+        MetricsRefused: a query gives no series, several where no slices are asked for, or what is no count; or more
+            were bad than there were.
     """
-    length, found = f"{window // timedelta(milliseconds=1)}ms", []
-    for query in (metric.bad or "", metric.total or ""):
-        asked = filled(query, window=length, **names)
-        number = _one(prometheus, asked, end)
+    length = f"{window // timedelta(milliseconds=1)}ms"
+    by = None if metric.slices is None else metric.slices.by
+    bad, total = (
+        _numbers(prometheus, filled(query, window=length, **names), end, by)
+        for query in (metric.bad or "", metric.total or "")
+    )
+    for name, number in bad.items():
+        if number > total.get(name, 0.0) + 1:
+            where = f" of {by}={name}" if by else ""
+            raise MetricsRefused(
+                f"{number:g}{where} were bad of {total.get(name, 0.0):g}, which cannot be; queries: {metric.bad}; "
+                f"{metric.total}"
+            )
+    return {name: (round(of), min(round(bad.get(name, 0.0)), round(of))) for name, of in total.items()}
+
+
+def _numbers(prometheus: Prometheus, asked: str, end: datetime, by: str | None) -> dict[str, float]:
+    """The counts that a query gives, by slice, or the one number."""
+    if by is None:
+        found = {NONE: _one(prometheus, asked, end)}
+    else:
+        found = {}
+        for series in prometheus.query(asked, end).series:
+            name = series.labels.get(by) or NONE
+            found[name] = found.get(name, 0.0) + series.samples[-1][1]
+        if not found:
+            raise MetricsRefused(f"{asked} gives no series at {end.isoformat()}; one for each {by} is needed")
+    for number in found.values():
         if not math.isfinite(number) or number < 0:
             raise MetricsRefused(f"{asked} gives {number:g}, which is no count")
-        found.append(number)
-    bad, total = found
-    if bad > total + 1:
-        raise MetricsRefused(f"{bad:g} were bad of {total:g}, which cannot be; queries: {metric.bad}; {metric.total}")
-    return min(round(bad), round(total)), round(total)
+    return found
 
 
 def _one(prometheus: Prometheus, query: str, end: datetime) -> float:
@@ -117,10 +155,14 @@ def check_shares(
                 for name in re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(?:\{[^}]*\}\s*)?\[", query):
                     if (kind := prometheus.kind(name)) not in ("counter", "histogram", "summary", None):
                         raise MetricsRefused(f"{name} is a {kind}, and only counters can be counted; query: {query}")
-            bad, total = counted(prometheus, metric, window, now, **names)
+            found = counted(prometheus, metric, window, now, **names)
+            if metric.slices is not None and not found.keys() - {NONE}:
+                raise MetricsRefused(f"no series has the label {metric.slices.by}; query: {metric.total}")
         except (MetricsRefused, MetricsUnavailable) as error:
             raise type(error)(f"judge.metrics.{metric.name}: {error}") from error
-        yield f"judge.metrics.{metric.name}: {bad} of {total} in the last {format_duration(window)}"
+        total, bad = (sum(pair[k] for pair in found.values()) for k in (0, 1))
+        slices = "" if metric.slices is None else f", in {len(found)} slices by {metric.slices.by}"
+        yield f"judge.metrics.{metric.name}: {bad} of {total} in the last {format_duration(window)}{slices}"
 
 
 def filled(query: str, **names: str) -> str:

@@ -16,6 +16,7 @@ from model_release.metrics.increases import Added, Ledger, Scrapes, Target, targ
 from model_release.metrics.profiles import RevisionMetrics, code_pattern, profile
 from model_release.metrics.prometheus import BUDGET, Prometheus, Series, milliseconds, selector
 from model_release.metrics.samples import LOOKBACK_MS, Counted
+from model_release.metrics.slices import SliceCounts
 from model_release.spec import Judge
 
 # A rebuilt reader reads a long past in parts of this length, unless said.
@@ -77,6 +78,7 @@ class WindowReader:
         # Beside nobody there is nothing to compare them with.
         self._edges = {m.name: judge.edges_of(m) for m in judge.metrics if stable is not None and judge.edges_of(m)}
         self._codes = {m.name: code_pattern(m.codes) for m in self._shares if m.above is None}
+        self._slices = {m.name: SliceCounts(m.slices.by) for m in self._shares if m.slices is not None}
         self._position = milliseconds(start)
         self._ledger = Ledger(self._position, self._window)
         self._answers = AnswerReader(
@@ -186,6 +188,8 @@ class WindowReader:
         buckets, strange_buckets = self._ledger.advance(reading.buckets, end)
         self._count(requests, buckets)
         self._answers.advance(end)
+        for slices in self._slices.values():
+            slices.learn()
         errors: list[str] = []
         sides = {}
         for name in self._revisions:
@@ -194,7 +198,7 @@ class WindowReader:
                 sides[name], notes = self._side(name)
                 errors += notes
             else:
-                sides[name] = Side(None, {metric.name: None for metric in self._shares})
+                sides[name] = Side(None, {m.name: None for m in self._shares}, slices=dict.fromkeys(self._slices))
                 errors.append(trouble)
             sides[name], notes = self._answers.onto(sides[name], name, start, end)
             errors += notes
@@ -213,7 +217,8 @@ class WindowReader:
     def _count(self, requests: list[Added], buckets: list[Added]) -> None:
         """Adds what the counters got to what is pending."""
         for added in requests:
-            pending = self._pending.get(self._metrics.revision_of(added.labels) or "")
+            revision = self._metrics.revision_of(added.labels) or ""
+            pending = self._pending.get(revision)
             if pending is None:
                 continue
             pending[_REQUESTS] += added.amount
@@ -221,14 +226,21 @@ class WindowReader:
             for name, bad in self._codes.items():
                 if bad.fullmatch(code):
                     pending[name] += added.amount
+            for name, slices in self._slices.items():
+                failed = name in self._codes and self._codes[name].fullmatch(code) is not None
+                slices.add(revision, added.labels, added.amount, added.amount * failed)
         for added in buckets:
-            pending = self._pending.get(self._metrics.revision_of(added.labels) or "")
+            revision = self._metrics.revision_of(added.labels) or ""
+            pending = self._pending.get(revision)
             if pending is None:
                 continue
             edge = self._metrics.edge_ms(added.labels["le"])
             for name, limit in self._limits.items():
                 # Slower than the limit: all that the last bucket got and the one at the limit did not.
-                pending[name] += added.amount * ((edge == math.inf) - (edge == limit))
+                slower = added.amount * ((edge == math.inf) - (edge == limit))
+                pending[name] += slower
+                if name in self._slices:
+                    self._slices[name].add(revision, added.labels, bad=slower)
             for name, edges in self._edges.items():
                 for other in edges:
                     pending[name, other] += added.amount * ((edge == math.inf) - (edge == other))
@@ -259,7 +271,8 @@ class WindowReader:
             )
             for name, wanted in self._edges.items()
         }
-        return Side(requests, bad, slower), notes
+        sliced = {name: None if bad[name] is None else slices.told(revision) for name, slices in self._slices.items()}
+        return Side(requests, bad, slower, slices=sliced), notes
 
     @staticmethod
     def _told(pending: Counter[str | tuple[str, float]], key: str | tuple[str, float], requests: int) -> int:

@@ -99,6 +99,19 @@ class ModelSpec(Part):
             )
         return self
 
+    @model_validator(mode="after")
+    def _slices_are_counted(self) -> ModelSpec:
+        for metric in self.judge.metrics:
+            if metric.below is None or metric.slices is None or metric.slices.by in self.service.slices:
+                continue
+            by = metric.slices.by
+            right = ", ".join([*self.service.slices, by])
+            raise ValueError(
+                f"judge.metrics.{metric.name}.slices: the handler counts by what service.slices names, and {by} is not "
+                f"there; service: {{slices: [{right}]}} is right, and one release with it before it can be judged"
+            )
+        return self
+
     @property
     def serving_runtime(self) -> str:
         """The name of the ServingRuntime, or ClusterServingRuntime, on the cluster."""

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from .units import Part, PositiveDuration, Share, format_duration
+from .units import SLICE, Part, PositiveDuration, Share, format_duration
 
 Profile = Literal["knative", "knative-otel", "knative-otel-target-info", "istio", "istio-destination", "kourier"]
 
@@ -58,6 +58,17 @@ def _known_placeholders(query: str, names: tuple[str, ...]) -> str:
     return query
 
 
+class Slices(Part):
+    """A metric is judged in each slice of the traffic, too."""
+
+    by: str = Field(
+        pattern=SLICE,
+        max_length=40,
+        description="The label of the metric's series whose values are the slices: country, for example.",
+    )
+    at_least: int = Field(200, ge=1, description="A slice with fewer canary requests is not judged, and said so.")
+
+
 class Metric(Part):
     """A share of bad requests.
 
@@ -82,7 +93,22 @@ class Metric(Part):
     max_shift: Share | None = Field(
         None, description="The share of the answers that may be other labels than stable's: of all of them together."
     )
+    slices: Slices | None = Field(None, description="Judged in each slice of the traffic, too: {by: country}.")
     observe: bool = Field(False, description="Computed and shown; never decides.")
+
+    @model_validator(mode="after")
+    def _has_slices_of_its_own(self) -> Metric:
+        if self.slices is None:
+            return self
+        by = self.slices.by
+        if self.max_shift is not None:
+            raise ValueError("slices: judge shares of bad requests, and max_shift labels; a share with slices is right")
+        if self.max_rate is None and self.max_ratio is None:
+            raise ValueError("slices: mean nothing without a limit; max_rate, max_ratio or both")
+        for name, query in (("bad", self.bad), ("total", self.total)):
+            if query is not None and not re.search(rf"\bby\s*\([^)]*\b{by}\b[^)]*\)", query):
+                raise ValueError(f"{name}: gives no series for each slice; sum by ({by}) (increase(…[$window])) does")
+        return self
 
     @model_validator(mode="after")
     def _has_one_meaning(self) -> Metric:
@@ -144,6 +170,8 @@ class Metric(Part):
             limits["noun"] = "events"
         if self.observe:
             limits["observe"] = True
+        if self.slices is not None:
+            limits["slices"] = self.slices.model_dump()
         return limits
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
-from .units import Duration, Name, Part, Place, PositiveDuration, Share, format_duration
+from .units import SLICE, Duration, Name, Part, Place, PositiveDuration, Share, format_duration
 
 
 class Resources(Part):
@@ -37,6 +37,11 @@ class Service(Part):
         description="The ServingRuntime's name on the cluster; model-release-<runtime> unless said.",
     )
     resources: Resources = Resources()
+    slices: tuple[Annotated[str, Field(pattern=SLICE, max_length=40)], ...] = Field(
+        (),
+        max_length=5,
+        description="What the handler counts its answers by: country, from the request's header x-slice-country.",
+    )
 
     @model_validator(mode="after")
     def _replicas_in_order(self) -> Service:

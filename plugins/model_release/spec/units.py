@@ -66,6 +66,8 @@ def _is_a_place(place: str) -> str:
 # A folder relative to the project's own, or an S3 prefix.
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_a_place)]
 
+# What slices of the traffic are told by: a label, and with `-` for `_` the end of a header's name.
+SLICE = r"^[a-z][a-z0-9]*(_[a-z0-9]+)*$"
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

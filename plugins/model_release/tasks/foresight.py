@@ -26,7 +26,14 @@ def foresee(spec: ModelSpec, stable: str, started: str | None, say: Callable[[st
         MetricsUnavailable: Prometheus does not answer now, or it counts others by this profile and the stable revision,
             which may be a minute old, not yet.
     """
-    from model_release.metrics import answers_presence, bucket_edges, check_limits, presence, profile
+    from model_release.metrics import (
+        answers_presence,
+        bucket_edges,
+        check_limits,
+        presence,
+        profile,
+        slices_presence,
+    )
     from model_release.release.plan import foresee as planned
 
     prometheus, metrics = connections.prometheus(), profile(spec.judge.profile, spec.judge.labels)
@@ -39,6 +46,9 @@ def foresee(spec: ModelSpec, stable: str, started: str | None, say: Callable[[st
         if not answered.ok:
             refused = MetricsUnavailable if answered.passing else MetricsRefused
             raise refused(f"the answers of a canary beside {stable} could not be judged: {answered.sentence}")
+    for sliced in slices_presence(prometheus, metrics, spec.judge, namespace, stable):
+        if not sliced.ok:
+            raise MetricsRefused(f"the slices of a canary beside {stable} could not be judged: {sliced.sentence}")
     check_limits(
         bucket_edges(prometheus, metrics, namespace, stable), spec.judge.metrics, f"the live histogram of {stable}"
     )

@@ -12,7 +12,7 @@ from model_release.web.course import course, progress, seconds, share
 if TYPE_CHECKING:
     from model_release.judging.record import Record
     from model_release.judging.replay import Look
-    from model_release.judging.verdict import LabelShare, MetricVerdict, Verdict
+    from model_release.judging.verdict import LabelShare, MetricVerdict, SliceVerdict, Verdict
 
 Json = dict[str, Any]
 
@@ -105,12 +105,23 @@ def _meter(metric: MetricVerdict) -> Json:
         "requests_needed": metric.requests_needed,
         "design_effect": metric.design_effect,
         "labels": [_label(one, metric) for one in metric.labels],
+        "slices": [_slice(one) for one in metric.slices],
     }
 
 
 def _label(one: LabelShare, metric: MetricVerdict) -> Json:
     sides = {"canary": (one.canary, metric.canary), "stable": (one.stable, metric.stable)}
     return {"label": one.label, **{role: share(given, side["requests"]) for role, (given, side) in sides.items()}}
+
+
+def _slice(one: SliceVerdict) -> Json:
+    return {
+        "slice": one.slice,
+        "state": words.SLICES[one.state],
+        "canary": _total(one.canary),
+        "stable": _total(one.stable),
+        "against": one.evidence_against,
+    }
 
 
 def _total(side: Json) -> Json:

@@ -56,6 +56,7 @@ SHADOWS = {
     "missing": ("No pictures", "warn"),
     "observed": ("Only shown", "mute"),
 }
+SLICES = {"fail": "beyond the limit", "few": "too few to judge", "judged": ""}
 
 
 def outcome(name: str | None, cause: str | None = None) -> Badge:

@@ -148,7 +148,7 @@ def _config_properties(service: str, response_timeout: int) -> str:
 
 
 def _metrics_yaml() -> str:
-    """TorchServe's own metrics and the handler's three.
+    """TorchServe's own metrics and the handler's.
 
     TorchServe fills dimensions by position and appends ModelName and Level: own ones come first, or labels would
     silently swap their values. JSON is YAML.
@@ -191,6 +191,7 @@ def _metrics_yaml() -> str:
             "counter": [
                 metric("image_classifier_predictions_total", "Count", ["label", *model]),
                 metric("image_classifier_confidence_total", "Count", ["below", *model]),
+                metric("image_classifier_slices_total", "Count", ["slice", "value", "below", *model]),
             ],
         },
     }
@@ -220,6 +221,9 @@ class Context:
 
     def get_request_header(self, *_: Any) -> None:
         return None
+
+    def get_all_request_header(self, *_: Any) -> dict[str, str]:
+        return {}
 
     def set_response_content_type(self, row: int, kind: str) -> None:
         """Nobody reads it here."""
