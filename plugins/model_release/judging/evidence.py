@@ -275,15 +275,15 @@ class Evidence:
 
     def at_deadline(self, state: State, risk: float | None = None) -> Bools:
         """Whether each metric (..., M) is shown to keep its limits by all that was seen, at one look that was fixed
-        before: for each limit by its evidence so far, or by a test of fixed size at `risk`, the other half of β unless
+        before: for each limit by its evidence so far, or by a test of fixed size at `risk`, the policy's unless
         said."""
         sums = state.sums[..., : self._main, :]
         design, few = self._design_effect(sums)
         burst = (design * few + 1) / 2
         rate, ratio = self._for_each(sums, design * few)
-        half = self.policy.false_promotion / 2 if risk is None else risk
-        by_rate = clusters.tail(sums[..., RATE_BAD], sums[..., RATE_REQUESTS], self._beyond_rate, burst) <= half
-        by_floor = clusters.tail(sums[..., FLOOR_BAD], sums[..., FLOOR_REQUESTS], self._beyond_floor, burst) <= half
+        most = self.policy.deadline_risk if risk is None else risk
+        by_rate = clusters.tail(sums[..., RATE_BAD], sums[..., RATE_REQUESTS], self._beyond_rate, burst) <= most
+        by_floor = clusters.tail(sums[..., FLOOR_BAD], sums[..., FLOOR_REQUESTS], self._beyond_floor, burst) <= most
         out: Bools = ((rate >= self.log_needed_for) | by_rate) & (
             (ratio >= self.log_needed_for) | (by_floor & self.has_floor)
         )

@@ -133,6 +133,12 @@ class Judge:
                 self._judged_requests += window.canary.requests
                 self._judged_seconds += seconds
 
+    def put_off(self) -> None:
+        """The look at the deadline has shown nothing, and another one will come: it has its own part of the risk."""
+        self.policy = self._evidence.policy = replace(self.policy, looked=self.policy.looked + 1)
+        for one in self._labels:
+            one.policy = self.policy
+
     def _clear_doubts(self) -> None:
         """A person has answered what made the figures doubtful; the evidence stays."""
         fresh = self._evidence.start()
@@ -183,12 +189,12 @@ class Judge:
         steps, share = self.policy.shares, self._place.share
         if steps and share is not None and share < steps[-1] - 1e-9:
             return False, None
-        seen, confidence = (self._state, self._readings), self.policy.deadline_confidence
+        seen, risk = (self._state, self._readings), self.policy.confident_risk
         surely = bool(self._rules.at_deadline(*seen, self._others_pass(None)))
-        if confidence is None or surely:
+        if risk is None or surely:
             return surely, None
-        risk = 1 - confidence
-        return bool(self._rules.at_deadline(*seen, self._others_pass(risk), risk=risk)), confidence
+        shown = bool(self._rules.at_deadline(*seen, self._others_pass(risk), risk=risk))
+        return shown, self.policy.deadline_confidence
 
     def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)

@@ -139,8 +139,7 @@ class _Course:
     def _at_deadline(self, path: State, share: Floats) -> Bools:
         """Which are promoted by the look at the deadline; the steps that are left are not passed over."""
         end, policy = path.ending, self.policy
-        risk = None if policy.deadline_confidence is None else 1 - policy.deadline_confidence
-        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=risk)[:, 0]
+        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=policy.confident_risk)[:, 0]
         return shown & (share > policy.shares[-1] - 1e-9) if policy.shares else shown
 
     def _wider(self, path: State, readings: Readings, share: Floats, each: int) -> Floats:

@@ -104,7 +104,13 @@ class ModelSpec(Part):
         return self.service.runtime or f"model-release-{self.runtime}"
 
     def policy(
-        self, percent: int | None, *, guard: bool = False, answered: int = 0, least_windows: int = 1
+        self,
+        percent: int | None,
+        *,
+        guard: bool = False,
+        answered: int = 0,
+        least_windows: int = 1,
+        looked: int = 0,
     ) -> dict[str, Any]:
         """What `judging.Policy.from_dict` reads: one test for the whole canary, whatever its share.
 
@@ -117,6 +123,7 @@ class ModelSpec(Part):
             guard: the canary was judged already; these windows may stop it and never promote it.
             answered: so many first windows were judged, and a person has answered what they said.
             least_windows: promoted in no fewer windows.
+            looked: so many looks at a deadline were before.
         """
         rollout = self.rollout
         metrics = [
@@ -153,6 +160,7 @@ class ModelSpec(Part):
             "guard": guard or percent is None,
             "answered": answered,
             "least_windows": least_windows,
+            "looked": looked,
             "deadline_confidence": rollout.promote_with_confidence,
             "metrics": metrics,
             "values": values,
