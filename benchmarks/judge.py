@@ -20,6 +20,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
+import courses  # noqa: E402
 import peers  # noqa: E402
 import promises  # noqa: E402
 
@@ -326,11 +327,14 @@ def main() -> None:
     parser.add_argument("--write", action="store_true", help="write the tables into both READMEs, and judge.png")
     parser.add_argument("--only", metavar="SECTION", nargs="+", help="only these tables, without the comparison")
     options = parser.parse_args()
-    alone = {"judge-speed": speed_table, "judge-kayenta": kayenta_check, "judge-cost": cost_table} | promises.SECTIONS
+    alone = {"judge-speed": speed_table, "judge-kayenta": kayenta_check, "judge-cost": cost_table, **promises.SECTIONS}
+    alone["judge-releases"] = courses.whole_releases
     if unknown := set(options.only or ()) - alone.keys():
         parser.error(f"{', '.join(sorted(unknown))}: unknown; there are {', '.join(alone)}")
     for name in options.only or alone:
         _show({name: alone[name]()}, write_it=options.write)
+    if options.write and "judge-releases" in (options.only or alone):
+        write({"judge-whole": courses.in_short()}, HERE.parent / "README.md")
     if options.only:
         return
     rows = compare()

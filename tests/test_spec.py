@@ -92,7 +92,7 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
         ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
         ("rollout.steps", [], "rollout.steps", "at least 1"),
         ("rollout", {"steps": [10], "ramp": {"most": 20}}, "rollout.steps", "one of both is right"),
-        ("rollout", {"promote_with_confidence": 0.9}, "rollout", "bake: 10m is right"),
+        ("rollout", {"promote_with_confidence": 0.9, "bake": "0s"}, "rollout", "bake: 10m is right"),
         ("rollout.promote_with_confidence", 1.2, "rollout.promote_with_confidence", "less than 1"),
         ("rollout.ramp", {"most": 0}, "rollout.ramp.most", "below the first level, which is 1 percent"),
         ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),

@@ -123,7 +123,8 @@ class _Course:
         shape, total = (RELEASES, length), self.service.per_window * each
         n = self._rng.poisson(np.broadcast_to((total * share)[:, None], shape)).astype(float)
         m = self._rng.poisson(np.broadcast_to((total * (1 - share))[:, None], shape)).astype(float)
-        longest = max(1, int(total * min(share.min(), 1 - share.max())))
+        least = min(part for part in (share.min(), 1 - share.max()) if part > 0)
+        longest = max(1, int(total * least))  # a promoted canary is alone
 
         def bad(requests: Floats, rates: Floats) -> Floats:
             pairs = zip(rates.tolist(), self.service.bursts.tolist(), strict=True)

@@ -90,6 +90,15 @@ class ModelSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _what_is_promoted_on_less_can_be_watched_on(self) -> ModelSpec:
+        if self.rollout.promote_with_confidence is not None and not self.bakes:
+            raise ValueError(
+                "rollout.promote_with_confidence promotes on less evidence and watches on, and without stable beside it "
+                "no metric can be judged; a max_rate for one of judge.metrics is right"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metrics_fit_the_mode(self) -> ModelSpec:
         if self.service.mode == "standard" and self.judge.profile not in ("istio", "istio-destination"):
             raise ValueError(
@@ -97,6 +106,14 @@ class ModelSpec(Part):
                 "istio-destination is right"
             )
         return self
+
+    @property
+    def bakes(self) -> bool:
+        """Whether what is promoted is watched on: by the model file or, where that does not say, as far as anything can be
+        judged without stable beside it."""
+        if self.rollout.bake is not None:
+            return bool(self.rollout.bake)
+        return any(metric.max_rate is not None and not metric.observe for metric in self.judge.metrics)
 
     @property
     def serving_runtime(self) -> str:
@@ -145,7 +162,7 @@ class ModelSpec(Part):
             way = {"shares": [step / 100 for step in rollout.steps]}
         # A person may take their time, and what turns bad meanwhile is to be found as fast.
         asked = self.answer_within if self.approval != "never" else timedelta(0)
-        longest = rollout.bake if percent is None else rollout.longest + asked
+        longest = rollout.baked if percent is None else rollout.longest + asked
         return {
             "false_rollback": self.judge.false_rollback,
             "false_promotion": self.judge.false_promotion,
@@ -156,7 +173,7 @@ class ModelSpec(Part):
             "deadline_windows": max(2, round(longest / rollout.window)),
             "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
-            "steps": 1 + bool(rollout.bake),
+            "steps": 1 + self.bakes,
             "guard": guard or percent is None,
             "answered": answered,
             "least_windows": least_windows,
