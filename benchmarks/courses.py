@@ -1,5 +1,5 @@
-"""Whole releases from the first share to the promotion: by the judge with a ramp and with fixed steps, and by the rules of
-Argo Rollouts, Flagger and Kayenta as their makers have them used, on the same traffic. `judge.py` prints the tables.
+"""Whole releases from the first share to the promotion, on the same traffic: by the judge with a ramp and with fixed
+steps, and by the rules of Argo Rollouts, Flagger and Kayenta. `judge.py` prints the tables.
 """
 
 from __future__ import annotations
@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -41,7 +41,7 @@ class Ended:
 
 
 def judged(asked: Policy, per_second: float, canary: float, *, seed: int = 91) -> Ended:
-    """By this judge, window by window; those that have ended are not judged on."""
+    """By this judge, window by window. Those that have ended are left out as soon as they are a fifth."""
     rng = np.random.default_rng(seed)
     total = per_second * 10
     before = np.full((RELEASES, 720, 1), total)
@@ -53,25 +53,27 @@ def judged(asked: Policy, per_second: float, canary: float, *, seed: int = 91) -
     hurt, who = np.zeros(RELEASES), np.arange(RELEASES)
     share, since = np.full(RELEASES, first), np.zeros(RELEASES, dtype=int)
     wanted, acts, ending = share.copy(), np.full(RELEASES, -1), np.full(RELEASES, CONTINUE)
+    done = np.zeros(RELEASES, dtype=bool)
+    most = asked.shares[-1] if asked.ramp is None else asked.ramp.most
     for t in range(LONGEST + ACTS_IN + 1):
         due = acts == t
         over = due & (ending != CONTINUE)
         codes[who[over]], minutes[who[over]] = ending[over], t / MINUTE
         share, since = np.where(due, wanted, share), np.where(due, 0, since)
-        acts = np.where(due, -1, acts)
-        if over.any():
-            left = ~over
-            who, share, since, wanted, acts, ending = (
-                one[left] for one in (who, share, since, wanted, acts, ending)
+        acts, done = np.where(due, -1, acts), done | over
+        if done.all():
+            break
+        if done.mean() > 0.2:
+            left = ~done
+            who, share, since, wanted, acts, ending, done = (
+                one[left] for one in (who, share, since, wanted, acts, ending, done)
             )
             state = _some(state, left)
             evidence = Evidence(asked, (past[0][who], past[1][who]))
             rules = Rules(evidence)
-        if not len(who):
-            break
         n, m = rng.poisson(total * share).astype(float), rng.poisson(total * (1 - share)).astype(float)
         b, s = (rng.binomial(side.astype(int), rate).astype(float) for side, rate in ((n, canary), (m, STABLE)))
-        hurt[who] += b - n * STABLE
+        hurt[who] += np.where(done, 0.0, b - n * STABLE)
         if t >= LONGEST:
             continue
         path = evidence.extend(state, Counts(n[:, None], b[:, None, None], m[:, None], s[:, None, None]))
@@ -79,12 +81,14 @@ def judged(asked: Policy, per_second: float, canary: float, *, seed: int = 91) -
         state, since = path.after, since + 1
         said = rules.codes(path, readings, share[:, None])[:, 0]
         if t == LONGEST - 1:
-            through = share > (asked.shares[-1] - 1e-9 if asked.ramp is None else 0.0)
+            through = share > (most - 1e-9 if asked.ramp is None else 0.0)
             said = np.where((said == CONTINUE) & through & rules.at_deadline(path, readings)[:, 0], PROMOTE, said)
         # A change of the share that is on its way is overtaken by a decision.
         decided = (ending == CONTINUE) & (said != CONTINUE)
         ending, acts = np.where(decided, said, ending), np.where(decided, t + ACTS_IN, acts)
-        idle = (ending == CONTINUE) & (acts < 0)
+        idle = (ending == CONTINUE) & (acts < 0) & (share < most - 1e-9)
+        if not idle.any():
+            continue
         if asked.ramp is None:
             steps = np.array(asked.shares)
             good = readings.favour[:, 0, 0] >= ramp.HALF_WAY * evidence.log_needed_for
@@ -149,7 +153,7 @@ WAYS = {
 }
 
 
-@lru_cache(maxsize=None)
+@cache
 def ended(way: str, per_second: float, canary: float) -> Ended:
     return judged(WAYS[way], per_second, canary) if way in WAYS else by_peer(way, per_second, canary)
 
@@ -178,7 +182,10 @@ def whole_releases() -> str:
 
 def in_short() -> str:
     """The same for the README: how the larger part ended, after how long, and what it cost the users."""
-    lines = [f"| requests a second, canary | {' | '.join((*WAYS, *PEERS))} |", f"|---|{'---|' * (len(WAYS) + len(PEERS))}"]
+    lines = [
+        f"| requests a second, canary | {' | '.join((*WAYS, *PEERS))} |",
+        f"|---|{'---|' * (len(WAYS) + len(PEERS))}",
+    ]
     for per_second in RATES:
         for canary in (STABLE, 0.015, 0.04, 1.0):
             cells = []

@@ -255,17 +255,18 @@ def cost_table() -> str:
         ("a new window: evidence and decision", lambda: one.extend(windows[:1]), 500, ""),
         ("a new window: verdict with every sentence", lambda: one.add(windows[0]), 500, ""),
     )
-    lines = ["| what | median | at most |", "|---|---:|---:|"]
+    lines = ["| what | median, processor time | at most |", "|---|---:|---:|"]
     lines += [f"| {name} | {_median(what, times):.3g} ms | {bound} |" for name, what, times, bound in figures]
     return "\n".join(lines)
 
 
 def _median(what: Callable[[], object], times: int) -> float:
+    """Milliseconds of the processor: what else the machine does is no cost of the judge's."""
     took = []
     for _ in range(times):
-        start = time.perf_counter()
+        start = time.process_time()
         what()
-        took.append(time.perf_counter() - start)
+        took.append(time.process_time() - start)
     return 1000 * float(np.median(took))
 
 

@@ -36,7 +36,7 @@ def test_a_bake_is_as_long_as_it_takes_to_find_twice_the_limit_from_five_minutes
 
 
 def test_a_bake_keeps_its_word() -> None:
-    """Canaries at twice the limit, drawn apart from the plan, are found in it as often as it says, and not in a quarter."""
+    """Canaries at twice the limit, drawn apart from the plan, are found in it as often as it says."""
     found = asked(2)
     counted = {}
     for part in (1.0, 0.25):
@@ -75,5 +75,5 @@ def test_what_is_given_stands_and_is_told_with_what_it_finds() -> None:
 
 @pytest.mark.parametrize("per_second", [-1.0, float("nan")])
 def test_traffic_that_cannot_be_is_refused(per_second: float) -> None:
-    with pytest.raises(PolicyError, match="^requests_per_second: "):
+    with pytest.raises(PolicyError, match=r"^requests_per_second: "):
         asked(per_second)

@@ -15,8 +15,8 @@ from .sentences import duration, share, times
 from .verdict import ROLL_BACK
 from .whole import Ended, Service
 
-# A bake that is chosen, in minutes: the least one, and how far is looked for it, the last of which is the longest one; so
-# many of those that it is for are found by it.
+# A bake that is chosen, in minutes: the least one, and how far is looked for it, the last of which is the longest one.
+# So many of those that it is for are found by it.
 SHORTEST = 5.0
 _HORIZONS = (10.0, 30.0, 60.0)
 FOUND = 0.95
@@ -25,8 +25,8 @@ _LONGER = 1.2
 
 @dataclass(frozen=True)
 class Bake:
-    """The watch after the promotion: for `minutes`, in which `found` of the canaries are found that are at `worse` times
-    the limit of one metric, whichever is found least."""
+    """The watch after the promotion: for `minutes`, in which `found` of the canaries are found that are at `worse`
+    times the limit of one metric, whichever is found least."""
 
     minutes: float
     found: float
@@ -49,11 +49,11 @@ def bake(
     past: Past | None = None,
     minutes: float | None = None,
 ) -> Bake:
-    """The bake of `minutes` or, where they are not said, one as long as it takes to find 95 % of the canaries that are at
-    twice the limit of a metric (γ times, where that is more), from 5 minutes to an hour.
+    """The bake of `minutes` or, where they are not said, one as long as it takes to find 95 % of the canaries that are
+    at twice the limit of a metric (γ times, where that is more), from 5 minutes to an hour.
 
-    `policy` is the bake's own, which judges the canary alone; the other parameters as in `plan`. The same input gives the
-    same bake. Raises PolicyError for figures that cannot be.
+    `policy` is the bake's own, which judges the canary alone; the other parameters as in `plan`. The same input gives
+    the same bake. Raises PolicyError for figures that cannot be.
     """
     if not (math.isfinite(requests_per_second) and requests_per_second >= 0):
         raise PolicyError(f"requests_per_second: {requests_per_second!r} is not a rate of 0 or more")

@@ -42,13 +42,11 @@ def wealth(before: Floats, excess: Floats, age: int, windows: int) -> Floats:
     """
     path = 1 + np.minimum(excess, RICHEST)[..., None] * BETS
     late = (1 - AT_ONCE) / windows
-    now = before.copy()
+    now = before
     for place, row in enumerate(np.moveaxis(path, -3, 0), start=age):
-        if place <= windows:
-            now += late if place else AT_ONCE
-        now *= row
-        np.minimum(now, RICHEST, out=now)
-        row[...] = now
+        bet = now + (late if place else AT_ONCE) if place <= windows else now
+        np.multiply(bet, row, out=row)
+        now = np.minimum(row, RICHEST, out=row)
     return path
 
 

@@ -107,7 +107,7 @@ class Labels:
         return not self.silent and self.against < math.log(ramp.DOUBTFUL)
 
     def at_deadline(self, risk: float | None = None) -> bool:
-        """By a look whose moment was fixed before, at the policy's risk unless `risk` says another chance to be wrong."""
+        """By a look whose moment was fixed before, at the policy's risk unless `risk` says another one."""
         if self.shown():
             return True
         risk = self.policy.deadline_risk if risk is None else risk

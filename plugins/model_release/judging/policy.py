@@ -12,7 +12,7 @@ from .limits import Metric, PolicyError, Shift, Value, known, number, whole
 __all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Value"]
 
 # Of the risk that is kept for looks at a deadline the first has so much, and each later one half of what is then left.
-FIRST_LOOK = 0.8
+FIRST_LOOK = 0.9
 
 
 @dataclass(frozen=True)

@@ -93,8 +93,8 @@ class ModelSpec(Part):
     def _what_is_promoted_on_less_can_be_watched_on(self) -> ModelSpec:
         if self.rollout.promote_with_confidence is not None and not self.bakes:
             raise ValueError(
-                "rollout.promote_with_confidence promotes on less evidence and watches on, and without stable beside it "
-                "no metric can be judged; a max_rate for one of judge.metrics is right"
+                "rollout.promote_with_confidence promotes on less evidence and watches on, and no metric can be judged "
+                "without stable beside it; a max_rate for one of judge.metrics is right"
             )
         return self
 
@@ -109,8 +109,8 @@ class ModelSpec(Part):
 
     @property
     def bakes(self) -> bool:
-        """Whether what is promoted is watched on: by the model file or, where that does not say, as far as anything can be
-        judged without stable beside it."""
+        """Whether what is promoted is watched on: by the model file or, where that does not say, as far as anything can
+        be judged without stable beside it."""
         if self.rollout.bake is not None:
             return bool(self.rollout.bake)
         return any(metric.max_rate is not None and not metric.observe for metric in self.judge.metrics)

@@ -103,8 +103,8 @@ class Rollout(Part):
     )
     bake: Duration | None = Field(
         None,
-        description="Watched on after the promotion for so long; 0s for not at all. Unless said, the plan chooses it by "
-        "stable's past and traffic, from 5 minutes to an hour; 10m where those are not known.",
+        description="Watched on after the promotion for so long; 0s for not at all. Unless said, the plan chooses it "
+        "by stable's past and traffic, from 5 minutes to an hour; 10m where those are not known.",
     )
     ready_within: PositiveDuration = Field(
         timedelta(minutes=15), description="For the new revision to become ready, image pull included."
