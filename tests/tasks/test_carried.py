@@ -231,7 +231,7 @@ def test_the_look_at_the_deadline_comes_before_an_extension_and_the_next_one_has
     assert shown, "the look decides some of them before the evidence does, and not the others"
     assert max(extended) < min(shown)
     one = ends[shown[0]]
-    assert one.reason.endswith("By the look at the deadline, wrong in at most 2 %."), one.reason
+    assert one.reason.endswith("By the look at the deadline, wrong in at most 2.3 %."), one.reason
     assert (one.extended, one.stretch.policy.looked) == (False, 0)
     put_off = ends[extended[-1]]
     assert (put_off.judge.policy.looked, put_off.stretch.policy.looked) == (1, 1)
