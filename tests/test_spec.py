@@ -269,6 +269,19 @@ def test_durations_beside_stable_are_compared_at_the_edges_around_their_limit(tm
     )
 
 
+@pytest.mark.parametrize("watched", [{"bake": "10m"}, {"promote_with_confidence": 0.9}])
+def test_what_is_watched_on_needs_a_limit_that_can_be_judged_without_stable(
+    tmp_path: Path, watched: dict[str, object]
+) -> None:
+    beside = {"name": "errors", "max_ratio": 1.5, "floor": 0.01}
+    content = changed("judge", {"metrics": [beside]})
+    assert not load(written(tmp_path, content)).bakes
+    with pytest.raises(
+        SpecError, match=f"rollout.{next(iter(watched))} .* a max_rate for one of judge.metrics is right"
+    ):
+        load(written(tmp_path, content | {"rollout": watched}))
+
+
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:
     from model_release.judging import Policy
 

@@ -90,11 +90,12 @@ class ModelSpec(Part):
         return self
 
     @model_validator(mode="after")
-    def _what_is_promoted_on_less_can_be_watched_on(self) -> ModelSpec:
-        if self.rollout.promote_with_confidence is not None and not self.bakes:
+    def _what_is_watched_on_can_be_judged_alone(self) -> ModelSpec:
+        asked = "bake" if self.rollout.bake else "promote_with_confidence"
+        if getattr(self.rollout, asked) is not None and self.rollout.baked and not self._can_judge_alone:
             raise ValueError(
-                "rollout.promote_with_confidence promotes on less evidence and watches on, and no metric can be judged "
-                "without stable beside it; a max_rate for one of judge.metrics is right"
+                f"rollout.{asked} watches on after the promotion, and no metric can be judged without stable beside "
+                "it; a max_rate for one of judge.metrics is right"
             )
         return self
 
@@ -113,6 +114,10 @@ class ModelSpec(Part):
         be judged without stable beside it."""
         if self.rollout.bake is not None:
             return bool(self.rollout.bake)
+        return self._can_judge_alone
+
+    @property
+    def _can_judge_alone(self) -> bool:
         return any(metric.max_rate is not None and not metric.observe for metric in self.judge.metrics)
 
     @property
