@@ -1,25 +1,21 @@
 """What the judge promises, measured: false roll-backs, late changes, undecided releases, promotions at twice the limit,
-intervals, and whole releases by steps and by a ramp. `judge.py` prints the tables; seeds are fixed.
+and intervals. `judge.py` prints the tables; seeds are fixed.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from model_release.judging import Policy, ramp
+from model_release.judging import Policy
 from model_release.judging.evidence import Evidence
-from model_release.judging.rules import Rules
 from model_release.judging.simulate import bad_requests, interval, outcomes
-from model_release.judging.state import REQUESTS, Counts, Floats
-from model_release.judging.verdict import CONTINUE, PROMOTE, ROLL_BACK
+from model_release.judging.state import Counts, Floats
+from model_release.judging.verdict import PROMOTE, ROLL_BACK
 
 RELEASES = 2000
-WHOLE = 400  # releases of a line in the table of whole releases, whose windows are judged one by one
 WINDOWS = 180  # of 10 s: half an hour
 BOTH = {"max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005}
 RATIO = {"max_ratio": 1.5, "floor": 0.005}
@@ -208,103 +204,10 @@ def intervals() -> str:
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class Ended:
-    """How whole releases ended: codes, minutes, and requests that were bad beyond stable's rate; each (R,)."""
-
-    codes: npt.NDArray[np.int_]
-    minutes: Floats
-    hurt: Floats
-
-
-def release(asked: Policy, per_second: float, canary: float, *, longest: int = 360, seed: int = 91) -> Ended:
-    """Whole releases in windows of 10 s. A decision acts two windows later: a scrape, a look, the gateway."""
-    rng = np.random.default_rng(seed)
-    total, shape = per_second * 10, (WHOLE,)
-    before = np.full((WHOLE, 720, 1), total)
-    evidence = Evidence(asked, (before, rng.binomial(int(total), STABLE, before.shape).astype(float)))
-    rules, state = Rules(evidence), evidence.start(shape)
-    first = asked.shares[0] if asked.ramp is None else ramp.begin(asked.ramp, total)
-    share, since = np.full(shape, first), np.zeros(shape, dtype=int)
-    wanted, acts = share.copy(), np.full(shape, -1)
-    codes, minutes, hurt = np.full(shape, CONTINUE), np.zeros(shape), np.zeros(shape)
-    ending, alive = np.full(shape, CONTINUE), np.ones(shape, dtype=bool)
-    for t in range(longest + 3):
-        due = alive & (acts == t)
-        over = due & (ending != CONTINUE)
-        codes[over], minutes[over] = ending[over], t / 6
-        alive &= ~over
-        wider = due & ~over
-        share[wider], since[wider], acts[due] = wanted[wider], 0, -1
-        if not alive.any():
-            break
-        n = rng.poisson(total * share).astype(float)
-        m = rng.poisson(total * (1 - share)).astype(float)
-        b, s = rng.binomial(n.astype(int), canary).astype(float), rng.binomial(m.astype(int), STABLE).astype(float)
-        hurt += np.where(alive, b - n * STABLE, 0.0)
-        if t >= longest:
-            continue
-        path = evidence.extend(state, Counts(n[:, None], b[:, None, None], m[:, None], s[:, None, None]))
-        readings = evidence.read_path(path)
-        state = path.after
-        since += 1
-        said = rules.codes(path, readings)[:, 0]
-        if asked.ramp is None:
-            said = np.where((said == PROMOTE) & (share < asked.shares[-1] - 1e-9), CONTINUE, said)
-        if t == longest - 1:
-            through = share > (asked.shares[-1] - 1e-9 if asked.ramp is None else 0.0)
-            said = np.where((said == CONTINUE) & through & rules.at_deadline(path, readings)[:, 0], PROMOTE, said)
-        free = alive & ((acts < 0) | (ending == CONTINUE))
-        decided = free & (said != CONTINUE)
-        ending[decided], acts[decided] = said[decided], t + 2
-        idle = free & ~decided & (acts < 0)
-        if asked.ramp is None:
-            good = (readings.favour[:, 0, 0] >= evidence.log_needed_for / 2) & (path.sums[:, 0, 0, REQUESTS] >= 100)
-            place = np.searchsorted(asked.shares, share + 1e-9)
-            rises = idle & good & (place < len(asked.shares))
-            wanted[rises] = np.array(asked.shares)[place[rises]]
-        else:
-            rises = idle & (since >= ramp.SETTLED) & (readings.against[:, 0, 0] < math.log(ramp.DOUBTFUL))
-            target = ramp.level(asked.ramp, total, evidence.interval(path)[1][:, 0, 0])
-            rises &= target > share + 1e-9
-            wanted[rises] = target[rises]
-        acts[rises] = t + 2
-    codes = np.where(alive, CONTINUE, codes)
-    return Ended(codes, np.where(codes == CONTINUE, np.inf, minutes), hurt)
-
-
-def whole_releases() -> str:
-    """Line 7."""
-    lines = [
-        "| requests a second | canary | way | promoted | rolled back | open after an hour | minutes: half, 90 % "
-        "| users' bad requests: mean, 95 % |",
-        "|---:|---:|---|---:|---:|---:|---:|---:|",
-    ]
-    ways = {
-        "ramp, budget 20": policy(BOTH, indifference=2, deadline_windows=360, ramp={"budget": 20, "most": 0.35}),
-        "steps 10, 30 %": policy(BOTH, indifference=2, deadline_windows=360, shares=[0.1, 0.3]),
-    }
-    for per_second in (2.0, 20.0, 200.0):
-        for canary in (0.0, 0.001, 0.003, 0.0075, 0.015, 0.04, 0.1, 1.0):
-            for way, asked in ways.items():
-                ended = release(asked, per_second, canary)
-                share = {code: float((ended.codes == code).mean()) for code in (PROMOTE, ROLL_BACK, CONTINUE)}
-                late = np.sort(ended.minutes)
-                half, most = (late[math.ceil(q * WHOLE) - 1] for q in (0.5, 0.9))
-                times = ", ".join("–" if not np.isfinite(x) else f"{x:.1f}" for x in (half, most))
-                lines.append(
-                    f"| {per_second:g} | {canary:.4g} | {way} | {share[PROMOTE]:.1%} | {share[ROLL_BACK]:.1%} "
-                    f"| {share[CONTINUE]:.1%} | {times} "
-                    f"| {ended.hurt.mean():.0f}, {np.quantile(ended.hurt, 0.95):.0f} |"
-                )
-    return "\n".join(lines)
-
-
 SECTIONS = {
     "judge-false-rollbacks": false_rollbacks,
     "judge-late": late_changes,
     "judge-undecided": undecided,
     "judge-twice-the-limit": at_twice_the_limit,
     "judge-intervals": intervals,
-    "judge-releases": whole_releases,
 }

@@ -94,7 +94,7 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
         ("rollout.steps", [0, 10], "rollout.steps", "1 to 99"),
         ("rollout.steps", [], "rollout.steps", "at least 1"),
         ("rollout", {"steps": [10], "ramp": {"most": 20}}, "rollout.steps", "one of both is right"),
-        ("rollout", {"promote_with_confidence": 0.9}, "rollout", "bake: 10m is right"),
+        ("rollout", {"promote_with_confidence": 0.9, "bake": "0s"}, "rollout", "bake: 10m is right"),
         ("rollout.promote_with_confidence", 1.2, "rollout.promote_with_confidence", "less than 1"),
         ("rollout.ramp", {"most": 0}, "rollout.ramp.most", "below the first level, which is 1 percent"),
         ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
@@ -286,6 +286,19 @@ def test_durations_beside_stable_are_compared_at_the_edges_around_their_limit(tm
     assert all("edges" not in metric for metric in spec.policy(None)["metrics"]), (
         "in the bake there is no stable beside"
     )
+
+
+@pytest.mark.parametrize("watched", [{"bake": "10m"}, {"promote_with_confidence": 0.9}])
+def test_what_is_watched_on_needs_a_limit_that_can_be_judged_without_stable(
+    tmp_path: Path, watched: dict[str, object]
+) -> None:
+    beside = {"name": "errors", "max_ratio": 1.5, "floor": 0.01}
+    content = changed("judge", {"metrics": [beside]})
+    assert not load(written(tmp_path, content)).bakes
+    with pytest.raises(
+        SpecError, match=f"rollout.{next(iter(watched))} .* a max_rate for one of judge.metrics is right"
+    ):
+        load(written(tmp_path, content | {"rollout": watched}))
 
 
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:

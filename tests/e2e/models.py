@@ -26,7 +26,7 @@ def model(live: Any, name: str, *, service: dict[str, Any] | None = None, **more
             "name": name, "namespace": "models", "resources": {"cpu": "1", "memory": "1Gi"}, **(service or {})
         },
         "store": f"s3://models/{name}/",
-        "rollout": {"steps": [50], "window": "2s", "deadline": "30m", "ready_within": "10m"},
+        "rollout": {"steps": [50], "window": "2s", "deadline": "30m", "bake": "0s", "ready_within": "10m"},
         "judge": JUDGE,
         **more,
     }  # fmt: skip

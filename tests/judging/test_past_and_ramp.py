@@ -107,7 +107,8 @@ def test_evidence_is_carried_over_the_steps_and_the_last_one_promotes() -> None:
 
 def test_a_ramp_opens_by_what_a_bad_canary_could_still_hurt() -> None:
     p = policy(**LIMITS, ramp={"budget": 20, "most": 0.35}, indifference=2, traffic=0.05)
-    assert ramp.begin(Ramp(budget=20, most=0.35), 200) == 0.05  # 200 a window, found in two: 20 of them at 5 %
+    # 200 a window, found in two, gone in three: 12 of them at 2 %, and at 5 % it were 30.
+    assert ramp.begin(Ramp(budget=20, most=0.35), 200) == 0.02
     one, share, shares = Judge(p), 0.05, [0.05]
     for i in range(200):
         n = round(200 * share)
@@ -121,6 +122,20 @@ def test_a_ramp_opens_by_what_a_bad_canary_could_still_hurt() -> None:
     assert verdict.windows_used >= ramp.LEAST_WINDOWS
     assert shares == sorted(shares)
     assert shares[-1] == 0.35
+
+
+@pytest.mark.parametrize("per_window", [20, 200, 600])
+def test_a_canary_of_which_nothing_works_costs_no_more_than_the_budget(per_window: int) -> None:
+    """To the end of the window in which the gateway acts; the first level is the least that there is."""
+    given = Ramp(budget=20, most=0.35)
+    share, dead = ramp.begin(given, per_window), 0
+    one = Judge(policy(**LIMITS, ramp={"budget": 20, "most": 0.35}, traffic=share))
+    for i in range(9):
+        n = round(per_window * share)
+        dead += n
+        if one.add(at(share, n, n, per_window - n, 0, i)).decision == "rollback":
+            break
+    assert dead + n <= given.budget
 
 
 def test_a_ramp_stays_while_something_speaks_against_the_canary() -> None:

@@ -13,7 +13,7 @@ from model_release import metrics
 from model_release.errors import MetricsRefused
 from model_release.judging import Past
 from model_release.metrics import Before
-from model_release.release.plan import Foreseen, foresee, with_deadline
+from model_release.release.plan import Foreseen, as_chosen, foresee
 from model_release.spec import ModelSpec
 
 STARTED = "2026-02-01T00:00:00Z"
@@ -70,7 +70,7 @@ def test_a_deadline_that_the_file_does_not_give_is_the_plans(known: Any) -> None
     known(Before(counted(36), 12.0, 720))
     found = seen(unsaid)
     assert found.plan.deadline_minutes == 10
-    assert with_deadline(unsaid, found.plan.deadline_minutes).rollout.longest == timedelta(minutes=10)
+    assert as_chosen(unsaid, found.plan.deadline_minutes).rollout.longest == timedelta(minutes=10)
     known(Before(counted(2, bad=0), 0.7, 720))
     later = seen(unsaid)
     assert later.plan.deadline_minutes > 10
@@ -78,6 +78,29 @@ def test_a_deadline_that_the_file_does_not_give_is_the_plans(known: Any) -> None
     known(Before(counted(36, windows=3), 12.0, 3))
     assert seen(unsaid).plan.deadline_minutes == 30, "three windows tell too little"
     assert unsaid.rollout.longest == timedelta(minutes=30)
+
+
+def test_a_bake_that_the_file_does_not_give_is_the_plans(known: Any) -> None:
+    unsaid = spec(rollout={key: said for key, said in SPEC["rollout"].items() if key != "bake"})  # type: ignore[attr-defined]
+    known(Before(counted(36), 12.0, 720))
+    busy = seen(unsaid)
+    assert busy.bake is not None
+    assert busy.bake.minutes == busy.to_dict()["bake_minutes"] == 5
+    assert busy.sentences[-1] == busy.bake.sentence
+    assert as_chosen(unsaid, 30, busy.bake.minutes).rollout.baked == timedelta(minutes=5)
+    known(Before(counted(36, windows=3), 12.0, 3))
+    hardly = seen(unsaid)
+    assert hardly.bake is not None
+    assert hardly.bake.minutes == 10 == unsaid.rollout.baked.total_seconds() / 60, "three windows tell too little"
+    given = seen(spec(rollout={**SPEC["rollout"], "bake": "2m"}))  # type: ignore[dict-item]
+    assert given.bake is not None
+    assert given.bake.minutes == 2
+    assert as_chosen(spec(), 30, 7).rollout == spec().rollout, "what the file gives stands"
+    beside = {"metrics": [{"name": "errors", "max_ratio": 1.5, "floor": 0.02}]}
+    alone = spec(rollout=unsaid.rollout.model_dump(mode="json"), judge={**SPEC["judge"], **beside})  # type: ignore[dict-item]
+    found = seen(alone)
+    assert (found.bake, found.to_dict()["bake_minutes"]) == (None, 0), "nothing stands beside what is promoted"
+    assert as_chosen(alone, 30, 7).rollout.bake is None
 
 
 def test_what_cannot_end_in_time_is_refused_and_a_person_asked_is_a_way_to_go_on(known: Any) -> None:

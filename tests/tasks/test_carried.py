@@ -203,6 +203,46 @@ def test_the_deadline_is_extended_once_where_as_much_time_again_would_decide(spe
     assert (quiet.extended, quiet.judged) == (False, "inconclusive")
 
 
+def test_all_looks_at_a_deadline_that_is_put_off_have_the_risk_of_one(spec: ModelSpec, traffic: Traffic) -> None:
+    """However often the judge extends it and a person says "Watch longer"."""
+    half, spent, stretches = spec.judge.false_promotion / 2, 0.0, []
+    for number in range(12):
+        begun = Watched(50, after(20 * number), again=number)
+        for one in (begun, replace(begun, extended=True)):
+            risk = watches(spec)([*stretches, one]).judge.policy.deadline_risk
+            assert 0 < risk < half - spent
+            spent += risk
+        question = Watched(50, after(20 * number + 15), after(20 * number + 20), beside_question=True, again=number + 1)
+        stretches += [replace(begun, until=after(20 * number + 15), windows=10, extended=True), question]
+    assert spent == pytest.approx(half), "and the first few leave nothing unused"
+
+
+def test_the_look_at_the_deadline_comes_before_an_extension_and_the_next_one_has_less_risk(
+    spec: ModelSpec, traffic: Traffic
+) -> None:
+    def short(windows: int) -> ModelSpec:
+        return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": windows * STEP})})
+
+    begun = Watched(50, OPENED.isoformat())
+    ends = {windows: looked(watches(short(windows))([begun]), windows) for windows in range(6, 12)}
+    extended = [windows for windows, one in ends.items() if one.extended]
+    shown = [windows for windows, one in ends.items() if one.judged == "promote"]
+    assert extended
+    assert shown, "the look decides some of them before the evidence does, and not the others"
+    assert max(extended) < min(shown)
+    one = ends[shown[0]]
+    assert one.reason.endswith("By the look at the deadline, wrong in at most 2.3 %."), one.reason
+    assert (one.extended, one.stretch.policy.looked) == (False, 0)
+    put_off = ends[extended[-1]]
+    assert (put_off.judge.policy.looked, put_off.stretch.policy.looked) == (1, 1)
+    assert put_off.judge.policy.deadline_risk < one.judge.policy.deadline_risk
+    end = looked(put_off, 2 * extended[-1])
+    again = watches(short(extended[-1]))([replace(begun, extended=True)])
+    again.look(None, OPENED + 2 * extended[-1] * STEP)
+    assert again.verdict == end.verdict
+    assert recorded(short(extended[-1]), [end]).differences() == []
+
+
 def test_what_was_promoted_with_less_confidence_is_baked_twice_as_long(spec: ModelSpec) -> None:
     bakes = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"bake": 20 * STEP})})
     bake = Watched(None, after(90))

@@ -12,7 +12,7 @@ import yaml
 
 from model_release.errors import SpecError
 from model_release.model_file import load
-from model_release.spec import ModelSpec
+from model_release.spec import Metric, ModelSpec
 from model_release.tasks import suggestions
 from model_release.tasks.dag import release_dag
 from model_release.tasks.suggestions import Suggested
@@ -58,10 +58,19 @@ def test_release_dag_is_wired_as_designed() -> None:
 
 
 def test_release_dag_of_the_missions_own_flow_has_one_step_of_30() -> None:
-    tasks = wiring(spec(steps=[30]))
+    tasks = wiring(spec(steps=[30], bake="0s"))
     assert tasks["decide"] == {"promote", "roll_back"}
     assert tasks["promote"] == {"settle"}
     assert "bake" not in tasks
+
+
+def test_what_is_promoted_is_watched_on_unless_the_file_says_otherwise_or_nothing_could_be_judged() -> None:
+    said = spec(steps=[30])
+    assert wiring(said)["promote"] == {"bake"}
+    assert "then watched for as long as the plan chooses" in (release_dag(said, PROJECT).doc_md or "")
+    beside = Metric(name="errors", max_ratio=1.5, floor=0.005)
+    alone = said.model_copy(update={"judge": said.judge.model_copy(update={"metrics": (beside,)})})
+    assert wiring(alone)["promote"] == {"settle"}
 
 
 def test_without_an_evaluation_in_the_model_file_there_is_none() -> None:

@@ -32,11 +32,11 @@ def test_a_ramp_begins_where_a_wholly_bad_canary_hurts_no_more_than_its_budget(s
     def past(per_window: int) -> Past:
         return Past.from_dict({"windows": [{"requests": per_window, "bad": {}}] * 9})
 
-    # Found in two windows: 20 requests are 5 % of 400, and a whole canary's of the 20 that come.
+    # Gone in three windows: 20 requests are 3.3 % of 600, and a third of the 60 that come.
     firsts = [driving.rules(ramp, before).first for before in (past(200), past(20), past(10**6), Past(()), None)]
-    assert firsts == [5, 35, 1, 1, 1]
+    assert firsts == [2, 20, 1, 1, 1]
     quiet = Past.from_dict({"windows": [{"requests": n, "bad": {}} for n in (20,) * 400 + (200,) * 100]})
-    assert driving.rules(ramp, quiet).first == 5, "by its busy windows, of which it was no canary itself"
+    assert driving.rules(ramp, quiet).first == 2, "by its busy windows, of which it was no canary itself"
     assert driving.rules(spec, past(200)).first == 25
 
 

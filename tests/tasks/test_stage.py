@@ -291,7 +291,7 @@ def test_a_first_deployment_that_nobody_asked_gives_way_to_the_next(
     assert kube.live().serving == {"digits-predictor-00002": 100}
 
 
-def test_a_deadline_that_the_file_does_not_give_is_chosen_for_this_release(
+def test_a_deadline_and_a_bake_that_the_file_does_not_give_are_chosen_for_this_release(
     kube: Kube,
     spec: ModelSpec,
     stage: Callable[..., Any],
@@ -301,8 +301,12 @@ def test_a_deadline_that_the_file_does_not_give_is_chosen_for_this_release(
 ) -> None:
     canary_at_rest(kube, spec, stage, resume)
     assert claim_of(kube).spec is None
-    monkeypatch.setattr("model_release.tasks.serve.foresee", lambda *_: {"deadline_minutes": 12.0})
-    unsaid = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": None})})
+    monkeypatch.setattr("model_release.tasks.serve.foresee", lambda *_: {"deadline_minutes": 12.0, "bake_minutes": 7.0})
+    unsaid = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": None, "bake": None})})
     with pytest.raises(TaskDeferred):
         Stage(task_id="stage", spec=unsaid, root=PROJECT).release(context, Run.of(context, unsaid))
-    assert driving.began_with(claim_of(kube), unsaid).rollout.longest == timedelta(minutes=12)
+    chosen = driving.began_with(claim_of(kube), unsaid).rollout
+    assert (chosen.longest, chosen.baked) == (timedelta(minutes=12), timedelta(minutes=7))
+    bake = Watched(None, "2026-03-01T02:00:00.000+00:00")
+    end, _ = driving._end(driving.began_with(claim_of(kube), unsaid), [bake])
+    assert end.isoformat() == "2026-03-01T02:07:00+00:00"

@@ -42,13 +42,15 @@ def wealth(before: Floats, excess: Floats, age: int, windows: int) -> Floats:
     """
     path = 1 + np.minimum(excess, RICHEST)[..., None] * BETS
     late = (1 - AT_ONCE) / windows
-    now = before.copy()
+    # The largest bet grows most. Where even that stays far below the richest, nothing is cut off at each step.
+    growth = float(np.log(np.maximum(path[..., -1], 1.0)).sum(axis=-2).max(initial=0.0))
+    poor = growth + np.log1p(before.max(initial=0.0)) < np.log(RICHEST) - 1
+    now = before
     for place, row in enumerate(np.moveaxis(path, -3, 0), start=age):
-        if place <= windows:
-            now += late if place else AT_ONCE
-        now *= row
-        np.minimum(now, RICHEST, out=now)
-        row[...] = now
+        bet = now + (late if place else AT_ONCE) if place <= windows else now
+        now = np.multiply(bet, row, out=row)
+        if not poor:
+            np.minimum(row, RICHEST, out=row)
     return path
 
 

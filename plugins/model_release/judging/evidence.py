@@ -117,7 +117,7 @@ class Evidence:
         weight = np.minimum(self.usual.worth, PAST_WEIGHT)
         self._assumed = ASSUMED_WEIGHT + weight
         self._assumed_design = (
-            weight * terms.surely(self.usual.dispersion, weight) + ASSUMED_WEIGHT * self.policy.design_effect
+            weight * terms.surely(self.usual.dispersion, self.usual.worth) + ASSUMED_WEIGHT * self.policy.design_effect
         ) / self._assumed
         self._windows_before = np.minimum(self.usual.windows, 3)
         extra = [*self.usual.requests.shape[:-1], len(self._owner)]
@@ -275,15 +275,15 @@ class Evidence:
 
     def at_deadline(self, state: State, risk: float | None = None) -> Bools:
         """Whether each metric (..., M) is shown to keep its limits by all that was seen, at one look that was fixed
-        before: for each limit by its evidence so far, or by a test of fixed size at `risk`, the other half of β unless
+        before: for each limit by its evidence so far, or by a test of fixed size at `risk`, the policy's unless
         said."""
         sums = state.sums[..., : self._main, :]
         design, few = self._design_effect(sums)
         burst = (design * few + 1) / 2
         rate, ratio = self._for_each(sums, design * few)
-        half = self.policy.false_promotion / 2 if risk is None else risk
-        by_rate = clusters.tail(sums[..., RATE_BAD], sums[..., RATE_REQUESTS], self._beyond_rate, burst) <= half
-        by_floor = clusters.tail(sums[..., FLOOR_BAD], sums[..., FLOOR_REQUESTS], self._beyond_floor, burst) <= half
+        most = self.policy.deadline_risk if risk is None else risk
+        by_rate = clusters.tail(sums[..., RATE_BAD], sums[..., RATE_REQUESTS], self._beyond_rate, burst) <= most
+        by_floor = clusters.tail(sums[..., FLOOR_BAD], sums[..., FLOOR_REQUESTS], self._beyond_floor, burst) <= most
         out: Bools = ((rate >= self.log_needed_for) | by_rate) & (
             (ratio >= self.log_needed_for) | (by_floor & self.has_floor)
         )
@@ -326,7 +326,11 @@ class Evidence:
         """
         m, s, windows, squares = np.moveaxis(sums[..., CALM_STABLE], -1, 0)
         seen, worth = dispersion(m, s, windows, squares)
-        stable = (worth * terms.surely(seen, worth) + self._assumed * self._assumed_design) / (worth + self._assumed)
+        weight = self._assumed - ASSUMED_WEIGHT
+        counted = (worth * seen + weight * self.usual.dispersion) / np.maximum(worth + weight, 1e-12)
+        # What both have counted is told once how sure it is: by all of it.
+        counted = (worth + weight) * terms.surely(counted, worth + self.usual.worth)
+        stable = (counted + ASSUMED_WEIGHT * self.policy.design_effect) / (worth + self._assumed)
         n, b, own_windows, own_squares = np.moveaxis(sums[..., CALM_CANARY], -1, 0)
         seen, worth = dispersion(n, b, own_windows, own_squares)
         canary = (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)

@@ -159,7 +159,7 @@ def _metric(
         broken = _broken_limit(metric, rate_is_worse)
         reason = f"{words}; the limit is {broken}. {tally(ev_against, policy.needed_against)}"
     elif standing == "pass" and favour < ev.log_needed_for:
-        by = at_deadline(policy.false_promotion / 2, confidence)
+        by = at_deadline(policy.deadline_risk, confidence)
         reason = f"{words}; {limits(metric, policy.indifference)}. {by}"
     elif standing == "pass":
         reason = f"{words}; {limits(metric, policy.indifference)}. {tally(ev_for, policy.needed_for)}"

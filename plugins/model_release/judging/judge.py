@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -151,6 +151,12 @@ class Judge:
             readings = _joined(readings, i, np.asarray(one.now.against))
         return readings
 
+    def put_off(self) -> None:
+        """The look at the deadline has shown nothing, and another one will come: it has its own part of the risk."""
+        self.policy = self._evidence.policy = replace(self.policy, looked=self.policy.looked + 1)
+        for one in self._labels:
+            one.policy = self.policy
+
     def _clear_doubts(self) -> None:
         """A person has answered what made the figures doubtful; the evidence stays."""
         fresh = self._evidence.start()
@@ -202,12 +208,12 @@ class Judge:
         steps, share = self.policy.shares, self._place.share
         if steps and share is not None and share < steps[-1] - 1e-9:
             return False, None
-        seen, confidence = (self._state, self._readings), self.policy.deadline_confidence
+        seen, risk = (self._state, self._readings), self.policy.confident_risk
         surely = bool(self._rules.at_deadline(*seen, self._others_pass(None)))
-        if confidence is None or surely:
+        if risk is None or surely:
             return surely, None
-        risk = 1 - confidence
-        return bool(self._rules.at_deadline(*seen, self._others_pass(risk), risk=risk)), confidence
+        shown = bool(self._rules.at_deadline(*seen, self._others_pass(risk), risk=risk))
+        return shown, self.policy.deadline_confidence
 
     def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
@@ -252,41 +258,39 @@ class Judge:
         if not isinstance(window, Window):
             raise EvidenceError(f"{path}: a Window is expected here, not {type(window).__name__}")
         for side, entry in (("canary", window.canary), ("stable", window.stable)):
-            if entry is not None and not entry.bad.keys() <= self._known:
+            if entry is None:
+                continue
+            if not entry.bad.keys() <= self._known:
                 name = next(n for n in entry.bad if n not in self._known)
                 known = ", ".join(self._names)
                 raise EvidenceError(f"{path}.{side}.bad.{name}: the policy has no such metric; it has {known}")
-            if entry is not None and not entry.labels.keys() <= self._known_labels:
+            if entry.labels and not entry.labels.keys() <= self._known_labels:
                 name = next(n for n in entry.labels if n not in self._known_labels)
                 raise EvidenceError(f"{path}.{side}.labels.{name}: the policy has no such limit on labels")
-            if entry is not None and not entry.slices.keys() <= self._known_slices:
+            if entry.slices and not entry.slices.keys() <= self._known_slices:
                 name = next(n for n in entry.slices if n not in self._known_slices)
                 raise EvidenceError(f"{path}.{side}.slices.{name}: the policy has no such metric with slices")
-            if entry is not None and not entry.totals.keys() <= self._known:
+            if entry.totals and not entry.totals.keys() <= self._known:
                 name = next(n for n in entry.totals if n not in self._known)
                 raise EvidenceError(f"{path}.{side}.totals.{name}: the policy has no such metric")
-            for name, slower in () if entry is None else entry.edges.items():
+            for name, slower in entry.edges.items():
                 if len(slower) > self._edges.get(name, 0):
                     raise EvidenceError(
                         f"{path}.{side}.edges.{name}: {len(slower)} counts, and the policy names "
                         f"{self._edges.get(name, 0)} edges"
                     )
-        if not window.values.keys() <= self._known_values:
+        if window.values and not window.values.keys() <= self._known_values:
             name = next(n for n in window.values if n not in self._known_values)
             known = ", ".join(sorted(self._known_values)) or "none"
             raise EvidenceError(f"{path}.values.{name}: the policy has no such value; it has {known}")
 
     def _counts(self, windows: Sequence[Window]) -> Counts:
-        def requests(side: Side | None) -> float:
-            if side is None:
-                return 0.0
-            return float("nan") if side.requests is None else side.requests
+        """As arrays, in which what was not counted is NaN: NumPy makes that of None."""
+        names, nothing = self._names, Side(0, dict.fromkeys(self._names, 0))
+        canaries, stables = [w.canary for w in windows], [w.stable or nothing for w in windows]
 
-        def bad(side: Side | None) -> list[float]:
-            if side is None:
-                return [0.0] * len(self._names)
-            known: Mapping[str, int | None] = side.bad
-            return [float("nan") if (v := known.get(name)) is None else v for name in self._names]
+        def bad(sides: Sequence[Side]) -> Floats:
+            return np.array([[side.bad.get(name) for name in names] for side in sides], dtype=float)
 
         def totals(side: Side | None) -> list[float]:
             given = [0 if side is None else side.total(name) for name in self._names]
@@ -303,10 +307,10 @@ class Judge:
         edges = any(metric.edges for metric in self.policy.metrics)
         own = any(side is not None and side.totals for w in windows for side in (w.canary, w.stable))
         return Counts(
-            np.array([requests(w.canary) for w in windows], dtype=float),
-            np.array([bad(w.canary) for w in windows], dtype=float),
-            np.array([requests(w.stable) for w in windows], dtype=float),
-            np.array([bad(w.stable) for w in windows], dtype=float),
+            np.array([side.requests for side in canaries], dtype=float),
+            bad(canaries),
+            np.array([side.requests for side in stables], dtype=float),
+            bad(stables),
             np.array([slower(w.canary) for w in windows], dtype=float) if edges else None,
             np.array([slower(w.stable) for w in windows], dtype=float) if edges else None,
             np.array([np.nan if w.share is None else w.share for w in windows], dtype=float),

@@ -106,10 +106,10 @@ class Labels:
         return not self.silent and self.against < math.log(ramp.DOUBTFUL)
 
     def at_deadline(self, risk: float | None = None) -> bool:
-        """By the one look whose moment was fixed before, at half of β unless `risk` says another chance to be wrong."""
+        """By a look whose moment was fixed before, at the policy's risk unless `risk` says another one."""
         if self.shown():
             return True
-        risk = self.policy.false_promotion / 2 if risk is None else risk
+        risk = self.policy.deadline_risk if risk is None else risk
         by_size = shift.at_deadline(self._state, self._bound, self._design, risk)
         return bool(by_size) and self.answers >= self.policy.min_requests and not self.silent and not self.failing
 
@@ -125,7 +125,7 @@ class Labels:
         elif self.silent:
             standing = "no_data"
         else:
-            risk = None if confidence is None else 1 - confidence
+            risk = None if confidence is None else policy.confident_risk
             standing = "pass" if self.shown() or (promoted and self.at_deadline(risk)) else "undecided"
         labels = self._moved()
         needed = self._requests_needed() if standing in ("undecided", "no_data") else None
@@ -139,7 +139,7 @@ class Labels:
         elif standing == "no_data":
             reason = f"no data for {name} in the last {plural(self.silent, 'window')} ({self._gap()})"
         elif standing == "pass" and self.favour < math.log(policy.needed_for):
-            reason = f"{words}; {limits}. {at_deadline(policy.false_promotion / 2, confidence)}"
+            reason = f"{words}; {limits}. {at_deadline(policy.deadline_risk, confidence)}"
         elif standing == "pass":
             reason = f"{words}; {limits}. {tally(ev_for, policy.needed_for)}"
         else:

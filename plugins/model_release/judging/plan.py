@@ -112,7 +112,7 @@ def plan(
             raise PolicyError(f"{name}: {value!r} is not a time above 0")
     if not (math.isfinite(requests_per_second) and requests_per_second >= 0):
         raise PolicyError(f"requests_per_second: {requests_per_second!r} is not a rate of 0 or more")
-    rates, bursts, known = _stable(policy, past)
+    rates, bursts, known = stable_of(policy, past)
     return _Planned(
         policy,
         Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy)),
@@ -126,7 +126,7 @@ def chosen_deadline(
 ) -> float:
     """The minutes after which 99 % of the releases of a canary as good as stable have come to a decision, from 10
     minutes to a day. Parameters and errors as in `plan`; the same input gives the same deadline."""
-    rates, bursts, _ = _stable(policy, past)
+    rates, bursts, _ = stable_of(policy, past)
     service = Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
     for horizon in _HORIZONS if service.per_window else ():
         ended = releases(policy, service, rates, max(1, int(horizon * 60 / window_seconds)))
@@ -229,7 +229,7 @@ class _Planned:
         return min(1.0, float(f"{math.ceil(high / unit - 1e-9) * unit:.3g}"))
 
 
-def _stable(policy: Policy, past: Past | None) -> tuple[Floats, Floats, list[bool]]:
+def stable_of(policy: Policy, past: Past | None) -> tuple[Floats, Floats, list[bool]]:
     """Stable's rate and mean burst by metric, and whether they were counted. Windows of an incident do not count, where
     most were none."""
     rates = np.array([ASSUMED * min(_written(m), default=0.05) for m in policy.metrics])

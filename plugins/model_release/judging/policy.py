@@ -11,6 +11,9 @@ from .limits import Metric, PolicyError, Shift, Slices, Value, known, number, wh
 
 __all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Slices", "Value"]
 
+# Of the risk that is kept for looks at a deadline the first has so much, and each later one half of what is then left.
+FIRST_LOOK = 0.9
+
 
 @dataclass(frozen=True)
 class Ramp:
@@ -53,7 +56,8 @@ class Policy:
     `answered`: so many first windows are evidence and decide nothing, since a person has answered what they said; what
     made their figures doubtful (no data, the split, values) begins anew after them. `least_windows`: promoted in no
     fewer windows. `deadline_confidence`: what is open at the deadline is promoted if it is shown with this confidence
-    to be below `indifference` times each limit, instead of with that of `false_promotion`.
+    to be below `indifference` times each limit, instead of with that of `false_promotion`. `looked`: so many looks at a
+    deadline were before, of a release whose deadline was put off; all of them together have the risk of one.
     """
 
     metrics: tuple[Metric, ...]
@@ -75,6 +79,7 @@ class Policy:
     answered: int = 0
     least_windows: int = 1
     deadline_confidence: float | None = None
+    looked: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "metrics", tuple(self.metrics))
@@ -100,9 +105,23 @@ class Policy:
 
     @cached_property
     def needed_for(self) -> float:
-        """The evidence that promotes at any look. The other half of β is kept for the one look at the deadline; it is
+        """The evidence that promotes at any look. The other half of β is kept for the looks at the deadline; it is
         not split over metrics, since a bad canary must fool its own."""
         return 2 / self.false_promotion
+
+    @cached_property
+    def deadline_risk(self) -> float:
+        """The chance that this look at the deadline may be wrong: its part of the half of β that is kept for all."""
+        return self.false_promotion / 2 * self._look
+
+    @cached_property
+    def confident_risk(self) -> float | None:
+        """The same where `deadline_confidence` says it, whose counterpart is then the chance of all looks together."""
+        return None if self.deadline_confidence is None else (1 - self.deadline_confidence) * self._look
+
+    @property
+    def _look(self) -> float:
+        return FIRST_LOOK if not self.looked else (1 - FIRST_LOOK) / 2**self.looked
 
     @cached_property
     def needed_traffic(self) -> float:
@@ -126,6 +145,7 @@ class Policy:
         number(f"{path}.indifference", self.indifference, 1, 100, right=right, closed=(True, True))
         whole(f"{path}.deadline_windows", self.deadline_windows, 2, "the windows that the release may take")
         whole(f"{path}.answered", self.answered, 0, "the first windows whose verdict a person has answered")
+        whole(f"{path}.looked", self.looked, 0, "the looks at a deadline before this one")
         whole(f"{path}.least_windows", self.least_windows, 1, "the windows before which nothing is promoted")
         if self.deadline_confidence is not None:
             right = "the confidence with which a promotion is shown at the deadline, 0.9 for 90 %"
@@ -164,7 +184,7 @@ class Policy:
         return cls(**given)
 
     def to_dict(self) -> dict[str, Any]:
-        unsaid = ("answered", "least_windows", "deadline_confidence")
+        unsaid = ("answered", "least_windows", "deadline_confidence", "looked")
         apart = ("metrics", "shifts", "values", "shares", "ramp", *unsaid)
         out = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in apart}
         if self.shares:

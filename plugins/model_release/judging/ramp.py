@@ -2,7 +2,8 @@
 
 Fixed steps (`Policy.shares`): the next one when the evidence for the canary is the root of what a promotion needs, half
 of the way on the scale on which evidence grows. A ramp (`Policy.ramp`): the largest level at which a canary as bad as
-its interval's upper end would hurt no more than `budget` requests before it is found, which takes two windows.
+its interval's upper end would hurt no more than `budget` requests: in the two windows until it is found, and in the one
+that may pass until the gateway has taken its traffic away.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ Floats = npt.NDArray[np.float64]
 LEVELS: Floats = np.array([0.01, 0.02, 0.05, 0.1, 0.2, 0.35])
 # A release by a ramp takes at least so many windows, whatever the traffic: some faults need a moment to show.
 LEAST_WINDOWS = 12
-# Windows at one level before the next, and until a bad canary is found.
+# Windows at one level before the next, and until a bad canary is found and has no traffic any more.
 SETTLED = 2
-FOUND_IN = 2
+GONE_IN = 3
 # A step is opened at this part of the evidence for the canary, on its logarithm.
 HALF_WAY = 0.5
 # Evidence against at which nothing is opened wider.
@@ -71,7 +72,7 @@ def level(ramp: Ramp, per_window: float, upper: npt.ArrayLike) -> Floats:
     """The largest level for canaries whose share of bad requests is at most `upper`, never above `most`."""
     levels = np.append(LEVELS[ramp.most > LEVELS], ramp.most)
     bad = np.maximum(np.asarray(upper, dtype=float), 1e-6)
-    room = ramp.budget / np.maximum(per_window * FOUND_IN * bad, 1e-9)
+    room = ramp.budget / np.maximum(per_window * GONE_IN * bad, 1e-9)
     place = np.searchsorted(levels, room + 1e-12, side="right") - 1
     out: Floats = levels[np.maximum(place, 0)]
     return out

@@ -9,7 +9,7 @@ from .verdict import Verdict
 from .window import EvidenceError, Side, Window
 
 # What a step's policy says of its place in the release.
-_PLACE = ("traffic", "steps", "guard", "shares", "ramp", "answered", "least_windows")
+_PLACE = ("traffic", "steps", "guard", "shares", "ramp", "answered", "least_windows", "looked")
 
 
 @dataclass(frozen=True)

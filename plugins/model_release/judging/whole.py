@@ -123,7 +123,8 @@ class _Course:
         shape, total = (RELEASES, length), self.service.per_window * each
         n = self._rng.poisson(np.broadcast_to((total * share)[:, None], shape)).astype(float)
         m = self._rng.poisson(np.broadcast_to((total * (1 - share))[:, None], shape)).astype(float)
-        longest = max(1, int(total * min(share.min(), 1 - share.max())))
+        least = min(part for part in (share.min(), 1 - share.max()) if part > 0)
+        longest = max(1, int(total * least))  # a promoted canary is alone
 
         def bad(requests: Floats, rates: Floats) -> Floats:
             pairs = zip(rates.tolist(), self.service.bursts.tolist(), strict=True)
@@ -139,8 +140,7 @@ class _Course:
     def _at_deadline(self, path: State, share: Floats) -> Bools:
         """Which are promoted by the look at the deadline; the steps that are left are not passed over."""
         end, policy = path.ending, self.policy
-        risk = None if policy.deadline_confidence is None else 1 - policy.deadline_confidence
-        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=risk)[:, 0]
+        shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=policy.confident_risk)[:, 0]
         return shown & (share > policy.shares[-1] - 1e-9) if policy.shares else shown
 
     def _wider(self, path: State, readings: Readings, share: Floats, each: int) -> Floats:

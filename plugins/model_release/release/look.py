@@ -142,7 +142,9 @@ class Watch:
             lines.append(self._take(self._pending.pop(0)))
         self.trouble, self._blind_since = "", None
         late = moment >= self.stretch.end and not self.stretch.left
-        return lines + (self._extend() if late and self._is_near else self._end_if(late))
+        if late and self._is_near and not self._is_shown:
+            return lines + self._extend()
+        return lines + self._end_if(late)
 
     def _catch_up(self, moment: datetime, until: float) -> bool:
         """Whether the judge has seen what was counted before. It sees all of that at once: on a part of it, it would
@@ -215,8 +217,15 @@ class Watch:
             return False
         return timedelta(minutes=verdict.minutes_needed) <= more
 
+    @property
+    def _is_shown(self) -> bool:
+        """Whether the look at the deadline promotes."""
+        return self.judge.verdict(final=True).decision == "promote"
+
     def _extend(self) -> list[str]:
         assert self.stretch.extension is not None
+        self.judge.put_off()
+        self.stretch.policy = self.judge.policy
         minutes = self.stretch.extension.total_seconds() / 60
         self.stretch.end += self.stretch.extension
         self.stretch.extension, self.extended = None, True

@@ -12,6 +12,7 @@ from model_release.spec import ModelSpec
 
 if TYPE_CHECKING:
     from model_release.judging import Past, Policy
+    from model_release.judging.bake import Bake
     from model_release.judging.plan import Plan
     from model_release.judging.proposal import Proposal
     from model_release.metrics import Before, Prometheus
@@ -34,17 +35,19 @@ NOTHING = "nothing is stable yet"
 class Foreseen:
     """`past`: in one line, what stable did, or why that is not known and what was assumed. `known`: whether the plan is
     of this service's own past and traffic, long enough to refuse a release by it. `goes`: why it goes on even where it
-    cannot end in time, by the model file; nothing where it does not."""
+    cannot end in time, by the model file; nothing where it does not. `bake`: None where nothing is watched on."""
 
     past: str
     known: bool
     plan: Plan
     goes: str
+    bake: Bake | None = None
 
     @property
     def sentences(self) -> tuple[str, ...]:
         """A line for each thing that is to be known before the release."""
-        return self.past, *self.plan.sentences
+        bake = () if self.bake is None or self.plan.never else (self.bake.sentence,)
+        return self.past, *self.plan.sentences, *bake
 
     @property
     def trouble(self) -> str:
@@ -60,7 +63,8 @@ class Foreseen:
     def to_dict(self) -> dict[str, Any]:
         """JSON, for the record and for programs."""
         told = self.plan.to_dict() | {"sentences": list(self.sentences), "refusal": self.refusal}
-        return told | {"past": self.past, "known": self.known}
+        bake = 0.0 if self.bake is None else self.bake.minutes
+        return told | {"past": self.past, "known": self.known, "bake_minutes": bake}
 
 
 def foresee(
@@ -100,19 +104,43 @@ def foresee(
     if spec.rollout.deadline is None and known:
         window = spec.rollout.window.total_seconds()
         minutes = chosen_deadline(policy, requests_per_second=asked, window_seconds=window, past=past)
-        spec = with_deadline(spec, minutes)
+        spec = as_chosen(spec, minutes)
     return Foreseen(
         past=_told(policy, past, why, traffic=traffic),
         known=known,
         plan=plan(policy, past=past, **_traffic(spec, asked)),
         goes=_goes(spec),
+        bake=_bake(spec, asked, past, known=known),
     )
 
 
-def with_deadline(spec: ModelSpec, minutes: float) -> ModelSpec:
-    """The model file with the deadline that was chosen for a release, two windows at least."""
-    chosen = max(timedelta(minutes=minutes), 2 * spec.rollout.window)
-    return spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"deadline": chosen})})
+def _bake(spec: ModelSpec, per_second: float, past: Past | None, *, known: bool) -> Bake | None:
+    """The bake that the model file gives or, where it does not say, the one that is chosen by what is known."""
+    from model_release.judging import Policy
+    from model_release.judging.bake import bake
+
+    if not spec.bakes:
+        return None
+    rollout = spec.rollout
+    return bake(
+        Policy.from_dict(spec.policy(None)),
+        requests_per_second=per_second,
+        window_seconds=rollout.window.total_seconds(),
+        past=past,
+        minutes=None if rollout.bake is None and known else rollout.baked.total_seconds() / 60,
+    )
+
+
+def as_chosen(spec: ModelSpec, deadline: float, bake: float = 0.0) -> ModelSpec:
+    """The model file with the deadline and the bake that were chosen for a release, in minutes, where it does not give
+    them: two windows at least, and no bake where nothing can be watched on."""
+    least, given = 2 * spec.rollout.window, spec.rollout
+    chosen: dict[str, timedelta] = {}
+    if given.deadline is None:
+        chosen["deadline"] = max(timedelta(minutes=deadline), least)
+    if given.bake is None and bake and spec.bakes:
+        chosen["bake"] = max(timedelta(minutes=bake), least)
+    return spec.model_copy(update={"rollout": given.model_copy(update=chosen)})
 
 
 def calibrated(

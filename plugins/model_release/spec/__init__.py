@@ -91,6 +91,16 @@ class ModelSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _what_is_watched_on_can_be_judged_alone(self) -> ModelSpec:
+        asked = "bake" if self.rollout.bake else "promote_with_confidence"
+        if getattr(self.rollout, asked) is not None and self.rollout.baked and not self._can_judge_alone:
+            raise ValueError(
+                f"rollout.{asked} watches on after the promotion, and no metric can be judged without stable beside "
+                "it; a max_rate for one of judge.metrics is right"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metrics_fit_the_mode(self) -> ModelSpec:
         if self.service.mode == "standard" and self.judge.profile not in ("istio", "istio-destination"):
             raise ValueError(
@@ -113,12 +123,30 @@ class ModelSpec(Part):
         return self
 
     @property
+    def bakes(self) -> bool:
+        """Whether what is promoted is watched on: by the model file or, where that does not say, as far as anything can
+        be judged without stable beside it."""
+        if self.rollout.bake is not None:
+            return bool(self.rollout.bake)
+        return self._can_judge_alone
+
+    @property
+    def _can_judge_alone(self) -> bool:
+        return any(metric.max_rate is not None and not metric.observe for metric in self.judge.metrics)
+
+    @property
     def serving_runtime(self) -> str:
         """The name of the ServingRuntime, or ClusterServingRuntime, on the cluster."""
         return self.service.runtime or f"model-release-{self.runtime}"
 
     def policy(
-        self, percent: int | None, *, guard: bool = False, answered: int = 0, least_windows: int = 1
+        self,
+        percent: int | None,
+        *,
+        guard: bool = False,
+        answered: int = 0,
+        least_windows: int = 1,
+        looked: int = 0,
     ) -> dict[str, Any]:
         """What `judging.Policy.from_dict` reads: one test for the whole canary, whatever its share.
 
@@ -131,6 +159,7 @@ class ModelSpec(Part):
             guard: the canary was judged already; these windows may stop it and never promote it.
             answered: so many first windows were judged, and a person has answered what they said.
             least_windows: promoted in no fewer windows.
+            looked: so many looks at a deadline were before.
         """
         rollout = self.rollout
         metrics = [
@@ -152,7 +181,7 @@ class ModelSpec(Part):
             way = {"shares": [step / 100 for step in rollout.steps]}
         # A person may take their time, and what turns bad meanwhile is to be found as fast.
         asked = self.answer_within if self.approval != "never" else timedelta(0)
-        longest = rollout.bake if percent is None else rollout.longest + asked
+        longest = rollout.baked if percent is None else rollout.longest + asked
         return {
             "false_rollback": self.judge.false_rollback,
             "false_promotion": self.judge.false_promotion,
@@ -163,10 +192,11 @@ class ModelSpec(Part):
             "deadline_windows": max(2, round(longest / rollout.window)),
             "design_effect": self.judge.design_effect,
             "traffic": None if percent is None else percent / 100,
-            "steps": 1 + bool(rollout.bake),
+            "steps": 1 + self.bakes,
             "guard": guard or percent is None,
             "answered": answered,
             "least_windows": least_windows,
+            "looked": looked,
             "deadline_confidence": rollout.promote_with_confidence,
             "metrics": metrics,
             "values": values,

@@ -112,8 +112,9 @@ class Shadow(Part):
         return self
 
 
-# The deadline of a release of which nothing is known beforehand.
+# The deadline, and the bake, of a release of which nothing is known beforehand.
 _UNPLANNED = timedelta(minutes=30)
+_UNPLANNED_BAKE = timedelta(minutes=10)
 
 
 class Rollout(Part):
@@ -143,7 +144,11 @@ class Rollout(Part):
         description="A release whose deadline would end more good canaries than it lets through, by its past traffic, "
         "is refused by the preflight, or tried all the same.",
     )
-    bake: Duration = Field(timedelta(0), description="Watched on after promotion for so long; 0s for not at all.")
+    bake: Duration | None = Field(
+        None,
+        description="Watched on after the promotion for so long; 0s for not at all. Unless said, the plan chooses it "
+        "by stable's past and traffic, from 5 minutes to an hour; 10m where those are not known.",
+    )
     ready_within: PositiveDuration = Field(
         timedelta(minutes=15), description="For the new revision to become ready, image pull included."
     )
@@ -155,6 +160,11 @@ class Rollout(Part):
     def longest(self) -> timedelta:
         """The deadline: of a release that began, the one that was chosen for it."""
         return self.deadline or max(_UNPLANNED, 2 * self.window)
+
+    @property
+    def baked(self) -> timedelta:
+        """The bake: of a release that began, the one that was chosen for it."""
+        return max(_UNPLANNED_BAKE, 2 * self.window) if self.bake is None else self.bake
 
     @property
     def path(self) -> str:
@@ -186,7 +196,7 @@ class Rollout(Part):
 
     @model_validator(mode="after")
     def _what_is_promoted_on_less_is_watched_on(self) -> Rollout:
-        if self.promote_with_confidence is not None and not self.bake:
+        if self.promote_with_confidence is not None and not self.baked:
             raise ValueError(
                 "promote_with_confidence promotes on less evidence and watches on for twice the bake, and there is "
                 "none; bake: 10m is right, for example"

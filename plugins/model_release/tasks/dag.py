@@ -100,7 +100,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), pl
         publish >> claim >> stage >> smoke >> [go_live, go_direct, canary]
         canary >> decide >> [promote, roll_back]
         last: list[Any] = [promote, go_direct]
-        if spec.rollout.bake:
+        if spec.bakes:
             bake = Bake(task_id="bake", trigger_rule=TriggerRule.NONE_FAILED_MIN_ONE_SUCCESS, **common)
             decide_bake = Decide(task_id="decide_bake", watch="bake", onward=None, back=ROLL_BACK, **common)
             last >> bake >> decide_bake >> roll_back
@@ -138,7 +138,8 @@ def _documentation(spec: ModelSpec) -> str:
     limits = ", ".join(metric.name for metric in spec.judge.metrics if not metric.observe)
     given = spec.rollout.deadline
     deadline = "that the plan chooses" if given is None else f"of {format_duration(given)}"
-    bake = f", then watched for {format_duration(spec.rollout.bake)}" if spec.rollout.bake else ""
+    chosen = "as long as the plan chooses" if spec.rollout.bake is None else format_duration(spec.rollout.bake)
+    bake = f", then watched for {chosen}" if spec.bakes else ""
     return "\n\n".join(
         [
             f"Builds the newest candidate of `{spec.model}` and puts it live on `{spec.service.key}`: "

@@ -142,16 +142,18 @@ class Watches:
         return max(length // self.spec.rollout.window, 0)
 
     def _answered(self, one: Watched, earlier: Sequence[Watched]) -> dict[str, Any]:
-        """What the policy says of a canary about which a person is asked, or was."""
+        """What the policy says of a canary about which a person is asked, or was, and of one whose deadline was put
+        off. One look at a deadline came before each of these, at most."""
         if one.beside_question:
             return {"guard": True, "answered": sum(map(self._windows, earlier))}
+        looked = sum(before.beside_question or before.extended for before in (*earlier, one))
         last = max((place for place, before in enumerate(earlier) if before.beside_question), default=-1)
         if last < 0:
-            return {}
+            return {"looked": looked}
         answered = sum(map(self._windows, earlier[: last + 1]))
         watched = sum(self._windows(before) for before in earlier if not before.beside_question)
         # Watched longer is as long again as it was watched before.
-        return {"answered": answered, "least_windows": answered + watched if one.again else 1}
+        return {"answered": answered, "least_windows": answered + watched if one.again else 1, "looked": looked}
 
     def _read_from(self, one: Watched, policy: Policy) -> Stretch:
         from model_release.metrics import ValueReader, WindowReader
@@ -197,7 +199,7 @@ def _end(spec: ModelSpec, stretches: Sequence[Watched]) -> tuple[datetime, timed
     opened = datetime.fromisoformat(str(one.opened_at))
     if one.percent is None:
         doubtful = any(before.confidence is not None for before in stretches)
-        return opened + (2 if doubtful else 1) * rollout.bake, None
+        return opened + (2 if doubtful else 1) * rollout.baked, None
     if one.beside_question:
         return opened + spec.answer_within, None
     asked = max((place for place, before in enumerate(stretches) if before.beside_question), default=-1)

@@ -46,7 +46,7 @@ class Stage(ReleaseOperator):
     def release(self, context: Any, run: Run) -> Any:
         from model_release.cluster.change import Kind
         from model_release.cluster.rollout import plan_change, stage
-        from model_release.release.plan import with_deadline
+        from model_release.release.plan import as_chosen
 
         self.verify(service.published(context)["version"])
         released = ReleasedService(self.spec, run)
@@ -64,8 +64,10 @@ class Stage(ReleaseOperator):
         if baseline.revision is not None:
             plan = foresee(self.spec, baseline.revision, baseline.started, self.log.info)
             released.record(lambda record: setattr(record, "plan", plan))
-            if self.spec.rollout.deadline is None:  # the release goes by this one, whatever a later plan would say
-                released.note(spec=with_deadline(self.spec, plan["deadline_minutes"]).model_dump_json())
+            if None in (self.spec.rollout.deadline, self.spec.rollout.bake):
+                # The release goes by these, whatever a later plan would say.
+                chosen = as_chosen(self.spec, plan["deadline_minutes"], plan["bake_minutes"])
+                released.note(spec=chosen.model_dump_json())
         if not now.promoted:  # what is staged again after its promotion stays promoted, where it is found so
             now = released.note(phase=Phase.STAGED, watches=(), word=None, promoted_at=None, cause=None)
         by, created = now.owner.identity, now.created
