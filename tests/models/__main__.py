@@ -29,6 +29,7 @@ def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> 
     that was interrupted goes on where it was. With `only_kept` nothing else is tried."""
     rows = []
     for number, case in enumerate(cases, 1):
+        print(f"{number}/{len(cases)} {case}: ", end="", flush=True)
         kept = CACHE / f"{_digest(case)}.json"
         if kept.exists():
             rows.append(Row(case=case, **json.loads(kept.read_text(encoding="utf-8"))))
@@ -43,7 +44,7 @@ def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> 
             CACHE.mkdir(parents=True, exist_ok=True)
             (CACHE / "half").write_text(json.dumps(told), encoding="utf-8")
             (CACHE / "half").replace(kept)
-        print(f"{number}/{len(cases)} {case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
+        print(f"{_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
     return rows
 
 
