@@ -107,12 +107,11 @@ class Front:
             return web.json_response({"error": f"two fields of the form are {name_twice[:40]!r}"}, status=400)
         try:
             async with self._http.post(self._address + path, data=body, headers={"Content-Type": kind}) as answer:
-                told, its_kind = await answer.read(), answer.headers.get("Content-Type", "application/json")
-                if answer.status == 500 and _NO_FORM in told:
-                    return web.json_response(
-                        {"error": f"the body is no form, as {kind[:80]!r} says; {_RIGHT}"}, status=400
-                    )
-                return web.Response(status=answer.status, body=told, headers={"Content-Type": its_kind})
+                said, its_kind = await answer.read(), answer.headers.get("Content-Type", "application/json")
+                if answer.status == 500 and _NO_FORM in said:
+                    told = {"error": f"the body is no form, as {kind[:80]!r} says; {_RIGHT}"}
+                    return web.json_response(told, status=400)
+                return web.Response(status=answer.status, body=said, headers={"Content-Type": its_kind})
         except aiohttp.ClientError as error:
             return web.json_response({"error": f"TorchServe does not answer: {type(error).__name__}"}, status=503)
 
