@@ -253,6 +253,15 @@ def test_it_reads_what_the_handler_of_torchserve_reads(server: Server, way: str)
 def test_it_reads_forms(server: Server) -> None:
     part = b'--x\r\nContent-Disposition: form-data; name="photo"; filename="a.png"\r\n\r\n%b\r\n--x--\r\n' % picture()
     assert server.post(PREDICT, part, "multipart/form-data; boundary=x")[0] == 200
+    twice = part.removesuffix(b"--x--\r\n") + part
+    for body, kind, reason in (
+        (twice, "multipart/form-data; boundary=x", "expected one picture, found 'photo', 'photo again'"),
+        (part.replace(b'name="photo"; ', b""), "multipart/form-data; boundary=x", "name"),
+        (part, "multipart/form-data", "boundary"),
+        (picture(), "application/x-www-form-urlencoded", "bad input"),
+    ):
+        status, told = server.post(PREDICT, body, kind)
+        assert (status, reason in told) == (400, True), told
 
 
 @pytest.mark.parametrize("name", BAD_BODIES)

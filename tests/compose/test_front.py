@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import subprocess
@@ -34,6 +35,29 @@ class Handler:
         return [{"got": row["data"]} | ({"slice": slices[0]} if slices else {}) for row in data]
 """
 
+FORM, PART = "multipart/form-data; boundary=x", b"--x\r\nContent-Disposition: form-data; %s\r\n\r\na\r\n--x--\r\n"
+#: Bodies that are not what their headers say, each of which TorchServe or the front itself once answered with 500.
+NOT_WHAT_THEY_SAY: dict[str, tuple[bytes, dict[str, str], str]] = {
+    "a picture as curl sends it": (
+        b"\x89PNG%&\xff",
+        {"Content_Type": "application/x-www-form-urlencoded"},
+        "is no form",
+    ),
+    "a part without a name": (PART % b'filename="a"', {"Content_Type": FORM}, "is no form"),
+    "a part in no charset": (
+        PART % b'name="a"; filename="a"\r\nContent-Type: x; charset=none',
+        {"Content_Type": FORM},
+        "is no form",
+    ),
+    "two pictures": (
+        PART.removesuffix(b"--x--\r\n") % b'name="a"; filename="1"' + PART % b'filename="2"; name="a"',
+        {"Content_Type": FORM},
+        "two fields of the form are 'a'",
+    ),
+    "no gzip": (b"garbage", {"Content_Encoding": "gzip"}, "cannot be unpacked as gzip"),
+    "no deflate": (b"garbage", {"Content_Encoding": "deflate"}, "cannot be unpacked as deflate"),
+}
+
 
 def config(folder: Path, **changes: str) -> Path:
     inference, metrics, grpc, grpc_2, worker = (free_port() for _ in range(5))
@@ -64,8 +88,9 @@ class Front:
         self.url, self.process, self.log = f"http://127.0.0.1:{port}", process, log
 
     def ask(self, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
-        data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, {"Content-Type": "application/json", **headers})
+        data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+        said = {"Content-Type": "application/json", **{name.replace("_", "-"): text for name, text in headers.items()}}
+        request = urllib.request.Request(self.url + path, data, said)
         try:
             with urllib.request.urlopen(request, timeout=LIMIT) as answer:
                 return answer.status, json.load(answer)
@@ -134,9 +159,15 @@ def test_the_life_of_a_server(front: Front) -> None:
     assert front.ask("/v1/models/other")[0] == 404
     body = {"instances": [{"data": "a"}, {"data": "b"}]}
     assert front.ask("/v1/models/digits:predict", body) == (200, {"predictions": [{"got": "a"}, {"got": "b"}]})
-    sliced = front.ask("/v1/models/digits:predict", {"instances": [{"data": "a"}]}, **{"X-Slice-Country": "fr"})
+    sliced = front.ask("/v1/models/digits:predict", {"instances": [{"data": "a"}]}, X_Slice_Country="fr")
     assert sliced == (200, {"predictions": [{"got": "a", "slice": "fr"}]})
     assert front.ask("/v1/models/other:predict", body)[0] == 404
+
+    packed = gzip.compress(json.dumps(body).encode())
+    assert front.ask("/v1/models/digits:predict", packed, Content_Encoding="gzip")[0] == 200
+    for name, (wrong, headers, reason) in NOT_WHAT_THEY_SAY.items():
+        status, told = front.ask("/v1/models/digits:predict", wrong, **headers)
+        assert (status, reason in told["error"]) == (400, True), f"{name}: {told}"
 
     started = psutil.Process(front.process.pid).children(recursive=True)
     java = next(child for child in started if "java" in child.name())

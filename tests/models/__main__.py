@@ -1,7 +1,8 @@
 """docs/models.md anew: `python tests/models` (make models). With names, only those cases, and no file is written.
 
 What was tried with this very code is not tried again: a run that was interrupted goes on. With --kept, the page is
-written of what was tried so far, and nothing is. With --tiny or --full, only that half is tried, and no page written."""
+written of what was tried so far, and nothing is: what was not keeps what the page said of it, marked as of an earlier
+state of the code. With --tiny or --full, only that half is tried, and no page written."""
 
 from __future__ import annotations
 
@@ -22,6 +23,7 @@ from run import LIMIT, Row, row
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = ROOT / "docs" / "models.md"
 CACHE = ROOT / ".cache" / "models"
+EARLIER = " (with an earlier state of the code)"
 
 
 def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> list[Row]:
@@ -29,6 +31,7 @@ def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> 
     that was interrupted goes on where it was. With `only_kept` nothing else is tried."""
     rows = []
     for number, case in enumerate(cases, 1):
+        print(f"{number}/{len(cases)} {case}: ", end="", flush=True)
         kept = CACHE / f"{_digest(case)}.json"
         if kept.exists():
             rows.append(Row(case=case, **json.loads(kept.read_text(encoding="utf-8"))))
@@ -43,7 +46,7 @@ def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> 
             CACHE.mkdir(parents=True, exist_ok=True)
             (CACHE / "half").write_text(json.dumps(told), encoding="utf-8")
             (CACHE / "half").replace(kept)
-        print(f"{number}/{len(cases)} {case}: {_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
+        print(f"{_said(rows[-1])} {rows[-1].seconds:.1f} s", flush=True)
     return rows
 
 
@@ -59,9 +62,15 @@ def _digest(case: Case) -> str:
     return code.hexdigest()
 
 
-def page(small: list[Row], full: list[Row]) -> str:
-    passing = {each.case.kind for each in small if each.passed}
-    wrong = [each for each in (*small, *full) if each.wrong]
+def page(small: list[Row], full: list[Row], before: str) -> str:
+    """The page; `before` is what it said until now."""
+    if f"transformers {transformers.__version__} maps" not in before:
+        before = ""
+    tiny_lines, full_lines = _table(small, before), _table(full, before)
+    said = [_result(line) for line in (*tiny_lines, *full_lines)]
+    passing = {line.split(" | ")[0] for line in tiny_lines if _result(line).startswith("passes")}
+    some, all_full = (sum(_result(line).startswith("passes") for line in half) for half in (tiny_lines, full_lines))
+    wrong, earlier = (sum(word in one for one in said) for word in ("**wrong**", EARLIER))
     return "\n".join(
         [
             "# Which models can be released",
@@ -75,9 +84,9 @@ def page(small: list[Row], full: list[Row]) -> str:
             "for each architecture, and for every full-size configuration. Where a model is refused, the sentence is the "
             "one that a release shows, before anything is uploaded.",
             "",
-            f"**{len(passing)} of {len(kinds())} architectures pass, {sum(each.passed for each in small)} of "
-            f"{len(small)} tiny variants, {sum(each.passed for each in full)} of {len(full)} full-size configurations; "
-            f"wrong answers: {len(wrong)}; not run: {sum(not each.ran for each in (*small, *full))}.**",
+            f"**{len(passing)} of {len(kinds())} architectures pass, {some} of {len(small)} tiny variants, {all_full} of "
+            f"{len(full)} full-size configurations; wrong answers: {wrong}; not run: {said.count('not run')}; run with an earlier state "
+            f"of the code: {earlier}.**",
             "",
             "Pictures are read by one rule, the pipeline's: upright by EXIF, and as RGB. An alpha channel, and a palette "
             "with shades of transparency, are dropped, whatever a processor's `do_convert_rgb` says; one colour that the "
@@ -89,20 +98,39 @@ def page(small: list[Row], full: list[Row]) -> str:
             "",
             "## Tiny configurations of every architecture",
             "",
-            *_table(small),
+            *_HEAD,
+            *tiny_lines,
             "",
             "## Full-size configurations of what is downloaded most",
             "",
-            *_table(full),
+            *_HEAD,
+            *full_lines,
             "",
         ]
     )
 
 
-def _table(rows: list[Row]) -> list[str]:
-    lines = ["| architecture | configuration | result | largest probability difference | seconds |"]
-    lines += ["|---|---|---|---:|---:|"]
+_HEAD = (
+    "| architecture | configuration | result | largest probability difference | seconds |",
+    "|---|---|---|---:|---:|",
+)
+
+
+def _result(line: str) -> str:
+    return line.split(" | ")[2]
+
+
+def _table(rows: list[Row], before: str) -> list[str]:
+    """A line for each row. One that was not run has the line that it had."""
+    lines: list[str] = []
     for each in rows:
+        start = f"| {each.case.kind} | {each.case.name} | "
+        was = next((line for line in before.splitlines() if line.startswith(start)), None)
+        if not each.ran and was is not None and _result(was) != "not run":
+            cells = was.split(" | ")
+            cells[2] = cells[2].removesuffix(EARLIER) + EARLIER
+            lines.append(" | ".join(cells))
+            continue
         difference = "" if each.difference is None else f"{each.difference:.0e}" if each.difference else "0"
         said = _said(each).replace("|", "\\|")
         seconds = f"{each.seconds:.1f}" if each.ran else ""
@@ -134,7 +162,7 @@ def main() -> int:
     small = tried(chosen(tiny()), own_process=False, only_kept=kept or "--full" in half)
     full = tried(chosen(FULL), own_process=True, only_kept=kept or "--tiny" in half)
     if not asked and not half:
-        PAGE.write_text(page(small, full), encoding="utf-8")
+        PAGE.write_text(page(small, full, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 1 if any(each.wrong for each in (*small, *full)) else 0
 
 

@@ -139,7 +139,12 @@ async def _fields(request: Request) -> dict[str, Any] | None:
         return {"body": bytes(body)}
     request._body = bytes(body)  # read already; the reader of forms takes it from here
     async with request.form(max_part_size=LARGEST_REQUEST) as form:
-        return {name: value if isinstance(value, str) else await value.read() for name, value in form.items()}
+        fields: dict[str, Any] = {}
+        for name, value in form.multi_items():
+            # One of two would be dropped in silence: the model refuses a field that it does not know.
+            own = f"{name} again" if name in fields else name
+            fields[own] = value if isinstance(value, str) else await value.read()
+        return fields
 
 
 async def _not_served() -> JSONResponse:

@@ -5,7 +5,9 @@ TorchServe, forwards predictions, and ends with it:
 
 - `GET /v1/models/NAME` is 200 only while a worker of the model is READY (TorchServe's own `/ping` is healthy with dead
   ones), else 503; 404 for another name;
-- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is; a query, which TorchServe would drop, is refused;
+- `POST /v1/models/NAME:predict` is TorchServe's answer, as it is; a query, which TorchServe would drop, is refused, and
+  so is a form with two fields of one name; a body that is not what its headers say is the client's fault (400), where
+  TorchServe has 500;
 - `GET /v2/models/NAME/ready` and `POST /v2/models/NAME/infer` are the same in protocol V2;
 - `GET /` is 200: the container lives.
 
@@ -21,8 +23,10 @@ import contextlib
 import json
 import logging
 import os
+import re
 import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
@@ -32,6 +36,12 @@ from aiohttp import web
 _log = logging.getLogger("front")
 _LARGEST_REQUEST = 32 * 2**20
 _GRACE = 20.0
+# Of a form: how many fields are looked at, and how many bytes of each for its name. A picture goes with one or two.
+_FIELDS, _HEAD = 64, 4096
+# What TorchServe calls it when it cannot take a form apart, above all a picture with the Content-Type that curl has for
+# --data-binary where nobody says another.
+_NO_FORM = b'"ErrorDataDecoderException"'
+_RIGHT = "a picture goes with image/jpeg or application/octet-stream, JSON with application/json"
 
 
 def read_config(file: Path) -> tuple[str, frozenset[str]]:
@@ -87,15 +97,25 @@ class Front:
         path = f"/v2/models/{name}/infer" if request.path.startswith("/v2/") else f"/v1/models/{name}:predict"
         if request.query_string:
             # TorchServe drops it here in silence.
-            told = {"error": f"the query ({request.query_string[:80]}) is not read; top_k belongs into parameters"}
-            return web.json_response(told, status=400)
-        url = self._address + path
-        sliced = {name: value for name, value in request.headers.items() if name.lower().startswith("x-slice-")}
-        headers = {"Content-Type": request.headers.get("Content-Type", "application/json"), **sliced}
+            wrong = {"error": f"the query ({request.query_string[:80]}) is not read; top_k belongs into parameters"}
+            return web.json_response(wrong, status=400)
         try:
-            async with self._http.post(url, data=await request.read(), headers=headers) as answer:
-                kind = answer.headers.get("Content-Type", "application/json")
-                return web.Response(status=answer.status, body=await answer.read(), headers={"Content-Type": kind})
+            body = await request.read()  # without its Content-Encoding
+        except web.RequestPayloadError:
+            packed = request.headers.get("Content-Encoding", "")[:40]
+            return web.json_response({"error": f"the body cannot be unpacked as {packed or 'it comes'}"}, status=400)
+        kind = _ascii(request.headers.get("Content-Type", "application/json"))
+        said = {one: _ascii(text) for one, text in request.headers.items() if one.lower().startswith("x-slice-")}
+        headers = {"Content-Type": kind, **said}
+        if name_twice := _twice(kind, body):
+            return web.json_response({"error": f"two fields of the form are {name_twice[:40]!r}"}, status=400)
+        try:
+            async with self._http.post(self._address + path, data=body, headers=headers) as answer:
+                told, its_kind = await answer.read(), answer.headers.get("Content-Type", "application/json")
+                if answer.status == 500 and _NO_FORM in told:
+                    wrong = {"error": f"the body is no form, as {kind[:80]!r} says; {_RIGHT}"}
+                    return web.json_response(wrong, status=400)
+                return web.Response(status=answer.status, body=told, headers={"Content-Type": its_kind})
         except aiohttp.ClientError as error:
             return web.json_response({"error": f"TorchServe does not answer: {type(error).__name__}"}, status=503)
 
@@ -114,6 +134,23 @@ class Front:
         except (aiohttp.ClientError, TimeoutError, ValueError):
             return False
         return any(worker.get("status") == "READY" for one in versions for worker in one.get("workers", ()))
+
+
+def _ascii(text: str) -> str:
+    """Other than ASCII no header may be, and aiohttp would not send it on."""
+    return text.encode("ascii", "replace").decode()
+
+
+def _twice(kind: str, body: bytes) -> str | None:
+    """The name that two fields of a form have: TorchServe drops one of them in silence."""
+    boundary = re.search(r'^multipart/form-data\b.*\bboundary="?([^";,]+)', kind, re.IGNORECASE)
+    if boundary is None:
+        return None
+    parts = body.split(b"--" + boundary[1].encode(), _FIELDS)[1:]
+    heads = (part[:_HEAD].partition(b"\r\n\r\n")[0] for part in parts)
+    found = (re.search(rb"content-disposition:.*?\bname=\"?([^\";\r\n]+)", head, re.IGNORECASE) for head in heads)
+    names = Counter(name[1].decode(errors="replace") for name in found if name)
+    return next((name for name, count in names.items() if count > 1), None)
 
 
 async def serve(config: Path, port: int, command: list[str]) -> int:

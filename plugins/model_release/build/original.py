@@ -14,6 +14,9 @@ from model_release.build.labels import CONFIG, labels_of
 from model_release.build.told import first_line
 from model_release.errors import CheckpointError
 
+#: Bytes; where torch's allocator for CPUs lets a tensor begin (c10/core/alignment.h, gAlignment).
+_ALIGNED = 64
+
 
 class Logits(torch.nn.Module):
     """The model as TorchScript needs it: a tensor of pixels in, a tensor out."""
@@ -123,11 +126,21 @@ def load(directory: Path) -> tuple[Any, list[str], list[str]]:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and torch.isnan(tensor).any():
             raise CheckpointError(f"the weights' {name} has NaN, which is no number: the training failed")
+    _settle(model)
     # A configuration may ask for tuples, which have no names to find the logits by.
     for part in model.modules():
         if hasattr(part, "config"):
             part.config.return_dict = True
     return model.eval(), list(labels), notes
+
+
+def _settle(model: torch.nn.Module) -> None:
+    """Moves weights to where torch itself puts tensors, as those of an exported file are. Loaded ones lie in the mapped
+    file at any address, and there CPU kernels add up in another order: by a deep network that grows to differences that
+    are not the export's."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.data_ptr() % _ALIGNED:
+            tensor.data = tensor.data.clone()
 
 
 def activation(config: Any, labels: int) -> str:
