@@ -52,7 +52,28 @@ PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 # A DNS label (RFC 1035): KServe's own rule for InferenceServices, and short enough for `<tag>-<name>-predictor-00001`.
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL, max_length=40)]
-S3Prefix = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*$")]
+# Prefixes of stores, all ending in `/`. Google takes longer names where they have dots.
+_FOLDERS = "([A-Za-z0-9._-]+/)*"
+_S3 = rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9]/{_FOLDERS}"
+_GCS = rf"gs://[a-z0-9][a-z0-9._-]{{1,220}}[a-z0-9]/{_FOLDERS}"
+_AZURE = rf"abfss?://[a-z0-9][a-z0-9-]{{1,61}}[a-z0-9]@[a-z0-9]{{3,24}}\.dfs\.core\.windows\.net/{_FOLDERS}"
+_ANY_STORE = rf"^({_S3}|{_GCS}|{_AZURE})$"
+
+
+def check_store(uri: str) -> str:
+    """The prefix of a store, or a `ValueError` that says what one looks like."""
+    if not re.fullmatch(_ANY_STORE, uri):
+        raise ValueError(
+            f"{uri!r} is no prefix of a store; s3://bucket/folder/, gs://bucket/folder/ or "
+            "abfss://container@account.dfs.core.windows.net/folder/ is"
+        )
+    return uri
+
+
+S3Prefix = Annotated[str, Field(pattern=f"^{_S3}$")]
+GcsPrefix = Annotated[str, Field(pattern=f"^{_GCS}$")]
+AzurePrefix = Annotated[str, Field(pattern=f"^{_AZURE}$")]
+StorePrefix = Annotated[str, AfterValidator(check_store), WithJsonSchema({"type": "string", "pattern": _ANY_STORE})]
 Share = Annotated[float, Field(gt=0, lt=1)]
 
 

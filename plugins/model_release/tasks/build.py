@@ -54,7 +54,7 @@ class BuildOperator(ReleaseOperator):
         request = steps.Request(
             name, resolved["build"], service, fingerprint, runtime=self.spec.runtime, **steps.asked_of(self.spec)
         )
-        return steps.run(connections.builds(self.spec), request, self.root, connections.s3, self.log.info)
+        return steps.run(connections.builds(self.spec), request, self.root, connections.reach, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
         found = context["ti"].xcom_pull(task_ids="resolve", key="resolved")
@@ -116,7 +116,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 self.spec.source.place | ({"revision": choice.revision} if choice.revision else {}),
                 Path(scratch, "checkpoint"),
                 base=self.root,
-                s3=connections.s3() if self.spec.source.s3 or self.spec.source.mlflow else None,
+                reach=connections.reach,
                 hub=connections.hub() if self.spec.source.hub else None,
                 mlflow=connections.mlflow() if self.spec.source.mlflow else None,
                 not_later_than=choice.not_later_than,
