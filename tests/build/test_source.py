@@ -343,5 +343,5 @@ def test_s3_refusals(s3: Any, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="s3://models/empty/ holds neither"):
         fetch({"s3": "s3://models/empty/"}, tmp_path / "x", reach=lambda _: s3.client)
     for address in ("models/x", "s3://", "s3://models//x/", "s3://models/x\n"):
-        with pytest.raises(SpecError, match="is no (S3 address|address of a store)"):
+        with pytest.raises(SpecError, match=r"is no (S3 address|address of a store)"):
             fetch({"s3": address}, tmp_path / "x", reach=lambda _: s3.client)
