@@ -310,7 +310,7 @@ def test_candidates_are_named_by_their_moment_in_utc() -> None:
 
 
 def test_a_hub_repository_is_no_place_for_candidates(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="directory or s3"):
+    with pytest.raises(SpecError, match="directory, s3, gcs or azure"):
         training.find({"hub": "owner/name"}, CANDIDATE, base=tmp_path)
 
 
@@ -342,7 +342,7 @@ def test_into_s3_the_config_comes_last(train: Any, s3: Any, tmp_path: Path) -> N
 
 
 def test_into_s3_a_candidate_that_came_to_be_meanwhile_is_left_as_it_is(s3: Any, tmp_path: Path) -> None:
-    place = candidates_of({"s3": "s3://models/trained/twice/"}, tmp_path, s3.client)
+    place = candidates_of({"s3": "s3://models/trained/twice/"}, tmp_path, lambda _: s3.client)
     for run in ("one", "two"):
         (tmp_path / run).mkdir()
         for name in ("config.json", "model.safetensors"):

@@ -187,7 +187,7 @@ def _read(name: str, text: str) -> dict[str, Any]:
     try:
         given = dict(json.loads(text) if text.lstrip().startswith("{") else _from_uri(text))
         extra = given.get("extra") or {}
-        return {**given, "extra": json.loads(extra) if isinstance(extra, str) else dict(extra)}
+        return {**given, "extra": dict(json.loads(extra) if isinstance(extra, str) else extra)}
     except (ValueError, AttributeError, TypeError) as error:
         raise SpecError(f"{name} is neither a connection's JSON nor its URI: {error}") from error
 

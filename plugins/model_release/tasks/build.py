@@ -18,7 +18,7 @@ from airflow.sdk import BaseBranchOperator
 from model_release.errors import ReleaseError, SpecError
 from model_release.release.outcome import NOTHING_NEW
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records, suggestions, watching
+from model_release.tasks import connections, lineage, records, suggestions, watching
 from model_release.tasks.assets import emit, version_asset
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
@@ -267,6 +267,9 @@ class Publish(BuildOperator):
             suggestions.remember(self.spec.model, [one.name for one in store.versions()])
         records.change(self.spec, run, lambda record: setattr(record, "version", version.name))
         self.log.info("Version %s at %s", version.name, version.storage_uri)
+        self.lineage = lineage.published(
+            self.spec, run, version.name, version.storage_uri, resolved["source"], version.metadata
+        )
         made = {"version": version.name, "uri": version.storage_uri}
         origin = resolved["source"].get("origin")
         emit(context, version_asset(self.spec), {**made, "origin": origin, "release": run.page})

@@ -11,7 +11,8 @@ from datetime import datetime
 from types import SimpleNamespace
 from typing import Any
 
-from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
+from airflow.sdk.definitions.callback import AsyncCallback
+from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
 
 from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec, format_duration
