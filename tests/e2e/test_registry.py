@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sandbox.digits import make_candidate
 from tests.mlflow_server import serving
 
 from model_release.build.registry import Registry
+from sandbox.digits import make_candidate
 
 from .models import model, records
 

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +24,7 @@ from model_release.spec import ModelSpec
 from model_release.tasks import late, notify, records
 from model_release.tasks.run import Run
 
+PROJECT = Path(__file__).resolve().parents[2]
 HOSTILE = "5 < 6 & <b>7</b> {{ conf }} *bold* <!channel>"
 
 
@@ -346,3 +348,31 @@ def test_a_run_that_takes_too_long_is_told_once(
 def test_a_model_file_that_says_no_time_has_no_alert(spec: ModelSpec) -> None:
     assert late.alert(spec) is None
     assert late.alert(telling(spec, webhook={"connection": "hook"})) is None
+
+
+def test_the_triggerer_calls_it_with_what_the_scheduler_stored(
+    spec: ModelSpec, web: Any, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Airflow's own parts: the DAG as it is stored, the trigger of the callback, the form of its context."""
+    from airflow.api_fastapi.core_api.datamodels.dag_run import DAGRunResponse
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.triggers.callback import CallbackTrigger
+
+    from model_release.tasks.dag import release_dag
+
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port)
+    monkeypatch.setattr(records, "read", lambda *_: record)
+    dag = release_dag(telling(spec, webhook={"connection": "hook"}, after="2h"), PROJECT)
+    stored = json.loads(json.dumps(DagSerialization.to_dict(dag)))["dag"]["deadline"]
+    assert "model_release.tasks.late.tell_late" in json.dumps(stored)
+    assert late_context()["dag_run"].keys() <= DAGRunResponse.model_fields.keys()
+    (alert,) = dag.deadline if isinstance(dag.deadline, list) else [dag.deadline]
+    trigger = CallbackTrigger(alert.callback.path, {**alert.callback.kwargs, "context": late_context()})
+
+    async def events() -> list[str]:
+        return [str(event.payload["state"]) async for event in trigger.run()]
+
+    assert asyncio.run(events()) == ["running", "success"]
+    ((_, said),) = posts
+    assert said["event"] == "takes long"
