@@ -211,9 +211,14 @@ class TestAPersonsWord:
         path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/canary/-1/hitlDetails"
         assert asked.airflow.call("GET", path)["response_received"], "nobody can answer what is decided"
         assert told.of("asked")[-3:] == ["started", "needs you", "rolled back"]
-        # No release of the example is done in 10 s. The triggerer tells, and only once of each run.
-        late = [one for one in told.messages if one["event"] == "takes long" and run_id in unquote(one["run"])]
-        assert [one["sentence"].partition(";")[0] for one in late] == ["10s after it was queued it has not ended"]
+        # No release of the example is done in 10 s. The triggerer tells, and once of each run.
+
+        def late() -> list[str]:
+            messages = [one for one in told.messages if one["event"] == "takes long" and run_id in unquote(one["run"])]
+            return [str(one["sentence"]) for one in messages]
+
+        until(late, lambda: told.messages)
+        assert [one.partition(";")[0] for one in late()] == ["10s after it was queued it has not ended"]
 
     def test_who_says_promote_is_heard_and_remembered(self, asked: Any, told: Told) -> None:
         run_id = asked.airflow.trigger(self.DAG)

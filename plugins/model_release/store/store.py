@@ -1,4 +1,4 @@
-"""Immutable versions in S3, and the few documents beside them.
+"""Immutable versions in a store, and the few documents beside them.
 
 ```
 s3://bucket/prefix/
@@ -11,7 +11,7 @@ s3://bucket/prefix/
 ```
 
 A version's name is the digest of what is served (all but `smoke.json`): equal content, equal name. A prefix
-without `version.json` is no version. Every object is sent with its SHA-256, which the server checks, and
+without `version.json` is no version. Every object is sent with its SHA-256, which S3 itself checks, and
 on the condition that there is none of its name, so nothing is ever overwritten and two writers cannot mix.
 A signature lies beside the versions, not in one: neither a version's name nor its files depend on who signed it.
 """
@@ -61,8 +61,8 @@ class Version:
 
 
 class Store(Bucket):
-    """The model store at `uri` (`s3://bucket/prefix/`), through a boto3 S3 client. With `here`, what one task leaves
-    for the next is there and not in the store.
+    """The model store at `uri` (`s3://bucket/prefix/`), through the client of its kind. With `here`, what one task
+    leaves for the next is there and not in the store.
 
     Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer, or somebody
     wrote at the same moment) and `VersionDamaged`; `SpecError` for names and addresses that are none.
