@@ -103,7 +103,7 @@ class _Answer(BaseHTTPRequestHandler):
                 folder = escape(f"{prefix}{inner}/")
                 rows[folder] = f"<BlobPrefix><Name>{folder}</Name></BlobPrefix>"
                 continue
-            about = f"<Last-Modified>{written}</Last-Modified><Etag>{etag}</Etag>"
+            about = f"<Last-Modified>{written}</Last-Modified><Etag>{etag.strip(chr(34))}</Etag>"
             about += f"<Content-Length>{len(content)}</Content-Length><BlobType>BlockBlob</BlobType>"
             rows[name] = f"<Blob><Name>{escape(name)}</Name><Properties>{about}</Properties></Blob>"
         blobs = "".join(rows.values())

@@ -77,7 +77,8 @@ class AzureObjects(Objects):
         walk = self._container.list_blobs if deep else self._container.walk_blobs
         for blob in self._told(prefix, lambda: list(walk(name_starts_with=prefix)), needed=True) or ():
             if not isinstance(blob, BlobPrefix):
-                yield Listed(str(blob.name), int(blob.size), str(blob.etag), blob.last_modified)
+                tag = '"' + str(blob.etag).strip('"') + '"'  # a list has it without the quotes that a condition wants
+                yield Listed(str(blob.name), int(blob.size), tag, blob.last_modified)
 
     def folders(self, prefix: str) -> list[str]:
         from azure.storage.blob import BlobPrefix
