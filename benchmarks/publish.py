@@ -44,9 +44,18 @@ BLOCK = 1 << 20
 EXPORT = """
 import sys, torch
 from transformers import AutoModelForImageClassification
-model = AutoModelForImageClassification.from_pretrained(sys.argv[1], torchscript=True).eval()
+
+class Bare(torch.nn.Module):
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels):
+        return self.model(pixel_values=pixels).logits
+
+model = AutoModelForImageClassification.from_pretrained(sys.argv[1]).eval()
 with torch.inference_mode():
-    torch.jit.trace(model, torch.rand(1, 3, 224, 224)).save(sys.argv[2])
+    torch.jit.trace(Bare(model), torch.rand(1, 3, 224, 224)).save(sys.argv[2])
 """
 ARCHIVE = """
 import sys
@@ -79,7 +88,9 @@ def taking() -> Iterator[list[Cost]]:
 
 
 def run(code: str, *words: str | Path) -> None:
-    subprocess.run([sys.executable, "-c", code, *map(str, words)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [sys.executable, "-c", code, *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def plain(checkpoint: Path, folder: Path, client: dict[str, Any]) -> None:
@@ -157,7 +168,7 @@ def counted(address: str, large: int) -> Iterator[tuple[str, Counter[str]]]:
             while self.command != "HEAD" and body is None and (block := answer.read(BLOCK)):
                 self.wfile.write(block)
                 came += len(block)
-            folder = "/".join(self.path.split("?")[0].split("/")[2:4])
+            folder = self.path.split("?")[0].split("/")[2]
             # One object may be read in several ranges, at once.
             count[f"read {folder}"] += came
             count[f"written {folder}"] += sent
@@ -210,9 +221,9 @@ async def measure(rounds: int, folder: Path) -> None:
             "region_name": REGION,
         }
         with counted(store.url, size) as (door, times):
-            await asyncio.to_thread(ours, folder, {**client, "endpoint_url": door}, "counted")
-        told = ", ".join(f"{name} {count} times" for name, count in sorted(times.items()))
-        print(f"weights of {size / 1e6:.0f} MB through the server's door: {told}", flush=True)
+            await asyncio.to_thread(ours, folder, {**client, "endpoint_url": door}, "version")
+        told = ", ".join(f"{name} {count} ×" for name, count in sorted(times.items()))
+        print(f"weights of {size / 1e6:.0f} MB at the server's door: {told}", flush=True)
         ratios: list[tuple[float, float]] = []
         for number in range(rounds):
             with taking() as scripts:

@@ -272,6 +272,7 @@ def test_the_doctor_is_content_and_reads_the_clock(place: Place) -> None:
     assert store.listing("") == []
 
 
+@pytest.mark.stack
 def test_a_store_without_conditions_is_refused() -> None:
     port = free_port()
     program = Path(sys.executable).with_name("gcp-storage-emulator")
