@@ -168,7 +168,7 @@ def counted(address: str, large: int) -> Iterator[tuple[str, Counter[str]]]:
             while self.command != "HEAD" and body is None and (block := answer.read(BLOCK)):
                 self.wfile.write(block)
                 came += len(block)
-            folder = self.path.split("?")[0].split("/")[2]
+            folder = [*self.path.split("?")[0].split("/"), ""][2]
             # One object may be read in several ranges, at once.
             count[f"read {folder}"] += came
             count[f"written {folder}"] += sent

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from argparse import Namespace
 from collections.abc import Iterator
 from datetime import UTC, datetime
@@ -12,11 +14,17 @@ from threading import Thread
 from typing import Any
 
 import pytest
+import yaml
 
 from model_release.cluster.smoke import Gateway
 from model_release.commands import surroundings
 from model_release.errors import SpecError
+from model_release.spec import ModelSpec
 from model_release.tasks import connections
+
+from .conftest import SPEC
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Prometheus(HTTPServer):
@@ -129,7 +137,7 @@ def test_a_store_is_reached_by_the_kind_of_its_address(monkeypatch: pytest.Monke
     google = {"conn_type": "google_cloud_platform", "extra": {"endpoint_url": "http://127.0.0.1:9", "project": "p"}}
     given(monkeypatch, "MODEL_STORE_GCS", google)
     key = "a2V5"  # what a key is: base64
-    given(monkeypatch, "MODEL_STORE_AZURE", {"conn_type": "wasb", "password": key, "host": "https://10.0.0.1/team7"})
+    given(monkeypatch, "MODEL_STORE_AZURE", {"conn_type": "wasb", "password": key, "host": "10.0.0.1/team7"})
     given(monkeypatch, "MODEL_STORE", {"conn_type": "aws", "extra": {"region_name": "eu-north-1"}})
     assert connections.reach("gs://models/faces/").client.project == "p"
     azure = connections.reach("abfss://models@team7.dfs.core.windows.net/faces/")
@@ -177,3 +185,20 @@ def test_what_a_stores_connection_cannot_say(
     given(monkeypatch, f"MODEL_STORE_{name}", {"conn_type": "generic", **connection})
     with pytest.raises(SpecError, match=why):
         connections.reach(uri)
+
+
+def test_the_page_of_stores_says_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (PROJECT / "docs/stores.md").read_text(encoding="utf-8"), re.DOTALL)
+    exports, install = (text for kind, text in blocks if kind == "bash")
+    (file,) = (text for kind, text in blocks if kind == "yaml")
+    spec = ModelSpec.model_validate({**SPEC, **yaml.safe_load(file)})
+    assert spec.store == "gs://models/faces/"
+    for line in exports.splitlines():
+        name, _, value = shlex.split(line)[1].partition("=")
+        monkeypatch.setenv(name, value)
+    assert connections._given("model_store_gcs").extra == {"key_path": "/keys/release.json"}
+    assert connections._given("model_store_azure").password == "the account key"
+    listed = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    packages = shlex.split(install)[4:]
+    assert len(packages) == 3
+    assert all(re.search(rf"^{package}==", listed, re.MULTILINE) for package in packages)

@@ -126,11 +126,7 @@ def reach(options: argparse.Namespace, uri: str) -> Any:
         return s3(options)
     name = clients.GCS if where.kind == "gs" else clients.AZURE
     variable = f"AIRFLOW_CONN_{name.upper()}"
-    said = _read(variable, os.environ.get(variable, ""))
-    host = f"{said['host']}:{said['port']}" if said.get("port") else said.get("host") or ""
-    if host and "://" not in host:
-        host = f"{said.get('schema') or 'https'}://{host}"
-    given = clients.Given(said.get("login") or "", said.get("password") or "", host, said["extra"])
+    given = clients.Given.of(_read(variable, os.environ.get(variable, "")))
     return clients.gcs(given) if where.kind == "gs" else clients.azure(where, given)
 
 

@@ -27,6 +27,15 @@ class Given:
     host: str = ""
     extra: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
+    @classmethod
+    def of(cls, said: Mapping[str, Any]) -> Given:
+        """Of a connection's parts, by Airflow's names for them. A host without a scheme is asked by https."""
+        host = str(said.get("host") or "")
+        if host and "://" not in host:
+            host = f"{said.get('schema') or 'https'}://{host}"
+        port = f":{said['port']}" if host and said.get("port") else ""
+        return cls(said.get("login") or "", said.get("password") or "", f"{host}{port}", said.get("extra") or {})
+
 
 def gcs(given: Given, *, quick: bool = False) -> Reach:
     """Google Cloud Storage. Extra `key_path` is the file of a service account's key, `keyfile_dict` its content, as in

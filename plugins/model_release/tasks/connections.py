@@ -86,8 +86,8 @@ def _given(conn_id: str) -> Given:
         found = BaseHook.get_connection(conn_id)
     except AirflowNotFoundException:
         return Given()
-    host = _address(found) if found.host else ""
-    return Given(found.login or "", found.password or "", host, found.extra_dejson)
+    names = ("login", "password", "host", "schema", "port")
+    return Given.of({name: getattr(found, name) for name in names} | {"extra": found.extra_dejson})
 
 
 def store(prefix: str) -> Store:
