@@ -7,7 +7,6 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from tests.patience import until
@@ -38,8 +37,7 @@ class Told:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
 
     def of(self, model: str) -> list[str]:
-        """But for what Airflow's scheduler tells meanwhile, whenever it comes to it."""
-        return [one["event"] for one in self.messages if one["model"] == model and one["event"] != "takes long"]
+        return [one["event"] for one in self.messages if one["model"] == model]
 
 
 @pytest.fixture(scope="module")
@@ -152,11 +150,7 @@ class TestAPersonsWord:
     @pytest.fixture(scope="class")
     def asked(self, live: Any, story: Story, told: Told) -> Iterator[Any]:
         """The service with its first version, and users."""
-        more = {
-            "approval": "before_promote",
-            "answer_within": "4m",
-            "notify": {"webhook": {"connection": "told"}, "after": "10s"},
-        }
+        more = {"approval": "before_promote", "answer_within": "4m", "notify": {"webhook": {"connection": "told"}}}
         candidate(live, "asked", "20261101T000000", "first")
         model(live, "asked", **more)
         live.airflow.wait_for_dag(self.DAG)
@@ -211,14 +205,6 @@ class TestAPersonsWord:
         path = f"/dags/{self.DAG}/dagRuns/{run_id}/taskInstances/canary/-1/hitlDetails"
         assert asked.airflow.call("GET", path)["response_received"], "nobody can answer what is decided"
         assert told.of("asked")[-3:] == ["started", "needs you", "rolled back"]
-        # No release of the example is done in 10 s. The triggerer tells, and once of each run.
-
-        def late() -> list[str]:
-            messages = [one for one in told.messages if one["event"] == "takes long" and run_id in unquote(one["run"])]
-            return [str(one["sentence"]) for one in messages]
-
-        until(late, lambda: told.messages)
-        assert [one.partition(";")[0] for one in late()] == ["10s after it was queued it has not ended"]
 
     def test_who_says_promote_is_heard_and_remembered(self, asked: Any, told: Told) -> None:
         run_id = asked.airflow.trigger(self.DAG)
