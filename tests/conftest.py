@@ -27,7 +27,7 @@ STARTING = {
     "release": {"s3", "live"},
     "metrics": {"serve"},
     "cluster": {"live"},
-    "store": {"s3"},
+    "store": {"s3", "place"},
     "sandbox": {"live"},
     "tasks": {"kube", "world"},
     "web": {"api_server", "kube"},

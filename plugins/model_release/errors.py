@@ -86,20 +86,20 @@ class SignatureRefused(ReleaseError):
 
 
 class StoreRefused(ReleaseError):
-    """S3 says no: no such bucket, refused credentials, missing permission."""
+    """The store says no: no such bucket, refused credentials, missing permission."""
 
     fixed_by = "whoever runs the model store"
 
 
 class StoreUnavailable(ReleaseError):
-    """S3 does not answer now."""
+    """The store does not answer now."""
 
     fixed_by = "time, or whoever runs the model store"
     transient = True
 
 
 class StoreContested(StoreUnavailable):
-    """S3 has kept a write from overwriting what somebody else wrote."""
+    """The store has kept a write from overwriting what somebody else wrote."""
 
 
 class VersionDamaged(ReleaseError):

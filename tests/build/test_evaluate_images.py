@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from model_release.build.evaluation.images import from_folder, from_s3, labelled
+from model_release.build.evaluation.images import from_folder, from_store, labelled
 from model_release.errors import SpecError, StoreRefused, StoreUnavailable
 
 CONTENT = {"cat/1.png": b"one", "cat/more/2.JPG": b"two", "tench, Tinca tinca/1.webp": b"three"}
@@ -113,7 +113,7 @@ def prefix(s3: Any) -> str:
 
 
 def test_a_prefix_is_read_as_a_folder_is(s3: Any, prefix: str, tmp_path: Path) -> None:
-    found = labelled(prefix, tmp_path, lambda: s3.client, quiet)
+    found = labelled(prefix, tmp_path, lambda _: s3.client, quiet)
     assert found.truth == from_folder(fill(tmp_path / "same"), "faces", quiet).truth
     assert (found.uri, found.digest_of) == (prefix, "etags")
     (tmp_path / "scratch").mkdir()
@@ -125,14 +125,14 @@ def test_a_prefix_is_read_as_a_folder_is(s3: Any, prefix: str, tmp_path: Path) -
 
 def test_the_digest_of_a_prefix_follows_its_objects(s3: Any, prefix: str) -> None:
     key = prefix.removeprefix("s3://models/") + "cat/1.png"
-    digest = from_s3(s3.client, prefix, quiet).digest
-    assert from_s3(s3.client, prefix, quiet).digest == digest
+    digest = from_store(s3.client, prefix, quiet).digest
+    assert from_store(s3.client, prefix, quiet).digest == digest
     s3.client.put_object(Bucket="models", Key=key, Body=b"eno")
-    assert from_s3(s3.client, prefix, quiet).digest != digest
+    assert from_store(s3.client, prefix, quiet).digest != digest
 
 
 def test_an_object_that_changes_meanwhile_is_not_taken_for_the_one_listed(s3: Any, prefix: str, tmp_path: Path) -> None:
-    found = from_s3(s3.client, prefix, quiet)
+    found = from_store(s3.client, prefix, quiet)
     s3.client.put_object(Bucket="models", Key=prefix.removeprefix("s3://models/") + "cat/1.png", Body=b"other")
     with pytest.raises(StoreUnavailable, match=r"cat/1\.png: somebody wrote it at the same moment"):
         found.bring(tmp_path, quiet)
@@ -140,6 +140,6 @@ def test_an_object_that_changes_meanwhile_is_not_taken_for_the_one_listed(s3: An
 
 def test_a_prefix_without_images_and_a_bucket_that_is_not_there(s3: Any) -> None:
     with pytest.raises(SpecError, match="holds no images"):
-        from_s3(s3.client, f"s3://models/{uuid.uuid4().hex}/", quiet)
+        from_store(s3.client, f"s3://models/{uuid.uuid4().hex}/", quiet)
     with pytest.raises(StoreRefused, match="no such bucket"):
-        from_s3(s3.client, "s3://absent/faces/", quiet)
+        from_store(s3.client, "s3://absent/faces/", quiet)

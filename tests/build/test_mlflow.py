@@ -161,7 +161,7 @@ def test_files_in_s3_are_read_there(
         s3.client.upload_file(str(path), "models", f"mlflow/1/{path.name}")
     mlflow.call("registered-models/create", name="in-s3")
     mlflow.call("model-versions/create", name="in-s3", source="s3://models/mlflow/1")
-    found = fetch({"mlflow": "models:/in-s3/1"}, tmp_path / "x", mlflow=registry, s3=s3.client)
+    found = fetch({"mlflow": "models:/in-s3/1"}, tmp_path / "x", mlflow=registry, reach=lambda _: s3.client)
     assert found.fingerprint == fetch({"directory": str(folder)}, tmp_path / "y").fingerprint
 
 

@@ -14,8 +14,8 @@ from model_release.release.collect import Collector
 from model_release.store.bucket import Bucket
 
 
-def none() -> Any:
-    raise AssertionError("S3 was asked")
+def none(_: str) -> Any:
+    raise AssertionError("a store was asked")
 
 
 @pytest.fixture
@@ -70,12 +70,12 @@ def test_a_prefix_is_read_as_a_folder_is(s3: Any, folder: Path) -> None:
         key = f"samples/{path.relative_to(folder / 'samples').as_posix()}"
         s3.client.put_object(Bucket="models", Key=key, Body=path.read_bytes())
     here = read(chosen("samples", folder, none, 20, "digits-1"))
-    assert read(chosen("s3://models/samples/", folder, lambda: s3.client, 20, "digits-1")) == here
+    assert read(chosen("s3://models/samples/", folder, lambda _: s3.client, 20, "digits-1")) == here
     taken = b"\x89PNG of a user"
     assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken)
     assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken + b"'s next")
-    assert read(chosen("s3://models/collected/", folder, lambda: s3.client, 20, "x")) == [(".", taken + b"'s next")]
+    assert read(chosen("s3://models/collected/", folder, lambda _: s3.client, 20, "x")) == [(".", taken + b"'s next")]
     with pytest.raises(SpecError, match="holds no picture"):
-        chosen("s3://models/other/", folder, lambda: s3.client, 20, "x")
+        chosen("s3://models/other/", folder, lambda _: s3.client, 20, "x")
     with pytest.raises(StoreRefused, match="no such bucket"):
-        chosen("s3://nobodys/samples/", folder, lambda: s3.client, 20, "x")
+        chosen("s3://nobodys/samples/", folder, lambda _: s3.client, 20, "x")

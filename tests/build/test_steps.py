@@ -163,7 +163,7 @@ def test_a_pod_that_was_replaced_leaves_no_result(store: Store, monkeypatch: pyt
 
     monkeypatch.setattr(steps, "run", slow)
     with pytest.raises(StoreUnavailable):
-        steps.answer(store, request.key, ROOT, lambda: None, print)
+        steps.answer(store, request.key, ROOT, lambda _: None, print)
     assert answered(store, Request("archive", "b6", "tiny", "b")) is None
 
 
@@ -171,7 +171,7 @@ def test_a_pod_that_was_replaced_leaves_no_result(store: Store, monkeypatch: pyt
 def test_what_is_no_request_is_refused(store: Store, content: dict[str, Any]) -> None:
     store.write_json("builds/b7/export.request.json", content, if_match=None)
     with pytest.raises(SpecError, match="is no request of this project"):
-        steps.answer(store, "builds/b7/export.request.json", ROOT, lambda: None, print)
+        steps.answer(store, "builds/b7/export.request.json", ROOT, lambda _: None, print)
 
 
 def _image(s3: S3, key: str, seed: int) -> None:

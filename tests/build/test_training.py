@@ -113,7 +113,7 @@ def train(team: Path, tmp_path: Path, lines: list[str]) -> Callable[..., trainin
             timeout=timeout,
             base=tmp_path,
             path=[team],
-            s3=s3,
+            reach=lambda _: s3,
             log=lines.append,
         )
 
@@ -310,7 +310,7 @@ def test_candidates_are_named_by_their_moment_in_utc() -> None:
 
 
 def test_a_hub_repository_is_no_place_for_candidates(tmp_path: Path) -> None:
-    with pytest.raises(SpecError, match="directory or s3"):
+    with pytest.raises(SpecError, match="directory, s3, gcs or azure"):
         training.find({"hub": "owner/name"}, CANDIDATE, base=tmp_path)
 
 
@@ -335,14 +335,14 @@ def test_into_s3_the_config_comes_last(train: Any, s3: Any, tmp_path: Path) -> N
     assert set(order) == {
         "config.json", "preprocessor_config.json", "model.safetensors", "training.json", "learning_curve.png",
     }  # fmt: skip
-    assert fetch(source, tmp_path / "fetched", s3=client).fingerprint == made.fingerprint
+    assert fetch(source, tmp_path / "fetched", reach=lambda _: client).fingerprint == made.fingerprint
     order.clear()
     assert train("good", source=source, s3=client, epochs=2) == made
     assert order == []
 
 
 def test_into_s3_a_candidate_that_came_to_be_meanwhile_is_left_as_it_is(s3: Any, tmp_path: Path) -> None:
-    place = candidates_of({"s3": "s3://models/trained/twice/"}, tmp_path, s3.client)
+    place = candidates_of({"s3": "s3://models/trained/twice/"}, tmp_path, lambda _: s3.client)
     for run in ("one", "two"):
         (tmp_path / run).mkdir()
         for name in ("config.json", "model.safetensors"):
@@ -360,7 +360,13 @@ def test_what_an_image_wrote_becomes_a_candidate_once_it_is_checked(s3: Any, tmp
 
     def finish() -> training.Trained:
         return training.finish(
-            "team/train:1", source, CANDIDATE, arguments={"epochs": 2}, seconds=61, log=lines.append, s3=s3.client
+            "team/train:1",
+            source,
+            CANDIDATE,
+            arguments={"epochs": 2},
+            seconds=61,
+            log=lines.append,
+            reach=lambda _: s3.client,
         )
 
     def put(name: str, content: str) -> None:
@@ -370,7 +376,7 @@ def test_what_an_image_wrote_becomes_a_candidate_once_it_is_checked(s3: Any, tmp
     with pytest.raises(TrainingFailed, match=r"left no checkpoint that can be released: .*partial/"):
         finish()
     put("stale.bin", "of an earlier pod")
-    training.clear_destination(source, CANDIDATE, s3=s3.client)
+    training.clear_destination(source, CANDIDATE, reach=lambda _: s3.client)
     assert objects(s3, "trained/image/") == set()
     put("config.json", json.dumps({"architectures": ["ViTForImageClassification"], "id2label": {"0": "cat"}}))
     put("preprocessor_config.json", "{}")
@@ -386,6 +392,6 @@ def test_what_an_image_wrote_becomes_a_candidate_once_it_is_checked(s3: Any, tmp
             "config.json", "preprocessor_config.json", "model.safetensors", "training.json", "learning_curve.png",
         )
     }  # fmt: skip
-    found = fetch(source, tmp_path / "fetched", s3=s3.client)
+    found = fetch(source, tmp_path / "fetched", reach=lambda _: s3.client)
     assert (found.candidate, found.fingerprint) == (CANDIDATE, made.fingerprint)
     assert finish() == made, "run again, it is found"

@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
+from argparse import Namespace
 from collections.abc import Iterator
 from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread
 from typing import Any
 
 import pytest
+import yaml
 
 from model_release.cluster.smoke import Gateway
+from model_release.commands import surroundings
 from model_release.errors import SpecError
+from model_release.spec import ModelSpec
 from model_release.tasks import connections
+
+from .conftest import SPEC
+
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 class Prometheus(HTTPServer):
@@ -120,3 +131,74 @@ def test_prometheus_gets_the_credentials_of_its_connection(
     given(monkeypatch, "PROMETHEUS", {"conn_type": "http", "host": "127.0.0.1", "port": prometheus.port, **said})
     connections.prometheus().query("up", datetime(2026, 3, 1, tzinfo=UTC))
     assert prometheus.authorization == [header]
+
+
+def test_a_store_is_reached_by_the_kind_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    google = {"conn_type": "google_cloud_platform", "extra": {"endpoint_url": "http://127.0.0.1:9", "project": "p"}}
+    given(monkeypatch, "MODEL_STORE_GCS", google)
+    key = "a2V5"  # what a key is: base64
+    given(monkeypatch, "MODEL_STORE_AZURE", {"conn_type": "wasb", "password": key, "host": "10.0.0.1/team7"})
+    given(monkeypatch, "MODEL_STORE", {"conn_type": "aws", "extra": {"region_name": "eu-north-1"}})
+    assert connections.reach("gs://models/faces/").client.project == "p"
+    azure = connections.reach("abfss://models@team7.dfs.core.windows.net/faces/")
+    assert (azure.url, azure.credential.account_name) == ("https://10.0.0.1/team7/", "team7")
+    assert key not in repr(vars(connections._given("model_store_azure")).keys())
+    assert key not in repr(connections._given("model_store_azure"))
+    assert connections.reach("s3://models/faces/").meta.region_name == "eu-north-1"
+    assert connections.store("gs://models/faces/").uri == "gs://models/faces/"
+
+    # The same for commands, outside of Airflow.
+    options = Namespace(sandbox=None, endpoint_url=None)
+    assert surroundings.reach(options, "gs://models/faces/").client.project == "p"
+    found = surroundings.reach(options, "abfs://models@team7.dfs.core.windows.net/faces/")
+    assert (found.url, found.credential.account_name) == ("https://10.0.0.1/team7/", "team7")
+
+
+def test_without_a_connection_the_machines_own_credentials_count(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path / "absent.json"))
+    with pytest.raises(SpecError, match=r"connection model_store_gcs: no credentials .*absent\.json was not found"):
+        connections.reach("gs://models/faces/")
+    azure = connections.reach("abfss://models@team7.dfs.core.windows.net/faces/")
+    assert azure.url == "https://team7.blob.core.windows.net/"
+    assert type(azure.credential).__name__ == "DefaultAzureCredential"
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "connection", "why"),
+    [
+        ("GCS", "gs://models/", {"extra": {"keyfile": "x"}}, "extra 'keyfile' is unknown; known are project, key_path"),
+        ("GCS", "gs://models/", {"extra": {"keyfile_dict": "{}"}}, "no credentials for Google's storage"),
+        ("GCS", "gs://models/", {"extra": {"key_path": "/absent.json"}}, "No such file.*/absent.json"),
+        (
+            "AZURE",
+            "abfs://models@team.dfs.core.windows.net/",
+            {"extra": {"tenant_id": "x"}},
+            "needs a service principal",
+        ),
+    ],
+)
+def test_what_a_stores_connection_cannot_say(
+    monkeypatch: pytest.MonkeyPatch, name: str, uri: str, connection: dict[str, Any], why: str
+) -> None:
+    given(monkeypatch, f"MODEL_STORE_{name}", {"conn_type": "generic", **connection})
+    with pytest.raises(SpecError, match=why):
+        connections.reach(uri)
+
+
+def test_the_page_of_stores_says_what_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```(\w+)\n(.*?)```", (PROJECT / "docs/stores.md").read_text(encoding="utf-8"), re.DOTALL)
+    exports, install = (text for kind, text in blocks if kind == "bash")
+    (file,) = (text for kind, text in blocks if kind == "yaml")
+    spec = ModelSpec.model_validate({**SPEC, **yaml.safe_load(file)})
+    assert spec.store == "gs://models/faces/"
+    for line in exports.splitlines():
+        name, _, value = shlex.split(line)[1].partition("=")
+        monkeypatch.setenv(name, value)
+    assert connections._given("model_store_gcs").extra == {"key_path": "/keys/release.json"}
+    assert connections._given("model_store_azure").password == "the account key"
+    listed = (PROJECT / "requirements.txt").read_text(encoding="utf-8")
+    packages = shlex.split(install)[4:]
+    assert len(packages) == 3
+    assert all(re.search(rf"^{package}==", listed, re.MULTILINE) for package in packages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import socketserver
@@ -10,7 +11,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +21,10 @@ import pytest
 from model_release.errors import StoreUnavailable
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
-from model_release.tasks import notify, records
+from model_release.tasks import late, notify, records
 from model_release.tasks.run import Run
 
+PROJECT = Path(__file__).resolve().parents[2]
 HOSTILE = "5 < 6 & <b>7</b> {{ conf }} *bold* <!channel>"
 
 
@@ -278,3 +282,97 @@ def test_17_16_the_secret_of_a_webhook_is_in_no_sink(
 def test_without_a_word_in_the_model_file_nothing_is_written(spec: ModelSpec, context: Any, record: Record) -> None:
     notify.tell(spec, Run.of(context, spec), notify.PROMOTED, "…")
     assert record.notices == []
+
+
+def late_context(**of_run: Any) -> dict[str, Any]:
+    """What Airflow's scheduler hands to the callback of a DeadlineAlert (airflow.models.deadline, `handle_miss`)."""
+    run = {
+        "dag_run_id": "manual__1",
+        "dag_id": "release_digits",
+        "run_type": "manual",
+        "run_after": "2026-03-01T02:00:00Z",
+        "conf": {},
+        **of_run,
+    }
+    return {"dag_run": run, "deadline": {"id": "0190f5c1", "deadline_time": datetime(2026, 3, 1, 4, 0, tzinfo=UTC)}}
+
+
+@pytest.mark.parametrize(
+    ("state", "says"),
+    [
+        ("absent", "; it has not begun: another run of the model may be before it."),
+        ("building", "; no traffic was moved yet."),
+        ("open", "; the traffic: digits-2 25 %, digits-1 75 %."),
+        ("ended", None),
+        ("away", "."),
+    ],
+)
+def test_a_run_that_takes_too_long_is_told_once(
+    spec: ModelSpec,
+    context: Any,
+    web: Any,
+    record: Record,
+    monkeypatch: pytest.MonkeyPatch,
+    state: str,
+    says: str | None,
+) -> None:
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port)
+    one = telling(spec, webhook={"connection": "hook"}, after="2h")
+    asked: list[Run] = []
+
+    def read(_: ModelSpec, run: Run) -> Record | None:
+        asked.append(run)
+        if state == "away":
+            raise StoreUnavailable("S3 does not answer")
+        return None if state == "absent" else record
+
+    monkeypatch.setattr(records, "read", read)
+    if state == "building":
+        record.traffic.clear()
+    if state == "open":
+        record.record_traffic("2026-03-01T03:00:00Z", "open_25", 25, {"digits-2": 25, "digits-1": 75})
+    if state == "ended":
+        record.finish("promoted", "…", "2026-03-01T03:59:59Z")
+    alert = late.alert(one)
+    assert alert is not None
+    assert (alert.interval, alert.callback.path) == (timedelta(hours=2), "model_release.tasks.late.tell_late")
+    given = json.loads(json.dumps(alert.callback.kwargs))  # it waits in Airflow's database
+    for _ in range(2):  # a triggerer that died begins again
+        asyncio.run(late.tell_late(**given, context=late_context()))
+    assert [run.release for run in asked] == [Run.of(context, spec).release] * 2, "the release that its tasks know"
+    told = [message["sentence"] for _, message in posts]
+    assert told == ([] if says is None else [f"2h after it was queued it has not ended{says}"])
+
+
+def test_a_model_file_that_says_no_time_has_no_alert(spec: ModelSpec) -> None:
+    assert late.alert(spec) is None
+    assert late.alert(telling(spec, webhook={"connection": "hook"})) is None
+
+
+def test_the_triggerer_calls_it_with_what_the_scheduler_stored(
+    spec: ModelSpec, web: Any, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Airflow's own parts: the DAG as it is stored, the trigger of the callback, the form of its context."""
+    from airflow.api_fastapi.core_api.datamodels.dag_run import DAGRunResponse
+    from airflow.serialization.serialized_objects import DagSerialization
+    from airflow.triggers.callback import CallbackTrigger
+
+    from model_release.tasks.dag import release_dag
+
+    port, posts, _ = web
+    connect(monkeypatch, "hook", conn_type="http", host="127.0.0.1", port=port)
+    monkeypatch.setattr(records, "read", lambda *_: record)
+    dag = release_dag(telling(spec, webhook={"connection": "hook"}, after="2h"), PROJECT)
+    stored = json.loads(json.dumps(DagSerialization.to_dict(dag)))["dag"]["deadline"]
+    assert "model_release.tasks.late.tell_late" in json.dumps(stored)
+    assert late_context()["dag_run"].keys() <= DAGRunResponse.model_fields.keys()
+    (alert,) = dag.deadline if isinstance(dag.deadline, list) else [dag.deadline]
+    trigger = CallbackTrigger(alert.callback.path, {**alert.callback.kwargs, "context": late_context()})
+
+    async def events() -> list[str]:
+        return [str(event.payload["state"]) async for event in trigger.run()]
+
+    assert asyncio.run(events()) == ["running", "success"]
+    ((_, said),) = posts
+    assert said["event"] == "takes long"

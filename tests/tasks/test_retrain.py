@@ -26,7 +26,7 @@ from model_release.build.training import Trained
 from model_release.errors import TrainingFailed
 from model_release.model_file import load
 from model_release.spec import ModelSpec
-from model_release.tasks import retrain
+from model_release.tasks import connections, retrain
 from model_release.tasks.assets import candidate_asset
 from model_release.tasks.base import RETRIES
 from model_release.tasks.retrain import Offer, Train, retrain_dag
@@ -175,7 +175,7 @@ def test_train_calls_what_the_model_file_names(context: dict[str, Any], monkeypa
         "timeout": 12 * 3600,
         "base": PROJECT,
         "path": [PROJECT / "include", PROJECT / "plugins"],
-        "s3": None,
+        "reach": connections.reach,
     }
 
 
@@ -220,7 +220,6 @@ def test_offer_makes_a_candidate_of_what_an_image_wrote(
         return MADE
 
     monkeypatch.setattr(training, "finish", note)
-    monkeypatch.setattr(retrain, "s3_of", lambda _: "client")
     context["ti"].xcoms["train", "seconds"] = 61.5
     spec = in_pod(arguments={"epochs": 2})
     Offer(task_id="offer", spec=spec, root=PROJECT).execute(context)
@@ -236,9 +235,6 @@ def test_offer_makes_a_candidate_of_what_an_image_wrote(
 @pytest.fixture
 def pod_task(monkeypatch: pytest.MonkeyPatch) -> Any:
     """The task of a training with an image, whose sources and cluster hold nothing."""
-    from model_release.tasks import training_pod
-
-    monkeypatch.setattr(training_pod, "s3_of", lambda _: "client")
     monkeypatch.setattr(training, "find", lambda *_, **__: None)
     arguments = {"epochs": 2, "rate": 0.1, "augment": True, "note": "$(HOSTNAME) {{ conf }}; rm -rf /"}
     spec = in_pod(arguments=arguments, timeout="2h", resources={"cpu": "4", "memory": "8Gi", "nvidia.com/gpu": "1"})

@@ -8,7 +8,7 @@ an alias that moves during the build changes nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -122,7 +122,12 @@ class Registry:
             self._asked("POST", "registered-models/alias", {"name": name, "alias": alias, "version": version})
 
     def folder(
-        self, uri: str, revision: str | None, not_later_than: datetime | None, s3: Any | None, log: Log
+        self,
+        uri: str,
+        revision: str | None,
+        not_later_than: datetime | None,
+        reach: Callable[[str], Any] | None,
+        log: Log,
     ) -> Folder:
         """The files of the model that `uri` names; `revision`, a number or an alias, names another version of it.
 
@@ -143,17 +148,17 @@ class Registry:
                 f"{_told(moment)}; where an alias stood earlier MLflow does not keep: name the version, or let the "
                 f"source be models:/{name}/latest"
             )
-        return _Registered(self._files(self.location(found), found, s3, log), found)
+        return _Registered(self._files(self.location(found), found, reach, log), found)
 
-    def _files(self, uri: str, version: ModelVersion, s3: Any | None, log: Log) -> Folder:
+    def _files(self, uri: str, version: ModelVersion, reach: Callable[[str], Any] | None, log: Log) -> Folder:
         parts = urlsplit(uri)
         if parts.scheme == "mlflow-artifacts" and parts.netloc in ("", urlsplit(self.address).netloc):
             return _Artifacts(self, parts.path.strip("/"), version.uri, log)
-        if parts.scheme == "s3" and s3 is not None:
-            return Prefix(s3, f"{uri.rstrip('/')}/", log)
+        if parts.scheme in ("s3", "gs", "abfss", "abfs") and reach is not None:
+            return Prefix(reach(uri), f"{uri.rstrip('/')}/", log)
         raise CheckpointError(
-            f"{version.uri}: its files are at {uri}, where a release cannot read them; S3 and MLflow's own proxy "
-            "(mlflow-artifacts:/, the server's default) are read"
+            f"{version.uri}: its files are at {uri}, where a release cannot read them; S3, gs://, abfss:// and "
+            "MLflow's own proxy (mlflow-artifacts:/, the server's default) are read"
         )
 
     def _version_at(self, call: str, given: Mapping[str, str]) -> ModelVersion | None:

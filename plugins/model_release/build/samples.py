@@ -1,4 +1,4 @@
-"""Sample pictures: plain image files in a folder or below an S3 prefix, such as a service's clients send them.
+"""Sample pictures: plain image files in a folder or below a store's prefix, such as a service's clients send them.
 
 Folders within are kinds of pictures, and only named where answers differ; labelled images of an evaluation do as well.
 """
@@ -14,8 +14,8 @@ from typing import Any
 
 from model_release.build.evaluation.images import SUFFIXES
 from model_release.cluster.pairs import Picture
-from model_release.errors import SpecError
-from model_release.store.s3 import keys, split_uri, talking_about
+from model_release.errors import SpecError, StoreUnavailable
+from model_release.store.objects import address, objects
 
 #: Bytes of one picture; what is larger is left out, as clients' bodies are limited, too.
 LARGEST = 8 << 20
@@ -23,15 +23,16 @@ LARGEST = 8 << 20
 LISTED = 100_000
 
 
-def chosen(place: str, root: Path, s3: Callable[[], Any], many: int, seed: str) -> list[Picture]:
-    """Up to `many` pictures at `place`, an S3 prefix or a folder below `root`, drawn by chance. Equal seeds draw the
-    same ones while the place is the same. Nothing is read but their names, until each is asked for.
+def chosen(place: str, root: Path, reach: Callable[[str], Any], many: int, seed: str) -> list[Picture]:
+    """Up to `many` pictures at `place`, drawn by chance: a store's prefix, read with the client that `reach` gives for
+    it, or a folder below `root`. Equal seeds draw the same ones while the place is the same. Nothing is read but their
+    names, until each is asked for.
 
     Raises:
         SpecError: there is no such folder, or no picture in it.
-        StoreRefused, StoreUnavailable: by S3.
+        StoreRefused, StoreUnavailable: by the store.
     """
-    sizes, read = _in_s3(s3(), place) if place.startswith("s3:") else _in_folder(root / place)
+    sizes, read = _in_store(reach(place), place) if "://" in place else _in_folder(root / place)
     names = sorted(name for name, size in sizes.items() if _is_picture(name) and 0 < size <= LARGEST)
     if not names:
         raise SpecError(f"{place} holds no picture ({', '.join(SUFFIXES)}) of at most {LARGEST >> 20} MiB")
@@ -53,13 +54,15 @@ def _in_folder(folder: Path) -> tuple[dict[str, int], Callable[[str], bytes]]:
     return sizes, lambda name: (folder / name).read_bytes()
 
 
-def _in_s3(client: Any, uri: str) -> tuple[dict[str, int], Callable[[str], bytes]]:
-    bucket, prefix = split_uri(uri)
-    with talking_about(uri):
-        sizes = {key[len(prefix) :]: size for key, size in islice(keys(client, bucket, prefix), LISTED)}
+def _in_store(client: Any, uri: str) -> tuple[dict[str, int], Callable[[str], bytes]]:
+    where = address(uri)
+    bucket, prefix = objects(client, where), where.prefix
+    sizes = {one.key[len(prefix) :]: one.size for one in islice(bucket.listed(prefix), LISTED)}
 
     def read(name: str) -> bytes:
-        with talking_about(uri + name):
-            return bytes(client.get_object(Bucket=bucket, Key=prefix + name)["Body"].read(LARGEST))
+        found = bucket.get(prefix + name)
+        if found is None:
+            raise StoreUnavailable(f"{uri}{name} was removed while the pictures were read; try again")
+        return found[0]
 
     return sizes, read

@@ -1,7 +1,7 @@
 """Where a checkpoint comes from, and whether it is one that can be released.
 
-A source is a folder, an S3 prefix, a repository of the hub or a model of an MLflow registry, in Hugging Face format:
-`config.json`, `preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and
+A source is a folder, a store's prefix, a repository of the hub or a model of an MLflow registry, in Hugging Face's
+format: `config.json`, `preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and
 shards). A folder or prefix either is a checkpoint itself or holds candidates, each in a folder named by the time it was
 made (`20261122T230000`): the newest one counts. In a repository the newest commit does, in a registry the version at
 which an alias stands.
@@ -13,7 +13,7 @@ refused: nothing that came from outside is ever run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +26,8 @@ from model_release.errors import CheckpointError, SourceUnavailable, SpecError
 from model_release.store import files
 from model_release.store.bucket import MAX_FILE
 from model_release.store.folder import Directory, Folder, Log, Prefix, WritableFolder
+
+Reach = Callable[[str], Any]
 
 CONFIG = labels.CONFIG
 PROCESSOR = inspection.PROCESSOR
@@ -67,7 +69,7 @@ def fetch(
     source: Mapping[str, str],
     destination: Path,
     *,
-    s3: Any | None = None,
+    reach: Reach | None = None,
     base: Path | None = None,
     hub: HubAccess | None = None,
     mlflow: Registry | None = None,
@@ -76,11 +78,12 @@ def fetch(
 ) -> Checkpoint:
     """Brings the checkpoint of `source` into `destination` and checks it.
 
-    `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` with `s3`, a boto3 client,
-    `{"hub": "owner/name"}` with `hub`, how it is reached (default: as the environment says), or
-    `{"mlflow": "models:/name@alias"}` with `mlflow`, the server, and with `s3` where that keeps its files there. A
-    relative path is below `base` (default: the working directory), and is recorded as it was given: the worker's own
-    paths are nobody's business. `log` hears how downloads get on, and what is to be known of the labels.
+    `source` is `{"directory": path}`, `{"s3": "s3://bucket/prefix/"}` (or `gcs`, or `azure`) with `reach`, which gives
+    the client of the store that an address names, `{"hub": "owner/name"}` with `hub`, how it is reached (default: as
+    the environment says), or `{"mlflow": "models:/name@alias"}` with `mlflow`, the server, and with `reach` where that
+    keeps its files in a store. A relative path is below `base` (default: the working directory), and is recorded as it
+    was given: the worker's own paths are nobody's business. `log` hears how downloads get on, and what is to be known
+    of the labels.
 
     `not_later_than` picks the newest candidate, or the newest commit of the branch, made by then (a backfill of an
     earlier date); a source without candidates does not heed it. `"revision"` beside the place names the one to take:
@@ -92,7 +95,7 @@ def fetch(
     answer or where the source is changed meanwhile, and the store's errors.
     """
     revision = source.get("revision")
-    place = _place(source, s3, base or Path(), hub or HubAccess(), mlflow, not_later_than, log or (lambda _: None))
+    place = _place(source, reach, base or Path(), hub or HubAccess(), mlflow, not_later_than, log or (lambda _: None))
     candidate = None
     _no_adapter(place)
     if place.commit is None and (revision or CONFIG not in place.names()):
@@ -118,7 +121,7 @@ def fetch(
 def newest(
     source: Mapping[str, str],
     *,
-    s3: Any | None = None,
+    reach: Reach | None = None,
     base: Path | None = None,
     hub: HubAccess | None = None,
     mlflow: Registry | None = None,
@@ -129,7 +132,7 @@ def newest(
     Raises what `fetch` raises, and `CheckpointError` for a place that holds one checkpoint and no candidates: how it
     was, once it is changed, nobody knows.
     """
-    place = _place(source, s3, base or Path(), hub or HubAccess(), mlflow, None, lambda _: None)
+    place = _place(source, reach, base or Path(), hub or HubAccess(), mlflow, None, lambda _: None)
     if place.commit is not None:
         return _identity(place.origin, place.commit)
     if CONFIG in place.names():
@@ -148,7 +151,7 @@ def _identity(origin: str, commit: str | None) -> str:
 
 def _place(
     source: Mapping[str, str],
-    s3: Any | None,
+    reach: Reach | None,
     base: Path,
     hub: HubAccess,
     mlflow: Registry | None,
@@ -161,30 +164,31 @@ def _place(
             if not found.path.is_dir():
                 raise CheckpointError(f"{found.path} is no folder; the model file's source must name one that exists")
             return found
-        case ["s3"]:
-            if s3 is None:
-                raise CheckpointError(f"{source['s3']} needs an S3 client; set the connection of the model's store")
-            return Prefix(s3, source["s3"], log)
+        case ["s3" | "gcs" | "azure" as kind]:
+            if reach is None:
+                raise CheckpointError(f"{source[kind]} needs a client; set the connection of the model's store")
+            return Prefix(reach(source[kind]), source[kind], log)
         case ["hub"]:
             return HubFolder(source["hub"], _revision(source.get("revision")), not_later_than, hub, log)
         case ["mlflow"]:
             if mlflow is None:
                 raise CheckpointError(f"{source['mlflow']} needs the address of an MLflow server; {CURE}")
-            return mlflow.folder(source["mlflow"], _revision(source.get("revision")), not_later_than, s3, log)
+            return mlflow.folder(source["mlflow"], _revision(source.get("revision")), not_later_than, reach, log)
         case others:
             raise CheckpointError(
-                f"a source has one of directory, s3, hub, mlflow, not {', '.join(others) or 'nothing'}"
+                f"a source has one of directory, s3, gcs, azure, hub, mlflow, not {', '.join(others) or 'nothing'}"
             )
 
 
-def candidates_of(source: Mapping[str, str], base: Path, s3: Any | None) -> WritableFolder:
-    """Where a training puts its candidates: `{"directory": path}` (relative to `base`) or `{"s3": prefix}` with `s3`, a
-    boto3 client. Raises `SpecError` for any other source."""
+def candidates_of(source: Mapping[str, str], base: Path, reach: Reach | None) -> WritableFolder:
+    """Where a training puts its candidates: `{"directory": path}` (relative to `base`), or a store's prefix, with
+    `reach` as `fetch` takes it. Raises `SpecError` for any other source."""
     if directory := source.get("directory"):
         return Directory(directory, base)
-    if (prefix := source.get("s3")) and s3 is not None:
-        return Prefix(s3, prefix)
-    raise SpecError("a training needs a source that candidates can be put into: directory or s3")
+    prefix = source.get("s3") or source.get("gcs") or source.get("azure")
+    if prefix and reach is not None:
+        return Prefix(reach(prefix), prefix)
+    raise SpecError("a training needs a source that candidates can be put into: directory, s3, gcs or azure")
 
 
 def _revision(named: str | None) -> str | None:

@@ -76,7 +76,7 @@ def ask(store: Store, request: Request) -> None:
     store.write_json(request.key, {"request": asdict(request), "result": None, "error": None}, if_match=etag)
 
 
-def answer(store: Store, key: str, root: Path, s3: Callable[[], Any], log: Log) -> None:
+def answer(store: Store, key: str, root: Path, reach: Callable[[str], Any], log: Log) -> None:
     """Does what the request at `key` asks for, and leaves the result, or the error, beside it. May run twice.
 
     Raises what the step raises. A request that was replaced meanwhile keeps its place: `StoreUnavailable`.
@@ -87,7 +87,7 @@ def answer(store: Store, key: str, root: Path, s3: Callable[[], Any], log: Log) 
     except (TypeError, KeyError) as error:
         raise SpecError(f"{store.uri}{key} is no request of this project: {error!r}") from error
     try:
-        result = run(store, request, root, s3, log)
+        result = run(store, request, root, reach, log)
     except ReleaseError as error:
         told = {"kind": type(error).__name__, "message": str(error)}
         store.write_json(key, {**document, "error": told}, if_match=etag)
@@ -111,8 +111,9 @@ def answered(store: Store, request: Request) -> dict[str, Any] | None:
     return None if document["result"] is None else dict(document["result"])
 
 
-def run(store: Store, request: Request, root: Path, s3: Callable[[], Any], log: Log) -> dict[str, Any]:
-    """Does the step here and now. `root` is the project's folder; `s3` makes a boto3 client for the images."""
+def run(store: Store, request: Request, root: Path, reach: Callable[[str], Any], log: Log) -> dict[str, Any]:
+    """Does the step here and now. `root` is the project's folder; `reach` gives the client of the
+    store that an address names, for images and versions."""
     handler = runtimes.handler(root, request.runtime)
     if request.toolchain is not None:
         _check_toolchain(request.toolchain, handler)
@@ -121,7 +122,7 @@ def run(store: Store, request: Request, root: Path, s3: Callable[[], Any], log: 
             return export_checkpoint(store, request, handler, Path(scratch), log)
         if request.step == "archive":
             return archive_export(store, request, handler, Path(scratch), log)
-        return evaluate_archive(store, request, root, Path(scratch), s3, log)
+        return evaluate_archive(store, request, root, Path(scratch), reach, log)
 
 
 def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Path, log: Log) -> dict[str, Any]:
@@ -161,7 +162,7 @@ def archive_export(store: Store, request: Request, handler: Path, scratch: Path,
 
 
 def evaluate_archive(
-    store: Store, request: Request, root: Path, scratch: Path, s3: Callable[[], Any], log: Log
+    store: Store, request: Request, root: Path, scratch: Path, reach: Callable[[str], Any], log: Log
 ) -> dict[str, Any]:
     """The archive on labelled images; returns the record's `evaluation`, and leaves the picture at its place. Whether a
     gate failed is for the caller to say (`evaluate.check`)."""
@@ -172,21 +173,22 @@ def evaluate_archive(
     from model_release.store.store import Store
 
     limits = Evaluation.model_validate(request.evaluation)
-    images = labelled(limits.data, root, s3, log)
+    images = labelled(limits.data, root, reach, log)
     log(
         f"{len(images.truth)} images of {len(images.support)} labels at {images.uri} (digest {images.digest[:16]}, of "
         f"their {images.digest_of})"
     )
     if request.version is not None:
-        candidate = answers.published(store.version(request.version), s3())
+        version = store.version(request.version)
+        candidate = answers.published(version, reach(version.storage_uri))
     else:
         store.unstash(f"{request.build}/archive", scratch / "archive")
         candidate = answers.built(archive.load(scratch / "archive", request.service))
     stable: answers.Subject | str = request.no_stable or ""
     if request.stable is not None:
-        prefix, _, version = request.stable.rstrip("/").rpartition("versions/")
+        prefix, _, name = request.stable.rstrip("/").rpartition("versions/")
         try:
-            stable = answers.published(Store(s3(), prefix).version(version), s3())
+            stable = answers.published(Store(reach(prefix), prefix).version(name), reach(prefix))
         except (StoreRefused, VersionDamaged) as error:
             stable = f"the stable version cannot be read: {error}"
     found, picture = evaluate.evaluate(limits, images, candidate, stable, store, log=log)

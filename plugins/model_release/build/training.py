@@ -39,7 +39,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from model_release.build import processes, source
-from model_release.build.source import CONFIG, candidates_of
+from model_release.build.source import CONFIG, Reach, candidates_of
 from model_release.errors import ArchiveError, CheckpointError, TrainingFailed
 from model_release.store.folder import WritableFolder
 
@@ -78,18 +78,19 @@ def train(
     base: Path,
     log: Callable[[str], None],
     path: Sequence[Path] = (),
-    s3: Any | None = None,
+    reach: Reach | None = None,
 ) -> Trained:
     """Calls `run` (`module:function`) and puts what it made into the source `sources`, as `candidate`.
 
-    `sources` is `{"directory": path}` (relative to `base`; made where it is missing) or `{"s3": prefix}` with `s3`, a
-    boto3 client. `path` are the folders where the callable's module is looked for first. `timeout` is in seconds.
+    `sources` is `{"directory": path}` (relative to `base`; made where it is missing) or `{"s3": prefix}` (or `gcs`,
+    or `azure`) with `reach`, as `source.fetch` takes it. `path` are the folders where the callable's module is
+    looked for first. `timeout` is in seconds.
 
     Run again, a finished candidate is found and not trained again; a half-made one was never visible, and is begun
     anew. Raises `TrainingFailed`: the callable is not there or does not take the arguments, raised, was killed, took
     too long, left no checkpoint that can be released, or the name is taken by a candidate that something else made.
     """
-    place = _open(sources, base, s3)
+    place = _open(sources, base, reach)
     if found := _found(place, candidate, {"run": run}, arguments):
         log(f"{found.origin} is there already, trained in {found.seconds:.0f} s: not trained again")
         return found
@@ -112,14 +113,14 @@ def finish(
     arguments: Arguments,
     seconds: float,
     log: Callable[[str], None],
-    s3: Any,
+    reach: Reach,
 ) -> Trained:
     """Makes a candidate of what `image` wrote to `destination(sources, candidate)`; `seconds` is how long it took.
 
     Only what was fetched and checked here becomes the candidate, not what may be written to the prefix meanwhile. The
     prefix is emptied afterwards. Run again, the finished candidate is found. Raises as `train` does.
     """
-    place = _open(sources, Path(), s3)
+    place = _open(sources, Path(), reach)
     partial = destination(sources, candidate)
     if found := _found(place, candidate, {"image": image}, arguments):
         place.clear(_partial(candidate))
@@ -132,15 +133,15 @@ def finish(
                 (notes / name).write_bytes(content)
         report = _process(None, notes, {}, (), 600, log)
         about = {"image": image, "arguments": dict(arguments), "seconds": round(seconds, 1)}
-        trained = _offer(place, candidate, {"s3": partial}, Path(scratch), about, report, log, notes=notes, s3=s3)
+        trained = _offer(place, candidate, {"s3": partial}, Path(scratch), about, report, log, notes=notes, reach=reach)
     place.clear(_partial(candidate))
     return trained
 
 
-def find(sources: Mapping[str, str], candidate: str, *, base: Path, s3: Any | None = None) -> Trained | None:
+def find(sources: Mapping[str, str], candidate: str, *, base: Path, reach: Reach | None = None) -> Trained | None:
     """The finished candidate, by its `training.json`; None where there is none. Raises `TrainingFailed` where something
     else than a training made it."""
-    place = _open(sources, base, s3)
+    place = _open(sources, base, reach)
     record = _record(place, candidate)
     return _trained(place, candidate, record) if record else None
 
@@ -150,17 +151,17 @@ def destination(sources: Mapping[str, str], candidate: str) -> str:
     return f"{sources['s3']}{_partial(candidate)}/"
 
 
-def clear_destination(sources: Mapping[str, str], candidate: str, *, s3: Any) -> None:
+def clear_destination(sources: Mapping[str, str], candidate: str, *, reach: Reach) -> None:
     """Removes what an earlier pod left there, so that its files do not mingle with the next one's."""
-    candidates_of(sources, Path(), s3).clear(_partial(candidate))
+    candidates_of(sources, Path(), reach).clear(_partial(candidate))
 
 
 def _partial(candidate: str) -> str:
     return f"{candidate}.partial"
 
 
-def _open(sources: Mapping[str, str], base: Path, s3: Any | None) -> WritableFolder:
-    place = candidates_of(sources, base, s3)
+def _open(sources: Mapping[str, str], base: Path, reach: Reach | None) -> WritableFolder:
+    place = candidates_of(sources, base, reach)
     if place.read(source.CONFIG) is not None:
         raise TrainingFailed(
             f"{place.at('')} is a checkpoint itself, beside which no candidate counts; move it into a folder named by "
@@ -238,11 +239,11 @@ def _offer(
     log: Callable[[str], None],
     *,
     notes: Path | None = None,
-    s3: Any | None = None,
+    reach: Reach | None = None,
 ) -> Trained:
     """Checks what was made, as a release will, and puts it into the source under its name."""
     try:
-        checkpoint = source.fetch(made, scratch / "checked", base=scratch, s3=s3)
+        checkpoint = source.fetch(made, scratch / "checked", base=scratch, reach=reach)
     except CheckpointError as error:
         raise TrainingFailed(f"training left no checkpoint that can be released: {error}") from error
     picture = (notes or scratch / made.get("directory", "")) / PICTURE

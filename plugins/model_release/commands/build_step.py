@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options.sandbox = None
     try:
         store = surroundings.store(options, options.store)
-        steps.answer(store, options.request, surroundings.PROJECT, lambda: surroundings.s3(options), _say)
+        steps.answer(store, options.request, surroundings.PROJECT, lambda uri: surroundings.reach(options, uri), _say)
     except ReleaseError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
         return 1

@@ -1,8 +1,8 @@
 """`python -m model_release collect PLACE`: keeps a few pictures of what users send, for `rollout.shadow`.
 
 It runs for ever, listens for the CloudEvents of KServe's logger (mode: request), and keeps at most so many pictures for
-so long in PLACE, a folder or an S3 prefix, spread over that time. It listens on loopback unless told, and answers 200
-whatever came: the logger waits for nothing. include/manifests/collector.yaml is its Deployment.
+so long in PLACE, a folder or a store's prefix, spread over that time. It listens on loopback unless told, and answers
+200 whatever came: the logger waits for nothing. include/manifests/collector.yaml is its Deployment.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _READ = 1 << 26
 def register(commands: Any) -> None:
     parser = commands.add_parser("collect", help="keep a few pictures of what users send, for rollout.shadow")
     parser.description = (__doc__ or "").split("\n\n", 1)[1]
-    parser.add_argument("place", help="a folder, or an S3 prefix that ends in /")
+    parser.add_argument("place", help="a folder, or a store's prefix that ends in /")
     parser.add_argument("--most", type=int, default=500, help="pictures that are kept (500)")
     parser.add_argument("--keep", default="1d", help="the longest time that one is kept (1d)")
     parser.add_argument(
@@ -79,8 +79,8 @@ def _place(options: argparse.Namespace) -> Place:
     from model_release.release.collect import Directory
     from model_release.store.bucket import Bucket
 
-    if options.place.startswith("s3:"):
-        return Bucket(surroundings.s3(options), options.place)
+    if "://" in options.place:
+        return Bucket(surroundings.reach(options, options.place), options.place)
     folder = Path(options.place)
     if not folder.is_dir():
         raise SpecError(f"{folder} is no folder; make it first, for whoever may read what users send")

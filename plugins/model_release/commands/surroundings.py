@@ -112,7 +112,22 @@ def store(options: argparse.Namespace, uri: str) -> Store:
     """The store at `uri`."""
     from model_release.store.store import Store
 
-    return Store(s3(options), uri)
+    return Store(reach(options, uri), uri)
+
+
+def reach(options: argparse.Namespace, uri: str) -> Any:
+    """The client of the store that an address names. Those that are not S3 are found by `AIRFLOW_CONN_MODEL_STORE_GCS`
+    and `AIRFLOW_CONN_MODEL_STORE_AZURE`, else by the machine's own credentials. Raises `SpecError`, as `s3` does."""
+    from model_release.store import clients
+    from model_release.store.objects import address
+
+    where = address(uri)
+    if where.kind == "s3":
+        return s3(options)
+    name = clients.GCS if where.kind == "gs" else clients.AZURE
+    variable = f"AIRFLOW_CONN_{name.upper()}"
+    given = clients.Given.of(_read(variable, os.environ.get(variable, "")))
+    return clients.gcs(given) if where.kind == "gs" else clients.azure(where, given)
 
 
 def s3(options: argparse.Namespace) -> Any:
@@ -150,22 +165,27 @@ def _connection(sandbox: Path | None) -> dict[str, Any]:
             raise SpecError(f"{file} does not say where the sandbox's S3 is: {error!r}") from error
     else:
         text = os.environ.get(_STORE, "")
-    if not text:
-        return {}
-    try:
-        given = json.loads(text) if text.lstrip().startswith("{") else _from_uri(text)
-        extra = given.get("extra") or {}
-        extra = json.loads(extra) if isinstance(extra, str) else dict(extra)
-        unknown = sorted(extra.keys() - _EXTRA)
-    except (ValueError, AttributeError, TypeError) as error:
-        raise SpecError(f"{_STORE} is neither a connection's JSON nor its URI: {error}") from error
-    if unknown:
+    given = _read(_STORE, text)
+    extra = given["extra"]
+    if unknown := sorted(extra.keys() - _EXTRA):
         raise SpecError(
             f"{_STORE}: extra: {unknown[0]!r} is for Airflow alone; for a command unset it, and sign in as AWS's own "
             f"tools do (AWS_PROFILE); read here are {', '.join(sorted(_EXTRA))}"
         )
     found = {**extra, "aws_access_key_id": given.get("login"), "aws_secret_access_key": given.get("password")}
     return {name: value for name, value in found.items() if value not in (None, "")}
+
+
+def _read(name: str, text: str) -> dict[str, Any]:
+    """A connection as Airflow's environment has it, its `extra` as a dictionary; of an empty text nothing but that."""
+    if not text:
+        return {"extra": {}}
+    try:
+        given = dict(json.loads(text) if text.lstrip().startswith("{") else _from_uri(text))
+        extra = given.get("extra") or {}
+        return {**given, "extra": dict(json.loads(extra) if isinstance(extra, str) else extra)}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise SpecError(f"{name} is neither a connection's JSON nor its URI: {error}") from error
 
 
 def _from_uri(text: str) -> dict[str, Any]:
@@ -176,4 +196,10 @@ def _from_uri(text: str) -> dict[str, Any]:
     extra = dict(parse_qsl(address.query))
     if "__extra__" in extra:
         extra = json.loads(extra["__extra__"])
-    return {"login": unquote(address.username or ""), "password": unquote(address.password or ""), "extra": extra}
+    return {
+        "login": unquote(address.username or ""),
+        "password": unquote(address.password or ""),
+        "host": unquote(address.hostname or ""),
+        "port": address.port,
+        "extra": extra,
+    }

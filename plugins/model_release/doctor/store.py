@@ -13,6 +13,8 @@ from .finding import Finding, error, ok
 if TYPE_CHECKING:
     from model_release.store.store import Store
 
+_RIGHT = "a store with conditional writes: Google's, Azure's, S3 of Amazon, MinIO, SeaweedFS from 3.8x on"
+
 
 def check(store: Store) -> Iterator[Finding]:
     """Writes a small document, tries to overwrite it in both ways that would lose somebody's words, overwrites it as a
@@ -31,7 +33,7 @@ def check(store: Store) -> Iterator[Finding]:
             yield error(
                 "store",
                 f"{store.uri} lets one write overwrite another that was to be kept (If-None-Match is not heeded)",
-                "an S3 with conditional writes: Amazon's, MinIO, SeaweedFS from 3.8x on",
+                _RIGHT,
             )
             return
         store.write_json(key, {"probe": 3}, if_match=tag)
@@ -45,7 +47,7 @@ def check(store: Store) -> Iterator[Finding]:
             yield error(
                 "store",
                 f"{store.uri} lets a writer overwrite what somebody wrote since it read (If-Match is not heeded)",
-                "an S3 with conditional writes: Amazon's, MinIO, SeaweedFS from 3.8x on",
+                _RIGHT,
             )
         else:
             yield ok("store", f"{store.uri} is read and written, and heeds If-None-Match and If-Match")

@@ -15,7 +15,7 @@ from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
 from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
 from .people import Approval, Email, Notify, Slack, Webhook
 from .serve import Ramp, Resources, Rollout, Service, Shadow
-from .units import Name, Part, PositiveDuration, S3Prefix, format_duration, parse_duration
+from .units import Name, Part, PositiveDuration, StorePrefix, format_duration, parse_duration
 
 __all__ = [
     "BUCKET_EDGES_MS",
@@ -54,7 +54,10 @@ class ModelSpec(Part):
     runtime: Literal["torchserve", "kserve"] = Field(
         "torchserve", description="What serves the model; a version is built for one."
     )
-    store: S3Prefix
+    store: StorePrefix = Field(
+        description="Where versions and records are: s3://bucket/folder/, gs://bucket/folder/ or "
+        "abfss://container@account.dfs.core.windows.net/folder/."
+    )
     schedule: Schedule = Field(None, description="A cron expression or preset; nothing for runs by hand only.")
     training: Training | None = None
     evaluation: Evaluation | None = None
@@ -74,7 +77,7 @@ class ModelSpec(Part):
         """A training puts its candidates into the source."""
         if self.training is None:
             return self
-        if not (self.source.directory or self.source.s3):
+        if self.source.hub or self.source.mlflow:
             raise ValueError(
                 f"training cannot write to {self.source}; source: {{directory: …}} or {{s3: s3://…/}} is right"
             )

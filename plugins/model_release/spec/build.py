@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from croniter import croniter
 from pydantic import AfterValidator, ConfigDict, Field, model_validator
 
-from .units import Part, Place, PositiveDuration, S3Prefix, Share
+from .units import AzurePrefix, GcsPrefix, Part, Place, PositiveDuration, S3Prefix, Share
 
 
 def check_cron(schedule: str | None) -> str | None:
@@ -24,11 +24,16 @@ Schedule = Annotated[str | None, AfterValidator(check_cron)]
 
 
 class Source(Part):
-    """Where checkpoints come from: exactly one of the four. A folder or prefix holds one checkpoint, or candidates in
+    """Where checkpoints come from: exactly one of the six. A folder or prefix holds one checkpoint, or candidates in
     folders named by time; a repository of the hub holds its commits, a registry its versions."""
 
     directory: str | None = Field(None, min_length=1, description="A folder; relative to the project's own.")
     s3: S3Prefix | None = Field(None, description="An S3 prefix, ending in `/`.")
+    gcs: GcsPrefix | None = Field(None, description="A prefix of Google Cloud Storage: gs://bucket/folder/.")
+    azure: AzurePrefix | None = Field(
+        None,
+        description="A prefix of Azure Blob Storage: abfss://container@account.dfs.core.windows.net/folder/.",
+    )
     hub: str | None = Field(
         None,
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*$",
@@ -59,8 +64,10 @@ class Source(Part):
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Source:
-        if sum(place is not None for place in (self.directory, self.s3, self.hub, self.mlflow)) != 1:
-            raise ValueError("exactly one of directory, s3, hub and mlflow says where checkpoints come from")
+        if len(self.place.keys() - {"revision"}) != 1:
+            raise ValueError(
+                "exactly one of directory, s3, gcs, azure, hub and mlflow says where checkpoints come from"
+            )
         if self.revision is not None and self.hub is None:
             raise ValueError(
                 "revision names a commit of the hub; a folder or prefix has none, and mlflow names its own"
@@ -76,10 +83,11 @@ class Source(Part):
     @property
     def place(self) -> dict[str, str]:
         """The place and the revision that are named, as `build.source` takes them."""
-        return dict(self.model_dump(include={"directory", "s3", "hub", "mlflow", "revision"}, exclude_none=True))
+        named = {"directory", "s3", "gcs", "azure", "hub", "mlflow", "revision"}
+        return dict(self.model_dump(include=named, exclude_none=True))
 
     def __str__(self) -> str:
-        return self.s3 or self.directory or self.mlflow or f"hub {self.hub}"
+        return self.s3 or self.gcs or self.azure or self.directory or self.mlflow or f"hub {self.hub}"
 
 
 class Evaluation(Part):
@@ -88,7 +96,7 @@ class Evaluation(Part):
     Images are in folders that bear their labels' names.
     """
 
-    data: Place = Field(description="A folder relative to the project's own, or an S3 prefix ending in `/`.")
+    data: Place = Field(description="A folder relative to the project's own, or a store's prefix ending in `/`.")
     min_accuracy: Share | None = Field(None, description="The share of right answers, at least.")
     max_regressions: Annotated[float, Field(ge=0, lt=1)] | None = Field(
         None, description="The share of images that stable answers right and this version wrong, at most."

@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from .units import Part
+from .units import Part, PositiveDuration
 
 Approval = Literal["never", "on_inconclusive", "before_promote"]
 
@@ -32,11 +32,14 @@ class Webhook(Part):
 
 
 class Notify(Part):
-    """Who is told when a release starts, needs an answer, is promoted, rolled back, undecided, or swept."""
+    """Who is told when a release starts, takes long, needs an answer, is promoted, rolled back, undecided, or swept."""
 
     slack: Slack | None = None
     email: Email | None = None
     webhook: Webhook | None = None
+    after: PositiveDuration | None = Field(
+        None, description="How long after it was queued a run that has not ended takes too long, which is told once."
+    )
 
     @model_validator(mode="after")
     def _somebody(self) -> Notify:

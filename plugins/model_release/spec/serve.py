@@ -87,7 +87,7 @@ class Shadow(Part):
 
     place: Place = Field(
         alias="from",
-        description="Sample pictures: a folder relative to the project's own, or an S3 prefix ending in `/`.",
+        description="Sample pictures: a folder relative to the project's own, or a store's prefix ending in `/`.",
     )
     requests: int = Field(500, ge=1, le=10_000, description="Pictures that both are asked for, at most.")
     max_changed: Share | None = Field(

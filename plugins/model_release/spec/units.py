@@ -52,18 +52,35 @@ PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 # A DNS label (RFC 1035): KServe's own rule for InferenceServices, and short enough for `<tag>-<name>-predictor-00001`.
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL, max_length=40)]
-S3Prefix = Annotated[str, Field(pattern=r"^s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*$")]
+# Prefixes of stores, all ending in `/`. Google takes longer names where they have dots.
+_FOLDERS = "([A-Za-z0-9._-]+/)*"
+_S3 = rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9]/{_FOLDERS}"
+_GCS = rf"gs://[a-z0-9][a-z0-9._-]{{1,220}}[a-z0-9]/{_FOLDERS}"
+_AZURE = rf"abfss?://[a-z0-9][a-z0-9-]{{1,61}}[a-z0-9]@[a-z0-9]{{3,24}}\.dfs\.core\.windows\.net/{_FOLDERS}"
+_ANY_STORE = rf"^({_S3}|{_GCS}|{_AZURE})$"
+
+
+def check_store(uri: str) -> str:
+    """The prefix of a store, or a `ValueError` that says what one looks like."""
+    if not re.fullmatch(_ANY_STORE, uri):
+        raise ValueError(
+            f"{uri!r} is no prefix of a store; s3://bucket/folder/, gs://bucket/folder/ or "
+            "abfss://container@account.dfs.core.windows.net/folder/ is"
+        )
+    return uri
+
+
+S3Prefix = Annotated[str, Field(pattern=f"^{_S3}$")]
+GcsPrefix = Annotated[str, Field(pattern=f"^{_GCS}$")]
+AzurePrefix = Annotated[str, Field(pattern=f"^{_AZURE}$")]
+StorePrefix = Annotated[str, AfterValidator(check_store), WithJsonSchema({"type": "string", "pattern": _ANY_STORE})]
 
 
 def _is_a_place(place: str) -> str:
-    if place.startswith("s3:") and not re.fullmatch(
-        r"s3://[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]/([A-Za-z0-9._-]+/)*", place
-    ):
-        raise ValueError(f"{place!r} is no S3 prefix; s3://bucket/folder/ is")
-    return place
+    return check_store(place) if re.match(r"s3:|gs:|abfss?:|.*://", place) else place
 
 
-# A folder relative to the project's own, or an S3 prefix.
+# A folder relative to the project's own, or a store's prefix.
 Place = Annotated[str, Field(min_length=1), AfterValidator(_is_a_place)]
 
 # What slices of the traffic are told by: a label, and with `-` for `_` the end of a header's name.

@@ -1,4 +1,4 @@
-"""A folder of files, wherever it lies: of this machine, under an S3 prefix, or another place that can be read.
+"""A folder of files, wherever it lies: of this machine, under a prefix of a store, or another place that can be read.
 
 Checkpoints are read from one, candidates are put into one, and the model store is one (`store.bucket`). Names are
 relative to the folder, with `/`. Another kind of place is another subclass of `Folder`.
@@ -15,8 +15,9 @@ from tempfile import mkdtemp
 from typing import Any
 
 from model_release.errors import CheckpointError, StoreUnavailable, TrainingFailed
-from model_release.store import s3
+from model_release.store import files
 from model_release.store.download import Download
+from model_release.store.objects import NOTHING, address, objects
 
 Log = Callable[[str], None]
 
@@ -147,18 +148,21 @@ class Directory(WritableFolder):
 
 
 class Prefix(WritableFolder):
-    """What lies under an S3 prefix, through a boto3 client. Raises the store's errors."""
+    """What lies under a prefix of a store, through the client of its kind (`store.objects`). Raises the store's errors.
+
+    `origin` and `uri` are its address as a model file has it.
+    """
 
     def __init__(self, client: Any, uri: str, log: Log | None = None) -> None:
         self._client, self._log = client, log or (lambda _: None)
-        self._bucket, self._prefix = s3.split_uri(uri)
+        self._where = address(uri)
+        self._bucket, self._prefix = self._where.bucket, self._where.prefix
+        self._objects = objects(client, self._where)
         self._sizes: dict[str, int] = {}
-        self.origin = self.uri = f"s3://{self._bucket}/{self._prefix}"
+        self.origin = self.uri = self._where.uri
 
     def names(self, below: str = "") -> list[str]:
-        prefix = self._prefix + below
-        with s3.talking_about(self.uri + below):
-            found = {key[len(prefix) :]: size for key, size in s3.keys(self._client, self._bucket, prefix, "/")}
+        found = self._listed(below, deep=False)
         self._sizes.update({below + name: size for name, size in found.items()})
         return sorted(found)
 
@@ -169,9 +173,7 @@ class Prefix(WritableFolder):
 
     def everything(self, below: str = "") -> dict[str, int]:
         """{name: bytes} of every file below `below`."""
-        with s3.talking_about(self.uri + below):
-            found = s3.keys(self._client, self._bucket, self._prefix + below)
-            return {key[len(self._prefix) :]: size for key, size in found}
+        return {below + name: size for name, size in self._listed(below, deep=True).items()}
 
     def inside(self, folder: str) -> Prefix:
         return Prefix(self._client, f"{self.uri}{folder}/", self._log)
@@ -180,63 +182,34 @@ class Prefix(WritableFolder):
         return self._sizes[name]
 
     def tag(self, name: str) -> str | None:
-        """The ETag; None where there is no such file."""
-        head = self._head(name)
-        return str(head["ETag"]) if head else None
+        """The store's; None where there is no such file."""
+        head = self._objects.head(self._prefix + name)
+        return head.tag if head else None
 
     def bring(self, name: str, target: Path) -> None:
         progress = Download(name, self._sizes[name], self._log) if name in self._sizes else None
-        with s3.talking_about(self.uri + name):
-            self._client.download_file(self._bucket, self._prefix + name, str(target), Callback=progress)
+        self._objects.download(self._prefix + name, target, progress)
         if progress:
             progress.done()
 
     def read(self, name: str) -> bytes | None:
-        found = self._got(name)
+        found = self._objects.get(self._prefix + name)
         return found[0] if found else None
 
     def put(self, folder: Path, name: str, last: str) -> None:
         if self.read(f"{name}/{last}") is not None:  # its files would be overwritten one by one
             raise StoreUnavailable(f"{self.at(name)} came to be meanwhile, by another run; a retry finds it")
         for path in sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / last):
-            file = f"{name}/{path.relative_to(folder).as_posix()}"
-            with s3.talking_about(self.uri + file):
-                self._client.upload_file(str(path), self._bucket, self._prefix + file)
-        with s3.talking_about(f"{self.uri}{name}/{last}"):
-            # Somebody else may have finished one of this name meanwhile: a retry finds theirs.
-            key, body = f"{self._prefix}{name}/{last}", (folder / last).read_bytes()
-            self._client.put_object(Bucket=self._bucket, Key=key, Body=body, IfNoneMatch="*")
+            file = f"{self._prefix}{name}/{path.relative_to(folder).as_posix()}"
+            self._objects.put(file, path, files.sha256(path))
+        # Somebody else may have finished one of this name meanwhile: a retry finds theirs.
+        self._objects.put(f"{self._prefix}{name}/{last}", folder / last, files.sha256(folder / last), over=NOTHING)
 
     def clear(self, name: str) -> None:
-        for file in self.everything(f"{name}/"):
-            with s3.talking_about(self.uri + file):
-                self._client.delete_object(Bucket=self._bucket, Key=self._prefix + file)
+        self._objects.remove(self._prefix + file for file in self.everything(f"{name}/"))
 
-    def _got(self, name: str) -> tuple[bytes, str] | None:
-        """(content, ETag); None where there is no such file."""
-        from botocore.exceptions import ClientError
-
-        with s3.talking_about(self.uri + name):
-            try:
-                answer = self._client.get_object(Bucket=self._bucket, Key=self._prefix + name)
-            except ClientError as error:
-                if s3.error_code(error) == "NoSuchKey":
-                    return None
-                raise
-            return bytes(answer["Body"].read()), str(answer["ETag"])
-
-    def _head(self, name: str) -> dict[str, Any] | None:
-        from botocore.exceptions import ClientError
-
-        with s3.talking_about(self.uri + name):
-            try:
-                return dict(
-                    self._client.head_object(Bucket=self._bucket, Key=self._prefix + name, ChecksumMode="ENABLED")
-                )
-            except ClientError as error:
-                if s3.error_code(error) not in ("404", "NoSuchKey", "NotFound"):
-                    raise
-        # A HEAD has no body: its 404 may mean the object or the bucket.
-        with s3.talking_about(f"s3://{self._bucket}"):
-            self._client.head_bucket(Bucket=self._bucket)
-        return None
+    def _listed(self, below: str, *, deep: bool) -> dict[str, int]:
+        """{name below `below`: bytes}, without the markers that some tools leave for folders."""
+        prefix = self._prefix + below
+        found = self._objects.listed(prefix, deep=deep)
+        return {one.key[len(prefix) :]: one.size for one in found if one.size or not one.key.endswith("/")}

@@ -1,15 +1,20 @@
-"""What every talk with S3 in this package shares: addresses, and whose trouble an error is."""
+"""The objects of an S3 bucket, through a boto3 client; and whose trouble an error is."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterator
+import base64
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from datetime import datetime
+from email.utils import parsedate_to_datetime
+from pathlib import Path
 from typing import Any
 
 from model_release.errors import SpecError, StoreContested, StoreRefused, StoreUnavailable
+from model_release.store.objects import NOTHING, WHATEVER, Head, Listed, Objects, address
 
-_URI = re.compile(r"s3://([a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(.*))?", re.DOTALL)
+# S3's limit for one request.
+_REMOVED_AT_ONCE = 1000
 
 _REFUSALS = {
     "NoSuchBucket": "there is no such bucket; create it, or mend the address in the model's file",
@@ -26,17 +31,11 @@ _REFUSALS = {
 
 
 def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/some/prefix` → (`bucket`, `some/prefix/`); the prefix ends in `/` or is empty.
-
-    The slash matters: KServe and S3 compare prefixes as text, and `…/v1` also names `…/v10/…`.
-
-    Raises `SpecError` for anything else.
-    """
-    match = _URI.fullmatch(uri)
-    if match is None or "//" in uri[len("s3://") :] or re.search(r"[\x00-\x1f?#]", uri):
+    """`s3://bucket/some/prefix` → (`bucket`, `some/prefix/`). Raises `SpecError` for anything else."""
+    found = address(uri)
+    if found.kind != "s3":
         raise SpecError(f"{uri!r} is no S3 address; right would be s3://bucket/prefix/")
-    prefix = (match[2] or "").strip("/")
-    return match[1], f"{prefix}/" if prefix else ""
+    return found.bucket, found.prefix
 
 
 @contextmanager
@@ -81,11 +80,9 @@ def error_code(error: Any) -> str:
 def keys(client: Any, bucket: str, prefix: str, delimiter: str = "") -> Iterator[tuple[str, int]]:
     """(key, size in bytes) of every object under `prefix`, in S3's order; with the delimiter `/` only of those
     right under it. Folder markers are left out."""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
-    for page in pages:
-        for item in page.get("Contents", []):
-            if not (item["Size"] == 0 and item["Key"].endswith("/")):
-                yield item["Key"], item["Size"]
+    for item in _items(client, bucket, prefix, delimiter):
+        if not (item["Size"] == 0 and item["Key"].endswith("/")):
+            yield item["Key"], item["Size"]
 
 
 def folders(client: Any, bucket: str, prefix: str) -> list[str]:
@@ -93,3 +90,96 @@ def folders(client: Any, bucket: str, prefix: str) -> list[str]:
     pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
     found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
     return [name[len(prefix) :].strip("/") for name in found]
+
+
+def _items(client: Any, bucket: str, prefix: str, delimiter: str) -> Iterator[Any]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
+    for page in pages:
+        yield from page.get("Contents", [])
+
+
+class S3Objects(Objects):
+    """Through a boto3 client. Every object is sent with its SHA-256, which the server checks and keeps."""
+
+    computes_sha256 = True
+
+    def __init__(self, client: Any, bucket: str) -> None:
+        self._client, self._bucket, self._place = client, bucket, f"s3://{bucket}"
+
+    def get(self, key: str, tag: str | None = None) -> tuple[bytes, str] | None:
+        from botocore.exceptions import ClientError
+
+        condition = {} if tag is None else {"IfMatch": tag}
+        with talking_about(f"{self._place}/{key}"):
+            try:
+                answer = self._client.get_object(Bucket=self._bucket, Key=key, **condition)
+            except ClientError as error:
+                if error_code(error) == "NoSuchKey":
+                    return None
+                raise
+            return bytes(answer["Body"].read()), str(answer["ETag"])
+
+    def head(self, key: str) -> Head | None:
+        from botocore.exceptions import ClientError
+
+        with talking_about(f"{self._place}/{key}"):
+            try:
+                said = self._client.head_object(Bucket=self._bucket, Key=key, ChecksumMode="ENABLED")
+            except ClientError as error:
+                if error_code(error) not in ("404", "NoSuchKey", "NotFound"):
+                    raise
+            else:
+                checksum = said.get("ChecksumSHA256")
+                whole = checksum and "-" not in checksum  # else it is of an upload in parts
+                sha256 = base64.b64decode(checksum).hex() if whole else None
+                return Head(int(said["ContentLength"]), str(said["ETag"]), sha256)
+        # A HEAD has no body: its 404 may mean the object or the bucket.
+        with talking_about(self._place):
+            self._client.head_bucket(Bucket=self._bucket)
+        return None
+
+    def put(
+        self, key: str, body: bytes | Path, sha256: str, *, over: str = WHATEVER, content_type: str | None = None
+    ) -> str:
+        given: dict[str, Any] = {"ContentType": content_type} if content_type else {}
+        if over != WHATEVER:
+            given |= {"IfNoneMatch": "*"} if over == NOTHING else {"IfMatch": over}
+        given |= {"Bucket": self._bucket, "Key": key}
+        given["ChecksumSHA256"] = base64.b64encode(bytes.fromhex(sha256)).decode()
+        with talking_about(f"{self._place}/{key}"):
+            if isinstance(body, bytes):
+                return str(self._client.put_object(Body=body, **given)["ETag"])
+            with body.open("rb") as file:
+                return str(self._client.put_object(Body=file, **given)["ETag"])
+
+    def listed(self, prefix: str, *, deep: bool = True) -> Iterator[Listed]:
+        with talking_about(f"{self._place}/{prefix}"):
+            for item in _items(self._client, self._bucket, prefix, "" if deep else "/"):
+                yield Listed(str(item["Key"]), int(item["Size"]), str(item["ETag"]), item["LastModified"])
+
+    def folders(self, prefix: str) -> list[str]:
+        with talking_about(f"{self._place}/{prefix}"):
+            return folders(self._client, self._bucket, prefix)
+
+    def download(self, key: str, target: Path, came: Callable[[int], None] | None) -> None:
+        with talking_about(f"{self._place}/{key}"):
+            self._client.download_file(self._bucket, key, str(target), Callback=came)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        every = list(keys)
+        for start in range(0, len(every), _REMOVED_AT_ONCE):
+            named = [{"Key": key} for key in every[start : start + _REMOVED_AT_ONCE]]
+            with talking_about(self._place):
+                answer = self._client.delete_objects(Bucket=self._bucket, Delete={"Objects": named, "Quiet": True})
+            if refused := answer.get("Errors"):
+                first = refused[0]
+                raise StoreRefused(
+                    f"{self._place}/{first.get('Key')}: S3 does not delete it: "
+                    f"{first.get('Message')} ({first.get('Code')})"
+                )
+
+    def clock(self) -> datetime | None:
+        with talking_about(self._place):
+            answer = self._client.head_bucket(Bucket=self._bucket)
+        said = answer["ResponseMetadata"]["HTTPHeaders"].get("date")
+        return parsedate_to_datetime(said) if said else None

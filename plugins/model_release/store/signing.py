@@ -105,6 +105,7 @@ def check_version(store: Store, name: str, public_key: Path) -> Version:
         raise SignatureRefused(f"{version.storage_uri}: {error}") from error
     if json.loads(record)["files"] != version.files:
         raise VersionDamaged(f"{version.storage_uri}{RECORD} was changed while it was verified")
+    store.reread(version)
     return version
 
 

@@ -1,4 +1,4 @@
-"""Immutable versions in S3, and the few documents beside them.
+"""Immutable versions in a store, and the few documents beside them.
 
 ```
 s3://bucket/prefix/
@@ -11,7 +11,7 @@ s3://bucket/prefix/
 ```
 
 A version's name is the digest of what is served (all but `smoke.json`): equal content, equal name. A prefix
-without `version.json` is no version. Every object is sent with its SHA-256, which the server checks, and
+without `version.json` is no version. Every object is sent with its SHA-256, which S3 itself checks, and
 on the condition that there is none of its name, so nothing is ever overwritten and two writers cannot mix.
 A signature lies beside the versions, not in one: neither a version's name nor its files depend on who signed it.
 """
@@ -23,13 +23,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from model_release.errors import ArchiveError, SpecError, StoreUnavailable, VersionDamaged
 from model_release.store import files
 from model_release.store.bucket import Bucket, encode
 from model_release.store.here import Here
-from model_release.store.s3 import folders, talking_about
 
 RECORD = "version.json"
 SMOKE = "smoke.json"
@@ -61,8 +61,8 @@ class Version:
 
 
 class Store(Bucket):
-    """The model store at `uri` (`s3://bucket/prefix/`), through a boto3 S3 client. With `here`, what one task leaves
-    for the next is there and not in the store.
+    """The model store at `uri` (`s3://bucket/prefix/`), through the client of its kind. With `here`, what one task
+    leaves for the next is there and not in the store.
 
     Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer, or somebody
     wrote at the same moment) and `VersionDamaged`; `SpecError` for names and addresses that are none.
@@ -90,7 +90,7 @@ class Store(Bucket):
         if SMOKE not in sums:
             raise ArchiveError(f"{directory} was not checked (it lacks {SMOKE}), and nothing unchecked is published")
         version = version_name(sums)
-        if self._head(_key(version, RECORD)):
+        if self.tag(_key(version, RECORD)):
             self._log(f"version {version} is there already")
             return self.version(version)
         self._take_back(version)
@@ -123,11 +123,21 @@ class Store(Bucket):
             raise VersionDamaged(f"{version.storage_uri} is not what its {RECORD} says: {'; '.join(problems)}")
         return version
 
+    def reread(self, version: Version) -> None:
+        """Reads each file of a version and holds it to its SHA-256, where the store does not compute that itself: there
+        whoever may write can say any, and only the bytes are proof. Raises `VersionDamaged`."""
+        if self._objects.computes_sha256:
+            return
+        with TemporaryDirectory(prefix="reread-") as scratch:
+            for path, about in version.files.items():
+                self.bring(_key(version.name, path), Path(scratch, "file"))
+                if files.sha256(Path(scratch, "file")) != about["sha256"]:
+                    raise VersionDamaged(f"{version.storage_uri}{path} is not what its {RECORD} says")
+
     def versions(self) -> list[Version]:
         """All versions, newest first, as their records tell them (not verified). What is half-written or has a
         record that is none is left out, with a line in the log."""
-        with talking_about(self.uri):
-            names = folders(self._client, self._bucket, f"{self._prefix}versions/")
+        names = self._objects.folders(f"{self._prefix}versions/")
         found = []
         places = {f"versions/{name}/{RECORD}": name for name in names if _VERSION.fullmatch(name)}
         for place, record in self.read_all(places):
@@ -279,7 +289,8 @@ class Store(Bucket):
             }
             rest = {key: value for key, value in record.items() if key not in ("version", "time", "files")}
             time = datetime.fromisoformat(record["time"])
-            return Version(name, self._uri(name), time if time.tzinfo else time.replace(tzinfo=UTC), rest, listed)
+            uri = f"{self._where.served}{_key(name, '')}"
+            return Version(name, uri, time if time.tzinfo else time.replace(tzinfo=UTC), rest, listed)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise VersionDamaged(f"{self._uri(name)}{RECORD} is no version's record: {error!r}") from error
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 from inspect import getdoc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, BaseOperator
 from airflow.sdk.definitions.retry_policy import ExceptionRetryPolicy, RetryAction, RetryRule
@@ -16,6 +16,9 @@ from model_release.errors import ReleaseError
 from model_release.spec import ModelSpec
 from model_release.tasks import links
 from model_release.tasks.run import Run
+
+if TYPE_CHECKING:
+    from model_release.tasks.lineage import Lineage
 
 TROUBLE = "trouble"  # the XCom key under which a failed task leaves its one line
 
@@ -53,6 +56,13 @@ class ReleaseOperator(BaseOperator):
     def __init__(self, *, spec: ModelSpec, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.spec = spec
+        self.lineage: Lineage | None = None
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Airflow's provider of OpenLineage, where it is installed, asks this when the task has ended, either way."""
+        from model_release.tasks.lineage import as_openlineage
+
+        return as_openlineage(self.lineage)
 
     def execute(self, context: Any) -> Any:
         with telling(self, context):

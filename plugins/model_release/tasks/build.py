@@ -18,7 +18,7 @@ from airflow.sdk import BaseBranchOperator
 from model_release.errors import ReleaseError, SpecError
 from model_release.release.outcome import NOTHING_NEW
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, records, suggestions, watching
+from model_release.tasks import connections, lineage, records, suggestions, watching
 from model_release.tasks.assets import emit, version_asset
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.run import Run
@@ -54,7 +54,7 @@ class BuildOperator(ReleaseOperator):
         request = steps.Request(
             name, resolved["build"], service, fingerprint, runtime=self.spec.runtime, **steps.asked_of(self.spec)
         )
-        return steps.run(connections.builds(self.spec), request, self.root, connections.s3, self.log.info)
+        return steps.run(connections.builds(self.spec), request, self.root, connections.reach, self.log.info)
 
     def resolved(self, context: Any) -> dict[str, Any]:
         found = context["ti"].xcom_pull(task_ids="resolve", key="resolved")
@@ -116,7 +116,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 self.spec.source.place | ({"revision": choice.revision} if choice.revision else {}),
                 Path(scratch, "checkpoint"),
                 base=self.root,
-                s3=connections.s3() if self.spec.source.s3 or self.spec.source.mlflow else None,
+                reach=connections.reach,
                 hub=connections.hub() if self.spec.source.hub else None,
                 mlflow=connections.mlflow() if self.spec.source.mlflow else None,
                 not_later_than=choice.not_later_than,
@@ -267,6 +267,9 @@ class Publish(BuildOperator):
             suggestions.remember(self.spec.model, [one.name for one in store.versions()])
         records.change(self.spec, run, lambda record: setattr(record, "version", version.name))
         self.log.info("Version %s at %s", version.name, version.storage_uri)
+        self.lineage = lineage.published(
+            self.spec, run, version.name, version.storage_uri, resolved["source"], version.metadata
+        )
         made = {"version": version.name, "uri": version.storage_uri}
         origin = resolved["source"].get("origin")
         emit(context, version_asset(self.spec), {**made, "origin": origin, "release": run.page})

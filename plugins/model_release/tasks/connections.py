@@ -10,6 +10,8 @@
 | `mlflow`      | http       | the MLflow server, for sources in its registry                                  |
 | `grafana`     | http       | optional: Grafana's address, for links                                          |
 
+Stores that are not S3 are reached by `model_store_gcs` and `model_store_azure`, both optional (docs/stores.md).
+
 The sandbox and a cluster differ in nothing else. The clients are made anew in each task: nothing heavy is imported
 before one runs, and no credential outlives it.
 """
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
     from model_release.spec import ModelSpec
+    from model_release.store.clients import Given
     from model_release.store.store import Store
 
 KUBERNETES = "kubernetes"
@@ -55,11 +58,43 @@ def s3() -> Any:
     return S3Hook(aws_conn_id=STORE).get_conn()
 
 
+def reach(uri: str, *, quick: bool = False) -> Any:
+    """The client of the store that an address names, as `store.objects` takes it. Where `model_store_gcs` or
+    `model_store_azure` is not there, the machine's own credentials count. `quick`: `store.clients`, and not for S3.
+
+    Raises:
+        SpecError: the address is none, a package is missing, or the connection says something else.
+    """
+    from model_release.store import clients
+    from model_release.store.objects import address
+
+    where = address(uri)
+    if where.kind == "gs":
+        return clients.gcs(_given(clients.GCS), quick=quick)
+    if where.kind == "abfs":
+        return clients.azure(where, _given(clients.AZURE), quick=quick)
+    return s3()
+
+
+def _given(conn_id: str) -> Given:
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    from model_release.store.clients import Given
+
+    try:
+        found = BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException:
+        return Given()
+    names = ("login", "password", "host", "schema", "port")
+    return Given.of({name: getattr(found, name) for name in names} | {"extra": found.extra_dejson})
+
+
 def store(prefix: str) -> Store:
-    """The versions and records below `prefix` (s3://…/)."""
+    """The versions and records below `prefix` (s3://…/, gs://…/, abfs://…/)."""
     from model_release.store.store import Store
 
-    return Store(s3(), prefix)
+    return Store(reach(prefix), prefix)
 
 
 def builds(spec: ModelSpec) -> Store:
@@ -81,7 +116,7 @@ def builds(spec: ModelSpec) -> Store:
         return store(spec.store)
     if not said.replace(".", "", 1).isdigit():
         raise SpecError(f"MODEL_RELEASE_BUILDS_GB is {said!r}; a number of gigabytes, such as 20, is right")
-    return Store(s3(), spec.store, here=Here(Path(folder), int(float(said) * 1e9)))
+    return Store(reach(spec.store), spec.store, here=Here(Path(folder), int(float(said) * 1e9)))
 
 
 # What the `extra` of the connection `prometheus` may say.

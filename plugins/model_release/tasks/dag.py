@@ -27,6 +27,7 @@ from typing import Any
 from airflow.sdk import DAG, AssetOrTimeSchedule, CronTriggerTimetable, TriggerRule
 
 from model_release.spec import ModelSpec, format_duration
+from model_release.tasks import late
 from model_release.tasks.assets import back_live, candidate_asset, live_asset, version_asset
 from model_release.tasks.base import RETRIES, documented
 from model_release.tasks.build import ArchiveModel, Export, Publish, Resolve
@@ -56,6 +57,7 @@ def release_dag(spec: ModelSpec, project: Path, versions: Sequence[str] = (), pl
         params=form(versions, plan),
         default_args=RETRIES,
         tags=["model-release", spec.model, spec.service.key],
+        deadline=late.alert(spec),
     ) as dag:
         common: dict[str, Any] = {"spec": spec}
         build = {**common, "root": project}

@@ -34,7 +34,7 @@ class Evaluate(BuildOperator):
         limits = limits_of(self.spec, run)
         asked = request(self.spec, run, self.resolved(context), limits, *stable_uri(self.spec, run, limits))
         store, say = connections.builds(self.spec), _line_by_line(self.log.info)
-        return concluded(self.spec, run, steps.run(store, asked, self.root, connections.s3, say))
+        return concluded(self.spec, run, steps.run(store, asked, self.root, connections.reach, say))
 
 
 def request(

@@ -9,7 +9,7 @@ from model_release.cluster.release import Phase
 from model_release.errors import ClusterRefused, ClusterUnavailable
 from model_release.release.outcome import Outcome, outcome_of, recorded, unclaimed, unsettled
 from model_release.spec import ModelSpec
-from model_release.tasks import notify, records, registry, telemetry
+from model_release.tasks import lineage, notify, records, registry, telemetry
 from model_release.tasks.base import TROUBLE, ReleaseOperator
 from model_release.tasks.run import Run
 from model_release.tasks.service import ReleasedService
@@ -67,6 +67,7 @@ class Report(ReleaseOperator):
             if event is not None:
                 notify.tell(self.spec, run, event, outcome.sentence, attempt=ti.try_number)
         made = ti.xcom_pull(task_ids="publish") or ti.xcom_pull(task_ids="resolve", key="resolved") or {}
+        self.lineage = lineage.ended(self.spec, run, made.get("version"), outcome.kind, outcome.sentence)
         line = f"{' '.join(filter(None, [self.spec.model, made.get('version', '')]))}: {outcome.sentence}"
         if outcome.kind in ("rolled_back", "failed") and (settled := ti.xcom_pull(task_ids="settle")):
             line += f" Settled: {settled}."

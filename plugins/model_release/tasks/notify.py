@@ -31,6 +31,7 @@ ROLLED_BACK = "rolled back"
 INCONCLUSIVE = "inconclusive"
 FAILED = "failed"
 SWEPT = "swept"
+LATE = "takes long"
 
 _OF_KIND = {"promoted": PROMOTED, "first": PROMOTED, "rolled_back": ROLLED_BACK, "failed": FAILED}
 

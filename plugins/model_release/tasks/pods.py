@@ -22,8 +22,8 @@ from model_release.tasks import connections, evaluate
 from model_release.tasks.base import telling
 from model_release.tasks.run import Run
 
-#: Credentials of S3 for clusters whose service accounts have no role of AWS: a Secret with AIRFLOW_CONN_MODEL_STORE, or
-#: with boto3's own variables. Where there is none, none is used.
+#: Credentials of the store for clusters whose service accounts have no role there: a Secret with the variable
+#: AIRFLOW_CONN_MODEL_STORE (…_GCS, …_AZURE), or with boto3's own. Where there is none, none is used.
 STORE_SECRET = "model-release-store"  # noqa: S105 - a name
 
 # A pod with a mesh's sidecar never ends: its step is done, and the proxy runs on. Istio reads the label, older ones the

@@ -57,7 +57,7 @@ def world(spec: ModelSpec, root: Path) -> World:
 
     def samples() -> int:
         shadow = spec.rollout.shadow
-        return 0 if shadow is None else len(chosen(shadow.place, root, connections.s3, shadow.requests, ""))
+        return 0 if shadow is None else len(chosen(shadow.place, root, connections.reach, shadow.requests, ""))
 
     return World(
         spec=spec,

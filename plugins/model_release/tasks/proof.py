@@ -61,5 +61,5 @@ def prover(
 def version_in(storage_uri: str | None) -> tuple[str, str] | None:
     """(store, version) that `storage_uri` names, in whatever store it says: another model of the service may have been
     live before, and its file may be deleted since. None when it is no version of this project."""
-    found = re.fullmatch(r"(s3://[^/]+/(?:.+/)?)versions/([0-9a-f]{16})/", storage_uri or "")
+    found = re.fullmatch(r"((?:s3|gs|https)://[^/]+/(?:.+/)?)versions/([0-9a-f]{16})/", storage_uri or "")
     return (found[1], found[2]) if found else None

@@ -70,10 +70,6 @@ def sources(spec: ModelSpec) -> dict[str, str]:
     return spec.source.place
 
 
-def s3_of(spec: ModelSpec) -> Any | None:
-    return connections.s3() if spec.source.s3 else None
-
-
 def candidate_of(context: Any) -> str:
     """The name of the run's candidate: the end of its data interval where the schedule made it, else the moment that it
     was asked for: a run by hand may bear the interval of the schedule's last one, and would find that one's candidate.
@@ -112,7 +108,7 @@ class Train(BaseOperator):
                 timeout=wanted.timeout.total_seconds(),
                 base=self.root,
                 path=[self.root / "include", self.root / "plugins"],
-                s3=s3_of(self.spec),
+                reach=connections.reach,
                 log=self.log.info,
             )
         return event_of(made)
@@ -147,7 +143,7 @@ class Offer(BaseOperator):
     def _candidate(self, context: Any) -> Trained:
         from model_release.build import training
 
-        wanted, candidate, s3 = trainable(self.spec), candidate_of(context), s3_of(self.spec)
+        wanted, candidate = trainable(self.spec), candidate_of(context)
         if wanted.image:
             return training.finish(
                 wanted.image,
@@ -155,10 +151,10 @@ class Offer(BaseOperator):
                 candidate,
                 arguments=wanted.arguments,
                 seconds=float(context["ti"].xcom_pull(task_ids="train", key="seconds") or 0),
-                s3=s3,
+                reach=connections.reach,
                 log=self.log.info,
             )
-        found = training.find(sources(self.spec), candidate, base=self.root, s3=s3)
+        found = training.find(sources(self.spec), candidate, base=self.root, reach=connections.reach)
         if found is None:
             raise TrainingFailed(f"{self.spec.source} has no finished candidate {candidate}; clear train to train it")
         return found

@@ -16,7 +16,7 @@ from airflow.sdk.exceptions import TaskDeferred
 
 from model_release.cluster.release import Cause, Phase
 from model_release.errors import CanaryLost, ClusterUnavailable, RevisionFailed
-from model_release.tasks import connections, records, registry, service
+from model_release.tasks import connections, lineage, records, registry, service
 from model_release.tasks.assets import back_live, emit, live_asset
 from model_release.tasks.base import ReleaseOperator, telling
 from model_release.tasks.driving import began_with
@@ -233,6 +233,7 @@ class GoLive(ReleaseOperator):
         made = service.published(context)
         told = {"version": made["version"], "uri": made["uri"], "service": self.spec.service.key, "how": self.task_id}
         emit(context, live_asset(self.spec), {**told, "release": run.page})
+        self.lineage = lineage.live(self.spec, run, made["version"], made["uri"], self.task_id, outcome.sentence)
         return progress.sentence
 
     def word(self, now: Release, run: Run) -> str:
@@ -319,4 +320,5 @@ class RollBack(ReleaseOperator):
             uri = now.stable.storage_uri
             told = {"version": version_of(uri), "uri": uri, "service": self.spec.service.key, "how": self.task_id}
             emit(context, live_asset(self.spec), {**told, "release": run.page}, back_live(self.spec))
+            self.lineage = lineage.live(self.spec, run, told["version"], uri, self.task_id, None)
         return progress.sentence

@@ -54,7 +54,7 @@ def _ask(released: ReleasedService, shadow: Shadow, root: Path, pairs: Pairs, lo
     from model_release.cluster.rollout import check_untouched
     from model_release.cluster.smoke import Line, smoke_url, stable_url
 
-    pictures = chosen(shadow.place, root, connections.s3, shadow.requests, released.run.release)
+    pictures = chosen(shadow.place, root, connections.reach, shadow.requests, released.run.release)
     pairs.wanted = len(pictures)
     canary, way = released.canary(), partial(Line, model=released.name, ingress=connections.ingress())
 

@@ -17,7 +17,7 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections
 from model_release.tasks.base import telling
 from model_release.tasks.pods import NO_SIDECAR
-from model_release.tasks.retrain import candidate_of, s3_of, sources, trainable
+from model_release.tasks.retrain import candidate_of, sources, trainable
 
 # Nodes with a GPU may have to be started first, and images with CUDA take minutes to pull.
 _START = 1800
@@ -71,9 +71,9 @@ class TrainInPod(KubernetesPodOperator):
     def execute(self, context: Any) -> None:
         from model_release.build import training
 
-        candidate, s3 = candidate_of(context), s3_of(self.spec)
+        candidate = candidate_of(context)
         with telling(self, context):
-            made = training.find(sources(self.spec), candidate, base=Path(), s3=s3)
+            made = training.find(sources(self.spec), candidate, base=Path(), reach=connections.reach)
             if made is not None:
                 self.log.info("%s is there already: no pod is started", made.origin)
                 return
@@ -85,7 +85,7 @@ class TrainInPod(KubernetesPodOperator):
 
         there = self.find_pod(pod_request_obj.metadata.namespace, context=context)
         if there is None or there.status.phase in ("Succeeded", "Failed"):
-            training.clear_destination(sources(self.spec), candidate_of(context), s3=s3_of(self.spec))
+            training.clear_destination(sources(self.spec), candidate_of(context), reach=connections.reach)
         return super().get_or_create_pod(pod_request_obj, context)
 
     def trigger_reentry(self, context: Any, event: dict[str, Any]) -> None:

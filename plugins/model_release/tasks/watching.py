@@ -15,6 +15,7 @@ from airflow.triggers.base import BaseEventTrigger, TriggerEvent
 
 from model_release.errors import ReleaseError, StoreContested
 from model_release.spec import ModelSpec
+from model_release.store.objects import address
 from model_release.tasks import connections
 from model_release.tasks.aside import aside
 
@@ -67,7 +68,7 @@ class CandidateTrigger(BaseEventTrigger):
         # Made once: what a client reads of its service when it is made takes the triggerer's time from all others.
         try:
             reach = self._reach = self._reach or _Reach(source, self.given["store"])
-            found = newest(source, base=Path(self.given["root"]), s3=reach.s3, hub=reach.hub, mlflow=reach.mlflow)
+            found = newest(source, base=Path(self.given["root"]), reach=reach.at, hub=reach.hub, mlflow=reach.mlflow)
             taken = (_taken(reach.store, self.given["model"])[0] or {}) if found else {}
         except ReleaseError:
             self._reach = None  # keys may have been changed
@@ -80,9 +81,15 @@ class _Reach:
 
     def __init__(self, source: Mapping[str, str], store: str) -> None:
         self.store = connections.store(store)
-        self.s3 = connections.s3() if {"s3", "mlflow"} & source.keys() else None
+        self._clients: dict[str, Any] = {}
         self.hub = connections.hub() if "hub" in source else None
         self.mlflow = connections.mlflow() if "mlflow" in source else None
+
+    def at(self, uri: str) -> Any:
+        """The client of the source's own store."""
+        place = address(uri).place
+        self._clients[place] = self._clients.get(place) or connections.reach(uri)
+        return self._clients[place]
 
 
 def take(store: Store, model: str, candidate: str, release: str, *, by_event: bool) -> str | None:

@@ -89,7 +89,7 @@ class AirflowSources:
         from model_release.release.index import History
         from model_release.store.store import Store
 
-        return _Lazily(lambda: History(Store(self._s3(), store)))
+        return _Lazily(lambda: History(Store(self._reach(store), store)))
 
     def services(self, namespace: str) -> dict[str, InferenceService]:
         from model_release.web import cluster
@@ -128,6 +128,15 @@ class AirflowSources:
 
     def _s3(self) -> Any:
         return self._clients["model_store"].get("model_store", _quick_s3, StoreRefused)
+
+    def _reach(self, uri: str) -> Any:
+        from model_release.store.objects import address
+        from model_release.tasks import connections
+
+        where = address(uri)
+        if where.kind == "s3":
+            return self._s3()
+        return self._clients["model_store"].get(where.place, lambda: connections.reach(uri, quick=True), StoreRefused)
 
 
 class _Lazily:

@@ -50,8 +50,8 @@ def built(archive: Archive) -> Subject:
     return Subject(version, archive.sha256, labels_of(archive.file), lambda _: archive.file)
 
 
-def published(version: Version, s3: Any) -> Subject:
-    """A version in the store, fetched with the boto3 client `s3` and held to its SHA-256. Raises `VersionDamaged`."""
+def published(version: Version, client: Any) -> Subject:
+    """A version in the store, fetched with its store's client and held to its SHA-256. Raises `VersionDamaged`."""
     found = runtimes.archives(version.files)
     labels = version.metadata.get("labels")
     if len(found) != 1 or not labels:
@@ -60,7 +60,7 @@ def published(version: Version, s3: Any) -> Subject:
 
     def bring(folder: Path) -> Path:
         target = folder / f"{version.name}{runtimes.of_archive(Path(found[0])).SUFFIX}"
-        Prefix(s3, version.storage_uri).bring(found[0], target)
+        Prefix(client, version.storage_uri).bring(found[0], target)
         if files.sha256(target) != sha256:
             raise VersionDamaged(f"{version.storage_uri}{found[0]} is not what its version.json says")
         return target

@@ -1,4 +1,4 @@
-"""Labelled images: a folder or an S3 prefix whose subfolders are named by label, as torchvision's ImageFolder has it.
+"""Labelled images: a folder or prefix whose subfolders are named by label, as torchvision's ImageFolder has it.
 
 ```
 faces/happy/0001.jpg
@@ -21,9 +21,9 @@ from typing import Any
 
 from model_release.build.evaluation.gates import some
 from model_release.build.labels import one_of_several
-from model_release.errors import SpecError
+from model_release.errors import SpecError, StoreContested
 from model_release.store import files
-from model_release.store.s3 import split_uri, talking_about
+from model_release.store.objects import address, objects
 
 Log = Callable[[str], None]
 
@@ -39,10 +39,10 @@ class LabelledImages:
     """The images at `uri`: `truth` is {name: label}, sorted by name, where a name is the path below `uri`.
 
     `digest` is the SHA-256 over names and contents (`digest_of` = "contents"), or over names, sizes and ETags
-    ("etags") of an S3 prefix, whose listing gives no more without a request for each image: an object that changes
+    ("etags") of a store's prefix, whose listing gives no more without a request for each image: an object that changes
     changes its ETag, and an equal one that was uploaded in another way may have another.
 
-    `bring(folder, log)` gives (name, file) of each, in order; images in S3 are downloaded into `folder`, once.
+    `bring(folder, log)` gives (name, file) of each, in order; images in a store are downloaded into `folder`, once.
     """
 
     uri: str
@@ -76,13 +76,13 @@ class LabelledImages:
             )
 
 
-def labelled(data: str, root: Path, s3: Callable[[], Any], log: Log) -> LabelledImages:
-    """The images at `data`: an S3 prefix, read with the boto3 client that `s3` gives, or a folder below `root`.
+def labelled(data: str, root: Path, reach: Callable[[str], Any], log: Log) -> LabelledImages:
+    """The images at `data`: a store's prefix, read with the client that `reach` gives for it, or a folder below `root`.
 
     Raises `SpecError` for a place without images, a label's folder without any, and images without a label; the
-    store's errors for S3.
+    store's errors for a store.
     """
-    return from_s3(s3(), data, log) if data.startswith("s3:") else from_folder(root / data, data, log)
+    return from_store(reach(data), data, log) if "://" in data else from_folder(root / data, data, log)
 
 
 def from_folder(folder: Path, uri: str, log: Log) -> LabelledImages:
@@ -95,26 +95,25 @@ def from_folder(folder: Path, uri: str, log: Log) -> LabelledImages:
     return LabelledImages(uri, digest, "contents", truth, lambda _, __: [(name, folder / name) for name in truth])
 
 
-def from_s3(client: Any, uri: str, log: Log) -> LabelledImages:
-    """The images below the S3 prefix `uri`."""
-    bucket, prefix = split_uri(uri)
-    with talking_about(uri):
-        pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)
-        found = {item["Key"][len(prefix) :]: item for page in pages for item in page.get("Contents", [])}
+def from_store(client: Any, uri: str, log: Log) -> LabelledImages:
+    """The images below the prefix `uri` of a store."""
+    where = address(uri)
+    bucket, prefix = objects(client, where), where.prefix
+    found = {one.key[len(prefix) :]: one for one in bucket.listed(prefix)}
     # A folder marker is an empty object whose key ends in a slash: a folder that somebody made and did not fill.
     markers = [name.split("/", 1)[0] for name in found if name.count("/") == 1 and name.endswith("/")]
     truth = _truth(uri, [name for name in found if name and not name.endswith("/")], markers, log)
-    tags = {name: str(found[name]["ETag"]) for name in truth}
-    digest = files.combined({name: f"{tags[name]} {found[name]['Size']}" for name in truth})
+    digest = files.combined({name: f"{found[name].tag} {found[name].size}" for name in truth})
 
     def get(folder: Path, number: int, name: str) -> tuple[str, Path]:
         # Named by number: what somebody called an object is no path to write to.
         target = folder / f"{number:07d}"
         if not target.exists():
-            with talking_about(uri + name):
-                body = client.get_object(Bucket=bucket, Key=prefix + name, IfMatch=tags[name])["Body"].read()
+            content = bucket.get(prefix + name, found[name].tag)
+            if content is None:
+                raise StoreContested(f"{uri}{name} was removed while the images were read; try again")
             part = target.with_suffix(".part")
-            part.write_bytes(body)
+            part.write_bytes(content[0])
             part.rename(target)
         return name, target
 

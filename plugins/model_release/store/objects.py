@@ -1,0 +1,155 @@
+"""What a store of objects has to be able to do, whoever runs it: S3 (`s3`), Google Cloud Storage (`gcs`), Azure Blob
+(`azure`). Folders, versions and records are written upon these few calls and know no other."""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from model_release.errors import SpecError
+
+#: What `put` may replace: whatever is there, or nothing. Any other word is the tag of the content that may give way.
+WHATEVER, NOTHING = "whatever", "nothing"
+
+_FORMS = {
+    "s3": re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL),
+    "gs": re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL),
+    "abfs": re.compile(
+        r"abfss?://(?P<bucket>[a-z0-9][a-z0-9-]{1,61}[a-z0-9])@(?P<account>[a-z0-9]{3,24})\.dfs\.core\.windows\.net"
+        r"(?:/(?P<prefix>.*))?",
+        re.DOTALL,
+    ),
+    # As KServe is told of it, and so as an InferenceService tells of it.
+    "https": re.compile(
+        r"https://(?P<account>[a-z0-9]{3,24})\.blob\.core\.windows\.net/(?P<bucket>[a-z0-9][a-z0-9-]{1,61}[a-z0-9])"
+        r"(?:/(?P<prefix>.*))?",
+        re.DOTALL,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a prefix lies. `kind` is `s3`, `gs` or `abfs`; `account` is Azure's; the prefix ends in `/` or is empty."""
+
+    kind: str
+    bucket: str
+    prefix: str
+    account: str = ""
+
+    @property
+    def place(self) -> str:
+        """The bucket's own address, without a slash at its end."""
+        host = f"@{self.account}.dfs.core.windows.net" if self.kind == "abfs" else ""
+        return f"{self.kind}://{self.bucket}{host}"
+
+    @property
+    def uri(self) -> str:
+        return f"{self.place}/{self.prefix}"
+
+    @property
+    def served(self) -> str:
+        """The same for KServe, which knows Azure's blobs by their web address (docs/facts.md#other-stores)."""
+        if self.kind == "abfs":
+            return f"https://{self.account}.blob.core.windows.net/{self.bucket}/{self.prefix}"
+        return self.uri
+
+
+def address(uri: str) -> Address:
+    """`gs://bucket/some/prefix` → where that is. The slash at a prefix's end matters: stores and KServe compare
+    prefixes as text, and `…/v1` also names `…/v10/…`. Raises `SpecError` for anything that is none."""
+    scheme = uri.partition("://")[0]
+    form = _FORMS.get("abfs" if scheme == "abfss" else scheme)
+    match = form.fullmatch(uri) if form else None
+    if match is None or "//" in uri.partition("://")[2] or re.search(r"[\x00-\x1f?#]", uri):
+        name = "S3 address" if scheme == "s3" else "address of a store"
+        others = (
+            "" if scheme == "s3" else ", gs://bucket/prefix/ or abfs://container@account.dfs.core.windows.net/prefix/"
+        )
+        raise SpecError(f"{uri!r} is no {name}; right would be s3://bucket/prefix/{others}")
+    found = match.groupdict()
+    prefix = (found["prefix"] or "").strip("/")
+    kind = "abfs" if scheme in ("abfss", "https") else scheme
+    return Address(kind, found["bucket"], f"{prefix}/" if prefix else "", found.get("account") or "")
+
+
+@dataclass(frozen=True)
+class Head:
+    """An object without its content. `sha256` is hex, None where the store has none of it."""
+
+    size: int
+    tag: str
+    sha256: str | None
+
+
+@dataclass(frozen=True)
+class Listed:
+    key: str
+    size: int
+    tag: str
+    time: datetime
+
+
+class Objects(ABC):
+    """The objects of one bucket, by their whole keys. A tag is another one when the content is.
+
+    Methods raise `StoreRefused` (no bucket, credentials, permission), `StoreUnavailable` (no answer) and, where a
+    condition did not hold, `StoreContested`.
+    """
+
+    #: Whether the server itself computes the SHA-256 that `head` tells. Where it does not, the one who wrote said it.
+    computes_sha256 = False
+
+    @abstractmethod
+    def get(self, key: str, tag: str | None = None) -> tuple[bytes, str] | None:
+        """(content, tag); None where there is no such object. With `tag`, only that content: another is contested."""
+
+    @abstractmethod
+    def head(self, key: str) -> Head | None:
+        """None where there is no such object; a bucket that is not there is refused."""
+
+    @abstractmethod
+    def put(
+        self, key: str, body: bytes | Path, sha256: str, *, over: str = WHATEVER, content_type: str | None = None
+    ) -> str:
+        """Writes an object whole, where what is there may be replaced (`over`), and returns its tag."""
+
+    @abstractmethod
+    def listed(self, prefix: str, *, deep: bool = True) -> Iterator[Listed]:
+        """Everything under `prefix`, by key; without `deep` only what is right under it."""
+
+    @abstractmethod
+    def folders(self, prefix: str) -> list[str]:
+        """Names of the folders right under `prefix`, without slashes."""
+
+    @abstractmethod
+    def download(self, key: str, target: Path, came: Callable[[int], None] | None) -> None:
+        """The object into a file. `came` hears how many bytes came."""
+
+    @abstractmethod
+    def remove(self, keys: Iterable[str]) -> None:
+        """Gone already is done."""
+
+    @abstractmethod
+    def clock(self) -> datetime | None:
+        """The server's time, as it says in the header of an answer; whole seconds."""
+
+
+def objects(client: Any, where: Address) -> Objects:
+    """The objects of a bucket, through the client of its kind: boto3's, `gcs.Reach`, or Azure's BlobServiceClient."""
+    if where.kind == "gs":
+        from model_release.store.gcs import GcsObjects
+
+        return GcsObjects(client, where)
+    if where.kind == "abfs":
+        from model_release.store.azure import AzureObjects
+
+        return AzureObjects(client, where)
+    from model_release.store.s3 import S3Objects
+
+    return S3Objects(client, where.bucket)
