@@ -105,7 +105,7 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
         ("rollout.ramp", {"most": 100}, "rollout.ramp.most", "1 to 99 is right"),
         ("rollout.ramp", {"budget": 0}, "rollout.ramp.budget", "greater than 0"),
         ("rollout.ramp", {"budgets": 5}, "rollout.ramp.budgets", "'budget' is near"),
-        ("rollout.shadow", {"from": "s3://models/samples"}, "rollout.shadow.from", "s3://bucket/folder/ is"),
+        ("rollout.shadow", {"from": "s3://models/samples"}, "rollout.shadow.from", "is no prefix of a store; s3://bucket/folder/"),
         ("rollout.shadow", {"requests": 10}, "rollout.shadow.from", "is missing"),
         ("rollout.shadow", {"from": "a", "max_changd": 0.1}, "rollout.shadow.max_changd", "'max_changed' is near"),
         ("rollout.shadow", {"from": "a", "max_changed": 0.005}, "rollout.shadow", "requests: 598 is the least"),
