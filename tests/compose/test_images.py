@@ -245,4 +245,11 @@ def test_whatever_the_project_imports_is_in_the_image_of_airflow() -> None:
     ours = {"model_release", "sandbox", "handlers", *sys.stdlib_module_names}
     found = {one for part in ("dags", "plugins") for one in imports(PROJECT / part) if one[0].split(".")[0] not in ours}
     assert {"torch", "yaml"} <= {module for module, _ in found}
-    assert sorted(one for one in found if not distributions(one[0]) & there) == []
+    missing = {one for one in found if not distributions(one[0]) & there}
+    # Imported only when OpenLineage's provider asks, in an Airflow that has it.
+    assert {module for module, file in missing if file == "lineage.py"} == {
+        "airflow.providers.openlineage.extractors",
+        "openlineage.client.event_v2",
+        "openlineage.client.facet_v2",
+    }
+    assert sorted(one for one in missing if one[1] != "lineage.py") == []
