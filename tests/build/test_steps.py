@@ -134,13 +134,15 @@ def test_the_local_label_of_a_build_is_no_other_toolchain() -> None:
 
 def test_what_a_model_file_asks_for_is_another_version_and_no_other_machine() -> None:
     content = model_file.load(ROOT / "include" / "models" / "digits.yaml").model_dump(mode="json", exclude_none=True)
-    service = {**content["service"], "timeout": "5m"}
+    service = {**content["service"], "timeout": "5m", "batching": {"max": 8, "within": "5ms"}}
     spec = ModelSpec.model_validate({**content, "service": service, "build": {"fold": True}})
-    assert steps.asked_of(spec) == {"fold": True, "response_timeout": 300}
+    batching = {"max": 8, "within_ms": 5}
+    assert steps.asked_of(spec) == {"fold": True, "response_timeout": 300, "batching": batching}
     asked = toolchain(HANDLER, **steps.asked_of(spec))
     assert {name: value for name, value in asked.items() if TOOLCHAIN.get(name) != value} == {
         "fold": "yes",
         "response_timeout": "300",
+        "batching": "8 within 5 ms",
     }
     steps._check_toolchain(asked, HANDLER)
 

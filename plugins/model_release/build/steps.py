@@ -41,6 +41,7 @@ class Request:
         release: whose request it is: runs that build the same, as dates of one backfill, ask each for itself.
         fold: of `export`: the model file's `build.fold`.
         response_timeout: of `export` and `archive`: seconds, the model file's `service.timeout`.
+        batching: of `export` and `archive`: the model file's `service.batching`, as {"max", "within_ms"}.
         runtime: what will serve it, the model file's `runtime`.
     """
 
@@ -57,6 +58,7 @@ class Request:
     release: str = ""
     fold: bool = False
     response_timeout: int = 60
+    batching: dict[str, int] | None = None
     runtime: str = runtimes.DEFAULT
 
     @property
@@ -67,7 +69,12 @@ class Request:
 
 def asked_of(spec: ModelSpec) -> dict[str, Any]:
     """What a model file says that shapes an archive: arguments of `Request` and of `export.toolchain`."""
-    return {"fold": spec.build.fold, "response_timeout": spec.service.timeout_seconds}
+    batching = spec.service.batching
+    return {
+        "fold": spec.build.fold,
+        "response_timeout": spec.service.timeout_seconds,
+        "batching": batching.told if batching else None,
+    }
 
 
 def ask(store: Store, request: Request) -> None:
@@ -136,6 +143,7 @@ def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Pa
         fingerprint=request.fingerprint,
         fold=request.fold,
         response_timeout=request.response_timeout,
+        batching=request.batching,
         log=log,
     )
     store.stash(f"{request.build}/export", made.directory)
@@ -153,6 +161,7 @@ def archive_export(store: Store, request: Request, handler: Path, scratch: Path,
         handler,
         scratch / "archive",
         response_timeout=request.response_timeout,
+        batching=request.batching,
         log=log,
     )
     archive.check(made, scratch / "export", log=log)
@@ -202,7 +211,7 @@ def _check_toolchain(asked: dict[str, str], handler: Path) -> None:
     from model_release.build.export import toolchain
 
     # What a model file asks for is no matter of the machine.
-    settings = {name: asked[name] for name in ("fold", "response_timeout") if name in asked}
+    settings = {name: asked[name] for name in ("fold", "response_timeout", "batching") if name in asked}
     here = toolchain(handler) | settings
     other = {
         name: (version, here.get(name, "nothing"))
