@@ -51,7 +51,8 @@ class ImageClassifier(Model):
 
     def load(self) -> bool:
         """Loads the network and warms it up, in the thread that will run it. Raises what keeps it from being served."""
-        self._network.submit(self.images.open, self._folder, self.name, MODEL_VERSION).result()
+        # The first GPU, where there is one: a pod sees none but its own.
+        self._network.submit(self.images.open, self._folder, self.name, MODEL_VERSION, 0).result()
         self.ready = True
         return True
 

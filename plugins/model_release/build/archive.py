@@ -44,8 +44,9 @@ def archive(
 
     The model inside is named like the service, in every version: its name is in the URL, and a canary of another
     name would answer 404. `handler` says for which runtime. A request may take `response_timeout` seconds, where the
-    archive can say so; `batching` (`max`, `within_ms`) is how many of them the server answers at once. Run again, the folder is replaced by one of the same bytes. Raises `ArchiveError`, and
-    `SpecError` for a name that KServe would refuse.
+    archive can say so; `batching` (`max`, `within_ms`) is how many of them the server answers at once. Run again, the
+    folder is replaced by one of the same bytes. Raises `ArchiveError`, and `SpecError` for a name that KServe would
+    refuse.
     """
     log = log or logging.getLogger(__name__).info
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", service):

@@ -7,6 +7,7 @@ data        uri, digest, digest_of, images
 candidate   version, accuracy, recall, support, labels, confusion, confused, unanswered, calibration
 stable      the same, or None
 comparison  mcnemar, negative_flips, churn; or skipped: why there is none
+float32     of another precision: what the same checkpoint answers in float32, and the comparison with it
 gates       each limit of the model file: name, limit, value, passed (None: could not be asked), sentence
 passed      whether no gate failed
 ```
@@ -46,13 +47,15 @@ def evaluate(
     stable: Subject | str,
     store: Store,
     *,
+    float32: Subject | str | None = None,
     log: Log,
 ) -> tuple[dict[str, Any], bytes]:
     """The record's `evaluation` and the picture (PNG) of the candidate's confusion matrix.
 
     `stable` is the archive to compare with, or the reason why there is none. Answers are kept in `store`; run again,
     nothing is asked twice. A stable version with other labels, or one that answers no image here, is not compared
-    with, and the record says so. The caller decides what a failed gate means (`check`).
+    with, and the record says so. The caller decides what a failed gate means (`check`). `float32` is the same
+    checkpoint's archive in float32 where the candidate is in another precision, or the reason why there is none.
 
     Raises `SpecError` for images that do not fit the model or its limits, `ArchiveError` when the candidate answers
     none of them, and the store's errors.
@@ -63,16 +66,28 @@ def evaluate(
         ask = partial(answers, images=images, store=store, batch=limits.batch, scratch=Path(folder), log=log)
         found = ask(candidate)
         before = stable if isinstance(stable, str) else _before(candidate, stable, ask)
+        exact = None if float32 is None else _beside_float32(float32, ask)
     said = _measured(candidate, images, found)
     beside, compared = None, skipped(before if isinstance(before, str) else "")
     if isinstance(stable, Subject) and not isinstance(before, str):
         beside, compared = _measured(stable, images, before), comparison(images.truth, before, found)
-    asked = gates(limits, said, compared)
+    bits: dict[str, Any] | None = None
+    if float32 is not None:
+        bits = {"archive": None, "accuracy": None, **skipped(exact if isinstance(exact, str) else "")}
+        if isinstance(float32, Subject):
+            bits["archive"] = float32.sha256
+        if isinstance(exact, dict):
+            bits |= {
+                "accuracy": _measured(candidate, images, exact)["accuracy"],
+                **comparison(images.truth, exact, found),
+            }
+    asked = gates(limits, said, compared, bits)
     evaluation = {
         "data": images.record,
         "candidate": said,
         "stable": beside,
         "comparison": compared,
+        **({"float32": bits} if bits else {}),
         "gates": asked,
         "passed": all(gate["passed"] is not False for gate in asked),
     }
@@ -106,7 +121,13 @@ def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
         "stable": stable["version"] if stable else None,
         "regressions": flips["share"] if flips else None,
         "passed": evaluation["passed"],
+        **({"float32": _short(evaluation["float32"])} if "float32" in evaluation else {}),
     }
+
+
+def _short(bits: Mapping[str, Any]) -> dict[str, Any]:
+    flips = bits["negative_flips"]
+    return {name: bits[name] for name in ("archive", "accuracy")} | {"regressions": flips["share"] if flips else None}
 
 
 def lines(evaluation: dict[str, Any]) -> list[str]:
@@ -132,6 +153,15 @@ def lines(evaluation: dict[str, Any]) -> list[str]:
         if flips["count"]:
             first = [f"{flip['name']} ({flip['was']} → {flip['is'] or 'no answer'})" for flip in flips["images"]]
             said.append(f"right only before: {some(first[:5])}{', …' if flips['count'] > 5 else ''}")
+    if (bits := evaluation.get("float32")) and bits["skipped"]:
+        said.append(f"not compared with float32: {bits['skipped']}")
+    elif bits:
+        flips = bits["negative_flips"]
+        said.append(
+            f"beside the same checkpoint in float32 (accuracy {percent(bits['accuracy'])}): right only now "
+            f"{bits['mcnemar']['better']}, right only in float32 {flips['count']} ({percent(flips['share'])}); "
+            f"{percent(bits['churn'])} of the answers differ"
+        )
     said += _table(candidate, stable)
     asked = evaluation["gates"]
     said += [f"gate {_GATE[gate['passed']]}: {gate['sentence']}" for gate in asked if not gate["passed"]]
@@ -155,6 +185,16 @@ def _before(
         return ask(stable)
     except ArchiveError as error:
         return f"the stable version {stable.version} gives no answers here: {error}"
+
+
+def _beside_float32(float32: Subject | str, ask: Callable[[Subject], dict[str, Answer]]) -> dict[str, Answer] | str:
+    """What the same checkpoint answers in float32, or why nobody can say."""
+    if isinstance(float32, str):
+        return float32
+    try:
+        return ask(float32)
+    except ArchiveError as error:
+        return f"the archive in float32 gives no answers here: {error}"
 
 
 def _drawn(labels: Sequence[str], truth: Mapping[str, str], found: Mapping[str, Answer]) -> Sequence[str]:

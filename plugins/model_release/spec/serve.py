@@ -11,10 +11,18 @@ from .units import Duration, Name, Part, PositiveDuration, format_duration
 
 
 class Resources(Part):
-    """Requests and limits of the predictor's container, as Kubernetes quantities."""
+    """Requests and limits of the predictor's container, as Kubernetes quantities, and how many GPUs it has."""
 
     cpu: Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: str = Field("2Gi", pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")
+    gpu: int = Field(
+        0, ge=0, le=16, description="GPUs (nvidia.com/gpu), request and limit; the network uses the first."
+    )
+
+    @property
+    def quantities(self) -> dict[str, str | None]:
+        """Request and limit; what is not asked for is None."""
+        return {"cpu": self.cpu, "memory": self.memory, "nvidia.com/gpu": str(self.gpu) if self.gpu else None}
 
 
 class Batching(Part):

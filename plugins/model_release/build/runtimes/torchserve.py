@@ -227,6 +227,7 @@ class Context:
         self.system_properties = {"model_dir": str(folder), "gpu_id": None, "batch_size": 1}
         self.manifest, self.metrics = manifest, Metrics()
         self.refused: set[int] = set()
+        self.failed = False
 
     def get_request_header(self, *_: Any) -> None:
         return None
@@ -237,6 +238,7 @@ class Context:
     def set_response_status(self, code: int = 200, phrase: str = "", row: int = 0) -> None:
         if code >= 400:
             self.refused.add(row)
+        self.failed |= code >= 500
 
 
 def _stand_in() -> None:
@@ -316,9 +318,11 @@ class Opened:
 
     def answers(self, pictures: list[bytes]) -> list[Any]:
         """For each picture its labels, best first, or, as text, why it is refused; without the envelope, as TorchServe
-        asks for a batch. Raises what the handler raises: the model failed for all of them."""
+        asks for a batch. Raises where the model failed for one of them."""
         context = self._context()
         rows = self.holder.handle([{"body": picture} for picture in pictures], context)
+        if context.failed:
+            raise RuntimeError("the model failed for a picture of these")
         return [
             str(row.get("error", row) if isinstance(row, dict) else row)
             if number in context.refused or not isinstance(row, list)
