@@ -2,10 +2,11 @@
 #
 #   docker build -t model-release-airflow .
 #
-# Behind it is requirements.txt, the set that the tests ran with. PyTorch comes as its CPU build; for a GPU build
-# give --build-arg PIP_EXTRA_INDEX_URL= (an empty one).
+# The packages are the set that the tests ran with, and each file is held to its hash. PyTorch comes as its CPU build;
+# for a GPU build give --build-arg TORCH=cuda.
 FROM python:3.11.13-slim-bookworm
 
+ARG TORCH=cpu
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PIP_NO_CACHE_DIR=1 \
@@ -13,8 +14,9 @@ ENV PIP_DISABLE_PIP_VERSION_CHECK=1 \
     PYTHONUNBUFFERED=1
 
 WORKDIR /opt/project
-COPY requirements.txt include/images/airflow/requirements.in /tmp/build/
-RUN pip install --requirement /tmp/build/requirements.in --constraint /tmp/build/requirements.txt
+COPY include/images/airflow/hashed.txt include/images/$TORCH.txt /tmp/build/
+RUN cat "/tmp/build/$TORCH.txt" >> /tmp/build/hashed.txt \
+    && pip install --no-deps --require-hashes --requirement /tmp/build/hashed.txt
 
 RUN useradd --uid 50000 --gid 0 --no-create-home --home-dir /opt/airflow airflow \
     && mkdir -p /opt/airflow/logs /opt/project/candidates /opt/project/dashboards \

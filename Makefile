@@ -30,12 +30,12 @@ lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.tom
 	 $$uv lock $(if $(UPGRADE),--upgrade) && \
 	 { echo "# Made by 'make lock' from uv.lock; every package exactly as tested. Do not edit."; \
 	   $$uv export --quiet --frozen --no-hashes --no-annotate --no-header; } > requirements.txt
-	@"$(PYTHON)" .ci/install.py lists
 	@uv=$$("$(PYTHON)" .ci/install.py uv | tail -1) && cd include/images/serving-kserve && \
 	 grep -E '^(torch|numpy|pillow|pillow-heif)==' ../../../requirements.txt > .constraints && \
 	 $$uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --constraint .constraints \
 	  --output-file requirements.txt requirements.in; code=$$?; rm -f .constraints; exit $$code
+	@"$(PYTHON)" .ci/install.py lists
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .

@@ -32,7 +32,7 @@ import sys
 import tomllib
 import urllib.error
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +41,8 @@ ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / os.environ.get("VENV", ".venv")
 CACHE = ROOT / ".cache"
 # Of KServe's own server, which cannot live beside Airflow (runtime: kserve): its list, and its environment.
-KSERVE = ROOT / "include/images/serving-kserve/requirements.txt"
+IMAGES = ROOT / "include/images"
+KSERVE = IMAGES / "serving-kserve/requirements.txt"
 KSERVE_VENV = VENV.with_name(f"{VENV.name}-kserve")
 LOCK, LISTED, CPU = ROOT / "uv.lock", ROOT / "requirements.txt", ROOT / "torch-cpu.txt"
 
@@ -52,7 +53,7 @@ OLDEST_UV = (0, 9)  # as pyproject.toml says
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"
 PATIENCE = 4.0  # seconds, for the first word of an index that is only asked whether it has a wheel
 # What only PyTorch's build with CUDA needs.
-CUDA = re.compile(r"(nvidia|cuda)-|triton$")
+CUDA = re.compile(r"(nvidia|cuda)-|triton(==|$)")
 # What installers say, and what it means.
 MEANINGS = {
     r"No space left on device|os error 28": (
@@ -96,8 +97,8 @@ def version(package: str) -> str:
     return found[1]
 
 
-def hashes() -> dict[tuple[str, str], list[str]]:
-    """{(name, version): ["sha256:…"]} of every file that uv.lock allows."""
+def hashes(wanted: Callable[[str], bool] = lambda _: True) -> dict[tuple[str, str], list[str]]:
+    """{(name, version): ["sha256:…"]} of every file that uv.lock allows; of those alone whose names are `wanted`."""
     try:
         packages: list[dict[str, Any]] = tomllib.loads(LOCK.read_text(encoding="utf-8"))["package"]
     except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
@@ -106,7 +107,7 @@ def hashes() -> dict[tuple[str, str], list[str]]:
         (one["name"], one["version"]): [*one.get("wheels", ()), *([one["sdist"]] if "sdist" in one else ())]
         for one in packages
     }
-    return {which: [file["hash"] for file in found] for which, found in files.items()}
+    return {which: [one["hash"] for one in found if wanted(one.get("url", ""))] for which, found in files.items()}
 
 
 def cpu_hashes() -> dict[str, str]:
@@ -117,20 +118,29 @@ def cpu_hashes() -> dict[str, str]:
 
 def requirements(wheel: Wheel | None) -> str:
     """requirements.txt with the hashes of uv.lock; with `wheel` in PyTorch's place, and nothing of CUDA beside it."""
-    known, lines = hashes(), []
-    for line in LISTED.read_text(encoding="utf-8").splitlines():
+    listed = LISTED.read_text(encoding="utf-8").splitlines()
+    if wheel:
+        listed = [line for line in listed if not CUDA.match(line)]
+    lines = hashed(listed, hashes())
+    return "".join(f"{in_place(line, wheel)}\n" for line in lines)
+
+
+def hashed(listed: Iterable[str], known: Mapping[tuple[str, str], list[str]]) -> list[str]:
+    """The lines of a list of requirements, each with its hashes in `known`."""
+    lines = []
+    for line in listed:
         if line.startswith("#") or not line.strip():
             continue
         name, _, pinned = line.partition(" ")[0].partition("==")
-        if wheel and CUDA.match(name):
-            continue
-        if wheel and name == "torch":
-            lines.append(f"torch=={pinned}+cpu --hash=sha256:{wheel.sha256}")
-            continue
         if (name, pinned) not in known:
             raise SetupError(f"{LISTED.name} has {name} {pinned}, and {LOCK.name} has not: make lock writes both anew")
         lines.append(" ".join([line, *(f"--hash={one}" for one in known[name, pinned])]))
-    return "\n".join(lines) + "\n"
+    return lines
+
+
+def in_place(line: str, wheel: Wheel | None) -> str:
+    """The line, or the one of `wheel` where it is PyTorch's."""
+    return f"{line.split()[0]}+cpu --hash=sha256:{wheel.sha256}" if wheel and line.startswith("torch==") else line
 
 
 def kserve_requirements(wheel: Wheel | None) -> str:
@@ -139,9 +149,7 @@ def kserve_requirements(wheel: Wheel | None) -> str:
     for line in KSERVE.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
         if wheel and CUDA.match(line):
             continue
-        if wheel and line.startswith("torch=="):
-            line = f"{line.split()[0]}+cpu --hash=sha256:{wheel.sha256}"
-        lines.append(line)
+        lines.append(in_place(line, wheel))
     return "\n".join(lines) + "\n"
 
 
@@ -386,15 +394,7 @@ def setup_kserve() -> None:
 
 
 def write_lists() -> None:
-    """What follows from pyproject.toml and uv.lock: the lists of the images, and the hashes of torch-cpu.txt."""
-    groups = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["dependency-groups"]
-    for image in ("airflow", "sandbox", "serving"):
-        head = (
-            f"# Made by 'make lock' from the group {image} of pyproject.toml. Do not edit.\n"
-            "# Versions come from requirements.txt, which is given to pip as constraints.\n"
-        )
-        text = head + "\n".join(names(groups, image)) + "\n"
-        (ROOT / f"include/images/{image}/requirements.in").write_text(text, encoding="utf-8")
+    """What follows from uv.lock: the hashes of torch-cpu.txt, and the images' lists, in which each file has its own."""
     start = f"torch-{version('torch')}+cpu-"
     known = {name: digest for name, digest in cpu_hashes().items() if name.startswith(start)} if CPU.exists() else {}
     for place in filter(None, places(os.environ)):
@@ -403,17 +403,45 @@ def write_lists() -> None:
                 known.setdefault(name, said)
     head = "# Made by 'make lock': SHA-256 of the wheels of PyTorch without CUDA that could be seen. Do not edit.\n"
     CPU.write_text(head + "".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
+    uv = find_uv()
+    if uv is None:
+        raise SetupError(f"uv cannot be had: {PYTHON} -m pip install uv=={UV} fails, as said above")
+    for image in ("airflow", "sandbox", "serving"):
+        asked = [
+            uv,
+            "export",
+            "--quiet",
+            "--frozen",
+            "--only-group",
+            image,
+            "--no-hashes",
+            "--no-annotate",
+            "--no-header",
+        ]
+        listed = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
+        lines = hashed(without_torch(listed), hashes(in_images))
+        write_list(f"{image}/hashed.txt", f"the group {image} of uv.lock", lines)
+    write_list("serving-kserve/hashed.txt", KSERVE.name, without_torch(kserve_requirements(None).splitlines()))
+    torch = f"torch=={version('torch')}"
+    digests = " ".join(f"--hash=sha256:{digest}" for name, digest in sorted(known.items()) if in_images(name))
+    write_list("cpu.txt", "torch-cpu.txt", [f"{torch}+cpu {digests}"])
+    listed = [line for line in LISTED.read_text(encoding="utf-8").splitlines() if torch == line or CUDA.match(line)]
+    write_list("cuda.txt", "requirements.txt", hashed(listed, hashes(in_images)))
 
 
-def names(groups: Mapping[str, list[Any]], group: str) -> list[str]:
-    """The names of a dependency group and of those that it includes, without versions."""
-    found: set[str] = set()
-    for one in groups[group]:
-        if isinstance(one, dict):
-            found.update(names(groups, one["include-group"]))
-        else:
-            found.add(re.split(r"[<>=!~ ;]", one)[0])
-    return sorted(found)
+def in_images(file: str) -> bool:
+    """Whether a file may be installed in the images, whose Python is 3.11 on Linux."""
+    return file.endswith(".gz") or bool(re.search(r"-(cp311|py2\.py3|py3|cp3\d+-abi3)-.*(linux|any)", file))
+
+
+def without_torch(lines: Iterable[str]) -> Iterator[str]:
+    """The lines that are the same for both builds of PyTorch."""
+    return (line for line in lines if not line.startswith(("#", "torch==")) and not CUDA.match(line))
+
+
+def write_list(name: str, source: str, lines: Iterable[str]) -> None:
+    text = f"# Made by 'make lock' from {source}: for the images, each file with its hashes. Do not edit.\n"
+    (IMAGES / name).write_text(text + "".join(f"{line}\n" for line in lines), encoding="utf-8")
 
 
 def main(arguments: list[str]) -> int:

@@ -5,51 +5,49 @@ from __future__ import annotations
 import asyncio
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import quote
 
 import aiohttp
 
 from sandbox import programs
+from sandbox.container import MODEL_MOUNT, Container, ContainerFailed
 from sandbox.errors import SandboxError
 from sandbox.ports import LOOPBACK, free_port, give_back
-from sandbox.process import Child
-from sandbox.servers import MODEL_MOUNT, ContainerFailed
 
 SERVER = Path(__file__).resolve().parents[1] / "images" / "serving-kserve" / "server.py"
 
 
 class KServeServer:
-    """`servers.Server`. It ends by itself, with one line, when the model does not load."""
+    """`container.Server`. It ends by itself, with one line, when the model does not load."""
 
     DIED: str | None = None
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        state_dir: Path,
-        model: Path,
-        folder: Path,
-        sockets: Path,
-        log: Path,
-        env: Mapping[str, str],
-    ) -> None:
-        self._service = _service(model)
+    def __init__(self, container: Container) -> None:
+        self._service = _service(container.model)
         try:
             python = programs.kserve_python()
         except SandboxError as error:
             raise ContainerFailed(str(error)) from None
         self._ports = [free_port() for _ in range(2)]
         self.inference_port, self.metrics_port = self._ports
-        self._sockets = sockets
-        for one in (folder, sockets):
+        self._sockets = container.sockets
+        for one in (container.folder, container.sockets):
             one.mkdir(parents=True, exist_ok=True)
         ports = ["--http_port", str(self.inference_port), "--metrics_port", str(self.metrics_port)]
-        argv: list[str | Path] = [python, "-I", SERVER, "--model_dir", model.resolve(), "--host", LOOPBACK, *ports]
-        environment = {"OMP_NUM_THREADS": "1", **env, "TMPDIR": str(sockets)}
-        self.child = Child(name, argv, state_dir=state_dir, log=log, env=environment, cwd=folder)
+        argv: list[str | Path] = [
+            python,
+            "-I",
+            SERVER,
+            "--model_dir",
+            container.model.resolve(),
+            "--host",
+            LOOPBACK,
+            *ports,
+        ]
+        self.child = container.process(
+            argv, {"OMP_NUM_THREADS": "1", **container.env, "TMPDIR": str(container.sockets)}
+        )
 
     async def loaded(self, http: aiohttp.ClientSession) -> bool:
         try:

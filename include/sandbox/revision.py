@@ -15,9 +15,10 @@ from typing import Any
 
 import aiohttp
 
+from sandbox.container import Container, ContainerFailed, Server
 from sandbox.interfaces import Phase, PodState, RevisionTemplate
 from sandbox.process import tail
-from sandbox.servers import ContainerFailed, Server, server_of
+from sandbox.servers import server_of
 from sandbox.storage import DownloadFailed, download
 
 VERIFY = Path(__file__).resolve().parents[1] / "manifests" / "verify" / "verify_version.py"
@@ -102,7 +103,7 @@ class Replica:
         await self._verify()
         around, key = self._around, self._template.key
         index = self.pod.rsplit("-", 1)[-1]
-        server = server_of(self._template.image)(
+        container = Container(
             f"{key.namespace}/{key.name}/{index}",
             state_dir=around.state_dir,
             model=around.folder / "model",
@@ -111,6 +112,7 @@ class Replica:
             log=self._log,
             env=self._template.env,
         )
+        server = server_of(self._template.image)(container)
         exited = None
         try:
             await server.child.start()

@@ -19,9 +19,8 @@ from urllib.parse import quote
 import aiohttp
 
 from sandbox import programs
+from sandbox.container import MODEL_MOUNT, Container, ContainerFailed
 from sandbox.ports import LOOPBACK, free_port, give_back
-from sandbox.process import Child
-from sandbox.servers import MODEL_MOUNT, ContainerFailed
 
 # What TorchServe's worker says last when the handler does not load (ts/model_service_worker.py).
 WORKER_DIED = "Backend worker process died."
@@ -52,21 +51,12 @@ _LOG4J = """<?xml version="1.0" encoding="UTF-8"?>
 
 
 class TorchServe:
-    """`servers.Server`. `models` are the names that the version serves."""
+    """`container.Server`. `models` are the names that the version serves."""
 
     DIED: str | None = WORKER_DIED
 
-    def __init__(
-        self,
-        name: str,
-        *,
-        state_dir: Path,
-        model: Path,
-        folder: Path,
-        sockets: Path,
-        log: Path,
-        env: Mapping[str, str],
-    ) -> None:
+    def __init__(self, container: Container) -> None:
+        model, folder, sockets = container.model, container.folder, container.sockets
         said = read_properties(model / "config/config.properties")
         self.models = _served_models(said, model / "model-store")
         self._sockets = sockets
@@ -94,12 +84,12 @@ class TorchServe:
             "OMP_NUM_THREADS": "1",
             # What KServe's runtime sets for protocol v1 (docs/facts.md#the-torchserve-runtime).
             "TS_SERVICE_ENVELOPE": "kserve",
-            **env,
+            **container.env,
             **dict.fromkeys(("TMPDIR", "TEMP"), str(sockets)),
             **dict.fromkeys(("LOG_LOCATION", "METRICS_LOCATION"), str(folder.resolve() / "logs")),
             "JAVA_HOME": str(java.parents[1]),
         }
-        self.child = Child(name, argv, state_dir=state_dir, log=log, env=environment, cwd=folder)
+        self.child = container.process(argv, environment)
 
     def _properties(self, said: Mapping[str, str], model: Path) -> dict[str, str]:
         inference, management, metrics, grpc_inference, grpc_management = self._ports

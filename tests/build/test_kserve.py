@@ -33,8 +33,9 @@ from model_release.build.export import Export, export, toolchain
 from model_release.build.source import Checkpoint
 from model_release.errors import ArchiveError, CheckpointError
 from model_release.store import files
+from sandbox.container import Container, ContainerFailed
 from sandbox.kserve_server import KServeServer
-from sandbox.servers import ContainerFailed, server_of
+from sandbox.servers import server_of
 from sandbox.torchserve import TorchServe
 
 from .conftest import HANDLER, ROOT, MakeCheckpoint, Server, eventually, run_here, tiny_model
@@ -235,13 +236,15 @@ def _serving(directory: Path) -> Iterator[Server]:
     log = folder / "log"
     with asyncio.Runner() as runner:
         started = KServeServer(
-            "tests/kserve",
-            state_dir=folder,
-            model=directory,
-            folder=folder / "own",
-            sockets=folder / "s",
-            log=log,
-            env={},
+            Container(
+                "tests/kserve",
+                state_dir=folder,
+                model=directory,
+                folder=folder / "own",
+                sockets=folder / "s",
+                log=log,
+                env={},
+            )
         )
         runner.run(started.child.start())
         try:

