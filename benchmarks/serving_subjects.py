@@ -31,6 +31,7 @@ import aiohttp  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from model_release.build import archive, export, runtimes, source  # noqa: E402
+from sandbox.container import Container  # noqa: E402
 from sandbox.kserve_server import KServeServer  # noqa: E402
 from sandbox.ports import free_port  # noqa: E402
 from sandbox.process import Child  # noqa: E402
@@ -236,8 +237,7 @@ async def serving(model: str, subject: Subject, cores: int) -> AsyncIterator[str
     """The subject's server on so many cores; its address, when it is loaded."""
     with TemporaryDirectory(prefix="serving-", dir="/tmp") as scratch:
         folder = Path(scratch)
-        places: dict[str, Any] = {"state_dir": folder, "log": CACHE / "server.log"}
-        environment = {"OMP_NUM_THREADS": str(cores)}
+        log, threads = CACHE / "server.log", {"OMP_NUM_THREADS": str(cores)}
         started: list[Any] = []
         port = free_port()
 
@@ -250,11 +250,11 @@ async def serving(model: str, subject: Subject, cores: int) -> AsyncIterator[str
             async with aiohttp.ClientSession() as http:
                 if subject.runtime is None:
                     command = [sys.executable, Path(__file__), "pipeline", checkpoint(model), str(port)]
-                    await start(Child("pipeline", command, env=environment, **places))
+                    await start(Child("pipeline", command, state_dir=folder, log=log, env=threads))
                 else:
                     kind = {"torchserve": TorchServe, "kserve": KServeServer}[subject.runtime]
-                    places |= {"model": version(model, subject), "folder": folder / "own", "sockets": folder / "s"}
-                    server: Any = kind(subject.name, env=environment, **places)
+                    own, made = folder / "own", version(model, subject)
+                    server: Any = kind(Container(subject.name, folder, made, own, folder / "s", log, threads))
                     await start(server)
                     while not await server.loaded(http):
                         if not server.child.running:
@@ -262,7 +262,7 @@ async def serving(model: str, subject: Subject, cores: int) -> AsyncIterator[str
                         await asyncio.sleep(0.2)
                     if kind is TorchServe:
                         front = _front(folder, port)
-                        await start(Child("front", front, state_dir=folder, log=CACHE / "server.log"))
+                        await start(Child("front", front, state_dir=folder, log=log))
                     else:
                         port = server.inference_port
                 address = f"http://127.0.0.1:{port}{PATH}"
