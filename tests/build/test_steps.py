@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import pytest
 from model_release import model_file
 from model_release.build import steps
 from model_release.build.archive import Archive
+from model_release.build.evaluate import summary
 from model_release.build.export import load, toolchain
 from model_release.build.source import Checkpoint
 from model_release.build.steps import Request, answered, ask
@@ -91,7 +93,7 @@ def test_export_archive_and_evaluation_pass_by_the_store_alone(store: Store, s3:
 
 @pytest.mark.walk
 def test_int8_is_held_to_the_archive_that_a_release_in_float32_would_have(
-    store: Store, s3: S3, checkpoint: Checkpoint, packed: Archive
+    store: Store, s3: S3, checkpoint: Checkpoint, packed: Archive, tmp_path: Path
 ) -> None:
     store.stash("b9/checkpoint", checkpoint.directory)
     asked: dict[str, Any] = {"fingerprint": checkpoint.fingerprint, "precision": "int8"}
@@ -109,6 +111,18 @@ def test_int8_is_held_to_the_archive_that_a_release_in_float32_would_have(
     assert found["float32"]["archive"] == packed.sha256 != made["sha256"]
     assert found["float32"]["skipped"] is None
     assert [gate["name"] for gate in found["gates"]] == ["regressions", "regressions beside float32"]
+
+    store.unstash("b9/archive", tmp_path / "archive")
+    store.unstash("b9/export", tmp_path / "export")
+    about = {"service": "tiny", "source": {}, "evaluation": summary(found)}
+    version = store.publish(tmp_path / "archive", {**load(tmp_path / "export").report, **about})
+    assert version.metadata["precision"] == "int8"
+    again = replace(request, build=version.name, version=version.name, precision="float32")
+    assert run(store, again)["float32"] == found["float32"], "of the version, whatever the model file says now"
+    _image(s3, f"{store.uri.removeprefix('s3://models/')}images/dog/1.png", 7)
+    assert run(store, again)["float32"]["skipped"].endswith(
+        "was built without these images, and its checkpoint is gone"
+    )
 
 
 def test_a_pod_makes_the_same_bytes_as_a_worker(

@@ -57,8 +57,8 @@ def evaluate(
     with, and the record says so. The caller decides what a failed gate means (`check`). `float32` is the same
     checkpoint's archive in float32 where the candidate is in another precision, or the reason why there is none.
 
-    Raises `SpecError` for images that do not fit the model or its limits, `ArchiveError` when the candidate answers
-    none of them, and the store's errors.
+    Raises `SpecError` for images that do not fit the model or its limits, `ArchiveError` when the candidate, or its
+    checkpoint in float32, answers none of them, and the store's errors.
     """
     images.check_labels(candidate.labels)
     check_limits(limits, images.support, images.uri)
@@ -66,21 +66,17 @@ def evaluate(
         ask = partial(answers, images=images, store=store, batch=limits.batch, scratch=Path(folder), log=log)
         found = ask(candidate)
         before = stable if isinstance(stable, str) else _before(candidate, stable, ask)
-        exact = None if float32 is None else _beside_float32(float32, ask)
+        exact = ask(float32) if isinstance(float32, Subject) else float32
     said = _measured(candidate, images, found)
     beside, compared = None, skipped(before if isinstance(before, str) else "")
     if isinstance(stable, Subject) and not isinstance(before, str):
         beside, compared = _measured(stable, images, before), comparison(images.truth, before, found)
     bits: dict[str, Any] | None = None
-    if float32 is not None:
-        bits = {"archive": None, "accuracy": None, **skipped(exact if isinstance(exact, str) else "")}
-        if isinstance(float32, Subject):
-            bits["archive"] = float32.sha256
-        if isinstance(exact, dict):
-            bits |= {
-                "accuracy": _measured(candidate, images, exact)["accuracy"],
-                **comparison(images.truth, exact, found),
-            }
+    if isinstance(exact, str):
+        bits = {"archive": None, "accuracy": None, **skipped(exact)}
+    elif isinstance(float32, Subject) and exact is not None:
+        accuracy = _measured(candidate, images, exact)["accuracy"]
+        bits = {"archive": float32.sha256, "accuracy": accuracy, **comparison(images.truth, exact, found)}
     asked = gates(limits, said, compared, bits)
     evaluation = {
         "data": images.record,
@@ -185,16 +181,6 @@ def _before(
         return ask(stable)
     except ArchiveError as error:
         return f"the stable version {stable.version} gives no answers here: {error}"
-
-
-def _beside_float32(float32: Subject | str, ask: Callable[[Subject], dict[str, Answer]]) -> dict[str, Answer] | str:
-    """What the same checkpoint answers in float32, or why nobody can say."""
-    if isinstance(float32, str):
-        return float32
-    try:
-        return ask(float32)
-    except ArchiveError as error:
-        return f"the archive in float32 gives no answers here: {error}"
 
 
 def _drawn(labels: Sequence[str], truth: Mapping[str, str], found: Mapping[str, Answer]) -> Sequence[str]:

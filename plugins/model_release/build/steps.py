@@ -18,6 +18,7 @@ from model_release.errors import ArchiveError, ReleaseError, SpecError, StoreRef
 
 if TYPE_CHECKING:
     from model_release.build.evaluation.answers import Subject
+    from model_release.build.evaluation.images import LabelledImages
     from model_release.spec import ModelSpec
     from model_release.store.store import Store
 
@@ -196,7 +197,7 @@ def evaluate_archive(
     else:
         store.unstash(f"{request.build}/archive", scratch / "archive")
         candidate = answers.built(archive.load(scratch / "archive", request.service))
-    float32 = in_float32(store, request, root, scratch, candidate, log)
+    float32 = in_float32(store, request, root, scratch, candidate, images, log)
     stable: answers.Subject | str = request.no_stable or ""
     if request.stable is not None:
         prefix, _, version = request.stable.rstrip("/").rpartition("versions/")
@@ -212,7 +213,13 @@ def evaluate_archive(
 
 
 def in_float32(
-    store: Store, request: Request, root: Path, scratch: Path, candidate: Subject, log: Log
+    store: Store,
+    request: Request,
+    root: Path,
+    scratch: Path,
+    candidate: Subject,
+    images: LabelledImages,
+    log: Log,
 ) -> Subject | str | None:
     """What a network in another precision is held to: the same checkpoint's archive in float32. It is made here, with
     the bytes that a release of it would have, and nothing of it is kept but its answers. Of a version that is in the
@@ -224,14 +231,10 @@ def in_float32(
         about = store.version(request.version).metadata
         if about.get("precision", "float32") == "float32":
             return None
-        told = (about.get("evaluation") or {}).get("float32") or {}
-        if not told.get("archive"):
-            return f"version {request.version} was not evaluated beside float32 when it was built"
-
-        def gone(_: Path) -> Path:
-            raise ArchiveError(f"it was made for the build of version {request.version} alone, and for other images")
-
-        return answers.Subject("float32", told["archive"], candidate.labels, gone)
+        exact = ((about.get("evaluation") or {}).get("float32") or {}).get("archive")
+        if not exact or not answers.are_kept(exact, images, store):
+            return f"version {request.version} was built without these images, and its checkpoint is gone"
+        return answers.Subject("float32", exact, candidate.labels, lambda _: scratch)
     if request.precision == "float32":
         return None
     handler = runtimes.handler(root, request.runtime)
