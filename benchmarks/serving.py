@@ -18,7 +18,7 @@ one to eight pictures of several sizes and formats, two on average.
 
 Requests a second: eight clients, each with its next request as soon as it has its answer. Then requests come at random
 (Poisson) at 70 % of that, and latencies are counted from when a request was due. Each row is kept as soon as it is
-measured (benchmarks/serving.json), so the run may be stopped and started again at any moment.
+measured (`serving.json`, beside this), so the run may be stopped and started again at any moment.
 """
 
 from __future__ import annotations
