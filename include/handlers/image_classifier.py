@@ -54,8 +54,8 @@ class ImageClassifier(ImageModel):
         )
 
     def handle(self, data: Any, context: Any) -> list[Any]:
-        """One answer for each row of `data`, a request each, refused on its own: with status 400 where the answer may
-        carry one, which under an envelope is for TorchServe to give, and so to the whole batch."""
+        """One answer for each row of `data`, a request each, refused on its own: with a status of its own, which under
+        an envelope TorchServe gives by itself to a request that came alone."""
         started = time.perf_counter()
         answers: list[Any] = [None] * len(data)
         requests: dict[int, Request] = {}
@@ -63,25 +63,32 @@ class ImageClassifier(ImageModel):
             try:
                 requests[row] = read_request(fields, self.described)
             except BadInput as error:
-                if self.enveloped:
+                if self.enveloped and len(data) == 1:
                     raise PredictionException(f"bad input: {error}", 400) from None
                 context.set_response_status(400, "Bad Request", row)
-                answers[row] = {"error": f"bad input: {error}"}
+                answers[row] = self._told(400, f"bad input: {error}")
             if not self.enveloped:
                 context.set_response_content_type(row, "application/json")
-        wanted = [self.wanted(request.top_k) for request in requests.values()]
-        pixels = [one for request in requests.values() for one in request.inputs]
-        predictions = self.classify(pixels, max(wanted, default=1))
-        first, sliced = 0, Counts()
-        for (row, request), top_k in zip(requests.items(), wanted, strict=True):
-            last = first + len(request.inputs)
-            answers[row] = request.answer([labels[:top_k] for labels in predictions[first:last]])
-            if self.slices:
-                sliced += self.slices.count(context.get_all_request_header(row), sureness(predictions[first:last]))
-            first = last
-        self._count(predictions, time.perf_counter() - started, context)
+        sliced = Counts()
+        for row, answer in zip(requests, self.each(list(requests.values())), strict=True):
+            if not isinstance(answer, Exception):
+                answers[row], predictions = answer
+                self._count(predictions, time.perf_counter() - started, context)
+                if self.slices:
+                    sliced += self.slices.count(context.get_all_request_header(row), sureness(predictions))
+            elif len(data) == 1:
+                raise answer
+            else:
+                context.set_response_status(503, "Service Unavailable", row)
+                answers[row] = self._told(503, "Prediction failed")
         self._count_slices(sliced, context)
         return answers
+
+    def _told(self, status: int, text: str) -> dict[str, Any]:
+        """The body of a request that has no answer; under an envelope as TorchServe writes it."""
+        if not self.enveloped:
+            return {"error": text}
+        return {"code": status, "type": "InternalServerException", "message": text}
 
     @staticmethod
     def _count(predictions: list[list[dict[str, Any]]], seconds: float, context: Any) -> None:

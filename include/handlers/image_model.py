@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 # A server puts the archive's own folder on sys.path.
-from image_requests import Model  # type: ignore[import-not-found]
+from image_requests import Model, Request  # type: ignore[import-not-found]
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,15 @@ class ImageModel:
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cpus())
         self._load(folder, gpu)
+        if self.device.type == "cpu" and (lacking := lacks(description.get("precision", "float32"))):
+            logger.warning("%s", lacking)
         logger.info(
             "ready: %d labels, input %dx%d, on %s, %d threads",
             *(len(self.labels), *reversed(self.input_size), self.device, torch.get_num_threads()),
         )
 
     def _load(self, folder: Path, gpu: Any) -> None:
-        """Loads and warms up, on the GPU where there is one and the model runs on it: some (Swin, BEiT) have constants
-        that were traced on a CPU and stay there."""
+        """Loads and warms up, on the GPU where there is one and the model runs on it."""
         if gpu is not None and torch.cuda.is_available():
             try:
                 self._load_on(torch.device(f"cuda:{gpu}"), folder)
@@ -91,6 +92,26 @@ class ImageModel:
                 ]
         return answers
 
+    def answered(self, requests: list[Request]) -> tuple[list[Any], list[list[list[dict[str, Any]]]]]:
+        """The body of each request's answer, and the labels of each one's pictures; all in as few passes as can be.
+        Raises what the network raises."""
+        wanted = [self.wanted(request.top_k) for request in requests]
+        labels = iter(self.classify([one for request in requests for one in request.inputs], max(wanted, default=1)))
+        found = [[next(labels) for _ in request.inputs] for request in requests]
+        bodies = [
+            request.answer([best[:top_k] for best in own])
+            for request, top_k, own in zip(requests, wanted, found, strict=True)
+        ]
+        return bodies, found
+
+    def each(self, requests: list[Request]) -> list[tuple[Any, list[list[dict[str, Any]]]] | Exception]:
+        """For each request its answer's body and its pictures' labels, or what the network raises for it: where it
+        fails for all together, each is tried alone, so that nobody's picture does harm to another client's request."""
+        try:
+            return list(zip(*self.answered(requests), strict=True))
+        except Exception as error:
+            return [error] if len(requests) == 1 else [one for request in requests for one in self.each([request])]
+
     def _logits(self, batch: npt.NDArray[np.float32]) -> torch.Tensor:
         try:
             with torch.inference_mode():
@@ -116,12 +137,48 @@ class ImageModel:
 def network(folder: Path, device: torch.device) -> Any:
     """The network in `folder`, ready to be called with pixels [batch, 3, height, width]."""
     if not (folder / EXPORTED).exists():
-        return torch.jit.load(folder / SCRIPTED, map_location=device).eval()
+        scripted = torch.jit.load(folder / SCRIPTED, map_location="cpu").eval()
+        return scripted if device.type == "cpu" else _moved(scripted, device)
     program = torch.export.load(folder / EXPORTED)
     if device.type != "cpu":
+        from torch.export.passes import move_to_device_pass
+
         # Weights and those constants that were made on a CPU, alike.
-        program = torch.export.passes.move_to_device_pass(program, device)
+        program = move_to_device_pass(program, device)
     return program.module()
+
+
+def _moved(scripted: Any, device: torch.device) -> Any:
+    """TorchScript on another device than the one it was traced on. A frozen network's weights are constants, and so is
+    the device on which Swin or BEiT make tensors of their own: none of them moves with the module."""
+    for constant in scripted.graph.findAllNodes("prim::Constant"):
+        kind = constant.output().type().kind()
+        if kind == "DeviceObjType":
+            constant.s_("value", str(device))
+        # Single numbers are for counting rows and columns, which is done on the CPU, and mix with any device.
+        elif kind == "TensorType" and "value" in constant.attributeNames() and constant.t("value").dim():
+            constant.t_("value", constant.t("value").to(device))
+    return scripted.to(device)
+
+
+# Any of them will do.
+_INSTRUCTIONS = {
+    "bfloat16": ("avx512_bf16", "amx_bf16", "bf16"),
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8", "dot", "i8mm"),
+}
+
+
+def lacks(precision: str) -> str | None:
+    """One line where this CPU has no instructions for a network's precision, so that it is answered right and slowly;
+    None where it has, and where this torch cannot tell."""
+    asked = getattr(torch.cpu, "get_capabilities", None)
+    wanted = _INSTRUCTIONS.get(precision, ())
+    if asked is None or not wanted or any(asked().get(name) for name in wanted):
+        return None
+    return (
+        f"the network is in {precision}, for which this CPU has none of {', '.join(wanted)}: its answers are right and "
+        "slow; another CPU, or build.precision: float32, would be fast"
+    )
 
 
 def counted(predictions: list[list[dict[str, Any]]]) -> dict[str, int]:

@@ -10,8 +10,10 @@ Requests, answers and whose error it is: as with the TorchServe handler (docs/re
 from __future__ import annotations
 
 import asyncio
+import queue
 import time
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -40,17 +42,21 @@ class ImageClassifier(Model):
     """What the server calls: `load` once, then `preprocess` and `predict` for each request.
 
     Pictures are read in as many threads as the pod has CPUs; forward passes run one after the other in a thread of
-    their own, which has torch's threads: the event loop answers probes meanwhile.
+    their own, which has torch's threads: the event loop answers probes meanwhile. With `batching`, a pass is made of up
+    to `max` requests; the first of them waits `within_ms` for others, or not at all where as many are there already.
     """
 
-    def __init__(self, name: str, folder: Path) -> None:
+    def __init__(self, name: str, folder: Path, batching: Mapping[str, int] | None = None) -> None:
         super().__init__(name)
         self._folder, self.images, self.slices = folder, ImageModel(), Slices()
+        self._most, self._within = (batching["max"], batching["within_ms"] / 1000) if batching else (1, 0.0)
+        self._waiting: queue.SimpleQueue[tuple[Request, Future[Any]]] = queue.SimpleQueue()
         self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")
 
     def load(self) -> bool:
         """Loads the network and warms it up, in the thread that will run it. Raises what keeps it from being served."""
-        self._network.submit(self.images.open, self._folder, self.name, MODEL_VERSION).result()
+        # The first GPU, where there is one: a pod sees none but its own.
+        self._network.submit(self.images.open, self._folder, self.name, MODEL_VERSION, 0).result()
         self.ready = True
         return True
 
@@ -69,8 +75,11 @@ class ImageClassifier(Model):
     async def predict(self, payload: tuple[Request, float], headers: Any = None) -> Any:
         """The body of the answer."""
         request, began = payload
-        loop = asyncio.get_running_loop()
-        ((labels,), predictions) = await loop.run_in_executor(self._network, self._one, request)
+        asked: Future[Any] = Future()
+        self._waiting.put((request, asked))
+        # One pass for each request: those that find nothing left to do are done.
+        self._network.submit(self._pass)
+        labels, predictions = await asyncio.wrap_future(asked)
         _SECONDS.labels(self.name, "Model").observe(time.perf_counter() - began)
         for label, count in counted(predictions).items():
             _PREDICTIONS.labels(label, self.name, "Model").inc(count)
@@ -83,15 +92,23 @@ class ImageClassifier(Model):
 
     def classified(self, requests: list[Request]) -> tuple[list[Any], list[list[dict[str, Any]]]]:
         """The body of each request's answer, and the labels of each picture; all in as few passes as can be."""
-        wanted = [self.images.wanted(request.top_k) for request in requests]
-        pixels = [one for request in requests for one in request.inputs]
-        predictions = self.images.classify(pixels, max(wanted, default=1))
-        answers, first = [], 0
-        for request, top_k in zip(requests, wanted, strict=True):
-            last = first + len(request.inputs)
-            answers.append(request.answer([labels[:top_k] for labels in predictions[first:last]]))
-            first = last
-        return answers, predictions
+        answers, found = self.images.answered(requests)
+        return answers, [labels for own in found for labels in own]
 
-    def _one(self, request: Request) -> tuple[list[Any], list[list[dict[str, Any]]]]:
-        return self.classified([request])
+    def _pass(self) -> None:
+        """Answers what waits, as much as one pass may take. A client that has gone is not answered for."""
+        batch: list[tuple[Request, Future[Any]]] = []
+        until = time.monotonic() + self._within
+        while len(batch) < self._most:
+            try:
+                one = self._waiting.get(timeout=max(0.0, until - time.monotonic()) if batch else 0.0)
+            except queue.Empty:
+                break
+            if one[1].set_running_or_notify_cancel():
+                batch.append(one)
+        answers = self.images.each([request for request, _ in batch]) if batch else []
+        for (_, asked), answer in zip(batch, answers, strict=True):
+            if isinstance(answer, Exception):
+                asked.set_exception(answer)
+            else:
+                asked.set_result(answer)

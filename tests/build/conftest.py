@@ -101,7 +101,12 @@ PROCESSORS: dict[str, dict[str, Any]] = {
 
 
 def run_here(
-    folder: Path, output: Path, samples: tuple[str, ...] = (), fold: bool = False, runtime: str = "torchserve"
+    folder: Path,
+    output: Path,
+    samples: tuple[str, ...] = (),
+    fold: bool = False,
+    runtime: str = "torchserve",
+    precision: str = "float32",
 ) -> dict[str, Any]:
     """An export without a process of its own, whose imports would cost each test four seconds."""
     from model_release.build import trace
@@ -113,6 +118,7 @@ def run_here(
         "handlers": str(HANDLER.parent),
         "samples": list(samples),
         "fold": fold,
+        "precision": precision,
         "artifacts": list(runtimes.get(runtime).ARTIFACTS),
     }
     with trace._known_warnings_filtered():

@@ -133,6 +133,36 @@ def evaluated(scene: Scene, stable: Any, store: Any = None, **limits: Any) -> tu
     return evaluate(spec, scene.images, built(scene.packed), stable, store, log=scene.log.append)
 
 
+def test_another_precision_is_held_to_float32_on_the_same_images(scene: Scene) -> None:
+    """All three labels are turned, so float32 is right and this is wrong on every image, whatever is stable."""
+    store = memory()
+    remembered(store, built(scene.packed), scene.images, scene.answers)
+    remembered(store, built(scene.turned), scene.images, turn(scene.answers))
+    limits = Evaluation(data="labelled", max_regressions=0.1)
+    exact = replace(built(scene.packed), labels=built(scene.turned).labels)
+
+    def held(float32: Subject | str | None) -> dict[str, Any]:
+        found, _ = evaluate(
+            limits, scene.images, built(scene.turned), "nothing is stable", store, float32=float32, log=lambda _: None
+        )
+        return found
+
+    found = held(exact)
+    assert [gate["passed"] for gate in found["gates"]] == [None, False]
+    with pytest.raises(
+        EvaluationFailed, match=r"regressions beside float32 are 100 % \(images that only float32 answers"
+    ):
+        check(found)
+    assert summary(found)["float32"] == {"archive": scene.packed.sha256, "accuracy": 1.0, "regressions": 1.0}
+    assert any(line.startswith("beside the same checkpoint in float32 (accuracy 100 %): ") for line in lines(found))
+    gone = held("it is gone")
+    assert [gate["passed"] for gate in gone["gates"]] == [None, None]
+    assert gone["gates"][1]["sentence"] == "regressions beside float32 (at most 10 %) were not counted: it is gone"
+    assert "not compared with float32: it is gone" in lines(gone)
+    assert summary(gone)["float32"] == {"archive": None, "accuracy": None, "regressions": None}
+    assert "float32" not in held(None)
+
+
 def test_the_handlers_own_answers_one_by_one_and_in_batches(scene: Scene, exported: Export, tmp_path: Path) -> None:
     import torch
     from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil

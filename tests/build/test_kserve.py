@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib
 import json
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 import urllib.request
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -181,6 +184,39 @@ def test_an_archive_that_would_fail_is_found_before_it_is_published(
         check(load(tmp_path / "x", "tiny"), program.directory)
 
 
+def test_requests_that_wait_go_through_the_network_together(version: Archive, program: Export, tmp_path: Path) -> None:
+    batching = {"max": 4, "within_ms": 5}
+    batched = archive(program.directory, "tiny", KSERVE, tmp_path / "batched", batching=batching)
+    assert json.loads((batched.directory / "config" / "serving.json").read_text())["batching"] == batching
+    assert batched.sha256 == version.sha256, "and no archive, so its evaluation, is another"
+    runtimes.kserve._stand_in()  # type: ignore[attr-defined]
+    with zipfile.ZipFile(version.file) as packed:
+        packed.extractall(tmp_path / "x")
+    model = importlib.import_module("kserve_model").ImageClassifier("tiny", tmp_path / "x", batching)
+    model.load()
+    network, passes = model.images.model, []
+    model.images.model = lambda pixels: passes.append(len(pixels)) or network(pixels)
+
+    async def asked(pictures: list[bytes]) -> list[Any]:
+        held = threading.Event()
+        model._network.submit(held.wait)
+        read = [model.read({"body": one}) for one in pictures]
+        waiting = [asyncio.ensure_future(model.predict((one, 0.0))) for one in read]
+        gone = asyncio.ensure_future(model.predict((read[0], 0.0)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        held.set()
+        return list(await asyncio.gather(*waiting))
+
+    pictures = [picture(), picture((40, 61), "L"), picture(mode="P"), picture((9, 9)), picture(mode="1")]
+    together = asyncio.run(asked(pictures))
+    assert passes == [4, 1], "as many as may, and for one whose client has gone nothing is done"
+    for one, pictured in zip(together, pictures, strict=True):
+        (alone,) = model.classified([model.read({"body": pictured})])[0]
+        assert [label["label"] for label in one] == [label["label"] for label in alone]
+        assert [label["score"] for label in one] == pytest.approx([label["score"] for label in alone], abs=1e-5)
+
+
 # KServe's own server
 
 
@@ -335,8 +371,12 @@ def test_slices_are_what_the_requests_header_says(server: Server) -> None:
 
 
 def test_a_network_that_fails_is_the_servers_fault(server: Server, version: Archive, tmp_path: Path) -> None:
-    """As with the bad candidate of `make release`: pictures of another size, which nobody resizes."""
+    """As with the bad candidate of `make release`: pictures of another size, which nobody resizes. In a batch, too, it
+    is that request's alone."""
     shutil.copytree(version.directory, tmp_path / "x")
+    settings = tmp_path / "x" / "config" / "serving.json"
+    batching = {"max": 4, "within_ms": 200}
+    settings.write_text(json.dumps({**json.loads(settings.read_text()), "batching": batching}))
     with zipfile.ZipFile(version.file) as packed, zipfile.ZipFile(tmp_path / "x/model-store/tiny.zip", "w") as as_cut:
         for name in packed.namelist():
             data = packed.read(name)
@@ -345,8 +385,15 @@ def test_a_network_that_fails_is_the_servers_fault(server: Server, version: Arch
         assert as_cut_server.post(PREDICT, v1(picture((32, 32))))[0] == 200
         status, text = as_cut_server.post(PREDICT, v1(picture((64, 64))))
         assert (status, json.loads(text)) == (503, {"error": "Prediction failed"})
-        assert as_cut_server.post(PREDICT, v1(picture((32, 32))))[0] == 200
+        asked = [v1(picture()), v1(picture((64, 64))), b"garbage", v1(picture(), picture(mode="L"))]
+        alone = [as_cut_server.post(PREDICT, body) for body in asked]
+        with ThreadPoolExecutor(4) as clients:
+            together = list(clients.map(lambda body: as_cut_server.post(PREDICT, body), asked * 3))
         log = as_cut_server.log.read_text()
+    assert [status for status, _ in alone] == [200, 503, 400, 200]
+    for (status, text), (expected, said) in zip(together, alone * 3, strict=True):
+        assert status == expected, text
+        assert text == said if status != 200 else json.loads(text).keys() == {"predictions"}
     assert "the model failed, the client is not to blame: 1 image(s) of 64x64 after preprocessing" in log
 
 

@@ -7,8 +7,11 @@ import gzip
 import io
 import json
 import re
+import shutil
 import sys
+import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +228,36 @@ def test_sample_images_are_alike_for_equal_seeds_and_hold_their_share_of_odd_one
     assert len(odd) == 60
     assert {(image.mode, image.format) for image in odd} == {("L", "PNG"), ("RGBA", "PNG"), ("RGB", "JPEG")}
     assert {label for _, label in images} == set(range(10))
+
+
+def test_a_batch_of_requests_is_answered_as_each_alone(
+    packed: Archive, exported: Export, torchserve: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Pictures are taken as they are here, so one of another size is what the network cannot take."""
+    described = json.loads((exported.directory / "model.json").read_text())
+    described["preprocessing"]["do_resize"] = False
+    shutil.copytree(exported.directory, tmp_path / "export")
+    (tmp_path / "export" / "model.json").write_text(json.dumps(described))
+    batching = {"max": 4, "within_ms": 200}
+    made = archive(tmp_path / "export", "tiny", HANDLER, tmp_path / "made", batching=batching)
+    assert made.sha256 != packed.sha256
+    asked = [v1(picture()), v1(picture((64, 64))), b"garbage", v1(picture(), picture(mode="L"))]
+    with torchserve(made.directory, "tiny") as server:
+        with urllib.request.urlopen(f"{server.inference}/models/tiny") as answer:
+            (told,) = json.loads(answer.read())
+        assert (told["batchSize"], told["maxBatchDelay"]) == (4, 200)
+        alone = [server.post(PREDICT.format("tiny"), body) for body in asked]
+        with ThreadPoolExecutor(4) as clients:
+            together = list(clients.map(lambda body: server.post(PREDICT.format("tiny"), body), asked * 3))
+    assert [status for status, _ in alone] == [200, 503, 400, 200]
+    for (status, text), (expected, said) in zip(together, alone * 3, strict=True):
+        assert status == expected, text
+        if status != 200:
+            assert json.loads(text)["message"] == json.loads(said)["message"]
+            continue
+        for mine, theirs in zip(json.loads(text)["predictions"], json.loads(said)["predictions"], strict=True):
+            assert [one["label"] for one in mine] == [one["label"] for one in theirs]
+            assert [one["score"] for one in mine] == pytest.approx([one["score"] for one in theirs], abs=1e-5)
 
 
 def test_what_clients_send_through_the_real_server(server: Any) -> None:

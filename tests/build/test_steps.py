@@ -7,6 +7,8 @@ import os
 import subprocess
 import sys
 import uuid
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,8 @@ import pytest
 
 from model_release import model_file
 from model_release.build import steps
+from model_release.build.archive import Archive
+from model_release.build.evaluate import summary
 from model_release.build.export import load, toolchain
 from model_release.build.source import Checkpoint
 from model_release.build.steps import Request, answered, ask
@@ -87,6 +91,40 @@ def test_export_archive_and_evaluation_pass_by_the_store_alone(store: Store, s3:
     assert _bytes(s3, store, "releases/r1.confusion.png").startswith(b"\x89PNG")
 
 
+@pytest.mark.walk
+def test_int8_is_held_to_the_archive_that_a_release_in_float32_would_have(
+    store: Store, s3: S3, checkpoint: Checkpoint, packed: Archive, tmp_path: Path
+) -> None:
+    store.stash("b9/checkpoint", checkpoint.directory)
+    asked: dict[str, Any] = {"fingerprint": checkpoint.fingerprint, "precision": "int8"}
+    run = partial(steps.run, root=ROOT, s3=lambda: s3.client, log=lambda _: None)
+    said = run(store, Request("export", "b9", "tiny", **asked))
+    assert said["parity"]["beside_float32"]["pictures"] == 12
+    made = run(store, Request("archive", "b9", "tiny", **asked))
+    for number, label in enumerate(("cat", "dog")):
+        _image(s3, f"{store.uri.removeprefix('s3://models/')}images/{label}/0.png", number)
+    evaluation = {"data": f"{store.uri}images/", "max_regressions": 0.9}
+    request = Request(
+        "evaluate", "b9", "tiny", evaluation=evaluation, no_stable="nothing is live", picture="x", **asked
+    )
+    found = run(store, request)
+    assert found["float32"]["archive"] == packed.sha256 != made["sha256"]
+    assert found["float32"]["skipped"] is None
+    assert [gate["name"] for gate in found["gates"]] == ["regressions", "regressions beside float32"]
+
+    store.unstash("b9/archive", tmp_path / "archive")
+    store.unstash("b9/export", tmp_path / "export")
+    about = {"service": "tiny", "source": {}, "evaluation": summary(found)}
+    version = store.publish(tmp_path / "archive", {**load(tmp_path / "export").report, **about})
+    assert version.metadata["precision"] == "int8"
+    again = replace(request, build=version.name, version=version.name, precision="float32")
+    assert run(store, again)["float32"] == found["float32"], "of the version, whatever the model file says now"
+    _image(s3, f"{store.uri.removeprefix('s3://models/')}images/dog/1.png", 7)
+    assert run(store, again)["float32"]["skipped"].endswith(
+        "was built without these images, and its checkpoint is gone"
+    )
+
+
 def test_a_pod_makes_the_same_bytes_as_a_worker(
     store: Store, s3: S3, checkpoint: Checkpoint, exported: Any, tmp_path: Path
 ) -> None:
@@ -134,13 +172,20 @@ def test_the_local_label_of_a_build_is_no_other_toolchain() -> None:
 
 def test_what_a_model_file_asks_for_is_another_version_and_no_other_machine() -> None:
     content = model_file.load(ROOT / "include" / "models" / "digits.yaml").model_dump(mode="json", exclude_none=True)
-    service = {**content["service"], "timeout": "5m"}
-    spec = ModelSpec.model_validate({**content, "service": service, "build": {"fold": True}})
-    assert steps.asked_of(spec) == {"fold": True, "response_timeout": 300}
+    service = {**content["service"], "timeout": "5m", "batching": {"max": 8, "within": "5ms"}}
+    spec = ModelSpec.model_validate({**content, "service": service, "build": {"precision": "int8"}})
+    batching = {"max": 8, "within_ms": 5}
+    assert steps.asked_of(spec) == {
+        "fold": False,
+        "precision": "int8",
+        "response_timeout": 300,
+        "batching": batching,
+    }
     asked = toolchain(HANDLER, **steps.asked_of(spec))
     assert {name: value for name, value in asked.items() if TOOLCHAIN.get(name) != value} == {
-        "fold": "yes",
+        "precision": "int8",
         "response_timeout": "300",
+        "batching": "8 within 5 ms",
     }
     steps._check_toolchain(asked, HANDLER)
 

@@ -86,8 +86,8 @@ def test_the_whole_manifest(model: Callable[..., ModelSpec]) -> None:
                 "runtime": "model-release-torchserve",
                 "storageUri": "s3://models/digits/versions/abc/",
                 "resources": {
-                    "requests": {"cpu": "1000m", "memory": "1Gi"},
-                    "limits": {"cpu": "1000m", "memory": "1Gi"},
+                    "requests": {"cpu": "1000m", "memory": "1Gi", "nvidia.com/gpu": None},
+                    "limits": {"cpu": "1000m", "memory": "1Gi", "nvidia.com/gpu": None},
                 },
                 "readinessProbe": {
                     "httpGet": {"path": "/v1/models/digits", "port": 8080},
@@ -98,6 +98,22 @@ def test_the_whole_manifest(model: Callable[..., ModelSpec]) -> None:
         }
     }
     assert BASE["spec"]["predictor"]["model"]["readinessProbe"]["httpGet"]["path"] == "/v1/models/model"
+
+
+def test_gpus_are_request_and_limit_and_go_when_the_file_says_none(model: Callable[..., ModelSpec]) -> None:
+    uri = "s3://models/digits/versions/abc/"
+
+    def resources(gpu: int) -> Any:
+        spec = model(resources={"cpu": "2", "memory": "4Gi", "gpu": gpu})
+        return without_none(manifests.manifest(spec, uri, BASE))["spec"]["predictor"]["model"]["resources"]
+
+    two = {"cpu": "2", "memory": "4Gi", "nvidia.com/gpu": "2"}
+    assert resources(2) == {"requests": two, "limits": two}
+    none = {"cpu": "2", "memory": "4Gi"}
+    assert resources(0) == {"requests": none, "limits": none}
+    wanted = manifests.manifest(model(resources={"cpu": "2", "memory": "4Gi"}), uri, BASE)
+    live = without_none(manifests.manifest(model(resources={"cpu": "2", "memory": "4Gi", "gpu": 1}), uri, BASE))
+    assert not holds(live["spec"], wanted["spec"]), "a GPU that nobody asks for any more is a change"
 
 
 def test_the_split_never_comes_from_a_manifest(model: Callable[..., ModelSpec]) -> None:

@@ -76,6 +76,12 @@ def test_asks_the_tag_host_through_the_gateway(gateway: Gateway) -> None:
     assert gateway.requests == [("/v1/models/digits:predict", "latest-digits-predictor.models.localhost:8081", body)]
 
 
+def test_labels_that_are_equally_likely_may_come_in_either_order(gateway: Gateway) -> None:
+    tie = [{"label": "8", "score": 0.935}, {"label": "3", "score": 0.93}]
+    gateway.answers = [(200, {"predictions": [tie, GOOD["predictions"][1]]})]
+    assert ask(gateway).answers[0] == {"label": "3", "score": 0.93}
+
+
 def test_without_a_gateway_the_address_itself(gateway: Gateway) -> None:
     assert smoke(gateway.url, "digits", SAMPLE).attempts == 1
     assert gateway.requests[0][1] == gateway.url.removeprefix("http://")
@@ -156,6 +162,11 @@ def test_a_route_that_is_not_in_place_yet_is_asked_again(gateway: Gateway) -> No
         (500, "boom", "answered 500: boom"),
         (200, "<html>", r"is not \{predictions: .*<html>"),
         (200, {"predictions": [[]]}, "is not {predictions"),
+        (
+            200,
+            {"predictions": [[{"label": "8", "score": 0.96}, {"label": "3", "score": 0.93}], GOOD["predictions"][1]]},
+            "image 0: 8 0.9600",
+        ),
         (200, {"predictions": [[{"label": "3", "score": "high"}]]}, "is not {predictions"),
         (200, {"predictions": [GOOD["predictions"][0]]}, "has 1 answers to 2 instances"),
         (

@@ -202,6 +202,22 @@ def test_bad_input_under_the_envelope_is_the_clients(serve: Any, body: Any, reas
     assert refusal.value.error_code == 400
 
 
+def test_rows_of_a_batch_stand_and_fall_alone_under_the_envelope(serve: Any) -> None:
+    """One that is no image, one that the network cannot take, and two good ones, as TorchServe batches them."""
+    served = serve(True, do_resize=False)
+    (alone,) = served.ask({"instances": [{"data": text(RED)}]})
+    served.context.metrics.seen.clear()
+    good = {"instances": [{"data": text(RED)}]}
+    answers = served.ask(good, b"garbage", {"instances": [{"data": text(BLUE)}]}, {**good, "top_k": 1})
+    assert served.statuses() == [200, 400, 503, 200]
+    assert answers[0] == alone
+    assert answers[3] == {"predictions": [alone["predictions"][0][:1]]}
+    assert answers[1]["message"].startswith("bad input: 7 bytes that are no image")
+    assert answers[2] == {"code": 503, "type": "InternalServerException", "message": "Prediction failed"}
+    seen = [name for name, *_ in served.context.metrics.seen]
+    assert seen.count("image_classifier_request_seconds") == 2, "one for each request that was answered"
+
+
 @pytest.mark.parametrize("enveloped", [True, False])
 def test_a_model_that_fails_on_a_good_image_is_the_servers(
     serve: Any, enveloped: bool, caplog: pytest.LogCaptureFixture

@@ -46,6 +46,8 @@ _GRACE = 20
 #: Seconds, more than the hour of Envoy and the 90 s of queue-proxy: a connection that a proxy is about to use again is
 #: never closed here, which would be a 503 for that request.
 _KEEP_ALIVE = 3_700
+# What a version may say beside its network: one that was built before says nothing, and its model class knows none.
+_SETTINGS = {"batching": ("max", "within_ms")}
 _PREDICT = ("/v1/models/{model_name}:predict", "/v2/models/{model_name}/infer")
 _NOT_SERVED = (
     "/v1/models/{model_name}:explain",
@@ -54,8 +56,9 @@ _NOT_SERVED = (
 )
 
 
-def read_config(folder: Path) -> tuple[str, Path]:
-    """(the service, its archive) of the version in `folder`. Raises SystemExit, one line."""
+def read_config(folder: Path) -> tuple[str, Path, dict[str, Any]]:
+    """(the service, its archive, what the model class is told) of the version in `folder`. Raises SystemExit, one
+    line."""
     file = folder / "config" / "serving.json"
     if (folder / "config" / "config.properties").exists() and not file.exists():
         raise SystemExit(
@@ -65,6 +68,9 @@ def read_config(folder: Path) -> tuple[str, Path]:
     try:
         said = json.loads(file.read_text(encoding="utf-8"))
         service, built = str(said["service"]), str(said["torch"])
+        settings = {
+            name: {key: int(said[name][key]) for key in keys} for name, keys in _SETTINGS.items() if name in said
+        }
     except OSError as error:
         raise SystemExit(f"server: {file}: {error.strerror}; the storage initializer puts it there") from None
     except (ValueError, KeyError, TypeError) as error:
@@ -74,20 +80,20 @@ def read_config(folder: Path) -> tuple[str, Path]:
             f"server: the version was built by torch {built}, and this image has {torch.__version__}; an image with "
             f"torch {built} or newer can open it"
         )
-    return service, folder / "model-store" / f"{service}.zip"
+    return service, folder / "model-store" / f"{service}.zip", settings
 
 
 def _release(version: str) -> tuple[int, ...]:
     return tuple(map(int, re.findall(r"\d+", version.partition("+")[0])[:3]))
 
 
-def load(service: str, archive: Path, folder: Path) -> Any:
+def load(service: str, archive: Path, folder: Path, settings: dict[str, Any]) -> Any:
     """The version's own model class, loaded; unpacked into `folder`. Raises SystemExit, one line."""
     try:
         with zipfile.ZipFile(archive) as packed:
             packed.extractall(folder)
         sys.path.insert(0, str(folder))
-        model = importlib.import_module("kserve_model").ImageClassifier(service, folder)
+        model = importlib.import_module("kserve_model").ImageClassifier(service, folder, **settings)
         model.load()
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no reason given"]
@@ -162,9 +168,9 @@ def main() -> int:
     parser.add_argument("--metrics_port", type=int, default=8082)
     options = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    service, archive = read_config(options.model_dir)
+    service, archive, settings = read_config(options.model_dir)
     with tempfile.TemporaryDirectory(prefix="model-") as scratch:
-        model = load(service, archive, Path(scratch))
+        model = load(service, archive, Path(scratch), settings)
         server = ModelServer(http_port=options.http_port, enable_grpc=False)
         server.register_model(model)
         # Before KServe's own of the same path, which are registered when it starts.

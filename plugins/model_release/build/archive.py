@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,14 +37,16 @@ def archive(
     output: Path,
     *,
     response_timeout: int = RESPONSE_TIMEOUT,
+    batching: Mapping[str, int] | None = None,
     log: Callable[[str], None] | None = None,
 ) -> Archive:
     """Packs the export in `export_dir` for the InferenceService `service` into the folder `output`.
 
     The model inside is named like the service, in every version: its name is in the URL, and a canary of another
     name would answer 404. `handler` says for which runtime. A request may take `response_timeout` seconds, where the
-    archive can say so. Run again, the folder is replaced by one of the same bytes. Raises `ArchiveError`, and
-    `SpecError` for a name that KServe would refuse.
+    archive can say so; `batching` (`max`, `within_ms`) is how many of them the server answers at once. Run again, the
+    folder is replaced by one of the same bytes. Raises `ArchiveError`, and `SpecError` for a name that KServe would
+    refuse.
     """
     log = log or logging.getLogger(__name__).info
     if not re.fullmatch(r"[a-z]([-a-z0-9]{0,61}[a-z0-9])?", service):
@@ -53,7 +55,8 @@ def archive(
         )
     runtime = runtimes.of_handler(handler)
     with TemporaryDirectory(prefix="archive-") as scratch, files.replaced(output) as fresh:
-        runtime.write(fresh, export_dir, service, handler, Path(scratch), response_timeout=response_timeout)
+        settings: dict[str, Any] = {"response_timeout": response_timeout, "batching": batching}
+        runtime.write(fresh, export_dir, service, handler, Path(scratch), **settings)
     packed_archive = load(output, service)
     log(f"{packed_archive.file.name}: {packed_archive.size / 1e6:.1f} MB, sha256 {packed_archive.sha256[:16]}…")
     return packed_archive

@@ -21,7 +21,8 @@ from typing import Any
 ABSENT = frozenset({"transformers", "tokenizers", "huggingface_hub", "safetensors", "torchvision", "timm", "datasets"})
 ABSENT |= {"accelerate", "sklearn", "scipy", "pandas", "matplotlib", "boto3", "botocore", "kubernetes", "airflow"}
 ABSENT |= {"pydantic", "model_release"}
-#: Preprocessing and forward pass repeat the original's to some 1e-6; this leaves room for another CPU.
+#: Preprocessing and forward pass repeat the original's to some 1e-6; this leaves room for another CPU. A network in
+#: fewer bits says how much it needs.
 SCORE_LIMIT = 1e-4
 
 
@@ -92,12 +93,12 @@ def _compare(opened: Any, reference: dict[str, Any]) -> float:
         raise Refusal(f"the handler fails on the sample images: {_line(error)}") from error
     if len(predictions) != len(reference["expected"]):
         raise Refusal(f"the handler gives {len(predictions)} answers to {len(reference['expected'])} images")
-    worst = 0.0
+    worst, limit = 0.0, reference.get("tolerance", SCORE_LIMIT)
     for number, (labels, expected) in enumerate(zip(predictions, reference["expected"], strict=True)):
         # Equal scores may come in either order, so the expected label is looked up rather than taken from the top.
         score = next((item["score"] for item in labels if item["label"] == expected["label"]), float("nan"))
         difference = max(abs(score - expected["score"]), abs(labels[0]["score"] - expected["score"]))
-        if not difference <= SCORE_LIMIT:
+        if not difference <= limit:
             raise Refusal(
                 f"the archive answers image {number} with {labels[0]['label']} ({labels[0]['score']:.4f}), "
                 f"the original model with {expected['label']} ({expected['score']:.4f})"

@@ -7,6 +7,7 @@ data        uri, digest, digest_of, images
 candidate   version, accuracy, recall, support, labels, confusion, confused, unanswered, calibration
 stable      the same, or None
 comparison  mcnemar, negative_flips, churn; or skipped: why there is none
+float32     of another precision: what the same checkpoint answers in float32, and the comparison with it
 gates       each limit of the model file: name, limit, value, passed (None: could not be asked), sentence
 passed      whether no gate failed
 ```
@@ -46,16 +47,18 @@ def evaluate(
     stable: Subject | str,
     store: Store,
     *,
+    float32: Subject | str | None = None,
     log: Log,
 ) -> tuple[dict[str, Any], bytes]:
     """The record's `evaluation` and the picture (PNG) of the candidate's confusion matrix.
 
     `stable` is the archive to compare with, or the reason why there is none. Answers are kept in `store`; run again,
     nothing is asked twice. A stable version with other labels, or one that answers no image here, is not compared
-    with, and the record says so. The caller decides what a failed gate means (`check`).
+    with, and the record says so. The caller decides what a failed gate means (`check`). `float32` is the same
+    checkpoint's archive in float32 where the candidate is in another precision, or the reason why there is none.
 
-    Raises `SpecError` for images that do not fit the model or its limits, `ArchiveError` when the candidate answers
-    none of them, and the store's errors.
+    Raises `SpecError` for images that do not fit the model or its limits, `ArchiveError` when the candidate, or its
+    checkpoint in float32, answers none of them, and the store's errors.
     """
     images.check_labels(candidate.labels)
     check_limits(limits, images.support, images.uri)
@@ -63,16 +66,24 @@ def evaluate(
         ask = partial(answers, images=images, store=store, batch=limits.batch, scratch=Path(folder), log=log)
         found = ask(candidate)
         before = stable if isinstance(stable, str) else _before(candidate, stable, ask)
+        exact = ask(float32) if isinstance(float32, Subject) else float32
     said = _measured(candidate, images, found)
     beside, compared = None, skipped(before if isinstance(before, str) else "")
     if isinstance(stable, Subject) and not isinstance(before, str):
         beside, compared = _measured(stable, images, before), comparison(images.truth, before, found)
-    asked = gates(limits, said, compared)
+    bits: dict[str, Any] | None = None
+    if isinstance(exact, str):
+        bits = {"archive": None, "accuracy": None, **skipped(exact)}
+    elif isinstance(float32, Subject) and exact is not None:
+        accuracy = _measured(candidate, images, exact)["accuracy"]
+        bits = {"archive": float32.sha256, "accuracy": accuracy, **comparison(images.truth, exact, found)}
+    asked = gates(limits, said, compared, bits)
     evaluation = {
         "data": images.record,
         "candidate": said,
         "stable": beside,
         "comparison": compared,
+        **({"float32": bits} if bits else {}),
         "gates": asked,
         "passed": all(gate["passed"] is not False for gate in asked),
     }
@@ -106,7 +117,13 @@ def summary(evaluation: dict[str, Any]) -> dict[str, Any]:
         "stable": stable["version"] if stable else None,
         "regressions": flips["share"] if flips else None,
         "passed": evaluation["passed"],
+        **({"float32": _short(evaluation["float32"])} if "float32" in evaluation else {}),
     }
+
+
+def _short(bits: Mapping[str, Any]) -> dict[str, Any]:
+    flips = bits["negative_flips"]
+    return {name: bits[name] for name in ("archive", "accuracy")} | {"regressions": flips["share"] if flips else None}
 
 
 def lines(evaluation: dict[str, Any]) -> list[str]:
@@ -132,6 +149,15 @@ def lines(evaluation: dict[str, Any]) -> list[str]:
         if flips["count"]:
             first = [f"{flip['name']} ({flip['was']} → {flip['is'] or 'no answer'})" for flip in flips["images"]]
             said.append(f"right only before: {some(first[:5])}{', …' if flips['count'] > 5 else ''}")
+    if (bits := evaluation.get("float32")) and bits["skipped"]:
+        said.append(f"not compared with float32: {bits['skipped']}")
+    elif bits:
+        flips = bits["negative_flips"]
+        said.append(
+            f"beside the same checkpoint in float32 (accuracy {percent(bits['accuracy'])}): right only now "
+            f"{bits['mcnemar']['better']}, right only in float32 {flips['count']} ({percent(flips['share'])}); "
+            f"{percent(bits['churn'])} of the answers differ"
+        )
     said += _table(candidate, stable)
     asked = evaluation["gates"]
     said += [f"gate {_GATE[gate['passed']]}: {gate['sentence']}" for gate in asked if not gate["passed"]]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,6 +26,8 @@ _TIMES_THE_WEIGHTS = 8
 
 #: Seconds for one request, where nobody says: the default of `service.timeout`.
 RESPONSE_TIMEOUT = 60
+#: What a network is in unless `build.precision` says otherwise.
+FLOAT32 = "float32"
 
 _PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
 
@@ -51,7 +53,9 @@ def export(
     fingerprint: str,
     samples: Sequence[bytes] = (),
     fold: bool = False,
+    precision: str = FLOAT32,
     response_timeout: int = RESPONSE_TIMEOUT,
+    batching: Mapping[str, int] | None = None,
     log: Callable[[str], None] | None = None,
     timeout: float = 1800,
 ) -> Export:
@@ -59,8 +63,10 @@ def export(
 
     `handler` is the archive's handler; `image_pixels.py` beside it must give the pixels that the checkpoint's own
     processor gives, which is checked here. `samples` are encoded images for the reference answers (default: two
-    drawn ones of the model's input size). `fold` folds BatchNorms into convolutions, within wider limits. What the
-    archive will say of `response_timeout` is noted here, with all else that shapes it. `log` gets a line for each step.
+    drawn ones of the model's input size). `fold` folds BatchNorms into convolutions, within wider limits. In another
+    `precision` than float32 the file is held to the network in that one, whose distance from float32 is told. What the
+    archive will say of `response_timeout` and `batching` is noted here, with all else that shapes it. `log` gets a line
+    for each step.
 
     Run again, the folder is replaced; equal input and toolchain give files of equal bytes.
     Raises `CheckpointError` (cannot be loaded, traced or preprocessed here), `ParityError` (answers differ by more
@@ -78,6 +84,7 @@ def export(
             "handlers": str(handler.resolve().parent),
             "samples": pictures,
             "fold": fold,
+            "precision": precision,
             "artifacts": list(runtimes.of_handler(handler).ARTIFACTS),
         }
         Path(scratch, "request.json").write_text(json.dumps(request), encoding="utf-8")
@@ -96,7 +103,11 @@ def export(
         )
         for note in report["notes"]:
             log(f"note: {note}")
-        report = {**report, "toolchain": toolchain(handler, fold, response_timeout), "fingerprint": fingerprint}
+        report = {
+            **report,
+            "toolchain": toolchain(handler, fold, precision, response_timeout, batching),
+            "fingerprint": fingerprint,
+        }
         (fresh / "export.json").write_text(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
@@ -116,10 +127,16 @@ def load(directory: Path) -> Export:
         raise ArchiveError(f"{directory} holds no finished export: {error}") from error
 
 
-def toolchain(handler: Path, fold: bool = False, response_timeout: int = RESPONSE_TIMEOUT) -> dict[str, str]:
-    """Versions of everything that shapes an archive's bytes, the handler's digest, `build.fold` and the seconds of
-    `service.timeout` among them. Cheap: nothing is imported. With the source's fingerprint it tells whether a version
-    exists already (`Store.find`)."""
+def toolchain(
+    handler: Path,
+    fold: bool = False,
+    precision: str = FLOAT32,
+    response_timeout: int = RESPONSE_TIMEOUT,
+    batching: Mapping[str, int] | None = None,
+) -> dict[str, str]:
+    """Versions of everything that shapes a version's bytes, the handler's digest, `build.fold` and `.precision`, the
+    seconds of `service.timeout` and `service.batching` among them. Cheap: nothing is imported. With the source's
+    fingerprint it tells whether a version exists already (`Store.find`)."""
     runtime = runtimes.of_handler(handler)
     found = {"python": platform.python_version()}
     for name in (*_PACKAGES, *runtime.PACKAGES):
@@ -132,5 +149,7 @@ def toolchain(handler: Path, fold: bool = False, response_timeout: int = RESPONS
         **found,
         "handler": files.combined(parts),
         **({"fold": "yes"} if fold else {}),
+        **({"precision": precision} if precision != FLOAT32 else {}),
         **({"response_timeout": str(response_timeout)} if "response_timeout" in runtime.SETTINGS else {}),
+        **({"batching": f"{batching['max']} within {batching['within_ms']} ms"} if batching else {}),
     }

@@ -17,6 +17,8 @@ from model_release.build import runtimes
 from model_release.errors import ArchiveError, ReleaseError, SpecError, StoreRefused, VersionDamaged
 
 if TYPE_CHECKING:
+    from model_release.build.evaluation.answers import Subject
+    from model_release.build.evaluation.images import LabelledImages
     from model_release.spec import ModelSpec
     from model_release.store.store import Store
 
@@ -40,7 +42,9 @@ class Request:
         picture: of `evaluate`: where the confusion matrix goes.
         release: whose request it is: runs that build the same, as dates of one backfill, ask each for itself.
         fold: of `export`: the model file's `build.fold`.
+        precision: of `export` and `evaluate`: the model file's `build.precision`.
         response_timeout: of `export` and `archive`: seconds, the model file's `service.timeout`.
+        batching: of `export` and `archive`: the model file's `service.batching`, as {"max", "within_ms"}.
         runtime: what will serve it, the model file's `runtime`.
     """
 
@@ -56,7 +60,9 @@ class Request:
     picture: str = ""
     release: str = ""
     fold: bool = False
+    precision: str = "float32"
     response_timeout: int = 60
+    batching: dict[str, int] | None = None
     runtime: str = runtimes.DEFAULT
 
     @property
@@ -67,7 +73,13 @@ class Request:
 
 def asked_of(spec: ModelSpec) -> dict[str, Any]:
     """What a model file says that shapes an archive: arguments of `Request` and of `export.toolchain`."""
-    return {"fold": spec.build.fold, "response_timeout": spec.service.timeout_seconds}
+    batching = spec.service.batching
+    return {
+        "fold": spec.build.fold,
+        "precision": spec.build.precision,
+        "response_timeout": spec.service.timeout_seconds,
+        "batching": batching.told if batching else None,
+    }
 
 
 def ask(store: Store, request: Request) -> None:
@@ -136,7 +148,9 @@ def export_checkpoint(store: Store, request: Request, handler: Path, scratch: Pa
         handler=handler,
         fingerprint=request.fingerprint,
         fold=request.fold,
+        precision=request.precision,
         response_timeout=request.response_timeout,
+        batching=request.batching,
         log=log,
     )
     store.stash(f"{request.build}/export", made.directory)
@@ -154,6 +168,7 @@ def archive_export(store: Store, request: Request, handler: Path, scratch: Path,
         handler,
         scratch / "archive",
         response_timeout=request.response_timeout,
+        batching=request.batching,
         log=log,
     )
     archive.check(made, scratch / "export", log=log)
@@ -184,6 +199,7 @@ def evaluate_archive(
     else:
         store.unstash(f"{request.build}/archive", scratch / "archive")
         candidate = answers.built(archive.load(scratch / "archive", request.service))
+    float32 = in_float32(store, request, root, scratch, candidate, images, log)
     stable: answers.Subject | str = request.no_stable or ""
     if request.stable is not None:
         prefix, _, name = request.stable.rstrip("/").rpartition("versions/")
@@ -191,11 +207,44 @@ def evaluate_archive(
             stable = answers.published(Store(reach(prefix), prefix).version(name), reach(prefix))
         except (StoreRefused, VersionDamaged) as error:
             stable = f"the stable version cannot be read: {error}"
-    found, picture = evaluate.evaluate(limits, images, candidate, stable, store, log=log)
+    found, picture = evaluate.evaluate(limits, images, candidate, stable, store, float32=float32, log=log)
     for line in evaluate.lines(found):
         log(line)
     store.write_bytes(request.picture, picture, "image/png")
     return found
+
+
+def in_float32(
+    store: Store,
+    request: Request,
+    root: Path,
+    scratch: Path,
+    candidate: Subject,
+    images: LabelledImages,
+    log: Log,
+) -> Subject | str | None:
+    """What a network in another precision is held to: the same checkpoint's archive in float32. It is made here, with
+    the bytes that a release of it would have, and nothing of it is kept but its answers. Of a version that is in the
+    store already those are all there is; or why there is nothing. None for a network in float32."""
+    from model_release.build import archive, export
+    from model_release.build.evaluation import answers
+
+    if request.version is not None:
+        about = store.version(request.version).metadata
+        if about.get("precision", "float32") == "float32":
+            return None
+        exact = ((about.get("evaluation") or {}).get("float32") or {}).get("archive")
+        if not exact or not answers.are_kept(exact, images, store):
+            return f"version {request.version} was built without these images, and its checkpoint is gone"
+        return answers.Subject("float32", exact, candidate.labels, lambda _: scratch)
+    if request.precision == "float32":
+        return None
+    handler = runtimes.handler(root, request.runtime)
+    log(f"exporting the checkpoint in float32, to hold {request.precision} to it")
+    store.unstash(f"{request.build}/checkpoint", scratch / "checkpoint")
+    asked: dict[str, Any] = {"handler": handler, "fingerprint": request.fingerprint, "log": log}
+    made = export.export(scratch / "checkpoint", scratch / "float32", **asked)
+    return answers.built(archive.archive(made.directory, request.service, handler, scratch / "exact", log=log))
 
 
 def _check_toolchain(asked: dict[str, str], handler: Path) -> None:
@@ -204,7 +253,7 @@ def _check_toolchain(asked: dict[str, str], handler: Path) -> None:
     from model_release.build.export import toolchain
 
     # What a model file asks for is no matter of the machine.
-    settings = {name: asked[name] for name in ("fold", "response_timeout") if name in asked}
+    settings = {name: asked[name] for name in ("fold", "precision", "response_timeout", "batching") if name in asked}
     here = toolchain(handler) | settings
     other = {
         name: (version, here.get(name, "nothing"))

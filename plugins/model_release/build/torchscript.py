@@ -145,7 +145,7 @@ def parity(
                 f"the exported model answers batch {batch} with NaN or infinity; the original's answers are numbers"
             )
         logits[batch] = max(logits[batch], float((actual - expected[key]).abs().max()) / spread)
-        difference = _probabilities(actual, how) - _probabilities(expected[key], how)
+        difference = probabilities(actual, how) - probabilities(expected[key], how)
         probability = max(probability, float(difference.abs().max()))
     if not (max(logits.values()) <= limits.logits and probability <= limits.probability):
         figures = ", ".join(f"{difference:.3g} at batch {batch}" for batch, difference in logits.items())
@@ -176,5 +176,6 @@ def _spread(expected: Answers) -> float:
     return max(1.0, float(every.std()))
 
 
-def _probabilities(logits: torch.Tensor, how: str) -> torch.Tensor:
+def probabilities(logits: torch.Tensor, how: str) -> torch.Tensor:
+    """`how` is softmax or sigmoid."""
     return logits.sigmoid() if how == "sigmoid" else logits.softmax(-1)

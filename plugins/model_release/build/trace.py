@@ -6,7 +6,7 @@ line from its output: `{"progress": text}`, then `{"report": {…}}` or `{"error
 
 The request: `checkpoint` and `output` (folders), `handlers` (the folder of the handler's modules), `samples` (image
 files for the reference answers; empty: two pictures drawn here), `fold` (BatchNorms into convolutions),
-`artifacts` (what the runtime serves, best first: `torch.export`, `torchscript`).
+`artifacts` (what the runtime serves, best first: `torch.export`, `torchscript`), `precision` (`float32` unless said).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import torch
 import transformers
 from PIL import Image
 
-from model_release.build import exported, original, pixels, torchscript
+from model_release.build import exported, original, pixels, precision, torchscript
 from model_release.build.told import first_line
 from model_release.errors import CheckpointError, ParityError, ReleaseError
 
@@ -74,8 +74,20 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
     logits = original.wrapped(model, processor)
     expected = torchscript.answers(logits, sizes, len(labels))
     answer = partial(original.answer, model, processor, labels, activation)
-    _write(output / "reference.json", _reference(read_image, images, answer))
+    reference = _reference(read_image, images, answer)
     architecture, parameters = type(model).__name__, sum(parameter.numel() for parameter in model.parameters())
+    bits, told = request.get("precision", "float32"), {}
+    if bits != "float32":
+        if lacking := importlib.import_module("image_model").lacks(bits):
+            say(f"on this machine {lacking}")
+        exact = expected
+        logits, note = precision.reduced(logits, bits)
+        expected = precision.answers(logits, partial(torchscript.answers, sizes=sizes, labels=len(labels)), bits)
+        told = precision.compared(exact, expected, activation)
+        notes.append(f"{note}; {_beside(told)}")
+        answer = partial(_reduced_answer, logits, partial(preprocess, options=options), labels, activation)
+        reference = {**_reference(read_image, images, answer), "tolerance": precision.TOLERANCE}
+    _write(output / "reference.json", reference)
 
     say(f"exporting {architecture}: {len(labels)} labels, input {width}x{height}")
     comparing = f"comparing with the original at batches {', '.join(map(str, torchscript.BATCHES))}"
@@ -105,19 +117,26 @@ def run(request: dict[str, Any], say: Any) -> dict[str, Any]:
         torch._C._jit_clear_class_registry()
         limits = torchscript.FOLDED if request["fold"] else torchscript.EXACT
         parity = torchscript.parity(expected, output / torchscript.FILE, sizes, activation, limits)
-    description = {
+    description: dict[str, Any] = {
         "architecture": architecture,
         "labels": labels,
         "input": {"height": height, "width": width},
         "preprocessing": options,
         "activation": activation,
         "top_k": TOP_K,
+        **({} if bits == "float32" else {"precision": bits}),
     }
     _write(output / "model.json", description)
     return {
         **description,
         "artifact": artifact,
-        "parity": {**parity, "largest_pixel_difference": pixel_difference},
+        "precision": bits,
+        # The file beside the network that it was made of; and that one, in fewer bits, beside the checkpoint's.
+        "parity": {
+            **parity,
+            "largest_pixel_difference": pixel_difference,
+            **({"beside_float32": told} if told else {}),
+        },
         "parameters": parameters,
         "notes": notes,
     }
@@ -167,6 +186,23 @@ def _reference(
                 f"the original model cannot answer sample image {number}: {first_line(error)}"
             ) from error
     return {"instances": [{"data": base64.b64encode(image).decode()} for image in images], "expected": expected}
+
+
+def _reduced_answer(
+    logits: torch.nn.Module, preprocess: Callable[[Image.Image], Any], labels: list[str], how: str, picture: Image.Image
+) -> dict[str, Any]:
+    """The likeliest label of one picture, by the network in fewer bits, of the pixels that the handler makes."""
+    with torch.inference_mode():
+        found = torchscript.probabilities(logits(torch.from_numpy(preprocess(picture))[None]), how)[0]
+    score, label = found.max(-1)
+    return {"label": labels[int(label)], "score": round(float(score), 6)}
+
+
+def _beside(told: dict[str, Any]) -> str:
+    return (
+        f"beside float32 probabilities differ by {told['largest_probability_difference']:.2g} at most, and "
+        f"{told['labels_changed']:.0%} of {told['pictures']} pictures of noise get another label"
+    )
 
 
 def _pictures(height: int, width: int) -> list[bytes]:

@@ -53,7 +53,7 @@ def manifest(spec: ModelSpec, version_uri: str, base: Manifest) -> Manifest:
     if not version_uri.endswith("/"):
         raise SpecError(f"storage URI {version_uri!r} must end in '/'; without it KServe also loads what begins alike")
     service = spec.service
-    quantities = {"cpu": service.resources.cpu, "memory": service.resources.memory}
+    quantities = service.resources.quantities
     ours: Manifest = {
         "metadata": {
             "name": service.name,

@@ -14,12 +14,13 @@ from pydantic import Field, model_validator
 from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
 from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
 from .people import Approval, Email, Notify, Slack, Webhook
-from .serve import Ramp, Resources, Rollout, Service, Shadow
+from .serve import Batching, Ramp, Resources, Rollout, Service, Shadow
 from .units import Name, Part, PositiveDuration, StorePrefix, format_duration, parse_duration
 
 __all__ = [
     "BUCKET_EDGES_MS",
     "Approval",
+    "Batching",
     "Build",
     "Email",
     "Evaluation",

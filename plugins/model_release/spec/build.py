@@ -155,6 +155,18 @@ class Build(Part):
         "differ from the original's by 1e-4 instead of 1e-5.",
     )
 
+    precision: Literal["float32", "bfloat16", "int8"] = Field(
+        "float32",
+        description="What the network computes in. bfloat16 and int8 (Linear layers) are faster where the serving CPU "
+        "has instructions for them, and other numbers: held to evaluation.max_regressions beside float32.",
+    )
+
+    @model_validator(mode="after")
+    def _folding_is_exact(self) -> Build:
+        if self.fold and self.precision != "float32":
+            raise ValueError(f"fold is for precision float32, and this is {self.precision}; one of both is right")
+        return self
+
     @model_validator(mode="after")
     def _pods_have_an_image(self) -> Build:
         if self.within == "pod" and self.image is None:

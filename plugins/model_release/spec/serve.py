@@ -12,10 +12,39 @@ from .units import SLICE, Duration, Name, Part, Place, PositiveDuration, Share, 
 
 
 class Resources(Part):
-    """Requests and limits of the predictor's container, as Kubernetes quantities."""
+    """Requests and limits of the predictor's container, as Kubernetes quantities, and how many GPUs it has."""
 
     cpu: Annotated[str, BeforeValidator(str), Field(pattern=r"^\d+(\.\d+)?m?$")] = "1"
     memory: str = Field("2Gi", pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")
+    gpu: int = Field(
+        0, ge=0, le=16, description="GPUs (nvidia.com/gpu), request and limit; the network uses the first."
+    )
+
+    @property
+    def quantities(self) -> dict[str, str | None]:
+        """Request and limit; what is not asked for is None."""
+        return {"cpu": self.cpu, "memory": self.memory, "nvidia.com/gpu": str(self.gpu) if self.gpu else None}
+
+
+class Batching(Part):
+    """Requests that wait for each other, and go through the network together."""
+
+    max: int = Field(ge=2, le=64, description="Requests at once, at most.")
+    within: PositiveDuration = Field(
+        timedelta(milliseconds=5), description="How long the first of them waits for others; whole milliseconds."
+    )
+
+    @field_validator("within")
+    @classmethod
+    def _whole_milliseconds(cls, within: timedelta) -> timedelta:
+        if within % timedelta(milliseconds=1):
+            raise ValueError(f"{format_duration(within)} is not whole milliseconds; 5ms is, for example")
+        return within
+
+    @property
+    def told(self) -> dict[str, int]:
+        """As servers take it."""
+        return {"max": self.max, "within_ms": self.within // timedelta(milliseconds=1)}
 
 
 class Service(Part):
@@ -30,6 +59,9 @@ class Service(Part):
     max_replicas: int = Field(1, ge=1)
     container_concurrency: int = Field(0, ge=0, description="Requests at once for each pod; 0 for no limit.")
     timeout: PositiveDuration = timedelta(seconds=60)
+    batching: Batching | None = Field(
+        None, description="Requests of several clients go through the network together; nothing for one by one."
+    )
     service_account: Name | None = None
     runtime: str | None = Field(
         None,
@@ -47,6 +79,22 @@ class Service(Part):
     def _replicas_in_order(self) -> Service:
         if self.max_replicas < self.min_replicas:
             raise ValueError(f"max_replicas {self.max_replicas} is less than min_replicas {self.min_replicas}")
+        return self
+
+    @model_validator(mode="after")
+    def _batches_can_be_full(self) -> Service:
+        if self.batching is None:
+            return self
+        if 0 < self.container_concurrency < self.batching.max:
+            raise ValueError(
+                f"batching.max {self.batching.max} requests never meet in a pod that container_concurrency lets "
+                f"{self.container_concurrency} into; at most that, or container_concurrency: 0, is right"
+            )
+        if self.batching.within >= self.timeout:
+            raise ValueError(
+                f"batching.within {format_duration(self.batching.within)} is no less than timeout "
+                f"{format_duration(self.timeout)}: the first request of each batch would be given up; 5ms is usual"
+            )
         return self
 
     @property

@@ -91,10 +91,9 @@ def answers(
     `batch` images at once; `scratch` is a folder for downloads. Run again, it reads what it kept. Raises
     `ArchiveError` when the handler does not load or not one image got an answer, and the store's errors.
     """
-    key = f"evaluations/{subject.sha256[:16]}-{images.digest[:16]}.json"
-    identity = {"format": FORMAT, "archive": subject.sha256, "images": images.digest}
+    key, identity = _place(subject.sha256, images)
     kept, tag = store.read_json(key)
-    if kept is not None and all(kept.get(name) == value for name, value in identity.items()):
+    if _holds(kept, identity):
         log(f"the answers of version {subject.version} to these {len(images.truth)} images are in the store: {key}")
         return {name: Answer(*answer) for name, answer in kept["answers"].items()}
     pairs = images.bring(scratch, log)
@@ -105,6 +104,22 @@ def answers(
     except StoreUnavailable as error:
         log(f"the answers were not kept and will be asked for again: {error}")
     return found
+
+
+def are_kept(sha256: str, images: LabelledImages, store: Store) -> bool:
+    """Whether the archive of this digest was asked for these images already: its answers can be had without it."""
+    key, identity = _place(sha256, images)
+    return _holds(store.read_json(key)[0], identity)
+
+
+def _place(sha256: str, images: LabelledImages) -> tuple[str, dict[str, Any]]:
+    """Where the answers are, and what is said there of whose they are."""
+    key = f"evaluations/{sha256[:16]}-{images.digest[:16]}.json"
+    return key, {"format": FORMAT, "archive": sha256, "images": images.digest}
+
+
+def _holds(kept: Any, identity: dict[str, Any]) -> bool:
+    return kept is not None and all(kept.get(name) == value for name, value in identity.items())
 
 
 def run(

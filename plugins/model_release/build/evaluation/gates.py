@@ -20,8 +20,14 @@ def check_limits(limits: Evaluation, support: Mapping[str, int], uri: str) -> No
                 )
 
 
-def gates(limits: Evaluation, candidate: Mapping[str, Any], comparison: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Each limit as {"name", "limit", "value", "passed", "sentence"}, in the order of the model file.
+def gates(
+    limits: Evaluation,
+    candidate: Mapping[str, Any],
+    comparison: Mapping[str, Any],
+    float32: Mapping[str, Any] | None = None,
+) -> list[dict[str, Any]]:
+    """Each limit as {"name", "limit", "value", "passed", "sentence"}, in the order of the model file. `float32` is the
+    comparison of a network in another precision with the same checkpoint's in that one.
 
     `passed` is True, False, or None for a limit that could not be asked, since the comparison was skipped. A value on
     the limit passes.
@@ -30,7 +36,9 @@ def gates(limits: Evaluation, candidate: Mapping[str, Any], comparison: Mapping[
     if limits.min_accuracy is not None:
         asked.append(_at_least("accuracy", candidate["accuracy"], limits.min_accuracy))
     if limits.max_regressions is not None:
-        asked.append(_regressions(limits.max_regressions, comparison))
+        asked.append(_regressions(limits.max_regressions, comparison, "regressions", "stable"))
+        if float32 is not None:
+            asked.append(_regressions(limits.max_regressions, float32, "regressions beside float32", "float32"))
     if limits.min_recall is not None:
         floors = limits.min_recall
         named = floors if isinstance(floors, dict) else dict.fromkeys(candidate["recall"], floors)
@@ -60,15 +68,15 @@ def _at_least(name: str, value: float, limit: float) -> dict[str, Any]:
     return {"name": name, "limit": limit, "value": value, "passed": value >= limit, "sentence": sentence}
 
 
-def _regressions(limit: float, comparison: Mapping[str, Any]) -> dict[str, Any]:
-    gate: dict[str, Any] = {"name": "regressions", "limit": limit}
+def _regressions(limit: float, comparison: Mapping[str, Any], name: str, other: str) -> dict[str, Any]:
+    gate: dict[str, Any] = {"name": name, "limit": limit}
     if comparison["skipped"] is not None:
-        sentence = f"regressions (at most {percent(limit)}) were not counted: {comparison['skipped']}"
+        sentence = f"{name} (at most {percent(limit)}) were not counted: {comparison['skipped']}"
         return {**gate, "value": None, "passed": None, "sentence": sentence}
     flips = comparison["negative_flips"]
     share = flips["share"]
     sentence = (
-        f"regressions are {percent(share)} (images that only stable answers right: {flips['count']}), "
+        f"{name} are {percent(share)} (images that only {other} answers right: {flips['count']}), "
         f"{_beside(share, limit)}"
     )
     return {**gate, "value": share, "passed": share <= limit, "sentence": sentence}

@@ -76,9 +76,18 @@ class Runtime(Protocol):
         """Whether `write` has ended in this folder."""
 
     def write(
-        self, directory: Path, export_dir: Path, service: str, handler: Path, scratch: Path, *, response_timeout: int
+        self,
+        directory: Path,
+        export_dir: Path,
+        service: str,
+        handler: Path,
+        scratch: Path,
+        *,
+        response_timeout: int,
+        batching: Mapping[str, int] | None,
     ) -> None:
-        """Puts a version's files into the empty `directory`: equal bytes for equal input."""
+        """Puts a version's files into the empty `directory`: equal bytes for equal input. `batching` is how many
+        requests go through the network at once (`max`), and for how long the first waits (`within_ms`)."""
 
 
 def get(name: str) -> Runtime:

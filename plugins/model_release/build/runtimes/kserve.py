@@ -1,7 +1,7 @@
 """KServe's own Python model server (`kserve` on PyPI): what a version for it holds, and how it is opened without it.
 
 ```
-config/serving.json         which network, and the torch it was made by
+config/serving.json         which network, the torch it was made by, and how many requests go through it at once
 model-store/<service>.zip   model.pt2 (torch.export) or model.pt (TorchScript), model.json, the model class
 ```
 
@@ -15,6 +15,7 @@ import importlib
 import importlib.util
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -52,6 +53,7 @@ def write(
     scratch: Path,  # noqa: ARG001 - it needs none
     *,
     response_timeout: int,  # noqa: ARG001 - Knative's to keep
+    batching: Mapping[str, int] | None = None,
 ) -> None:
     """Puts what the server reads of the export in `export_dir` into the empty folder `directory`."""
     from model_release.build import export
@@ -64,7 +66,14 @@ def write(
     for name in ("config", _STORE):
         (directory / name).mkdir()
     stored_zip(content, directory / _STORE / f"{service}{SUFFIX}")
-    said = {"runtime": NAME, "service": service, "artifact": report["artifact"], "torch": report["toolchain"]["torch"]}
+    said: dict[str, Any] = {
+        "runtime": NAME,
+        "service": service,
+        "artifact": report["artifact"],
+        "torch": report["toolchain"]["torch"],
+    }
+    if batching:
+        said["batching"] = dict(batching)
     (directory / CONFIG).write_text(json.dumps(said, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 

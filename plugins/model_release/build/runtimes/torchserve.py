@@ -15,6 +15,7 @@ import importlib.util
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from shutil import copyfile
 from types import ModuleType
@@ -54,7 +55,14 @@ def is_whole(directory: Path, service: str) -> bool:
 
 
 def write(
-    directory: Path, export_dir: Path, service: str, handler: Path, scratch: Path, *, response_timeout: int
+    directory: Path,
+    export_dir: Path,
+    service: str,
+    handler: Path,
+    scratch: Path,
+    *,
+    response_timeout: int,
+    batching: Mapping[str, int] | None = None,
 ) -> None:
     """Puts what TorchServe loads of the export in `export_dir` into the empty folder `directory`."""
     from model_release.build.runtimes import stored_zip
@@ -64,7 +72,7 @@ def write(
     for name in ("config", _STORE):
         (directory / name).mkdir()
     stored_zip({path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}, target)
-    (directory / CONFIG).write_text(_config_properties(service, response_timeout), encoding="utf-8")
+    (directory / CONFIG).write_text(_config_properties(service, response_timeout, batching), encoding="utf-8")
     (directory / METRICS).write_text(_metrics_yaml(), encoding="utf-8")
 
 
@@ -105,15 +113,17 @@ def _pack(export_dir: Path, service: str, handler: Path, scratch: Path) -> Path:
     return packed
 
 
-def _config_properties(service: str, response_timeout: int) -> str:
+def _config_properties(service: str, response_timeout: int, batching: Mapping[str, int] | None) -> str:
     model = {
         "defaultVersion": True,
         "marName": f"{service}.mar",
         "minWorkers": 1,
         "maxWorkers": 1,
-        # Anything but 1 answers 503 (docs/facts.md#one-request-a-batch).
-        "batchSize": 1,
-        "maxBatchDelay": 10,
+        # The handler takes the envelope's place, which reads one request a batch (docs/facts.md#one-request-a-batch).
+        "batchSize": batching["max"] if batching else 1,
+        "maxBatchDelay": batching["within_ms"] if batching else 10,
+        # Counted from when a batch goes to the worker. One that takes longer answers nobody in time, however many
+        # requests are in it: the worker is then taken for dead.
         "responseTimeout": response_timeout,
         # Seconds. How long loading may take is rollout.ready_within's to say; TorchServe's own 120 would end it before.
         "startupTimeout": 3600,
@@ -218,6 +228,7 @@ class Context:
         self.system_properties = {"model_dir": str(folder), "gpu_id": None, "batch_size": 1}
         self.manifest, self.metrics = manifest, Metrics()
         self.refused: set[int] = set()
+        self.failed = False
 
     def get_request_header(self, *_: Any) -> None:
         return None
@@ -231,6 +242,7 @@ class Context:
     def set_response_status(self, code: int = 200, phrase: str = "", row: int = 0) -> None:
         if code >= 400:
             self.refused.add(row)
+        self.failed |= code >= 500
 
 
 def _stand_in() -> None:
@@ -310,9 +322,11 @@ class Opened:
 
     def answers(self, pictures: list[bytes]) -> list[Any]:
         """For each picture its labels, best first, or, as text, why it is refused; without the envelope, as TorchServe
-        asks for a batch. Raises what the handler raises: the model failed for all of them."""
+        asks for a batch. Raises where the model failed for one of them."""
         context = self._context()
         rows = self.holder.handle([{"body": picture} for picture in pictures], context)
+        if context.failed:
+            raise RuntimeError("the model failed for a picture of these")
         return [
             str(row.get("error", row) if isinstance(row, dict) else row)
             if number in context.refused or not isinstance(row, list)
