@@ -76,7 +76,7 @@ def running(command: list[str], port: int) -> Iterator[None]:
         until(listens, lambda: f"{command[0]} does not listen")
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)  # npx leaves its child behind
+        os.killpg(process.pid, signal.SIGKILL)  # npx leaves its child behind, which waits for its clients
         process.wait()
 
 
