@@ -231,7 +231,10 @@ async def measure(rounds: int, folder: Path) -> None:
             with taking() as release:
                 await asyncio.to_thread(ours, folder, client, f"round-{number}")
             (one,), (other) = scripts, release[0]
-            print(f"scripts {one.wall:.0f} s ({one.cpu:.0f} of CPU), release {other.wall:.0f} s ({other.cpu:.0f})")
+            print(
+                f"scripts {one.wall:.0f} s ({one.cpu:.0f} of CPU), release {other.wall:.0f} s ({other.cpu:.0f})",
+                flush=True,
+            )
             ratios.append((other.wall / one.wall, other.cpu / one.cpu))
         wall, cpu = (statistics.median(values) for values in zip(*ratios, strict=True))
         print(f"the release takes {wall:.2f} times as long as the scripts, and {cpu:.2f} times the CPU")

@@ -294,13 +294,13 @@ def test_an_adapter_alone_is_named(tmp_path: Path) -> None:
 def test_a_source_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="a source has one of directory, s3, gcs, azure, hub, mlflow, not ftp"):
         fetch({"ftp": "google/vit"}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, mlflow, not directory, s3"):
+    with pytest.raises(CheckpointError, match="gcs, azure, hub, mlflow, not directory, s3"):
         fetch({"directory": "x", "s3": "s3://models/x/"}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="a source has one of directory, s3, hub, mlflow, not nothing"):
+    with pytest.raises(CheckpointError, match="one of directory, s3, gcs, azure, hub, mlflow, not nothing"):
         fetch({}, tmp_path / "x")
     with pytest.raises(CheckpointError, match="is no folder"):
         fetch({"directory": str(tmp_path / "nowhere")}, tmp_path / "x")
-    with pytest.raises(CheckpointError, match="needs an S3 client"):
+    with pytest.raises(CheckpointError, match="needs a client"):
         fetch({"s3": "s3://models/x/"}, tmp_path / "x")
 
 

@@ -4,6 +4,7 @@ Node.js is, by Azurite. And a store without conditions, which the doctor refuses
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 import signal
 import socket
@@ -75,7 +76,7 @@ def running(command: list[str], port: int) -> Iterator[None]:
         until(listens, lambda: f"{command[0]} does not listen")
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
+        os.killpg(process.pid, signal.SIGKILL)  # npx leaves its child behind, which waits for its clients
         process.wait()
 
 
