@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +27,7 @@ from model_release.judging.slices_simulate import releases  # noqa: E402
 from model_release.judging.state import Counts, Floats  # noqa: E402
 from model_release.judging.verdict import PROMOTE, ROLL_BACK  # noqa: E402
 
-RELEASES = 2000  # of a line
+RELEASES = 2000  # of a line, unless said
 LOOKS = 200
 EACH = (10.0, 30.0)  # the canary's and stable's requests in a window, of each slice
 SLICES = (1, 5, 50)
@@ -48,7 +49,7 @@ def few_busy(slices: int, each: tuple[float, float] = EACH) -> tuple[Floats, Flo
     return tuple(side * slices * ranks / ranks.sum() for side in each)  # type: ignore[return-value]
 
 
-def false_rollbacks() -> str:
+def false_rollbacks(slices: int, number: int) -> str:
     """200 looks at canaries of which each slice is within the limit: as good as stable, and exactly at it, which is the
     worst. Promotions are not looked at."""
     beside = {"max_rate": None, "max_ratio": 1.5, "floor": 0.005}
@@ -63,28 +64,27 @@ def false_rollbacks() -> str:
         "| slices | the canary | releases | rolled back | 99 % interval (at most 1 %) |",
         "|---:|---|---:|---:|---:|",
     ]
-    for slices in SLICES:
-        for seed, (name, limits, canary, stable, burst) in enumerate(scenes, start=800):
-            shape = np.ones(slices)
-            found = releases(
-                policy(**limits),
-                canary * shape,
-                stable * shape,
-                even(slices),
-                seed=seed,
-                windows=LOOKS,
-                burst=burst,
-                promoting=False,
-                number=RELEASES,
-            )
-            hits = int((found.codes == ROLL_BACK).sum())
-            low, high = interval(hits, RELEASES)
-            mark = "" if hits / RELEASES <= 0.01 else " **missed**"
-            lines.append(f"| {slices} | {name} | {RELEASES} | {hits / RELEASES:.2%} | {low:.2%} – {high:.2%}{mark} |")
+    for seed, (name, limits, canary, stable, burst) in enumerate(scenes, start=800):
+        shape = np.ones(slices)
+        found = releases(
+            policy(**limits),
+            canary * shape,
+            stable * shape,
+            even(slices),
+            seed=seed,
+            windows=LOOKS,
+            burst=burst,
+            promoting=False,
+            number=number,
+        )
+        hits = int((found.codes == ROLL_BACK).sum())
+        low, high = interval(hits, number)
+        mark = "" if hits / number <= 0.01 else " **missed**"
+        lines.append(f"| {slices} | {name} | {number} | {hits / number:.2%} | {low:.2%} – {high:.2%}{mark} |")
     return "\n".join(lines)
 
 
-def which() -> str:
+def which(number: int) -> str:
     """One slice of twenty goes from 1 % to more, while the whole stays within the limit; promotions end a release."""
     scenes: list[tuple[str, float, tuple[Floats, Floats], float, bool]] = [
         ("9 %, slices alike", 0.09, even(20), 1, True),
@@ -101,21 +101,21 @@ def which() -> str:
         canary = np.full(20, 0.01)
         canary[BAD] = rate
         found = releases(
-            policy(), canary, np.full(20, 0.01), requests, seed=seed, windows=LOOKS, burst=burst, number=RELEASES
+            policy(), canary, np.full(20, 0.01), requests, seed=seed, windows=LOOKS, burst=burst, number=number
         )
         alone = found.named[:, BAD] & (found.named.sum(axis=1) == 1)
         hits, others = int(alone.sum()), int((found.named.sum(axis=1) > found.named[:, BAD]).sum())
-        low, high = interval(hits, RELEASES)
+        low, high = interval(hits, number)
         until = np.median(found.windows[alone]) * requests[0][BAD]
-        mark = "" if hits / RELEASES >= 0.95 or not promised else " **missed**"
+        mark = "" if hits / number >= 0.95 or not promised else " **missed**"
         lines.append(
-            f"| {name} | {RELEASES} | {hits / RELEASES:.1%} | {low:.1%} – {high:.1%}{mark} | {others / RELEASES:.2%} "
+            f"| {name} | {number} | {hits / number:.1%} | {low:.1%} – {high:.1%}{mark} | {others / number:.2%} "
             f"| {until:.0f} |"
         )
     return "\n".join(lines)
 
 
-def promotion() -> str:
+def promotion(number: int) -> str:
     """Canaries as good as stable (1 %): the canary's requests until half are promoted, and how many are."""
     lines = [
         "| slices | requests until half are promoted | the same without slices | promoted by the deadline |",
@@ -124,10 +124,10 @@ def promotion() -> str:
     scenes = [(f"{slices} alike", even(slices)) for slices in (*SLICES, 20)] + [("20, a few busy", few_busy(20))]
     for seed, (name, requests) in enumerate(scenes, start=840):
         shape = np.full(len(requests[0]), 0.01)
-        found = releases(policy(), shape, shape, requests, seed=seed, windows=LOOKS, number=RELEASES)
+        found = releases(policy(), shape, shape, requests, seed=seed, windows=LOOKS, number=number)
         per_window = requests[0].sum()
         rng = np.random.default_rng(seed)
-        n, m = (rng.poisson(side.sum(), (RELEASES, LOOKS)).astype(float) for side in requests)
+        n, m = (rng.poisson(side.sum(), (number, LOOKS)).astype(float) for side in requests)
         b, s = (rng.binomial(side.astype(int), 0.01).astype(float)[..., None] for side in (n, m))
         plain = outcomes(policy(slices=None), Counts(n, b, m, s))[1]
         lines.append(
@@ -137,9 +137,9 @@ def promotion() -> str:
     return "\n".join(lines)
 
 
-SECTIONS: dict[str, Callable[[], str]] = {
-    "slices-false": false_rollbacks,
+SECTIONS: dict[str, Callable[[int], str]] = {
     "slices-which": which,
+    **{f"slices-false-{slices}": partial(false_rollbacks, slices) for slices in SLICES},
     "slices-promotion": promotion,
 }
 
@@ -148,11 +148,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help="write the tables into README.md")
     parser.add_argument("--only", metavar="SECTION", nargs="+", help=f"only these: {', '.join(SECTIONS)}")
+    parser.add_argument("--releases", type=int, default=RELEASES, help="of a line; fewer for a quick look")
     options = parser.parse_args()
     if unknown := set(options.only or ()) - SECTIONS.keys():
         parser.error(f"unknown: {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     for name in options.only or SECTIONS:
-        table = SECTIONS[name]()
+        table = SECTIONS[name](options.releases)
         print(f"{name}\n\n{table}\n", flush=True)
         if options.write:
             write({name: table}, HERE / "README.md")
