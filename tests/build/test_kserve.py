@@ -441,9 +441,9 @@ def test_what_it_cannot_serve_ends_it_with_one_line(
 
 def test_the_sandbox_says_it_where_a_container_would_end(version: Archive, packed: Archive, tmp_path: Path) -> None:
     def given(made: type[KServeServer | TorchServe], directory: Path) -> str:
-        folders = {"state_dir": tmp_path, "folder": tmp_path / "x", "sockets": tmp_path / "y", "log": tmp_path / "log"}
+        container = Container("x", tmp_path, directory, tmp_path / "x", tmp_path / "y", tmp_path / "log", {})
         with pytest.raises(ContainerFailed) as failed:
-            made("x", model=directory, env={}, **folders)
+            made(container)
         return str(failed.value)
 
     assert given(KServeServer, packed.directory).endswith("(the version is one for runtime torchserve)")
