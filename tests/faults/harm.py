@@ -172,7 +172,9 @@ class Harm:
     def kill(self, part: str) -> None:
         """kill -9 of one of Airflow's parts (scheduler, triggerer) with all of its children."""
         victims = []
-        for one in process.processes(self.live.state):
+        # One that sets its title has lost the marks by which the sandbox knows its own.
+        again = [psutil.Process(one.pid) for one in self._started if one.poll() is None]
+        for one in [*process.processes(self.live.state), *again]:
             with contextlib.suppress(psutil.Error):
                 words = " ".join(one.cmdline()).split()
                 if words[-1:] == [part] or words[:2] == ["airflow", part.replace("-", "_")]:
