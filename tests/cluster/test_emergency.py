@@ -277,8 +277,11 @@ def promoted(live: Any) -> None:
     live.leases.give_free("models", "digits", owner)
 
 
-def test_17_8_what_a_person_takes_back_goes_to_the_revision_that_is_meant_or_nowhere(live: Any) -> None:
+def test_17_8_what_a_person_takes_back_goes_to_the_revision_that_is_meant_or_nowhere(
+    live: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Number 8, while a release is under way and after it."""
+    monkeypatch.setattr(settling, "RESTORE_GRACE", 0.2)
     owner, canary = opened(live, 50)
     with pytest.raises(CanaryLost, match=f"{R3} was asked for, and a roll-back goes to {R1} alone; to another"):
         roll_back(live, to=R3)

@@ -18,6 +18,7 @@ from tests.patience import LIMIT
 from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
 from sandbox.process import processes
+from sandbox.status import supervisor
 
 DAG = "release_digits"
 PYTORCH = re.compile(r"/site-packages/(torch|nvidia|triton)/")
@@ -71,13 +72,28 @@ class User(Thread):
         self.join(60)
 
 
-def pytorch(state: Path) -> int:
-    """Bytes (PSS) of the sandbox's processes that are pages of PyTorch's libraries, or of CUDA's."""
-    found = 0
-    for process in processes(state):
-        with contextlib.suppress(psutil.Error):
-            found += sum(one.pss for one in process.memory_maps() if PYTORCH.search(one.path))
-    return found
+@dataclass(frozen=True)
+class Memory:
+    """MB (PSS) of the sandbox's processes at one look: of each, without the pages of PyTorch's libraries or of CUDA's,
+    and of all those pages."""
+
+    processes: dict[str, int]
+    pytorch: int
+
+    @property
+    def ours(self) -> int:
+        return sum(self.processes.values())
+
+    @classmethod
+    def look(cls, state: Path) -> Memory:
+        ours, libraries = {}, 0
+        for process in [*processes(state), *filter(None, [supervisor(state)])]:
+            with contextlib.suppress(psutil.Error):
+                maps = process.memory_maps()
+                of_pytorch = sum(one.pss for one in maps if PYTORCH.search(one.path))
+                libraries += of_pytorch
+                ours[f"{process.pid} {process.name()}"] = sum(one.pss for one in maps) - of_pytorch >> 20
+        return cls(ours, libraries >> 20)
 
 
 @dataclass
@@ -95,14 +111,11 @@ class Observer(Thread):
     def __init__(self, state: Path, dag: str = DAG) -> None:
         super().__init__(daemon=True)
         self.deferred: dict[tuple[str, str], Seen] = {}  # by run id and task id
-        self.memory_mb: list[int] = []  # of all processes together
-        self.pytorch_mb: list[int] = []  # how much of that are PyTorch's own libraries, which each build has others of
+        self.memory: list[Memory] = []
         self.troubles: list[str] = []
         self._state, self._dag, self._ended = state, dag, Event()
 
     def run(self) -> None:
-        from sandbox.status import status
-
         airflow, turn = AirflowApi.of(self._state), 0
         while not self._ended.wait(1):
             try:
@@ -110,8 +123,7 @@ class Observer(Thread):
             except SandboxError as error:
                 self.troubles.append(str(error))
             if turn % 5 == 0:
-                self.pytorch_mb.append(pytorch(self._state) >> 20)
-                self.memory_mb.append(status(self._state).get("memory_mb", 0))
+                self.memory.append(Memory.look(self._state))
             turn += 1
 
     def _look(self, airflow: AirflowApi) -> None:

@@ -361,7 +361,8 @@ def test_the_dag_is_light_and_never_overlaps_itself(parsing: Parsing) -> None:
         ("s3://models/digits/versions/0123456789abcdef/", ("s3://models/digits/", "0123456789abcdef")),
         ("s3://models/digits/versions/0123456789abcdef", None),
         ("s3://elsewhere/versions/0123456789abcdef/", ("s3://elsewhere/", "0123456789abcdef")),
-        ("gs://elsewhere/versions/0123456789abcdef/", None),
+        ("gs://elsewhere/versions/0123456789abcdef/", ("gs://elsewhere/", "0123456789abcdef")),
+        ("pvc://elsewhere/versions/0123456789abcdef/", None),
         ("s3://models/digits/versions/../x/", None),
         (None, None),
     ],
@@ -399,6 +400,6 @@ def test_a_version_whose_answers_cannot_be_read_proves_nothing(monkeypatch: pyte
     with pytest.raises(SmokeFailed, match="what version 0123456789abcdef should answer cannot be read: S3 does not"):
         proof.prover("s3://models/digits/versions/0123456789abcdef/", log)(live)
     assert lines == []
-    proof.prover("gs://elsewhere/model/", log)(live)
-    unasked = "gs://elsewhere/model/ is of no store of this project: nobody knows what it should answer"
+    proof.prover("pvc://elsewhere/model/", log)(live)
+    unasked = "pvc://elsewhere/model/ is of no store of this project: nobody knows what it should answer"
     assert lines == [f"{unasked}, and it is not asked"]

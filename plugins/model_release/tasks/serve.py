@@ -179,10 +179,10 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
             if now.cause is Cause.NOTHING_NEW:
                 return []
             self.ask(context, released)
-            shadow = began_with(now, self.spec).rollout.shadow
+            rollout = began_with(now, self.spec).rollout
             # Nothing is beside a first deployment, and who asks for one at once does not wait for it.
-            if shadow is not None and not now.is_first and run.rollout != "direct":
-                compare(released, shadow, self.root, self.log)
+            if rollout.shadow is not None and not now.is_first and run.rollout != "direct":
+                compare(released, rollout.shadow, rollout.window, self.root, self.log)
             released.note_by(lambda now: replace(now, phase=Phase.PROVEN) if now.phase is Phase.STAGED else now)
         if now.is_first:
             return self.first

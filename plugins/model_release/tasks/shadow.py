@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -16,9 +18,9 @@ if TYPE_CHECKING:
     from model_release.tasks.service import ReleasedService
 
 
-def compare(released: ReleasedService, shadow: Shadow, root: Path, log: Any) -> None:
-    """Compares, records what was counted, and says it in the log. Run again, it asks for the same pictures and replaces
-    what it had recorded.
+def compare(released: ReleasedService, shadow: Shadow, window: timedelta, root: Path, log: Any) -> None:
+    """Compares, records what was counted, and says it in the log; then waits for half a window of the judge's. Run
+    again, it asks for the same pictures and replaces what it had recorded.
 
     Raises:
         ShadowFailed: too many answers are others, or there is too little to compare by and the model file refuses then.
@@ -30,7 +32,7 @@ def compare(released: ReleasedService, shadow: Shadow, root: Path, log: Any) -> 
     pairs, when = Pairs(0, shadow.max_changed), records.now()
     told: dict[str, Any]
     try:
-        _ask(released, shadow, root, pairs, log)
+        _ask(released, shadow, window, root, pairs, log)
     except (SpecError, StoreRefused, StoreUnavailable) as error:
         if shadow.if_missing == "refuse" and error.transient:
             raise
@@ -48,9 +50,9 @@ def compare(released: ReleasedService, shadow: Shadow, root: Path, log: Any) -> 
     log.info("%s", told["sentence"])
 
 
-def _ask(released: ReleasedService, shadow: Shadow, root: Path, pairs: Pairs, log: Any) -> None:
+def _ask(released: ReleasedService, shadow: Shadow, window: timedelta, root: Path, pairs: Pairs, log: Any) -> None:
     from model_release.build.samples import chosen
-    from model_release.cluster.pairs import compare
+    from model_release.cluster.pairs import LOOK, compare
     from model_release.cluster.rollout import check_untouched
     from model_release.cluster.smoke import Line, smoke_url, stable_url
 
@@ -69,4 +71,9 @@ def _ask(released: ReleasedService, shadow: Shadow, root: Path, pairs: Pairs, lo
 
     live = looked()
     compare(pictures, partial(way, stable_url(live)), partial(way, smoke_url(live)), pairs, looked)
+    # A window holds two scrapes at least: after one the counts of these requests are in no window of the canary's.
+    ends = time.monotonic() + window.total_seconds() / 2
+    while (left := ends - time.monotonic()) > 0:
+        looked()
+        time.sleep(min(left, LOOK))
     looked()
