@@ -169,7 +169,7 @@ def given(number: int) -> dict[str, Any]:
     said = load(PROJECT / "include/models/digits.yaml").model_dump(mode="json", exclude_none=True)
     said |= {"model": f"m{number}", "store": f"s3://models/m{number}/"}
     said["service"] |= {"name": f"m{number}"}
-    said["rollout"] |= {"steps": [10], "window": "10s", "deadline": "30m"}
+    said["rollout"] |= {"steps": [10], "window": "10s", "deadline": "30m", "bake": "0s"}
     said["judge"] |= {"min_requests": 10**9, "metrics": [{"name": "errors", "max_rate": 0.02}]}
     spec = ModelSpec.model_validate(said)
     live, now = InferenceService(_service(number)), datetime.now(UTC)
