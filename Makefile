@@ -48,7 +48,7 @@ unit: setup ## the tests that start no program
 test: check ## checks, units, real parts, simulations, the page in a browser, whole releases and the worst faults
 	@$(BIN)/python tests/run.py
 
-walk: setup ## the long walks as tests: the mission in five stages, Standard mode, the page during real releases (half an hour)
+walk: setup ## the long walks as tests: the mission in five stages, Standard mode, a registry, a shadow, the page during real releases (half an hour and more)
 	@$(BIN)/python -m pytest -m walk
 
 faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
