@@ -40,8 +40,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 VENV = ROOT / os.environ.get("VENV", ".venv")
 CACHE = ROOT / ".cache"
-# Of KServe's own server, which cannot live beside Airflow (runtime: kserve): its list, and its environment.
 IMAGES = ROOT / "include/images"
+# Of KServe's own server, which cannot live beside Airflow (runtime: kserve): its list, and its environment.
 KSERVE = IMAGES / "serving-kserve/requirements.txt"
 KSERVE_VENV = VENV.with_name(f"{VENV.name}-kserve")
 LOCK, LISTED, CPU = ROOT / "uv.lock", ROOT / "requirements.txt", ROOT / "torch-cpu.txt"
@@ -234,6 +234,12 @@ def find_uv() -> Path | None:
     return own / "bin/uv"
 
 
+def needed_uv() -> str:
+    if (uv := find_uv()) is None:
+        raise SetupError(f"uv cannot be had: {PYTHON} -m pip install uv=={UV} fails, as said above")
+    return str(uv)
+
+
 def pips_index() -> str | None:
     """The index that pip is told to use, by its files or by PIP_INDEX_URL: uv reads neither."""
     command = [PYTHON, "-m", "pip", "config", "list"]
@@ -403,21 +409,9 @@ def write_lists() -> None:
                 known.setdefault(name, said)
     head = "# Made by 'make lock': SHA-256 of the wheels of PyTorch without CUDA that could be seen. Do not edit.\n"
     CPU.write_text(head + "".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
-    uv = find_uv()
-    if uv is None:
-        raise SetupError(f"uv cannot be had: {PYTHON} -m pip install uv=={UV} fails, as said above")
+    uv, plain = needed_uv(), ["--no-hashes", "--no-annotate", "--no-header"]
     for image in ("airflow", "sandbox", "serving"):
-        asked = [
-            uv,
-            "export",
-            "--quiet",
-            "--frozen",
-            "--only-group",
-            image,
-            "--no-hashes",
-            "--no-annotate",
-            "--no-header",
-        ]
+        asked = [uv, "export", "--quiet", "--frozen", "--only-group", image, *plain]
         listed = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
         lines = hashed(without_torch(listed), hashes(in_images))
         write_list(f"{image}/hashed.txt", f"the group {image} of uv.lock", lines)
@@ -448,10 +442,7 @@ def main(arguments: list[str]) -> int:
     try:
         if arguments == ["uv"]:
             CACHE.mkdir(exist_ok=True)
-            uv = find_uv()
-            if uv is None:
-                raise SetupError(f"uv cannot be had: {PYTHON} -m pip install uv=={UV} fails, as said above")
-            print(uv)
+            print(needed_uv())
         elif arguments == ["lists"]:
             write_lists()
         elif arguments == ["kserve"]:

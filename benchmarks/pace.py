@@ -64,11 +64,7 @@ def release(live: Live, conf: dict[str, Any]) -> dict[str, Any]:
     """One release to its end, and its record."""
     live.finished(DAG, live.airflow.trigger(DAG, conf))
     store = live.store(f"s3://models/{NAME}/")
-    from model_release.store.s3 import keys, split_uri
-
-    bucket, prefix = split_uri(store.uri)
-    found = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/{NAME}-")]
-    records = [store.read_json(key)[0] for key in found if key.endswith(".json")]
+    records = [store.read_json(f"releases/{name}")[0] for name in store.names("releases/") if name.endswith(".json")]
     return dict(max(records, key=lambda record: record["started"]))
 
 

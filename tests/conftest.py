@@ -109,12 +109,8 @@ class Live:
     def records(self) -> list[dict[str, Any]]:
         """Every decision record, oldest first."""
         store = self.store()
-        from model_release.store.s3 import keys, split_uri
-
-        bucket, prefix = split_uri(store.uri)
-        found = (key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/", "/"))
-        names = [name for name in found if name.endswith(".json")]
-        return sorted((store.read_json(name)[0] for name in names), key=lambda record: record["started"])
+        names = [name for name in store.names("releases/") if name.endswith(".json")]
+        return sorted((store.read_json(f"releases/{name}")[0] for name in names), key=lambda record: record["started"])
 
     def finished(self, dag_id: str, run_id: str) -> dict[str, Any]:
         """The run, once it has ended."""

@@ -25,7 +25,8 @@ import json
 import shutil
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -80,19 +81,26 @@ def make_candidate(name: str, folder: Path, log: Callable[[str], None] = print) 
         if record["recipe"] == asdict(recipe):
             log(f"{name}: there already, accuracy {record['accuracy']:.1%}")
             return float(record["accuracy"])
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _replaced(folder) as scratch:
         accuracy = train(name, recipe, scratch, log)[-1]["accuracy"]
         record = {"recipe": asdict(recipe), "accuracy": accuracy, "test_images": _TEST_IMAGES}
         (scratch / _RECIPE_FILE).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+    return accuracy
+
+
+@contextmanager
+def _replaced(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` when it is whole; what fails leaves the old one."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    scratch = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield scratch
         scratch.chmod(0o755)
         if folder.exists():
             shutil.rmtree(folder)
         scratch.rename(folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    return accuracy
 
 
 def sample_images(count: int = 400, seed: int = 0) -> list[tuple[bytes, int]]:
@@ -122,18 +130,10 @@ def _live(count: int, seed: int) -> list[tuple[str, bytes, int]]:
 def make_samples(folder: Path, count: int = 400, seed: int = 1) -> int:
     """Puts `count` images as live traffic has them into `folder`, in folders by their kind (`phone/007.jpg`), for a
     shadow. Run again, a folder that is there is replaced by an equal one."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _replaced(folder) as scratch:
         for number, (kind, image, _) in enumerate(_live(count, seed)):
             (scratch / kind).mkdir(exist_ok=True)
             (scratch / kind / f"{number:03d}.{'jpg' if kind == 'phone' else 'png'}").write_bytes(image)
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return count
 
 
@@ -146,9 +146,7 @@ def make_evaluation(folder: Path, per_class: int = 25) -> int:
     """
     pictures, digits = _digits()
     _, test = _split()
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    scratch = Path(mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
+    with _replaced(folder) as scratch:
         for digit in range(10):
             chosen = [index for index in test if digits[index] == digit][:per_class]
             if len(chosen) < per_class:
@@ -156,12 +154,6 @@ def make_evaluation(folder: Path, per_class: int = 25) -> int:
             (scratch / str(digit)).mkdir()
             for number, index in enumerate(chosen):
                 (scratch / str(digit) / f"{digit}-{number:02d}.png").write_bytes(_ordinary(pictures[index]))
-        scratch.chmod(0o755)
-        if folder.exists():
-            shutil.rmtree(folder)
-        scratch.rename(folder)
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return 10 * per_class
 
 

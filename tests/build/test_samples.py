@@ -54,7 +54,7 @@ def test_only_pictures_of_a_size_that_clients_may_send(folder: Path, monkeypatch
         (place / name).write_bytes(content)
     (place / "link.png").symlink_to(folder / "samples" / "scan" / "1.png")
     (place / "away").symlink_to(folder / "samples")
-    monkeypatch.setattr(samples, "LARGEST", 4)
+    monkeypatch.setattr(samples, "LARGEST_PICTURE", 4)
     assert read(chosen("plain", folder, none, 9, "x")) == [(".", b"1")]
 
 

@@ -22,8 +22,9 @@ import requests
 from tests.patience import LIMIT, until
 
 from model_release.build.samples import chosen
+from model_release.cluster.pairs import LARGEST_PICTURE
 from model_release.commands import main
-from model_release.release.collect import LARGEST, LARGEST_BODY, REQUEST, Collector, Directory
+from model_release.release.collect import LARGEST_BODY, REQUEST, Collector, Directory
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n" + b"p" * 60, b"\xff\xd8\xff\xe0" + b"j" * 60
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -91,7 +92,7 @@ def test_pictures_are_spread_over_the_time_and_no_more_than_asked_for_are_kept()
         (json.dumps({"inputs": [{"data": [base64.b64encode(PNG).decode()]}]}).encode(), ("png", PNG)),
         (v1(b"RIFF\0\0\0\0WEBP" + PNG), ("webp", b"RIFF\0\0\0\0WEBP" + PNG)),
         (v1(b"#!/bin/sh"), None),
-        (v1(PNG + b"0" * LARGEST), None),
+        (v1(PNG + b"0" * LARGEST_PICTURE), None),
         (b"{", None),
         (b"[" * 100_000, None),
         (b"[]", None),

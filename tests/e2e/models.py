@@ -7,8 +7,6 @@ from typing import Any
 
 import yaml
 
-from model_release.store.s3 import keys, split_uri
-
 JUDGE = {
     "profile": "istio",
     "min_requests": 60,
@@ -47,7 +45,6 @@ def candidate(live: Any, name: str, when: str, trained: str) -> None:
 def records(live: Any, name: str) -> list[dict[str, Any]]:
     """The decision records of its releases, oldest first."""
     store = live.store(f"s3://models/{name}/")
-    bucket, prefix = split_uri(store.uri)
-    found = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/{name}-")]
-    names = [one for one in found if one.endswith(".json")]  # beside the pictures of their evaluations
-    return sorted((store.read_json(one)[0] for one in names), key=lambda record: record["started"])
+    # Beside the pictures of their evaluations, and the records of other models of the store.
+    names = [one for one in store.names("releases/") if one.startswith(f"{name}-") and one.endswith(".json")]
+    return sorted((store.read_json(f"releases/{one}")[0] for one in names), key=lambda record: record["started"])

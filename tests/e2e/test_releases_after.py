@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from model_release.store.s3 import split_uri
+from model_release.store.objects import address, objects
 
 from .conftest import Story, Told
 from .witnesses import DAG
@@ -52,12 +52,12 @@ def traffic(live: Any) -> tuple[Any, ...]:
     return service.raw["metadata"]["generation"], service.template, service.serving, lease.holder, lease.frozen
 
 
-def objects(live: Any, folder: str) -> dict[str, tuple[str, datetime]]:
+def stored(live: Any, folder: str) -> dict[str, tuple[str, datetime]]:
     """Every object below a folder of the store, with ETag and time."""
     store = live.store()
-    bucket, prefix = split_uri(store.uri)
-    pages = store._client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix + folder)
-    return {one["Key"]: (one["ETag"], one["LastModified"]) for page in pages for one in page.get("Contents", [])}
+    where = address(store.uri)
+    found = objects(store._client, where).listed(where.prefix + folder)
+    return {one.key: (one.tag, one.time) for one in found}
 
 
 def states(told: Told) -> dict[str, str]:
@@ -151,12 +151,8 @@ def _mark_is_nowhere_but_in(live: Any, name: str) -> None:
     """Not in the cluster, not in the store beside this record, not in any log. (Airflow itself keeps the form.)"""
     assert MARK not in json.dumps([live.service().raw, live.lease().raw])
     store = live.store()
-    bucket, _ = split_uri(store.uri)
-    marked = [
-        key for key in objects(live, "")
-        if MARK.encode() in store._client.get_object(Bucket=bucket, Key=key)["Body"].read()
-    ]  # fmt: skip
-    assert sorted(marked) == [f"digits/releases/{name}.json", f"digits/releases/index/{datetime.now(UTC):%Y-%m}.json"]
+    marked = sorted(name for name in store.everything() if MARK.encode() in (store.read(name) or b""))
+    assert marked == [f"releases/{name}.json", f"releases/index/{datetime.now(UTC):%Y-%m}.json"]
     logs = [*live.state.glob("logs/*"), *live.state.glob("airflow/logs/**/*.log"), *live.state.glob("kube.sqlite*")]
     assert len(logs) > 20
     assert [str(path) for path in logs if path.is_file() and MARK.encode() in path.read_bytes()] == []

@@ -202,12 +202,8 @@ def make_walkthrough(live: Any, page: Path) -> subprocess.CompletedProcess[str]:
 
 def records(live: Any, since: str) -> list[dict[str, Any]]:
     """The decision records of the releases that began after `since`."""
-    from model_release.store.s3 import keys, split_uri
-
     store = live.store(STORE)
-    bucket, prefix = split_uri(STORE)
-    names = [key.removeprefix(prefix) for key, _ in keys(store._client, bucket, f"{prefix}releases/", "/")]
-    found = [store.read_json(name)[0] for name in names if name.endswith(".json")]
+    found = [store.read_json(f"releases/{name}")[0] for name in store.names("releases/") if name.endswith(".json")]
     return sorted((one for one in found if one["started"] > since), key=lambda record: record["started"])
 
 

@@ -79,11 +79,8 @@ class Scene(Harm):
         return {name: Counter(counts) for name, counts in load["answers"].items()}
 
     def record_names(self) -> list[str]:
-        from model_release.store.s3 import keys
-
-        store = self.live.store(f"s3://models/{NAME}/")
-        found = keys(store._client, "models", f"{NAME}/releases/")
-        return [key.removeprefix(f"{NAME}/") for key, _ in found if key.endswith(".json") and "/index/" not in key]
+        found = self.live.store(f"s3://models/{NAME}/").names("releases/")
+        return [f"releases/{name}" for name in found if name.endswith(".json")]
 
     # What is done to it
 

@@ -9,6 +9,7 @@ import pytest
 from scipy.stats import beta
 
 from model_release.judging.pairs import SURE, Answer, Pairs, allowed, bounds, distance, least
+from model_release.spec import Shadow
 
 SAD, ANGRY = Answer({"sad": 0.9, "angry": 0.1}, 0.02), Answer({"angry": 0.7, "sad": 0.3}, 0.03)
 FAILED, REFUSED = Answer({}, fault="failed"), Answer({}, fault="refused")
@@ -44,6 +45,11 @@ def test_of_nothing_nothing_is_known() -> None:
 @pytest.mark.parametrize("limit", [0.001, 0.01, 0.02, 0.1, 0.5, 0.9])
 def test_the_least_number_is_the_first_that_allows_no_change(limit: float) -> None:
     assert (allowed(least(limit), limit), allowed(least(limit) - 1, limit)) == (0, -1)
+    # The model file refuses by the same number, which it works out itself: it is parsed without NumPy.
+    asked = {"from": "samples", "max_changed": limit}
+    assert Shadow.model_validate({**asked, "requests": least(limit)}).requests == least(limit)
+    with pytest.raises(ValueError, match=f"requests: {least(limit)} is the least"):
+        Shadow.model_validate({**asked, "requests": least(limit) - 1})
 
 
 @pytest.mark.parametrize(("compared", "limit"), [(500, 0.02), (500, 0.05), (149, 0.02), (2000, 0.3)])

@@ -21,6 +21,7 @@ from model_release.errors import RolledBack, ShadowFailed, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
+from model_release.tasks import shadow as shadowing
 from model_release.tasks.run import Run
 from model_release.tasks.serve import Smoke
 from model_release.tasks.service import ReleasedService
@@ -44,10 +45,15 @@ class Scene:
     changes: int = 1000
     meanwhile: Callable[[], None] = lambda: None
     asked: list[str] = field(default_factory=list)
+    waited: list[tuple[float, Phase]] = field(default_factory=list)  # after the last picture: seconds, and how it stood
+
+    def sleep(self, seconds: float) -> None:
+        self.waited.append((seconds, self.phase))
+        self.meanwhile()
 
     def smoke(self, shadow: dict[str, Any] | None = None, rollout: str = "auto") -> Any:
         spec = ModelSpec.model_validate(
-            {**SPEC, "rollout": {**SPEC["rollout"], "window": "1s", **({"shadow": shadow} if shadow else {})}}  # type: ignore[dict-item]
+            {**SPEC, "rollout": {**SPEC["rollout"], **({"shadow": shadow} if shadow else {})}}  # type: ignore[dict-item]
         )
         self.context["params"]["rollout"] = rollout
         task = Smoke(task_id="smoke", root=self.root, spec=spec, first="go_live", direct="go_direct", canary="canary")
@@ -103,6 +109,8 @@ def scene(
         monkeypatch.setattr(connections, "ingress", lambda: Gateway(gateway.url))
         monkeypatch.setattr(records, "change", lambda _spec, _run, edit: edit(record))
         monkeypatch.setattr("model_release.tasks.base.links.push", lambda *_: None)
+        clock = SimpleNamespace(monotonic=lambda: sum(seconds for seconds, _ in one.waited), sleep=one.sleep)
+        monkeypatch.setattr(shadowing, "time", clock)
         yield one
 
 
@@ -115,6 +123,13 @@ def test_a_canary_that_answers_as_stable_does_goes_on(scene: Scene) -> None:
     assert told["from"] == "samples"
     assert scene.asked.count(CANARY) == 60
     assert Record.from_json(scene.record.to_json()).shadow == told
+
+
+def test_its_requests_are_scraped_before_the_canary_may_be_opened(scene: Scene) -> None:
+    """Else they would be in its first window, hundreds of them beside a few users'."""
+    scene.smoke(SHADOW)
+    assert sum(seconds for seconds, _ in scene.waited) == 1.5, "half a window: it has two scrapes at least"
+    assert {phase for _, phase in scene.waited} == {Phase.STAGED}
 
 
 def test_run_again_it_asks_for_the_same_pictures(scene: Scene) -> None:
@@ -175,8 +190,11 @@ def test_nobody_is_asked_where_there_is_nothing_to_compare_or_no_time(scene: Sce
     assert scene.record.shadow is None
 
 
-def test_a_person_who_takes_the_release_back_is_heard_meanwhile(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asking, "LOOK", 0.0)
+@pytest.mark.parametrize("after", [0, 120], ids=["while pictures are asked", "while the last ones are scraped"])
+def test_a_person_who_takes_the_release_back_is_heard_meanwhile(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch, after: int
+) -> None:
+    monkeypatch.setattr(asking, "LOOK", 0.0 if not after else 1.0)
     lease = scene.kube.leases.read("models", "digits")
     assert lease is not None
     assert lease.release is not None
@@ -184,14 +202,15 @@ def test_a_person_who_takes_the_release_back_is_heard_meanwhile(scene: Scene, mo
     order = Order("roll_back", "ada", "wrong model", records.now(), None)
 
     def take_back() -> None:
-        if not ordered:
+        if not ordered and len(scene.asked) >= after:
             ordered.append(1)
             scene.kube.leases.update("models", "digits", owner, lambda now: replace(now, order=order))
 
     scene.meanwhile = take_back
     with pytest.raises(RolledBack, match="by ada"):
         scene.smoke(SHADOW)
-    assert len(scene.asked) < 120
+    assert len(scene.asked) < 120 or after
+    assert scene.phase is not Phase.PROVEN
 
 
 def test_a_limit_that_so_few_pictures_cannot_show_is_refused_where_it_is_written() -> None:

@@ -13,12 +13,10 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from model_release.build.evaluation.images import SUFFIXES
-from model_release.cluster.pairs import Picture
+from model_release.cluster.pairs import LARGEST_PICTURE, Picture
 from model_release.errors import SpecError, StoreUnavailable
 from model_release.store.objects import address, objects
 
-#: Bytes of one picture; what is larger is left out, as clients' bodies are limited, too.
-LARGEST = 8 << 20
 #: As many files are looked at: a place may hold millions.
 LISTED = 100_000
 
@@ -33,9 +31,9 @@ def chosen(place: str, root: Path, reach: Callable[[str], Any], many: int, seed:
         StoreRefused, StoreUnavailable: by the store.
     """
     sizes, read = _in_store(reach(place), place) if "://" in place else _in_folder(root / place)
-    names = sorted(name for name, size in sizes.items() if _is_picture(name) and 0 < size <= LARGEST)
+    names = sorted(name for name, size in sizes.items() if _is_picture(name) and 0 < size <= LARGEST_PICTURE)
     if not names:
-        raise SpecError(f"{place} holds no picture ({', '.join(SUFFIXES)}) of at most {LARGEST >> 20} MiB")
+        raise SpecError(f"{place} holds no picture ({', '.join(SUFFIXES)}) of at most {LARGEST_PICTURE >> 20} MiB")
     drawn = random.Random(seed).sample(names, min(many, len(names)))  # noqa: S311
     return [(name.split("/", 1)[0] if "/" in name else ".", partial(read, name)) for name in drawn]
 

@@ -36,6 +36,8 @@ _LONGEST = 100
 LOOK = 5.0
 
 Picture = tuple[str, Callable[[], bytes]]  # the folder that it lies in, and what reads it
+# Bytes of one; what is larger is left out, as clients' bodies are limited, too.
+LARGEST_PICTURE = 8 << 20
 
 
 def compare(

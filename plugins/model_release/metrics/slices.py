@@ -13,7 +13,7 @@ from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import Labels, Prometheus, milliseconds
 from model_release.spec import Judge
 
-TOLD = dict[str, tuple[int, int]]  # requests and bad ones, by slice
+Told = dict[str, tuple[int, int]]  # requests and bad ones, by slice
 
 
 class SliceCounts:
@@ -39,7 +39,7 @@ class SliceCounts:
                 traffic[name] += requests
         self._known += placed(self._known, +traffic)
 
-    def told(self, revision: str) -> TOLD:
+    def told(self, revision: str) -> Told:
         """What is pending of a revision. Bad ones that are counted before their requests wait for them."""
         pending = self._pending.pop(revision, {})
         binned: dict[str, list[int]] = {}

@@ -13,7 +13,7 @@ from model_release.errors import MetricsRefused, MetricsUnavailable
 from model_release.judging import Side, Window
 from model_release.judging.slices import NONE
 from model_release.metrics.prometheus import Prometheus, quoted
-from model_release.metrics.slices import TOLD, SliceCounts
+from model_release.metrics.slices import SliceCounts, Told
 from model_release.spec import Metric, Value, format_duration
 
 
@@ -93,7 +93,7 @@ def _told(side: Side, name: str, slices: SliceCounts, revision: str) -> Side:
     return replace(side, slices={**side.slices, name: None if side.bad.get(name) is None else told})
 
 
-def counted(prometheus: Prometheus, metric: Metric, window: timedelta, end: datetime, **names: str) -> TOLD:
+def counted(prometheus: Prometheus, metric: Metric, window: timedelta, end: datetime, **names: str) -> Told:
     """How many there were in the window that ends at `end`, and how many of them were bad, as the metric's queries say:
     to the nearest whole number, since `increase` extrapolates to the window's ends. By slice, where it has slices.
 

@@ -16,10 +16,11 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Protocol
 
+from model_release.cluster.pairs import LARGEST_PICTURE
+
 #: CloudEvents' type of a request, as KServe's logger has it.
 REQUEST = "org.kubeflow.serving.inference.request"
-#: Bytes of one picture, and of a request.
-LARGEST = 8 << 20
+#: Bytes of a request.
 LARGEST_BODY = 12 << 20
 
 # Where a request has its picture (docs/requests.md).
@@ -122,7 +123,7 @@ def _picture(body: bytes) -> tuple[bytes, str] | None:
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
             return None
     kind = _kind(found)
-    return (found, kind) if kind is not None and len(found) <= LARGEST else None
+    return (found, kind) if kind is not None and len(found) <= LARGEST_PICTURE else None
 
 
 def _text(said: Any) -> str:

@@ -52,11 +52,15 @@ PositiveDuration = Annotated[Duration, AfterValidator(_positive)]
 # A DNS label (RFC 1035): KServe's own rule for InferenceServices, and short enough for `<tag>-<name>-predictor-00001`.
 DNS_LABEL = r"^[a-z]([-a-z0-9]*[a-z0-9])?$"
 Name = Annotated[str, Field(pattern=DNS_LABEL, max_length=40)]
-# Prefixes of stores, all ending in `/`. Google takes longer names where they have dots.
+# Names of buckets, by who runs them. Google takes longer ones where they have dots.
+S3_BUCKET = "[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]"
+GCS_BUCKET = "[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]"
+AZURE_CONTAINER, AZURE_ACCOUNT = "[a-z0-9][a-z0-9-]{1,61}[a-z0-9]", "[a-z0-9]{3,24}"
+# Prefixes of stores, all ending in `/`.
 _FOLDERS = "([A-Za-z0-9._-]+/)*"
-_S3 = rf"s3://[a-z0-9][a-z0-9.-]{{1,61}}[a-z0-9]/{_FOLDERS}"
-_GCS = rf"gs://[a-z0-9][a-z0-9._-]{{1,220}}[a-z0-9]/{_FOLDERS}"
-_AZURE = rf"abfss?://[a-z0-9][a-z0-9-]{{1,61}}[a-z0-9]@[a-z0-9]{{3,24}}\.dfs\.core\.windows\.net/{_FOLDERS}"
+_S3 = rf"s3://{S3_BUCKET}/{_FOLDERS}"
+_GCS = rf"gs://{GCS_BUCKET}/{_FOLDERS}"
+_AZURE = rf"abfss?://{AZURE_CONTAINER}@{AZURE_ACCOUNT}\.dfs\.core\.windows\.net/{_FOLDERS}"
 _ANY_STORE = rf"^({_S3}|{_GCS}|{_AZURE})$"
 
 

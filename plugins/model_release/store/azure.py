@@ -75,10 +75,12 @@ class AzureObjects(Objects):
         from azure.storage.blob import BlobPrefix
 
         walk = self._container.list_blobs if deep else self._container.walk_blobs
-        for blob in self._told(prefix, lambda: list(walk(name_starts_with=prefix)), needed=True) or ():
-            if not isinstance(blob, BlobPrefix):
-                tag = '"' + str(blob.etag).strip('"') + '"'  # a list has it without the quotes that a condition wants
-                yield Listed(str(blob.name), int(blob.size), tag, blob.last_modified)
+        pages = walk(name_starts_with=prefix).by_page()
+        while (page := self._told(prefix, lambda: next(map(list, pages), None), needed=True)) is not None:
+            for blob in page:
+                if not isinstance(blob, BlobPrefix):
+                    tag = '"' + str(blob.etag).strip('"') + '"'  # a list has it without the quotes of a condition
+                    yield Listed(str(blob.name), int(blob.size), tag, blob.last_modified)
 
     def folders(self, prefix: str) -> list[str]:
         from azure.storage.blob import BlobPrefix

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_release.errors import SpecError
-from model_release.store.gcs import Reach
+from model_release.store.gcs import Google
 from model_release.store.objects import Address
 
 GCS, AZURE = "model_store_gcs", "model_store_azure"
@@ -37,7 +37,7 @@ class Given:
         return cls(said.get("login") or "", said.get("password") or "", f"{host}{port}", said.get("extra") or {})
 
 
-def gcs(given: Given, *, quick: bool = False) -> Reach:
+def gcs(given: Given, *, quick: bool = False) -> Google:
     """Google Cloud Storage. Extra `key_path` is the file of a service account's key, `keyfile_dict` its content, as in
     Airflow's connections of type google_cloud_platform; without them the machine's own credentials (Workload Identity,
     GOOGLE_APPLICATION_CREDENTIALS). Extra `endpoint_url` is another server, an emulator's with `project`, unsigned.
@@ -69,7 +69,7 @@ def gcs(given: Given, *, quick: bool = False) -> Reach:
         client = Client(extra.get("project") or None, credentials, client_options=options)
     except (DefaultCredentialsError, MalformedError, ValueError, OSError) as error:
         raise SpecError(f"connection {GCS}: no credentials for Google's storage: {error}") from error
-    return Reach(client, 5.0, 0.0) if quick else Reach(client)
+    return Google(client, 5.0, 0.0) if quick else Google(client)
 
 
 def azure(where: Address, given: Given, *, quick: bool = False) -> Any:

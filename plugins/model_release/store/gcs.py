@@ -25,7 +25,7 @@ _REFUSALS = {401: f"the credentials are wrong; {_CURE}", 403: f"the credentials 
 
 
 @dataclass(frozen=True)
-class Reach:
+class Google:
     """A `google.cloud.storage.Client`, the seconds for one answer, and those in which a request is tried again."""
 
     client: Any
@@ -34,11 +34,11 @@ class Reach:
 
 
 class GcsObjects(Objects):
-    def __init__(self, reach: Reach, where: Address) -> None:
+    def __init__(self, google: Google, where: Address) -> None:
         from google.cloud.storage.retry import DEFAULT_RETRY
 
-        self._client, self._bucket, self._place = reach.client, reach.client.bucket(where.bucket), where.place
-        self._asked = {"timeout": reach.timeout, "retry": DEFAULT_RETRY.with_timeout(reach.patience)}
+        self._client, self._bucket, self._place = google.client, google.client.bucket(where.bucket), where.place
+        self._asked = {"timeout": google.timeout, "retry": DEFAULT_RETRY.with_timeout(google.patience)}
 
     def get(self, key: str, tag: str | None = None) -> tuple[bytes, str] | None:
         blob, generation = self._bucket.blob(key), None if tag is None else int(tag)
@@ -68,8 +68,10 @@ class GcsObjects(Objects):
         return str(blob.generation)
 
     def listed(self, prefix: str, *, deep: bool = True) -> Iterator[Listed]:
-        for blob in self._told(prefix, lambda: list(self._below(prefix, None if deep else "/"))) or ():
-            yield Listed(str(blob.name), int(blob.size), str(blob.generation), blob.updated)
+        pages = self._below(prefix, None if deep else "/").pages
+        while (page := self._told(prefix, lambda: next(map(list, pages), None), needed=True)) is not None:
+            for blob in page:
+                yield Listed(str(blob.name), int(blob.size), str(blob.generation), blob.updated)
 
     def folders(self, prefix: str) -> list[str]:
         def found() -> set[str]:

@@ -12,24 +12,21 @@ from pathlib import Path
 from typing import Any
 
 from model_release.errors import SpecError
+from model_release.spec.units import AZURE_ACCOUNT, AZURE_CONTAINER, GCS_BUCKET, S3_BUCKET
 
 #: What `put` may replace: whatever is there, or nothing. Any other word is the tag of the content that may give way.
 WHATEVER, NOTHING = "whatever", "nothing"
 
+_PREFIX = "(?:/(?P<prefix>.*))?"
 _FORMS = {
-    "s3": re.compile(r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL),
-    "gs": re.compile(r"gs://(?P<bucket>[a-z0-9][a-z0-9._-]{1,220}[a-z0-9])(?:/(?P<prefix>.*))?", re.DOTALL),
-    "abfs": re.compile(
-        r"abfss?://(?P<bucket>[a-z0-9][a-z0-9-]{1,61}[a-z0-9])@(?P<account>[a-z0-9]{3,24})\.dfs\.core\.windows\.net"
-        r"(?:/(?P<prefix>.*))?",
-        re.DOTALL,
-    ),
-    # As KServe is told of it, and so as an InferenceService tells of it.
-    "https": re.compile(
-        r"https://(?P<account>[a-z0-9]{3,24})\.blob\.core\.windows\.net/(?P<bucket>[a-z0-9][a-z0-9-]{1,61}[a-z0-9])"
-        r"(?:/(?P<prefix>.*))?",
-        re.DOTALL,
-    ),
+    scheme: re.compile(bucket + _PREFIX, re.DOTALL)
+    for scheme, bucket in {
+        "s3": rf"s3://(?P<bucket>{S3_BUCKET})",
+        "gs": rf"gs://(?P<bucket>{GCS_BUCKET})",
+        "abfs": rf"abfss?://(?P<bucket>{AZURE_CONTAINER})@(?P<account>{AZURE_ACCOUNT})\.dfs\.core\.windows\.net",
+        # As KServe is told of it, and so as an InferenceService tells of it.
+        "https": rf"https://(?P<account>{AZURE_ACCOUNT})\.blob\.core\.windows\.net/(?P<bucket>{AZURE_CONTAINER})",
+    }.items()
 }
 
 
@@ -141,7 +138,7 @@ class Objects(ABC):
 
 
 def objects(client: Any, where: Address) -> Objects:
-    """The objects of a bucket, through the client of its kind: boto3's, `gcs.Reach`, or Azure's BlobServiceClient."""
+    """The objects of a bucket, through the client of its kind: boto3's, `gcs.Google`, or Azure's BlobServiceClient."""
     if where.kind == "gs":
         from model_release.store.gcs import GcsObjects
 

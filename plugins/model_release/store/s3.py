@@ -10,8 +10,8 @@ from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 
-from model_release.errors import SpecError, StoreContested, StoreRefused, StoreUnavailable
-from model_release.store.objects import NOTHING, WHATEVER, Head, Listed, Objects, address
+from model_release.errors import StoreContested, StoreRefused, StoreUnavailable
+from model_release.store.objects import NOTHING, WHATEVER, Head, Listed, Objects
 
 # S3's limit for one request.
 _REMOVED_AT_ONCE = 1000
@@ -28,14 +28,6 @@ _REFUSALS = {
     "401": "the credentials are wrong",
     "404": "there is no such bucket or object",
 }
-
-
-def split_uri(uri: str) -> tuple[str, str]:
-    """`s3://bucket/some/prefix` → (`bucket`, `some/prefix/`). Raises `SpecError` for anything else."""
-    found = address(uri)
-    if found.kind != "s3":
-        raise SpecError(f"{uri!r} is no S3 address; right would be s3://bucket/prefix/")
-    return found.bucket, found.prefix
 
 
 @contextmanager
@@ -75,21 +67,6 @@ def talking_about(uri: str) -> Iterator[None]:
 def error_code(error: Any) -> str:
     """S3's own name of a botocore `ClientError`."""
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def keys(client: Any, bucket: str, prefix: str, delimiter: str = "") -> Iterator[tuple[str, int]]:
-    """(key, size in bytes) of every object under `prefix`, in S3's order; with the delimiter `/` only of those
-    right under it. Folder markers are left out."""
-    for item in _items(client, bucket, prefix, delimiter):
-        if not (item["Size"] == 0 and item["Key"].endswith("/")):
-            yield item["Key"], item["Size"]
-
-
-def folders(client: Any, bucket: str, prefix: str) -> list[str]:
-    """Names of the folders right under `prefix`, without slashes."""
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix, Delimiter="/")
-    found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
-    return [name[len(prefix) :].strip("/") for name in found]
 
 
 def _items(client: Any, bucket: str, prefix: str, delimiter: str) -> Iterator[Any]:
@@ -159,7 +136,11 @@ class S3Objects(Objects):
 
     def folders(self, prefix: str) -> list[str]:
         with talking_about(f"{self._place}/{prefix}"):
-            return folders(self._client, self._bucket, prefix)
+            pages = self._client.get_paginator("list_objects_v2").paginate(
+                Bucket=self._bucket, Prefix=prefix, Delimiter="/"
+            )
+            found = [item["Prefix"] for page in pages for item in page.get("CommonPrefixes", [])]
+        return [name[len(prefix) :].strip("/") for name in found]
 
     def download(self, key: str, target: Path, came: Callable[[int], None] | None) -> None:
         with talking_about(f"{self._place}/{key}"):

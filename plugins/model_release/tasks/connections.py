@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from model_release.build.hub import HubAccess
     from model_release.build.registry import Registry
     from model_release.cluster.smoke import Gateway
+    from model_release.errors import ReleaseError
     from model_release.metrics.auth import SigV4
     from model_release.metrics.prometheus import Prometheus
     from model_release.spec import ModelSpec
@@ -74,6 +75,19 @@ def reach(uri: str, *, quick: bool = False) -> Any:
     if where.kind == "abfs":
         return clients.azure(where, _given(clients.AZURE), quick=quick)
     return s3()
+
+
+def _needed(conn_id: str, refused: type[ReleaseError]) -> Any:
+    """The connection of a server, which has to be there."""
+    from airflow.sdk import BaseHook
+    from airflow.sdk.exceptions import AirflowNotFoundException
+
+    try:
+        return BaseHook.get_connection(conn_id)
+    except AirflowNotFoundException as error:
+        raise refused(
+            f"there is no connection {conn_id}; one of type http with the server's address is right"
+        ) from error
 
 
 def _given(conn_id: str) -> Given:
@@ -138,18 +152,10 @@ def prometheus() -> Prometheus:
     Raises:
         MetricsRefused: there is no such connection, or it says something else, or two things at once.
     """
-    from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
     from model_release.errors import MetricsRefused
     from model_release.metrics.prometheus import Prometheus
 
-    try:
-        connection = BaseHook.get_connection(PROMETHEUS)
-    except AirflowNotFoundException as error:
-        raise MetricsRefused(
-            f"there is no connection {PROMETHEUS}; one of type http with the server's address is right"
-        ) from error
+    connection = _needed(PROMETHEUS, MetricsRefused)
     extra = connection.extra_dejson
     if unknown := sorted(extra.keys() - set(_PROMETHEUS_EXTRA)):
         known = ", ".join(_PROMETHEUS_EXTRA)
@@ -214,18 +220,10 @@ def mlflow() -> Registry:
     Raises:
         SpecError: there is no such connection, or it says something else, or two things at once.
     """
-    from airflow.sdk import BaseHook
-    from airflow.sdk.exceptions import AirflowNotFoundException
-
     from model_release.build.registry import Registry
     from model_release.errors import SpecError
 
-    try:
-        connection = BaseHook.get_connection(MLFLOW)
-    except AirflowNotFoundException as error:
-        raise SpecError(
-            f"there is no connection {MLFLOW}; one of type http with the server's address is right"
-        ) from error
+    connection = _needed(MLFLOW, SpecError)
     return Registry(_address(connection), *_signing_in(connection, MLFLOW))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from model_release.errors import SmokeFailed, SpecError, StoreRefused, StoreUnavailable, VersionDamaged
+from model_release.store.objects import address
 from model_release.tasks import connections
 
 if TYPE_CHECKING:
@@ -61,5 +62,8 @@ def prover(
 def version_in(storage_uri: str | None) -> tuple[str, str] | None:
     """(store, version) that `storage_uri` names, in whatever store it says: another model of the service may have been
     live before, and its file may be deleted since. None when it is no version of this project."""
-    found = re.fullmatch(r"((?:s3|gs|https)://[^/]+/(?:.+/)?)versions/([0-9a-f]{16})/", storage_uri or "")
-    return (found[1], found[2]) if found else None
+    found = re.fullmatch(r"(.+/)versions/([0-9a-f]{16})/", storage_uri or "")
+    try:
+        return (address(found[1]).uri, found[2]) if found else None
+    except SpecError:
+        return None

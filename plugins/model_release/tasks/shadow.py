@@ -27,18 +27,14 @@ def compare(released: ReleasedService, shadow: Shadow, window: timedelta, root: 
         RolledBack, CanaryLost: the release goes no further, or the canary is not what it staged.
         StoreUnavailable: the samples are not to be had now, and the model file does not go on without.
     """
-    from model_release.judging.pairs import Pairs
-
-    pairs, when = Pairs(0, shadow.max_changed), records.now()
+    when = records.now()
     told: dict[str, Any]
     try:
-        _ask(released, shadow, window, root, pairs, log)
+        told = _asked(released, shadow, window, root, log).to_dict()
     except (SpecError, StoreRefused, StoreUnavailable) as error:
         if shadow.if_missing == "refuse" and error.transient:
             raise
         told = {"decision": "missing", "sentence": f"No pictures to compare by: {error}."}
-    else:
-        told = pairs.to_dict()
     goes = told["decision"] in ("within", "observed")
     if told["decision"] in ("few", "missing") and shadow.if_missing == "go":
         goes = True
@@ -50,14 +46,15 @@ def compare(released: ReleasedService, shadow: Shadow, window: timedelta, root: 
     log.info("%s", told["sentence"])
 
 
-def _ask(released: ReleasedService, shadow: Shadow, window: timedelta, root: Path, pairs: Pairs, log: Any) -> None:
+def _asked(released: ReleasedService, shadow: Shadow, window: timedelta, root: Path, log: Any) -> Pairs:
     from model_release.build.samples import chosen
     from model_release.cluster.pairs import LOOK, compare
     from model_release.cluster.rollout import check_untouched
     from model_release.cluster.smoke import Line, smoke_url, stable_url
+    from model_release.judging.pairs import Pairs
 
     pictures = chosen(shadow.place, root, connections.reach, shadow.requests, released.run.release)
-    pairs.wanted = len(pictures)
+    pairs = Pairs(len(pictures), shadow.max_changed)
     canary, way = released.canary(), partial(Line, model=released.name, ingress=connections.ingress())
 
     def looked() -> InferenceService:
@@ -66,14 +63,18 @@ def _ask(released: ReleasedService, shadow: Shadow, window: timedelta, root: Pat
         released.claim()
         live = released.live()
         check_untouched(live, canary, 0)
-        log.info("%d of %d pictures asked, %d answers changed", pairs.asked, pairs.wanted, pairs.changed)
         return cast("InferenceService", live)
 
+    def told() -> None:
+        looked()
+        log.info("%d of %d pictures asked, %d answers changed", pairs.asked, pairs.wanted, pairs.changed)
+
     live = looked()
-    compare(pictures, partial(way, stable_url(live)), partial(way, smoke_url(live)), pairs, looked)
+    compare(pictures, partial(way, stable_url(live)), partial(way, smoke_url(live)), pairs, told)
+    told()
     # A window holds two scrapes at least: after one the counts of these requests are in no window of the canary's.
     ends = time.monotonic() + window.total_seconds() / 2
     while (left := ends - time.monotonic()) > 0:
-        looked()
         time.sleep(min(left, LOOK))
-    looked()
+        looked()
+    return pairs
