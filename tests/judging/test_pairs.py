@@ -90,7 +90,7 @@ def test_stopping_early_decides_as_all_pictures_would() -> None:
             pairs(0.02, 488, 9, lost=3),
             "beyond",
             "12 of 500 pictures got another answer than stable's, and 4 of 500 may (a share below 2 % is to be shown); "
-            "angry became sad 9 times, the canary gave no answer to 3.",
+            "angry became sad 9 times, the canary gave no answer to 3 pictures.",
         ),
         (
             pairs(0.02, 56, 5, wanted=500),

@@ -27,7 +27,7 @@ LABELS = ["angry", "happy", "neutral", "sad", "surprised"]
 PLAN = {
     "sentences": [
         "stable: 0.31 % errors, bursts of 2.4; 1 % slow, bursts of 1, from 720 windows",
-        "At 20 requests a second and 10 and 30 % of them a good canary needs about 14 min (3 200 canary requests).",
+        "At 20 requests a second and 10 and 30 % of them a good canary needs about 14 min.",
         "97.5 % of good canaries are promoted by the deadline of 30 min; errors take longest.",
     ],
     "metrics": [

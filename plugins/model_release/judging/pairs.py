@@ -212,7 +212,7 @@ class Pairs:
             for (was, now), number in self._most(3)
         ]
         if self.lost:
-            said.append(f"the canary gave no answer to {count(self.lost)}")
+            said.append(f"the canary gave no answer to {plural(self.lost, 'picture')}")
         folder, (_, changed) = max(self.folders.items(), key=lambda one: one[1][1])
         if len(self.folders) > 1 and 2 * changed > self.changed:
             said.append(f"{count(changed)} of them in {folder}/")
