@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any
 
 from brake_watch import Place, stack
+from pages import write
 
 HERE = Path(__file__).resolve().parent
 KEPT = HERE / "brake.json"
-MARK, END_MARK = "<!-- brake -->", "<!-- /brake -->"
 # What a look may cost, in seconds: windows are 2 s long. And for how long a lease stands.
 LOOK, LEASE = 1.0, 60.0
 
@@ -179,10 +179,7 @@ def main() -> int:
     kept = read()
     print(page(kept))
     if options.write:
-        text = (HERE / "README.md").read_text(encoding="utf-8")
-        before, _, rest = text.partition(MARK)
-        after = rest.partition(END_MARK)[2]
-        (HERE / "README.md").write_text(f"{before}{MARK}\n\n{page(kept)}\n\n{END_MARK}{after}", encoding="utf-8")
+        write({"brake": page(kept)})
     missed = [case for case in cases for run in kept.get(case.name, []) if run.get("seconds", 1e9) > case.most]
     return 1 if missed or any(_good(kept, case) < options.runs for case in cases) else 0
 

@@ -25,6 +25,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
+from pages import write
 
 HERE = Path(__file__).parent
 PLUGINS = HERE.parent / "plugins"
@@ -79,7 +80,7 @@ def main() -> None:
         table = compare(Path(scratch), options.images, options.batch)
     print(f"\n{table}")
     if options.write:
-        write(table, HERE / "README.md")
+        write({"evaluation-speed": table})
 
 
 def compare(scratch: Path, count: int, batch: int) -> str:
@@ -176,12 +177,6 @@ def children() -> float:
 
 def say(line: str) -> None:
     print(line, flush=True)
-
-
-def write(table: str, path: Path) -> None:
-    begin, end = "<!-- evaluation-speed -->\n", "<!-- /evaluation-speed -->"
-    head, rest = path.read_text(encoding="utf-8").split(begin)
-    path.write_text(f"{head}{begin}\n{table}\n\n{end}{rest.split(end, 1)[1]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 import courses  # noqa: E402
 import peers  # noqa: E402
 import promises  # noqa: E402
+from pages import write  # noqa: E402
 
 from model_release.judging import Judge, Policy, Window, judge  # noqa: E402
 from model_release.judging.simulate import bad_requests, interval, outcomes  # noqa: E402
@@ -311,16 +312,6 @@ def plot(rows: list[Row], path: Path) -> None:
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=5, frameon=False)
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)
-
-
-def write(sections: dict[str, str], path: Path) -> None:
-    """Puts each section between its markers; the prose around them is a person's."""
-    text = path.read_text(encoding="utf-8")
-    for name, body in sections.items():
-        begin, end = f"<!-- {name} -->\n", f"<!-- /{name} -->"
-        head, rest = text.split(begin)
-        text = f"{head}{begin}\n{body}\n\n{end}{rest.split(end, 1)[1]}"
-    path.write_text(text, encoding="utf-8")
 
 
 def main() -> None:

@@ -32,9 +32,9 @@ PROJECT = HERE.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from conftest import Live  # noqa: E402
+from pages import write  # noqa: E402
 
 KEPT = HERE / "pace.json"
-MARK, END_MARK = "<!-- pace -->", "<!-- /pace -->"
 NAME, DAG = "pace", "release_pace"
 MOST = {2.0: 15.0, 20.0: 4.0}  # minutes, by requests a second
 SETTLED_IN = 60.0  # seconds of users before the first release: a past, as a service has one
@@ -167,10 +167,7 @@ def main() -> int:
     kept = read() if options.kept else measure(options.rates)
     print(page(kept))
     if options.write:
-        text = (HERE / "README.md").read_text(encoding="utf-8")
-        before, _, rest = text.partition(MARK)
-        after = rest.partition(END_MARK)[2]
-        (HERE / "README.md").write_text(f"{before}{MARK}\n\n{page(kept)}\n\n{END_MARK}{after}", encoding="utf-8")
+        write({"pace": page(kept)})
     return 0 if len(kept) == 2 * len(MOST) and all(map(is_as_wanted, kept)) else 1
 
 

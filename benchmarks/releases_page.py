@@ -35,6 +35,7 @@ import requests  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
+from pages import write  # noqa: E402
 from tests.web.makers import record_of, spec, uri  # noqa: E402
 from tests.web.world import Gate, World  # noqa: E402
 
@@ -53,7 +54,6 @@ from sandbox.s3 import ModelStore  # noqa: E402
 SERVICES, EACH, LOADS = 50, 40, 40
 KINDS: dict[str, str | None] = {"shared": "s3://models/shared/", "own": None}
 NAMESPACES = [f"{kind}-{part}" for kind in KINDS for part in "ab"]
-MARK = "releases-page"
 
 
 class Pods:
@@ -264,11 +264,7 @@ def main() -> None:
     told = "\n".join(lines)
     print(told)
     if chosen.write:
-        readme = HERE / "README.md"
-        text = readme.read_text()
-        begin, end = f"<!-- {MARK} -->", f"<!-- /{MARK} -->"
-        head, rest = text.split(begin)
-        readme.write_text(f"{head}{begin}\n\n{told}\n\n{end}{rest.split(end)[1]}")
+        write({"releases-page": told})
 
 
 if __name__ == "__main__":

@@ -25,6 +25,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pages import write
+
 PROJECT = Path(__file__).resolve().parents[1]
 PAGE = PROJECT / "docs" / "scale.md"
 sys.path[:0] = [str(PROJECT / part) for part in ("plugins", "include", "benchmarks")]
@@ -48,17 +50,8 @@ def main() -> int:
         table = PARTS[part]()
         print(f"\n{part}\n{table}", flush=True)
         if options.write:
-            _write(part, table)
+            write({f"scale-{part}": table}, PAGE)
     return 0
-
-
-def _write(part: str, table: str) -> None:
-    text, mark = PAGE.read_text(encoding="utf-8"), f"<!-- scale-{part} -->"
-    before, _, rest = text.partition(mark)
-    _, end, after = rest.partition(f"<!-- /scale-{part} -->")
-    if not end:
-        raise SystemExit(f"{PAGE} has no place for {part}: {mark}")
-    PAGE.write_text(f"{before}{mark}\n\n{table}\n\n{end}{after}", encoding="utf-8")
 
 
 def _table(head: Row, rows: list[Row]) -> str:

@@ -37,6 +37,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+from pages import write
 from serving_subjects import CACHE, MODELS, SUBJECTS, Bare, Subject, bodies, report, say, serving
 
 HERE = Path(__file__).resolve().parent
@@ -246,9 +247,7 @@ def main() -> None:
     found = table(json.loads(file.read_text()) if file.exists() else {})
     print(found)
     if options.write:
-        readme = HERE / "README.md"
-        head, rest = readme.read_text(encoding="utf-8").split("<!-- serving -->", 1)
-        readme.write_text(f"{head}<!-- serving -->\n\n{found}\n\n{rest[rest.index('<!-- /serving -->') :]}")
+        write({"serving": found})
 
 
 if __name__ == "__main__":

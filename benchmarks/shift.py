@@ -19,7 +19,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
-from judge import write  # noqa: E402
+from pages import write  # noqa: E402
 
 from model_release.judging.shift_simulate import Courses, courses, moved  # noqa: E402
 from model_release.judging.simulate import interval  # noqa: E402
@@ -158,7 +158,7 @@ def main() -> None:
         table = SECTIONS[name]()
         print(f"{name}\n\n{table}\n", flush=True)
         if options.write:
-            write({name: table}, HERE / "README.md")
+            write({name: table})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ import numpy as np
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
-from judge import write  # noqa: E402
+from pages import write  # noqa: E402
 
 from model_release.judging import Policy  # noqa: E402
 from model_release.judging.simulate import interval, outcomes  # noqa: E402
@@ -46,7 +46,8 @@ def even(slices: int, each: tuple[float, float] = EACH) -> tuple[Floats, Floats]
 def few_busy(slices: int, each: tuple[float, float] = EACH) -> tuple[Floats, Floats]:
     """As many requests, most of them of a few slices (Zipf)."""
     ranks = 1 / np.arange(1, slices + 1)
-    return tuple(side * slices * ranks / ranks.sum() for side in each)  # type: ignore[return-value]
+    canary, stable = (side * slices * ranks / ranks.sum() for side in each)
+    return canary, stable
 
 
 def false_rollbacks(slices: int, number: int) -> str:
@@ -156,7 +157,7 @@ def main() -> None:
         table = SECTIONS[name](options.releases)
         print(f"{name}\n\n{table}\n", flush=True)
         if options.write:
-            write({name: table}, HERE / "README.md")
+            write({name: table})
 
 
 if __name__ == "__main__":

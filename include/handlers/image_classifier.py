@@ -26,10 +26,10 @@ from pathlib import Path
 from typing import Any
 
 # TorchServe puts the archive's own folder on sys.path.
-from image_input import BadInput  # type: ignore[import-not-found]
-from image_model import ImageModel, counted, sureness  # type: ignore[import-not-found]
-from image_requests import Request, read_request  # type: ignore[import-not-found]
-from image_slices import Counts, Slices  # type: ignore[import-not-found]
+from image_model import ImageModel, counted, sureness
+from image_pixels import BadInput
+from image_requests import Request, read_request
+from image_slices import Counts, Slices
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException

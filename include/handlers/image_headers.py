@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from image_pixels import MAX_PIXELS, BadInput  # type: ignore[import-not-found]
+from image_pixels import MAX_PIXELS, BadInput
 from PIL import Image
 
 #: How often a JPEG may go over its picture. Encoders write some ten scans; each costs as much as a whole decoding,

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from image_headers import (  # type: ignore[import-not-found]
+from image_headers import (
     MAX_SCANS,
     memory,
     over_limit,
@@ -25,7 +25,7 @@ from image_headers import (  # type: ignore[import-not-found]
     scans,
     upright,
 )
-from image_pixels import (  # type: ignore[import-not-found]
+from image_pixels import (
     MAX_KEPT_PIXELS,
     MAX_PIXELS,
     BadInput,

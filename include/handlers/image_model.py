@@ -20,7 +20,7 @@ import numpy.typing as npt
 import torch
 
 # A server puts the archive's own folder on sys.path.
-from image_requests import Model, Request  # type: ignore[import-not-found]
+from image_requests import Model, Request
 
 logger = logging.getLogger(__name__)
 

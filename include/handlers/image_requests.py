@@ -22,15 +22,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from image_input import (  # type: ignore[import-not-found]
+from image_input import (
     KEYS,
     MAX_INSTANCES,
     Allowance,
-    BadInput,
-    Pixels,
     pixels_of,
     read_instances,
 )
+from image_pixels import BadInput, Pixels
 from PIL import Image
 
 #: TorchServe's `max_request_size`: what a client could have sent without gzip.

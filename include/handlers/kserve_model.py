@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 # The server puts the archive's own folder on sys.path.
-from image_input import BadInput  # type: ignore[import-not-found]
-from image_model import ImageModel, counted, cpus, sureness  # type: ignore[import-not-found]
-from image_requests import Request, read_request  # type: ignore[import-not-found]
-from image_slices import Slices  # type: ignore[import-not-found]
+from image_model import ImageModel, counted, cpus, sureness
+from image_pixels import BadInput
+from image_requests import Request, read_request
+from image_slices import Slices
 from kserve import Model
 from kserve.errors import InvalidInput
 from prometheus_client import Counter, Histogram
