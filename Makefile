@@ -35,7 +35,7 @@ lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.tom
 	 $$uv pip compile --quiet --no-config --universal --python-version 3.11 --generate-hashes --no-annotate \
 	  --custom-compile-command 'make lock' $(if $(UPGRADE),--upgrade) --constraint .constraints \
 	  --output-file requirements.txt requirements.in; code=$$?; rm -f .constraints; exit $$code
-	@"$(PYTHON)" .ci/install.py lists
+	@"$(PYTHON)" .ci/lists.py
 
 check: setup ## ruff and mypy strict
 	@$(BIN)/ruff format --check .

@@ -3,7 +3,6 @@
     python .ci/install.py          what is missing, into .venv; a second call finds everything there, in a blink
     python .ci/install.py kserve   KServe's model server, in an environment of its own beside that one
     python .ci/install.py uv       the path of uv, which is installed where it is missing
-    python .ci/install.py lists    what `make lock` derives from pyproject.toml and uv.lock
 
 Needs a Python from 3.11 to 3.13 and nothing else. uv downloads and installs; where it cannot be had, pip does. Both are
 given the same list: the versions of requirements.txt, each with the hashes of uv.lock, which they insist on.
@@ -399,56 +398,15 @@ def setup_kserve() -> None:
         stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")
 
 
-def write_lists() -> None:
-    """What follows from uv.lock: the hashes of torch-cpu.txt, and the images' lists, in which each file has its own."""
-    start = f"torch-{version('torch')}+cpu-"
-    known = {name: digest for name, digest in cpu_hashes().items() if name.startswith(start)} if CPU.exists() else {}
-    for place in filter(None, places(os.environ)):
-        for name, said in wheels(place):
-            if name.startswith(start) and said and "linux" in name:
-                known.setdefault(name, said)
-    head = "# Made by 'make lock': SHA-256 of the wheels of PyTorch without CUDA that could be seen. Do not edit.\n"
-    CPU.write_text(head + "".join(f"{known[name]}  {name}\n" for name in sorted(known)), encoding="utf-8")
-    uv, plain = needed_uv(), ["--no-hashes", "--no-annotate", "--no-header"]
-    for image in ("airflow", "sandbox", "serving"):
-        asked = [uv, "export", "--quiet", "--frozen", "--only-group", image, *plain]
-        listed = subprocess.run(asked, cwd=ROOT, check=True, capture_output=True, text=True).stdout.splitlines()
-        lines = hashed(without_torch(listed), hashes(in_images))
-        write_list(f"{image}/hashed.txt", f"the group {image} of uv.lock", lines)
-    write_list("serving-kserve/hashed.txt", KSERVE.name, without_torch(kserve_requirements(None).splitlines()))
-    torch = f"torch=={version('torch')}"
-    digests = " ".join(f"--hash=sha256:{digest}" for name, digest in sorted(known.items()) if in_images(name))
-    write_list("cpu.txt", "torch-cpu.txt", [f"{torch}+cpu {digests}"])
-    listed = [line for line in LISTED.read_text(encoding="utf-8").splitlines() if torch == line or CUDA.match(line)]
-    write_list("cuda.txt", "requirements.txt", hashed(listed, hashes(in_images)))
-
-
-def in_images(file: str) -> bool:
-    """Whether a file may be installed in the images, whose Python is 3.11 on Linux."""
-    return file.endswith(".gz") or bool(re.search(r"-(cp311|py2\.py3|py3|cp3\d+-abi3)-.*(linux|any)", file))
-
-
-def without_torch(lines: Iterable[str]) -> Iterator[str]:
-    """The lines that are the same for both builds of PyTorch."""
-    return (line for line in lines if not line.startswith(("#", "torch==")) and not CUDA.match(line))
-
-
-def write_list(name: str, source: str, lines: Iterable[str]) -> None:
-    text = f"# Made by 'make lock' from {source}: for the images, each file with its hashes. Do not edit.\n"
-    (IMAGES / name).write_text(text + "".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
 def main(arguments: list[str]) -> int:
     try:
         if arguments == ["uv"]:
             CACHE.mkdir(exist_ok=True)
             print(needed_uv())
-        elif arguments == ["lists"]:
-            write_lists()
         elif arguments == ["kserve"]:
             setup_kserve()
         elif arguments:
-            raise SetupError(f"{' '.join(arguments)!r} is neither kserve, uv nor lists")
+            raise SetupError(f"{' '.join(arguments)!r} is neither kserve nor uv")
         else:
             setup()
     except SetupError as error:

@@ -210,7 +210,7 @@ def test_what_it_is_not_told_to_do_is_one_line(
     installer: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert installer.main(["all"]) == 1
-    assert capsys.readouterr().err == "setup: 'all' is neither kserve, uv nor lists\n"
+    assert capsys.readouterr().err == "setup: 'all' is neither kserve nor uv\n"
     monkeypatch.setenv("TORCH", "rocm")
     assert installer.main([]) == 1
     assert capsys.readouterr().err.startswith("setup: TORCH is 'rocm'; it is cpu or cuda")
