@@ -52,7 +52,7 @@ def traffic(live: Any) -> tuple[Any, ...]:
     return service.raw["metadata"]["generation"], service.template, service.serving, lease.holder, lease.frozen
 
 
-def stored(live: Any, folder: str) -> dict[str, tuple[str, datetime]]:
+def below(live: Any, folder: str) -> dict[str, tuple[str, datetime]]:
     """Every object below a folder of the store, with ETag and time."""
     store = live.store()
     where = address(store.uri)
@@ -65,7 +65,7 @@ def states(told: Told) -> dict[str, str]:
 
 
 def test_what_is_stable_already_is_nothing_new(stack: Any, story: Story) -> None:
-    before, stored = traffic(stack), {**objects(stack, "versions/"), **objects(stack, "builds/")}
+    before, stored = traffic(stack), {**below(stack, "versions/"), **below(stack, "builds/")}
     offer(stack, "better")
     told, sentence = release(stack)
     assert told.run["state"] == "success"
@@ -75,7 +75,7 @@ def test_what_is_stable_already_is_nothing_new(stack: Any, story: Story) -> None
         "export": "skipped", "archive": "skipped", "canary": "skipped", "go_live": "skipped",
     }  # fmt: skip
     assert traffic(stack) == before
-    assert {**objects(stack, "versions/"), **objects(stack, "builds/")} == stored, "something was uploaded"
+    assert {**below(stack, "versions/"), **below(stack, "builds/")} == stored, "something was uploaded"
 
 
 def test_rollout_none_builds_and_publishes_and_moves_no_traffic(stack: Any) -> None:
@@ -93,16 +93,16 @@ def test_rollout_none_builds_and_publishes_and_moves_no_traffic(stack: Any) -> N
 
 
 def test_a_version_that_does_not_exist_fails_with_one_line_and_moves_nothing(stack: Any) -> None:
-    before, stored = traffic(stack), objects(stack, "versions/")
+    before, stored = traffic(stack), below(stack, "versions/")
     told, sentence = release(stack, version="0123456789abcdef")
     trouble = "s3://models/digits/versions/0123456789abcdef/ does not exist"
     _failed_in_resolve(stack, told, sentence, "VersionDamaged", trouble)
     assert traffic(stack) == before
-    assert objects(stack, "versions/") == stored
+    assert below(stack, "versions/") == stored
 
 
 def test_a_checkpoint_with_pickled_weights_alone_fails_with_one_line_and_is_not_built(stack: Any) -> None:
-    before, stored = traffic(stack), {**objects(stack, "versions/"), **objects(stack, "builds/")}
+    before, stored = traffic(stack), {**below(stack, "versions/"), **below(stack, "builds/")}
     folder = offer(stack, "better")
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     told, sentence = release(stack)
@@ -112,7 +112,7 @@ def test_a_checkpoint_with_pickled_weights_alone_fails_with_one_line_and_is_not_
     )
     _failed_in_resolve(stack, told, sentence, "CheckpointError", trouble)
     assert traffic(stack) == before
-    assert {**objects(stack, "versions/"), **objects(stack, "builds/")} == stored
+    assert {**below(stack, "versions/"), **below(stack, "builds/")} == stored
     shutil.rmtree(folder)
 
 
@@ -129,7 +129,7 @@ def _failed_in_resolve(live: Any, told: Told, sentence: str, kind: str, trouble:
 
 def test_an_older_version_is_released_again_by_canary_without_building(stack: Any, story: Story) -> None:
     """With a note that would mean something to a shell, to Jinja, to a format string, to SQL and to HTML."""
-    older, stored = story.releases["first"].record["version"], objects(stack, "versions/")
+    older, stored = story.releases["first"].record["version"], below(stack, "versions/")
     before = stack.service()
     assert not before.storage_uri.endswith(f"/{older}/")
     told, sentence = release(stack, version=older, note=NOTE)
@@ -141,7 +141,7 @@ def test_an_older_version_is_released_again_by_canary_without_building(stack: An
     assert stack.service().storage_uri == f"s3://models/digits/versions/{older}/"
     assert stack.service().serving == {told.record["canary"]["revision"]: 100}
     assert stack.lease().holder is None
-    assert objects(stack, "versions/") == stored
+    assert below(stack, "versions/") == stored
     assert told.record["run"]["note"] == NOTE
     assert NOTE not in sentence
     _mark_is_nowhere_but_in(stack, told.record["release"])

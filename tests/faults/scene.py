@@ -206,11 +206,12 @@ class Scene(Harm):
 
     def half_versions(self) -> list[str]:
         """Prefixes in the store that some version could be mistaken for."""
-        from model_release.store.s3 import folders
+        from model_release.store.objects import address, objects
 
         store = self.live.store(f"s3://models/{NAME}/")
         whole = {version.name for version in store.versions()}
-        return sorted(set(folders(store._client, "models", f"{NAME}/versions/")) - whole)
+        where = address(store.uri)
+        return sorted(set(objects(store._client, where).folders(f"{where.prefix}versions/")) - whole)
 
     def building(self) -> list[str]:
         """Processes of a build that outlived their task."""
