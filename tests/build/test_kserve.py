@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from tests.patience import LIMIT
@@ -324,6 +325,16 @@ def test_nothing_that_a_client_asks_for_is_the_servers_fault_or_ends_the_model(
 ) -> None:
     assert server.post(path, v1(picture()))[0] == expected
     assert server.post(PREDICT, v1(picture()))[0] == 200
+
+
+def test_it_listens_at_two_ports_and_for_no_grpc(server: Server) -> None:
+    """A call of gRPC that fails is a 200 to whoever counts, and KServe's server for it lets anybody end the model."""
+    ports = sorted(int(url.rpartition(":")[2]) for url in (server.inference, server.metrics))
+    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    (process,) = {one.pid for one in listening if one.laddr.port in ports}
+    assert sorted(tuple(one.laddr) for one in listening if one.pid == process) == [
+        ("127.0.0.1", port) for port in ports
+    ]
 
 
 def test_a_body_over_the_limit(server: Server) -> None:
