@@ -27,7 +27,7 @@ from .sentences import (
     share,
     tally,
 )
-from .slices import Slices
+from .slices import SliceEvidence
 from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Readings, State
 from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
@@ -41,7 +41,7 @@ def verdict(
     readings: Readings,
     value_states: Sequence[values.ValueState],
     labels: Sequence[Labels],
-    slices: Mapping[int, Slices],
+    slices: Mapping[int, SliceEvidence],
     decision: Decision,
     *,
     cause: int,
@@ -113,7 +113,7 @@ def _metric(
     ends: tuple[float, float],
     last: Window | None,
     confidence: float | None,
-    slices: Slices | None,
+    slices: SliceEvidence | None,
     *,
     proven: bool,
 ) -> MetricVerdict:

@@ -50,7 +50,9 @@ class Judge:
         self._evidence = Evidence(policy, before)
         self._rules = Rules(self._evidence)
         self._state = self._evidence.start()
-        self._slices = {i: slices.Slices(policy, m) for i, m in enumerate(policy.metrics) if m.slices is not None}
+        self._slices = {
+            i: slices.SliceEvidence(policy, m) for i, m in enumerate(policy.metrics) if m.slices is not None
+        }
         self._readings = self._read()
         self._values = tuple(values.ValueState() for _ in policy.values)
         self._labels = self._fresh_labels()
