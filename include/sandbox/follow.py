@@ -102,14 +102,18 @@ class Follower:
         self._console.print(Text(sentence, style=f"bold {style}"))
         return Ending(run_id, run["state"], sentence, time.monotonic() - began, tasks)
 
-    def begin_anew(self, *dag_ids: str) -> None:
-        """No users, and no service of a story before this one. Raises SandboxError while one of these DAGs runs."""
+    def begin_anew(self, *dag_ids: str, stopped: bool = False) -> None:
+        """No users, and no service of a story before this one. A run of one of these DAGs that is under way ends where
+        the whole stack was `stopped` in the middle of it; else SandboxError: it may be shown on another terminal."""
         for dag_id in dag_ids:
             self.airflow.wait_for_dag(dag_id)
             states = {"state": ["running", "queued"]}
-            if running := self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
-                page = self._page(dag_id, running[0]["dag_run_id"])
-                raise SandboxError(f"a run of {dag_id} is under way; begin when it has ended: {page}")
+            for run in self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
+                page = self._page(dag_id, run["dag_run_id"])
+                if not stopped:
+                    raise SandboxError(f"a run of {dag_id} is under way; begin when it has ended: {page}")
+                self.airflow.end(dag_id, run["dag_run_id"])
+                self._console.print(f"the release that was stopped in its middle has ended as failed: {page}")
         self.end_users()
         namespace, name = self.load.service.split("/")
         if requests.delete(self.object_url, timeout=10).ok:
