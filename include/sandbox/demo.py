@@ -166,7 +166,8 @@ def _forget(state_dir: Path) -> None:
     Airflow is there."""
     from sandbox.kube import forget
 
-    forget(state_dir, *SERVICE.split("/"), lease=LEASE)
+    namespace, name = SERVICE.split("/")
+    forget(state_dir, namespace, name, LEASE)
 
 
 def release(

@@ -7,6 +7,7 @@ cluster say until the run has ended.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import requests
 from rich.console import Console
 from rich.text import Text
 
+from sandbox import programs
 from sandbox.airflow import USER
 from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
@@ -194,6 +196,7 @@ class Follower:
     def show_addresses(self) -> None:
         """Where a person goes on from here."""
         namespace, name = self.load.service.split("/")
+        kubectl = os.path.relpath(programs.kubectl())  # the environment's own: it need not be on the PATH
         self._console.print()
         self.show_page()
         for what, where in {
@@ -201,7 +204,7 @@ class Follower:
             "Service": (
                 f"{self.parts['envoy']['url']}/v1/models/{name}:predict   with the header Host: {self.load.host}"
             ),
-            "Cluster": f"kubectl --kubeconfig {self._state_dir / 'kubeconfig.yaml'} -n {namespace} get isvc",
+            "Cluster": f"{kubectl} --kubeconfig {self._state_dir / 'kubeconfig.yaml'} -n {namespace} get isvc",
         }.items():
             # Not broken into lines: they are there to be copied.
             self._console.print(Text.assemble((f"{what:<12}", "dim"), where), soft_wrap=True)
