@@ -108,7 +108,8 @@ class Follower:
         """No users, and no service of a story before this one. A run of one of these DAGs that is under way ends where
         the whole stack was `stopped` in the middle of it; else SandboxError: it may be shown on another terminal."""
         for dag_id in dag_ids:
-            self.airflow.wait_for_dag(dag_id)
+            for line in self.airflow.wait_for_dag(dag_id):
+                self._console.print(Text(f"refused, and no matter here: {line}", style="yellow"), soft_wrap=True)
             states = {"state": ["running", "queued"]}
             for run in self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
                 page = self._page(dag_id, run["dag_run_id"])
