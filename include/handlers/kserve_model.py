@@ -21,7 +21,7 @@ from typing import Any
 from image_model import ImageModel, counted, cpus, sureness
 from image_pixels import BadInput
 from image_requests import Request, read_request
-from image_slices import Slices
+from image_slices import SliceCounter
 from kserve import Model
 from kserve.errors import InvalidInput
 from prometheus_client import Counter, Histogram
@@ -48,7 +48,7 @@ class ImageClassifier(Model):
 
     def __init__(self, name: str, folder: Path, batching: Mapping[str, int] | None = None) -> None:
         super().__init__(name)
-        self._folder, self.images, self.slices = folder, ImageModel(), Slices()
+        self._folder, self.images, self.slices = folder, ImageModel(), SliceCounter()
         self._most, self._within = (batching["max"], batching["within_ms"] / 1000) if batching else (1, 0.0)
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Any]]] = queue.SimpleQueue()
         self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")

@@ -24,7 +24,7 @@ from tests.patience import LIMIT, until
 from model_release.build.samples import chosen
 from model_release.cluster.pairs import LARGEST_PICTURE
 from model_release.commands import main
-from model_release.release.collect import LARGEST_BODY, REQUEST, Collector, Directory
+from model_release.release.collect import LARGEST_BODY, REQUEST, Collector, PictureFolder
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n" + b"p" * 60, b"\xff\xd8\xff\xe0" + b"j" * 60
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -184,7 +184,7 @@ def test_it_listens_on_loopback_unless_told() -> None:
 
 
 def test_a_folder_keeps_what_it_was_given(tmp_path: Path) -> None:
-    place: Any = Directory(tmp_path)
+    place: Any = PictureFolder(tmp_path)
     place.write_bytes("a.png", PNG, "x")
     assert place.names() == ["a.png"]
     place.remove(["a.png", "gone.png"])

@@ -11,7 +11,7 @@ import pytest
 
 from model_release.judging import EvidenceError, Judge, Policy, PolicyError, Verdict, Window, judge
 from model_release.judging.record import Record
-from model_release.judging.slices import MOST, NONE, OTHER, Slices, placed, which
+from model_release.judging.slices import MOST, NONE, OTHER, SliceEvidence, placed, which
 
 EIGHT = ("at", "be", "ch", "de", "es", "fr", "it", "nl")
 Rates = Mapping[str, float]
@@ -196,7 +196,7 @@ def test_more_slices_than_there_is_room_for_are_counted_together() -> None:
 
 def test_no_more_money_is_laid_out_than_there_is() -> None:
     """Else many slices that come one after the other would make false alarms of their own."""
-    one, spent = Slices(policy(), policy().metrics[0]), []
+    one, spent = SliceEvidence(policy(), policy().metrics[0]), []
     for number in range(1, MOST + 10):
         counts = {f"c{country:02}": (10, 0) for country in range(number)}
         one.now = one.extend([Window.from_dict({"canary": side(counts), "stable": side(counts)})])[0]

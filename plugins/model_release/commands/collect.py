@@ -21,7 +21,7 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.spec import parse_duration
 
 if TYPE_CHECKING:
-    from model_release.release.collect import Collector, Place
+    from model_release.release.collect import Collector, PictureStore
 
 # Requests at once, and seconds that each may take to say what it has.
 _AT_ONCE = 16
@@ -75,8 +75,8 @@ def collect(options: argparse.Namespace) -> str:
     return f"{collector.kept} pictures were kept."
 
 
-def _place(options: argparse.Namespace) -> Place:
-    from model_release.release.collect import Directory
+def _place(options: argparse.Namespace) -> PictureStore:
+    from model_release.release.collect import PictureFolder
     from model_release.store.bucket import Bucket
 
     if "://" in options.place:
@@ -84,7 +84,7 @@ def _place(options: argparse.Namespace) -> Place:
     folder = Path(options.place)
     if not folder.is_dir():
         raise SpecError(f"{folder} is no folder; make it first, for whoever may read what users send")
-    return Directory(folder)
+    return PictureFolder(folder)
 
 
 class Door(ThreadingHTTPServer):

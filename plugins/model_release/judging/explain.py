@@ -11,7 +11,7 @@ from .evidence import Evidence
 from .labels import Labels
 from .missing import requests_needed
 from .policy import Metric, Policy
-from .ramp import Place
+from .ramp import Opening
 from .sentences import (
     about,
     at_deadline,
@@ -27,7 +27,7 @@ from .sentences import (
     share,
     tally,
 )
-from .slices import Slices
+from .slices import SliceEvidence
 from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Readings, State
 from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
@@ -41,13 +41,13 @@ def verdict(
     readings: Readings,
     value_states: Sequence[values.ValueState],
     labels: Sequence[Labels],
-    slices: Mapping[int, Slices],
+    slices: Mapping[int, SliceEvidence],
     decision: Decision,
     *,
     cause: int,
     confidence: float | None,
     wider: float | None,
-    place: Place,
+    opening: Opening,
     used: int,
     per_minute: float | None,
     last: Window | None,
@@ -74,7 +74,7 @@ def verdict(
         for i in range(len(policy.metrics))
     ) + tuple(one.verdict(promoted=proven, confidence=confidence) for one in labels)
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
-    traffic = _traffic(ev, place, readings)
+    traffic = _traffic(ev, opening, readings)
     if wider is not None and decision == "continue" and not any(m.state == "fail" for m in metrics if not m.observe):
         decision = "open"
     open_ended = decision in ("continue", "inconclusive")
@@ -113,7 +113,7 @@ def _metric(
     ends: tuple[float, float],
     last: Window | None,
     confidence: float | None,
-    slices: Slices | None,
+    slices: SliceEvidence | None,
     *,
     proven: bool,
 ) -> MetricVerdict:
@@ -206,12 +206,12 @@ def _at_worst_edge(ev: Evidence, i: int, state: State) -> str:
     return fact(replace(ev.policy.metrics[i], phrase=f"took longer than {edge:g} ms"), canary, stable, compared=True)
 
 
-def _traffic(ev: Evidence, place: Place, readings: Readings) -> TrafficVerdict | None:
+def _traffic(ev: Evidence, opening: Opening, readings: Readings) -> TrafficVerdict | None:
     if ev.policy.traffic is None:
         return None
     return TrafficVerdict(
-        wanted=ev.policy.traffic if place.share is None else place.share,
-        seen=float(f"{place.canary / place.both:.4g}") if place.both else None,
+        wanted=ev.policy.traffic if opening.share is None else opening.share,
+        seen=float(f"{opening.canary / opening.both:.4g}") if opening.both else None,
         evidence=reported(float(readings.split)),
         needed=ev.policy.needed_traffic,
     )

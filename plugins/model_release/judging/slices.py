@@ -148,7 +148,7 @@ def placed(known: Iterable[str], traffic: Mapping[str, int]) -> list[str]:
     return new[: max(MOST + 1 - len(there), 0)]
 
 
-class Slices:
+class SliceEvidence:
     """The slices of one metric, window by window. Rows are slices as they came; the first is "other"."""
 
     def __init__(self, policy: Policy, metric: Metric) -> None:

@@ -29,8 +29,8 @@ _KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp
 _TIME = "%Y%m%dT%H%M%S%f"
 
 
-class Place(Protocol):
-    """Where pictures are kept: `store.bucket.Bucket`, or `Directory`. Errors are its own."""
+class PictureStore(Protocol):
+    """Where pictures are kept: `store.bucket.Bucket`, or `PictureFolder`. Errors are its own."""
 
     def names(self) -> list[str]: ...
     def write_bytes(self, key: str, content: bytes, content_type: str) -> None: ...
@@ -38,7 +38,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Directory:
+class PictureFolder:
     """A folder of this machine, for its owner alone."""
 
     path: Path
@@ -66,7 +66,7 @@ class Collector:
     started again, it goes on with what is there. Files that are not named as its own are left alone.
     """
 
-    place: Place
+    place: PictureStore
     most: int = 500
     keep: timedelta = timedelta(days=1)
     services: frozenset[str] = frozenset()
