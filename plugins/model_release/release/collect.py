@@ -60,8 +60,8 @@ class Directory:
 @dataclass
 class Collector:
     """Keeps at most `most` pictures in `place`, none for longer than `keep`: one is taken each `keep / most`, give or
-    take a half by chance, so that they are spread over all of that time. None is taken again that is there, or was within
-    `keep`: a shadow sends the same ones once more, and the logger tells of its requests, too.
+    take a half by chance, so that they are spread over all of that time. None is taken again that is there, or was
+    within `keep`: a shadow sends the same ones once more, and the logger tells of its requests, too.
 
     `services` (namespace/name) are those whose requests are taken; empty: all. One process at a time writes to a place;
     started again, it goes on with what is there. Files that are not named as its own are left alone.

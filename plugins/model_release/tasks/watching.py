@@ -95,9 +95,7 @@ class _Reach:
         return self._clients[place]
 
 
-def take(
-    store: Store, model: str, candidate: str, release: str, *, by_event: bool, newest: bool = True
-) -> str | None:
+def take(store: Store, model: str, candidate: str, release: str, *, by_event: bool, newest: bool = True) -> str | None:
     """Notes that `release` takes the candidate. For a run that an event started: which other release took it already;
     None where none did, or that one came to nothing before it was decided. Without `newest` it is one that somebody
     named, or that was the newest once: for that, what was taken before does not become new again."""
