@@ -230,6 +230,32 @@ def test_a_late_roll_back_takes_the_alias_back_to_where_it_stood(spec: ModelSpec
         assert (mlflow.aliases, mlflow.outcome("7")) == ({"champion": "5"}, "rolled_back")
 
 
+def test_a_roll_back_of_what_was_never_told_names_what_was_promoted_before(
+    spec: ModelSpec, mlflow: Mlflow, store: Store
+) -> None:
+    mlflow.aliases["champion"] = "5"
+    mlflow.trouble = SourceUnavailable("MLflow does not answer")
+    registry.note(spec, record("7", "promoted", 1), "")
+    registry.note(spec, record("8", "promoted", 2), "")
+    registry.note(spec, record("8", "rolled_back", 3), "")
+    mlflow.trouble = None
+    registry.write(spec)
+    assert mlflow.aliases == {"champion": "7"}, "users have it"
+
+
+@pytest.mark.parametrize("there", ["9", None])
+def test_an_alias_that_somebody_moved_since_stays_there(
+    there: str | None, spec: ModelSpec, mlflow: Mlflow, store: Store
+) -> None:
+    mlflow.aliases["champion"] = "5"
+    registry.note(spec, record("7", "promoted", 1), "")
+    mlflow.move("digits", "champion", there)
+    calls = len(mlflow.calls)
+    registry.note(spec, record("7", "rolled_back", 2), "")
+    assert (mlflow.aliases.get("champion"), mlflow.outcome("7")) == (there, "rolled_back")
+    assert "move" not in mlflow.calls[calls:]
+
+
 def test_where_it_stood_nowhere_it_is_taken_away(spec: ModelSpec, mlflow: Mlflow, store: Store) -> None:
     registry.note(spec, record("7", "promoted", 1), "")
     registry.note(spec, record("7", "rolled_back", 2), "")

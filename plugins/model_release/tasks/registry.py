@@ -124,9 +124,8 @@ def _noted(kept: dict[str, Any], alias: str | None, version: dict[str, Any], sai
                 kept["alias"]["before"] = stands["to"]
     elif said["outcome"] == "rolled_back" and same and stands["to"] == stands["version"]:
         # One that was never moved stays where it is.
-        kept["alias"] = (
-            {**stands, "to": stands["before"], "ended": ended, "told": False} if "before" in stands else None
-        )
+        back = {**stands, "ended": ended, "told": False, "moved": stands["told"]}
+        kept["alias"] = {**back, "to": stands["before"]} if "before" in stands else None
 
 
 def _know_before(registry: Registry, kept: dict[str, Any]) -> bool:
@@ -156,7 +155,11 @@ def _say(registry: Registry, kept: dict[str, Any]) -> bool:
     if stands := _unmoved(kept):
         to = stands["to"]
         found = registry.version(stands["name"], to) if to is not None else None
-        if to is not None and (found is None or (to == stands["version"] and found.source != stands["source"])):
+        moved = bool(stands.get("moved"))  # to the version that was promoted, from where it goes back now
+        there = registry.at(stands["name"], stands["alias"]) if moved else None
+        if moved and (there is None or there.version != stands["version"]):
+            _log.warning("%s of models:/%s was moved by another hand, and stays there", stands["alias"], stands["name"])
+        elif to is not None and (found is None or (to == stands["version"] and found.source != stands["source"])):
             _log.warning("models:/%s/%s is gone; %s stays where it is", stands["name"], to, stands["alias"])
         else:
             registry.move(stands["name"], stands["alias"], to)
