@@ -152,6 +152,17 @@ def test_what_a_kill_or_a_wrong_clock_has_left_is_not_kept_for_ever(tmp_path: Pa
     assert sorted(path.name for path in tmp_path.iterdir()) == [other, "20261129T110000000000-0.png"]
 
 
+def test_a_clock_that_is_set_right_stops_nothing() -> None:
+    clock, place = Clock(NOON + timedelta(days=700)), Memory()
+    collector = Collector(place, 10, timedelta(hours=10), now=clock)
+    assert collector.take(v1(PNG))
+    assert not collector.wants(event())
+    clock.now = NOON
+    assert collector.wants(event())
+    assert collector.take(v1(JPEG))
+    assert [name[:8] for name in place.content] == ["20261129"], "and what was named by the wrong one is gone"
+
+
 @contextmanager
 def door(collector: Collector) -> Iterator[tuple[str, int]]:
     """Its door, in this process."""

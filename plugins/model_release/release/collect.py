@@ -82,7 +82,10 @@ class Collector:
         said = {name.lower(): value for name, value in headers.items()}
         service = f"{said.get('ce-namespace', '')}/{said.get('ce-inferenceservicename', '')}"
         wanted = said.get("ce-type") == REQUEST and (not self.services or service in self.services)
-        return wanted and (self._due is None or self.now() >= self._due)
+        if not wanted or self._due is None:
+            return wanted
+        # A clock that was set back would else have it wait until then.
+        return not timedelta(0) < self._due - self.now() <= self.keep / self.most * 1.5
 
     def take(self, body: bytes) -> bool:
         """Keeps the first picture of a request, where it has one that can be told to be one, and that is new."""
