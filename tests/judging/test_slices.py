@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -125,6 +126,27 @@ def test_what_a_promotion_waits_for_is_said_and_the_deadline_ends_it() -> None:
     late = judge(policy(), run, final=True)
     assert late.decision == "promote"
     assert "8 of 8 slices by country are not judged" in late.reason
+
+
+@pytest.mark.parametrize("counts", [None, {}])
+def test_slices_of_which_nothing_is_counted_are_no_good_news(counts: Any) -> None:
+    """As of a version that was built before there were any. It was to take a few more requests, until the deadline, and
+    was promoted then."""
+    run = [
+        replace(window, canary=replace(window.canary, slices={"errors": counts}))
+        for window in windows(even(0.002), even(0.002), 30)
+    ]
+    for final, begin in ((False, "Keep watching: "), (True, "Cannot tell at the deadline: ")):
+        verdict = judge(policy(), run, final=final)
+        assert verdict.decision == ("inconclusive" if final else "continue")
+        assert verdict.reason.startswith(begin)
+        assert "; none of them is counted in a slice by country; " in verdict.reason
+        assert verdict.reason.endswith("More requests like these would not settle it.")
+        assert verdict.requests_needed is None
+    beside = {"name": "beside", "max_rate": 0.02}
+    shown = Policy.from_dict({"metrics": [{**policy().to_dict()["metrics"][0], "observe": True}, beside]})
+    both = [replace(w, canary=replace(w.canary, bad={**w.canary.bad, "beside": 0}), stable=None) for w in run]
+    assert judge(shown, both, final=True).decision == "promote", "what is only shown decides nothing"
 
 
 def test_window_by_window_gives_the_same_as_all_at_once() -> None:

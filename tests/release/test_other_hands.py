@@ -168,6 +168,18 @@ TABLE = {
         Promote(10),
         recorded=(("promoted", True), ("word", "Promoted in spite of the judge by anna: because")),
     ),
+    "an order to promote overtakes a share that is recorded and not written yet": Row(
+        replace(opened(30, TEN, opened_at=None), order=order("promote")),
+        world(10),
+        Promote(10),
+        recorded=(("promoted", True), ("closed", None)),
+    ),
+    "an order to promote is not for a share that this release never gave": Row(
+        replace(opened(30, TEN, opened_at=None), order=order("promote")),
+        world(20),
+        TakeBack(),
+        recorded=closed("m-00002 should be at 30 %; the spec says 20 %", Cause.CHANGED),
+    ),
     "an order to promote goes before evidence against": Row(
         replace(opened(30), order=order("promote")), world(judged="rollback"), Promote(30)
     ),

@@ -15,7 +15,9 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -183,6 +185,27 @@ def test_a_version_is_published_whole_found_verified_and_removed(server: Server,
         store.version(version.name)
 
 
+def test_folders_that_azure_lists_as_blobs_are_none(server: Server, tmp_path: Path) -> None:
+    """As accounts with a hierarchical namespace do, which abfss:// was made for: each version would have had files that
+    do not belong to it."""
+    if address(server.base).kind != "abfs":
+        pytest.skip("only Azure's have any")
+    store = server.store()
+    version = store.publish(layout(tmp_path / "one"), METADATA)
+    store.stash("b/archive", tmp_path / "one")
+    container, prefix = server.client.get_container_client("models"), address(store.uri).prefix
+    inside = f"versions/{version.name}"
+    for folder in ("versions", inside, f"{inside}/model-store", "builds/b/archive/config"):
+        container.upload_blob(f"{prefix}{folder}", b"", metadata={"hdi_isfolder": "true"})
+    container.upload_blob(f"{prefix}versions/empty.json", b"")
+    assert store.version(version.name) == version
+    assert store.versions() == [version]
+    assert store.names("versions/") == ["empty.json"], "what is empty is a file all the same"
+    store.stash("b/archive", tmp_path / "one")
+    store.unstash("b/archive", tmp_path / "back")
+    assert (tmp_path / "back" / "config" / "config.properties").is_file()
+
+
 def test_what_was_changed_by_hand_is_found(server: Server, tmp_path: Path) -> None:
     store = server.store()
     version = store.publish(layout(tmp_path), METADATA)
@@ -271,6 +294,29 @@ def test_the_doctor_is_content_and_reads_the_clock(server: Server) -> None:
     assert clock is not None
     assert abs((datetime.now(UTC) - clock).total_seconds()) < 60
     assert store.listing("") == []
+
+
+def test_what_is_damaged_on_its_way_is_read_again() -> None:
+    """No refusal: a refusal is not tried again, and what Google's client raises is no line of ours."""
+
+    class Damaging(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            for name, value in {"X-Goog-Hash": f"crc32c=AAAAAA==,md5={b64encode(bytes(16)).decode()}"}.items():
+                self.send_header(name, value)
+            self.send_header("X-Goog-Generation", "1")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Damaging) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        store = Store(google(f"http://127.0.0.1:{server.server_address[1]}"), "gs://models/x/")
+        with pytest.raises(StoreUnavailable, match=r"gs://models/x/a\.json: it was damaged on its way"):
+            store.read_json("a.json")
+        server.shutdown()
 
 
 @pytest.mark.stack

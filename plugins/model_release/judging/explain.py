@@ -127,7 +127,7 @@ def _metric(
     aside, dead = int(row[ASIDE]), bool(readings.dead[i])
     rate_is_worse = bool(readings.rate_is_worse[i])
     if slices is not None and not policy.guard:
-        missing = max(missing, slices.requests_needed())
+        missing = math.inf if slices.unseen(canary["requests"]) else max(missing, slices.requests_needed())
     waits = slices is not None and slices.waits(slices.now)
     is_proven = ((favour >= ev.log_needed_for and not waits) or proven) and canary["requests"] >= policy.min_requests
     standing: MetricState
@@ -149,7 +149,7 @@ def _metric(
     if slices is not None:
         if slices.now.against > against and 2 * against >= ev.log_needed_against:
             words, rate_is_worse = slices.fact(), slices.rate_is_worse
-        words += slices.note(waiting=standing == "undecided" and not policy.guard)
+        words += slices.note(canary["requests"], waiting=standing == "undecided" and not policy.guard)
     if aside:
         words += f"; stable was failing too, {plural(aside, 'window')} set aside"
     if standing == "fail" and dead:

@@ -12,7 +12,7 @@ from .evidence import Evidence
 from .past import Past
 from .policy import Policy
 from .rules import Codes, Rules
-from .state import Counts, Floats, Readings
+from .state import REQUESTS, Counts, Floats, Readings
 from .verdict import BAD_VALUE, CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, Decision, Verdict
 from .window import EvidenceError, Side, Window
 
@@ -220,8 +220,10 @@ class Judge:
     def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
         half_way = 2 * self._readings.against > self._evidence.log_needed_against
-        if any(half_way[i] and not self.policy.metrics[i].observe for i in self._slices):
-            return False
+        for i, one in self._slices.items():
+            doubtful = half_way[i] or one.unseen(float(self._state.sums[i, REQUESTS]))
+            if doubtful and not self.policy.metrics[i].observe:
+                return False
         labels_pass = all(one.limit.observe or one.at_deadline(risk) for one in self._labels)
         return labels_pass and all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 
