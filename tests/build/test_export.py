@@ -351,6 +351,34 @@ def test_a_childs_end_is_told_in_one_line(tmp_path: Path) -> None:
         child('print(\'{"error": "ParityError", "message": "figures"}\'); raise SystemExit(1)', tmp_path)
 
 
+def test_a_child_that_is_begun_waits_for_what_it_is_to_look_at(tmp_path: Path) -> None:
+    program = "import json, sys; sys.stdin.read(); print(json.dumps({'report': open('there').read()}))"
+    begun = processes.begun(
+        ["-c", program], what="it", log=print, env=processes.environment(), timeout=LIMIT, cwd=tmp_path
+    )
+    with begun as report:
+        (tmp_path / "there").write_text("made meanwhile")
+        assert report() == "made meanwhile"
+
+
+def test_a_child_that_is_begun_for_nothing_ends_with_whoever_began_it(tmp_path: Path) -> None:
+    program = "import os, sys; open('pid', 'w').write(f'{os.getpid()} '); sys.stdin.read(); open('looked', 'w')"
+    begun = processes.begun(
+        ["-c", program], what="it", log=print, env=processes.environment(), timeout=LIMIT, cwd=tmp_path
+    )
+
+    def begin() -> None:
+        with begun:
+            until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith(" "))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        begin()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not (tmp_path / "looked").exists()
+
+
 def test_a_task_that_is_stopped_takes_its_child_along(tmp_path: Path) -> None:
     class Stopped(Exception):
         pass

@@ -138,7 +138,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 return {**seen, "version": built.name, "source": {**told, "rule": choice.rule}}
             identity = [checkpoint.fingerprint, self.spec.service.name, toolchain]
             build = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            store.stash(f"{build}/checkpoint", checkpoint.directory)
+            store.stash(f"{build}/checkpoint", checkpoint.directory, checkpoint.digests)
             about = {"build": build, "fingerprint": checkpoint.fingerprint}
         return {**seen, **about, "source": {**told, "rule": choice.rule}}
 
@@ -255,8 +255,8 @@ class Publish(BuildOperator):
             version = store.version(resolved["version"])
         else:
             with TemporaryDirectory(prefix="build-") as scratch:
-                store.unstash(f"{resolved['build']}/archive", Path(scratch, "archive"))
-                store.unstash(f"{resolved['build']}/export", Path(scratch, "export"))
+                sums = store.unstash(f"{resolved['build']}/archive", Path(scratch, "archive"))
+                store.unstash(f"{resolved['build']}/export", Path(scratch, "export"), only=[export.REPORT])
                 report = export.load(Path(scratch, "export")).report
                 # The rule is this run's; another run may come to the same version by another.
                 source = {key: value for key, value in resolved["source"].items() if key != "rule"}
@@ -267,7 +267,7 @@ class Publish(BuildOperator):
                     "source": source,
                     "evaluation": context["ti"].xcom_pull(task_ids="evaluate"),
                 }
-                version = store.publish(Path(scratch, "archive"), {**report, **about})
+                version = store.publish(Path(scratch, "archive"), {**report, **about}, sums)
                 if self.spec.signing and self.spec.signing.private_key:
                     keys = (self.spec.signing.private_key, self.spec.signing.public_key)
                     signing.sign_version(store, version, *(signing.key_file(key, self.root) for key in keys))
