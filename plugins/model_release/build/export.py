@@ -29,7 +29,7 @@ RESPONSE_TIMEOUT = 60
 #: What a network is in unless `build.precision` says otherwise.
 FLOAT32 = "float32"
 
-_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
+_PACKAGES = ("torch", "transformers", "timm", "safetensors", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
