@@ -52,12 +52,22 @@ def test_handler_and_export_make_the_very_pixels_that_timm_and_torchvision_made(
 
 
 UNKNOWN: dict[str, tuple[dict[str, Any], str]] = {
-    "grey": ({"input_size": [1, 28, 28]}, r"pretrained_cfg.input_size \[1, 28, 28\] \(known: 3 channels, height, width"),
-    "oblong, cut": ({"input_size": [3, 20, 30]}, r"input_size \[3, 20, 30\] \(known: a square, where crop_mode is center"),
+    "grey": (
+        {"input_size": [1, 28, 28]},
+        r"pretrained_cfg.input_size \[1, 28, 28\] \(known: 3 channels, height, width",
+    ),
+    "oblong, cut": (
+        {"input_size": [3, 20, 30]},
+        r"input_size \[3, 20, 30\] \(known: a square, where crop_mode is center",
+    ),
     "border": ({"crop_mode": "border"}, r"pretrained_cfg.crop_mode 'border' \(known: center, squash\)"),
     "random": ({"interpolation": "random"}, r"pretrained_cfg.interpolation 'random' \(known: nearest, "),
-    "a share of nothing": ({"crop_pct": -1}, r"pretrained_cfg.crop_pct -1 \(known: a number above 0\)"),
-    "a share beyond the picture": ({"crop_pct": 1e9}, r"crop_pct 1000000000.0 \(known: a share that leaves a pixel"),
+    "a share of nothing": ({"crop_pct": -1}, r"pretrained_cfg.crop_pct -1 \(known: from 0.5 to 2\)"),
+    "a picture a million times as large": (
+        {"crop_pct": 1e-6},
+        r"pretrained_cfg.crop_pct 1e-06 \(known: from 0.5 to 2\)",
+    ),
+    "no pixel left": ({"input_size": [3, 1, 1], "crop_pct": 2}, r"input_size \[3, 1, 1\] \(known: two pixels or more"),
     "two means": ({"mean": [0.5, 0.5]}, r"pretrained_cfg.mean \[0.5, 0.5\] \(known: one number or three\)"),
     "no spread": ({"std": [0.2, 0, 0.2]}, r"pretrained_cfg.std \[0.2, 0, 0.2\] \(known: .* none of them 0\)"),
     "its own way to say a size": ({"img_size": 96}, "pretrained_cfg.img_size 96 .known: nothing; input_size says it"),
@@ -72,8 +82,14 @@ def test_what_the_handler_cannot_do_alike_is_refused_by_its_field(name: str) -> 
 
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
-    "fetched from elsewhere": ({"architecture": "hf-hub:somebody/model"}, "architecture 'hf-hub:somebody/model'; timm's is"),
-    "opens a file": ({"model_args": {"checkpoint_path": "/tmp/x.pth"}}, "model_args.checkpoint_path, which is not taken"),
+    "fetched from elsewhere": (
+        {"architecture": "hf-hub:somebody/model"},
+        "architecture 'hf-hub:somebody/model'; timm's is",
+    ),
+    "opens a file": (
+        {"model_args": {"checkpoint_path": "/tmp/x.pth"}},
+        "model_args.checkpoint_path, which is not taken",
+    ),
     "no head": ({"num_classes": 0}, "no image classifier: config.json has num_classes 0, so test_vit has no head"),
     "arguments that are none": ({"model_args": [1]}, r"model_args \[1\]; an object would be right"),
     "a side of a million": ({"model_args": {"img_size": 1_000_000}}, "img_size 1000000; the limit for a side"),
@@ -101,10 +117,15 @@ def spoilt(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path],
 
 UNFIT: dict[str, tuple[dict[str, Any], Callable[[Path], None], str]] = {
     "unknown": ({"architecture": "test_nothing"}, lambda _: None, r"timm 1\S+ knows no architecture 'test_nothing'"),
+    "no size": ({"model_args": {"img_size": 0}}, lambda _: None, "timm cannot make the test_vit of config.json: "),
     "an argument that it has not": ({"model_args": {"wheels": 4}}, lambda _: None, "timm cannot make the test_vit"),
     "another number of labels": ({"label_names": ["a"]}, lambda _: None, r"head.bias has shape \[3\], but .* 1 labels"),
     "a part is lacking": ({}, spoilt(lambda w: w.pop("head.bias")), "the weights lack head.bias: .* random numbers"),
-    "damaged": ({}, lambda f: (f / "model.safetensors").write_bytes(b"x" * 64) and None, "model.safetensors is damaged"),
+    "damaged": (
+        {},
+        lambda f: (f / "model.safetensors").write_bytes(b"x" * 64) and None,
+        "model.safetensors is damaged",
+    ),
 }
 
 

@@ -1,7 +1,7 @@
 """What timm's own eval transform makes of pictures: `python tests/build/timm_pictures.py` writes tests/data/timm.npz.
 
-That takes torchvision, which this project does not install (`build/timm_model.py` says why): an environment that has it,
-or one into whose PYTHONPATH it was unpacked. Last made by timm 1.0.31 and torchvision 0.28.0.
+That takes torchvision, which this project does not install (`build/timm_model.py` says why): an environment that has
+it, or one into whose PYTHONPATH it was unpacked. Last made by timm 1.0.31 and torchvision 0.28.0.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ CASES: dict[str, dict[str, Any]] = {
     **{
         f"{mode} {share} {interpolation}": {
             **_RAW,
-            **{"input_size": [3, 24, 24], "crop_mode": mode, "crop_pct": share, "interpolation": interpolation},
+            "input_size": [3, 24, 24],
+            "crop_mode": mode,
+            "crop_pct": share,
+            "interpolation": interpolation,
         }
         for mode, share, interpolation in (
             ("center", 0.875, "bicubic"),

@@ -352,7 +352,12 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
             "EfficientNet": (
                 {
                     "architecture": "test_efficientnet",
-                    "pretrained_cfg": {"input_size": [3, 61, 61], "interpolation": "bilinear", "mean": [0.5], "std": [0.2]},
+                    "pretrained_cfg": {
+                        "input_size": [3, 61, 61],
+                        "interpolation": "bilinear",
+                        "mean": [0.5],
+                        "std": [0.2],
+                    },
                 },
                 {},
             ),

@@ -53,7 +53,11 @@ def check(directory: Path, origin: str) -> tuple[tuple[str, ...], str, list[str]
             _no_code(f"{origin}: {name}", key, value)
             _no_giant(f"{origin}: {name}", key, value)
     timm = timm_config.is_timm(config)
-    if not timm and PROCESSOR not in processors and not isinstance(processors.get(PROCESSORS, {}).get("image_processor"), dict):
+    if (
+        not timm
+        and PROCESSOR not in processors
+        and not isinstance(processors.get(PROCESSORS, {}).get("image_processor"), dict)
+    ):
         raise CheckpointError(f"{origin} lacks {PROCESSOR}: {PROCESSORS} says nothing of an image_processor")
     for weights in sorted(directory.glob("*.safetensors")):
         _small_header(weights, origin)

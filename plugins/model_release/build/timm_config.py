@@ -30,11 +30,11 @@ _DEFAULTS: dict[str, Any] = {
     "std": [0.229, 0.224, 0.225],
 }
 # A network's name and no address: with "hf-hub:" or "local-dir:" before it timm would fetch, or open a pickle.
-_NAME = re.compile(r"[A-Za-z0-9_]{1,100}")
+_NAME = re.compile(r"[A-Za-z0-9_]{1,100}(\.[A-Za-z0-9_]{1,100})?")
 # Arguments of timm.create_model that open files, fetch, or make something else than a classifier of RGB pictures.
 _NOT_OF_THE_NETWORK = re.compile(
     "pretrained.*|checkpoint_path|cache_dir|scriptable|exportable|no_jit|model_name|num_classes|features_only|in_chans"
-    "|feature_cfg|kwargs_filter|out_indices|global_pool_type"
+    "|feature_cfg|kwargs_filter|out_indices"
 )
 # By how many classes there are, as timm itself tells ImageNet's subsets apart (timm.data.infer_imagenet_subset).
 _SYNSETS = {
@@ -106,8 +106,8 @@ def options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     size, share = found["input_size"], found["crop_pct"] or _DEFAULTS["crop_pct"]
     if not _numbers(size, 3) or size[0] != 3 or not all(isinstance(side, int) and side > 0 for side in size):
         raise refuse("input_size", "3 channels, height, width")
-    if not isinstance(share, int | float) or not 0 < share < math.inf:
-        raise refuse("crop_pct", "a number above 0")
+    if not isinstance(share, int | float) or not 0.5 <= share <= 2:
+        raise refuse("crop_pct", "from 0.5 to 2")
     if found["interpolation"] not in RESAMPLING:
         raise refuse("interpolation", ", ".join(RESAMPLING))
     for name in ("mean", "std"):
@@ -121,7 +121,7 @@ def options(config: Mapping[str, Any], origin: str) -> dict[str, Any]:
     if found["crop_mode"] == "center" and size[1] != size[2]:
         raise refuse("input_size", "a square, where crop_mode is center")
     if not height or not width:
-        raise refuse("crop_pct", "a share that leaves a pixel")
+        raise refuse("input_size", "two pixels or more a side, where crop_pct is over 1")
     squashed = found["crop_mode"] == "squash"
     return {
         "do_resize": True,
@@ -144,6 +144,4 @@ def _settings(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _numbers(value: Any, count: int) -> bool:
-    return (
-        isinstance(value, list) and len(value) == count and all(type(one) in (int, float) for one in value)
-    )
+    return isinstance(value, list) and len(value) == count and all(type(one) in (int, float) for one in value)

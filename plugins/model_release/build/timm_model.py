@@ -85,7 +85,9 @@ def load(directory: Path, config: Mapping[str, Any], labels: int) -> tuple[TimmC
         raise CheckpointError(f"timm {timm.__version__} knows no architecture {name!r}, which config.json names")
     try:
         network = timm.create_model(name, pretrained=False, num_classes=labels, **arguments)
-    except (AssertionError, RuntimeError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a network's own code makes of arguments that it does not expect
         raise CheckpointError(f"timm cannot make the {name} of config.json: {first_line(error)}") from error
     weights: dict[str, torch.Tensor] = {}
     try:
@@ -110,7 +112,7 @@ def load(directory: Path, config: Mapping[str, Any], labels: int) -> tuple[TimmC
 
 
 def imported() -> Any:
-    """timm itself; some two seconds the first time."""
+    """timm itself."""
     with _stood_in_for_torchvision():
         return importlib.import_module("timm")
 
@@ -129,11 +131,11 @@ def _stood_in_for_torchvision() -> Iterator[None]:
     try:
         yield
     finally:
-        for name, module in before.items():
-            if module is None:
+        for name, earlier in before.items():
+            if earlier is None:
                 del sys.modules[name]
             else:
-                sys.modules[name] = module
+                sys.modules[name] = earlier
 
 
 class _Names(ModuleType):
