@@ -31,7 +31,7 @@ REPORT = "export.json"
 #: What a network is in unless `build.precision` says otherwise.
 FLOAT32 = "float32"
 
-_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
+_PACKAGES = ("torch", "transformers", "timm", "safetensors", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
