@@ -245,7 +245,7 @@ async def serving(model: str, subject: Subject, cores: int) -> AsyncIterator[str
         folder = Path(scratch)
         if subject.runtime is None:
             port = free_port()
-            command = [sys.executable, Path(__file__), "pipeline", checkpoint(model), str(port)]
+            command: list[str | Path] = [sys.executable, Path(__file__), "pipeline", checkpoint(model), str(port)]
             one = Child("pipeline", command, state_dir=folder, log=LOG, env=_threads(cores))
             try:
                 await _start(one, cores)
@@ -323,4 +323,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    {"bare": bare, "pipeline": pipeline}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "bare":
+        bare(*sys.argv[2:])
+    else:
+        pipeline(*sys.argv[2:])
