@@ -36,7 +36,8 @@ from aiohttp import web
 
 _log = logging.getLogger("front")
 _LARGEST_REQUEST = 32 * 2**20
-#: Requests that were read and are under way, or wait: as many as TorchServe's queue has. More are answered 503.
+#: Requests that were read and are under way, or wait: as many as TorchServe's queue has
+#: (docs/facts.md#a-full-queue-is-a-503). More are answered 503.
 MOST_REQUESTS = 100
 _GRACE = 20.0
 # Of a form: how many fields are looked at, and how many bytes of each for its name. A picture goes with one or two.
