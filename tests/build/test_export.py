@@ -18,7 +18,7 @@ import pytest
 import torch
 from tests.patience import LIMIT, until
 
-from model_release.build import processes, torchscript
+from model_release.build import original, processes, torchscript
 from model_release.build.export import Export, export, load, toolchain
 from model_release.build.source import Checkpoint
 from model_release.errors import ArchiveError, CheckpointError, ParityError
@@ -48,6 +48,18 @@ def test_what_an_export_leaves(exported: Export, checkpoint: Checkpoint) -> None
     assert all(difference <= 1e-5 for difference in report["parity"]["largest_difference"].values())
     assert json.loads((exported.directory / "model.json").read_text())["preprocessing"]["size"] == report["input"]
     assert load(exported.directory) == exported
+
+
+def test_weights_lie_where_torch_puts_tensors(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a CPU's kernels add up in another order, and the differences would be taken for the export's."""
+
+    def places() -> set[int]:
+        model = original.load(checkpoint.directory)[0]
+        return {tensor.data_ptr() % original._ALIGNED for tensor in (*model.parameters(), *model.buffers())}
+
+    assert places() == {0}
+    monkeypatch.setattr(original, "_settle", lambda _: None)
+    assert places() != {0}, "loaded ones lie at any address of their file"
 
 
 def test_equal_input_gives_equal_bytes(exported: Export, checkpoint: Checkpoint, tmp_path: Path) -> None:

@@ -95,7 +95,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
             if run.rollout == "direct":
                 check_was_live(connections.store(self.spec.store), found["version"], ReleasedService(self.spec, run))
             records.change(self.spec, run, lambda record: _begin(record, found))
-            found["nothing_new"] = self.nothing_new(run, found, context["dag_run"].run_type == "asset_triggered")
+            found["nothing_new"] = self.nothing_new(run, found, choice, context["dag_run"].run_type)
         context["ti"].xcom_push(key="resolved", value=found)
         if found["nothing_new"]:
             return []
@@ -142,13 +142,20 @@ class Resolve(BuildOperator, BaseBranchOperator):
             about = {"build": build, "fingerprint": checkpoint.fingerprint}
         return {**seen, **about, "source": {**told, "rule": choice.rule}}
 
-    def nothing_new(self, run: Run, found: dict[str, Any], by_event: bool) -> str | None:
+    def nothing_new(self, run: Run, found: dict[str, Any], choice: Choice, run_type: Any) -> str | None:
         """Why there is nothing to release: the version is live, or an event told of a candidate that another release
         took already; None where there is something. What it takes is noted, for the next event."""
         candidate = found.pop("candidate", None)
         if candidate and run.moves_traffic:
             store = connections.store(self.spec.store)
-            other = watching.take(store, self.spec.model, candidate, run.release, by_event=by_event)
+            other = watching.take(
+                store,
+                self.spec.model,
+                candidate,
+                run.release,
+                by_event=run_type == "asset_triggered",
+                newest=choice.revision is None and run_type != "backfill",
+            )
             if other is not None:
                 return f"{candidate} was taken by the release {other} already; nothing new."
         return NOTHING_NEW if "version" in found and self.is_live(run, found["version"]) else None
