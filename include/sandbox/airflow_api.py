@@ -40,7 +40,7 @@ class AirflowApi:
             if not signed_in:
                 self._sign_in()
             try:
-                answer = self._session.request(method, f"{self.url}/api/v2{path}", timeout=30, **more)
+                answer = self._session.request(method, f"{self.url}/api/v2{path}", timeout=PATIENCE, **more)
             except requests.RequestException as error:
                 raise SandboxError(f"Airflow at {self.url} does not answer: {type(error).__name__}") from error
             if answer.status_code != 401:
@@ -106,7 +106,7 @@ class AirflowApi:
     def _sign_in(self) -> None:
         try:
             answer = self._session.post(
-                f"{self.url}/auth/token", json={"username": USER, "password": self._password}, timeout=30
+                f"{self.url}/auth/token", json={"username": USER, "password": self._password}, timeout=PATIENCE
             )
         except requests.RequestException as error:
             raise SandboxError(f"Airflow at {self.url} does not answer: {type(error).__name__}") from error
