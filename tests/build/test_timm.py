@@ -13,11 +13,10 @@ import pytest
 import safetensors.torch
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "include" / "handlers"))
 
 import image_pixels
-import timm_pictures
+from tests.build import timm_pictures
 
 from model_release.build import original, timm_config, timm_model
 from model_release.build.source import fetch, newest
