@@ -57,7 +57,7 @@ def test_api_down_on_the_way_to_a_promotion_for_a_minute_while_watched(scene: Sc
     with scene.api_down(60):
         assert one.state_of("canary") == "deferred", "nobody looked, and somebody decided"
     one.until("canary", "success")
-    with scene.api_down():
+    with scene.api_down(resource="inferenceservices"):
         one.until("promote", "up_for_retry")
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
@@ -72,7 +72,7 @@ def test_api_down_while_rolling_back_and_settling(scene: Scene) -> None:
     one = scene.release(dag=ASKED)
     one.watching()
     one.mark("canary", "success")
-    with scene.api_down():
+    with scene.api_down(resource="inferenceservices"):
         one.until("roll_back", "up_for_retry")
     one.until("roll_back", "success")
     with scene.api_down():

@@ -46,8 +46,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 class Checkpoint:
     """A fetched and checked checkpoint.
 
-    `origin` is where it came from, for people and records. `fingerprint` is the SHA-256 over the names and
-    digests of its files: equal for equal content wherever it lay. `candidate` is the folder that was chosen,
+    `origin` is where it came from, for people and records. `digests` is {name: SHA-256} of its files, `fingerprint` one
+    over all of these: equal for equal content wherever it lay. `candidate` is the folder that was chosen,
     `commit` the source's own name for the content, and `time` when either was made, where the source has them.
     """
 
@@ -56,6 +56,7 @@ class Checkpoint:
     fingerprint: str
     architecture: str
     labels: tuple[str, ...]
+    digests: Mapping[str, str]
     candidate: str | None = None
     commit: str | None = None
     time: datetime | None = None
@@ -107,12 +108,14 @@ def fetch(
         named, architecture, notes = inspection.check(fresh, place.origin)
     for note in notes:
         (log or (lambda _: None))(f"note: {note}")
+    digests = files.digests(destination)
     return Checkpoint(
         directory=destination,
         origin=place.origin,
-        fingerprint=files.combined(files.digests(destination)),
+        fingerprint=files.combined(digests),
         architecture=architecture,
         labels=named,
+        digests=digests,
         candidate=candidate,
         commit=place.commit,
         time=candidate_time(candidate) if candidate else place.time,
@@ -143,8 +146,10 @@ def newest(
     if candidate is None:
         return None
     chosen = place.inside(candidate)
-    begun = {CONFIG} <= (there := set(chosen.names())) and there & {WEIGHTS, INDEX}
-    whole = begun and (there & {PROCESSOR, PROCESSORS} or _is_timm(chosen))
+    there = set(chosen.names())
+    if CONFIG not in there or not there & {WEIGHTS, INDEX}:
+        return None
+    whole = bool(there & {PROCESSOR, PROCESSORS}) or _is_timm(chosen)
     return _identity(chosen.origin, None) if whole else None
 
 
