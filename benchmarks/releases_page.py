@@ -90,12 +90,12 @@ class Real(World):
         return cluster.leases(self.api, namespace)
 
 
-def stand(folder: Path, ends: Connection) -> None:
+def stand(folder: Path, namespaces: tuple[str, ...], ends: Connection) -> None:
     """The stores and the cluster, in this process, until the other end of the pipe is closed."""
 
     async def main() -> None:
         s3, pods = ModelStore(folder, Ports(folder / "ports.json")), Pods()
-        api = Cluster(pods, pods, folder / "kube", namespaces=NAMESPACES)
+        api = Cluster(pods, pods, folder / "kube", namespaces=namespaces)
         await s3.start()
         await s3.ensure_bucket("models")
         await api.start()
@@ -109,11 +109,11 @@ def stand(folder: Path, ends: Connection) -> None:
 
 
 @contextmanager
-def stack(folder: Path) -> Iterator[tuple[ModelStore, str]]:
+def stack(folder: Path, namespaces: tuple[str, ...]) -> Iterator[tuple[ModelStore, str]]:
     """SeaweedFS and the address of the sandbox's API server. That is Python, too, and its controllers look at every
     service again and again: in the page's own process they would share its interpreter."""
     near, far = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=stand, args=(folder, far))
+    process = multiprocessing.get_context("spawn").Process(target=stand, args=(folder, namespaces, far))
     process.start()
     far.close()
     try:
@@ -260,7 +260,7 @@ def main() -> None:
     options.add_argument("--write", action="store_true", help="write the table into README.md")
     chosen = options.parse_args()
     lines = ["| 2 000 releases in | what | median | 95 % below | of reading every record |", "|---|---|---:|---:|---:|"]
-    with tempfile.TemporaryDirectory() as name, stack(Path(name)) as (s3, api):
+    with tempfile.TemporaryDirectory() as name, stack(Path(name), NAMESPACES) as (s3, api):
         for kind, shared in KINDS.items():
             lines += measured(s3, api, kind, shared)
     told = "\n".join(lines)
