@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -46,6 +47,7 @@ def watch(child: Child) -> list[Row]:
             releases = Path(place["folder"], "releases.json")
             releases.write_text(json.dumps(_opened(place, count)))
             found[count] = child("triggerer", json.dumps(place), str(releases))
+        print(f"{count}: {found[count]}", file=sys.stderr, flush=True)
     rows = list[Row]()
     for count, told in found.items():
         more = (told["memory"] - found[1]["memory"]) / max(count - 1, 1)
