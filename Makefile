@@ -64,16 +64,16 @@ kserve: setup ## KServe's own model server, in an environment of its own (.venv-
 	@"$(PYTHON)" .ci/install.py kserve
 
 release: setup $(if $(filter kserve,$(RUNTIME)),kserve) ## release the example: a first version, a better one, a bad one; RUNTIME=kserve serves it by KServe's own server
-	@$(BIN)/python -m sandbox release $(if $(RUNTIME),--runtime $(RUNTIME))
+	@$(BIN)/python -m sandbox release $(if $(RUNTIME),--runtime $(RUNTIME)) $(ARGS)
 
 walkthrough: setup ## the mission in five stages; docs/walkthrough.md and its charts anew
 	@$(BIN)/python -m sandbox walkthrough --page docs/walkthrough.md
 
 up: setup ## the sandbox and Airflow, left running
-	@$(BIN)/python -m sandbox up --airflow
+	@$(BIN)/python -m sandbox up --airflow $(ARGS)
 
 down: ## stop them
-	@$(BIN)/python -m sandbox down
+	@[ ! -e .sandbox ] || $(BIN)/python -m sandbox down
 
 status: setup ## what runs, and where
 	@$(BIN)/python -m sandbox status

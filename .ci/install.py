@@ -28,31 +28,21 @@ import re
 import shutil
 import subprocess
 import sys
-import tomllib
-import urllib.error
-import urllib.request
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-VENV = ROOT / os.environ.get("VENV", ".venv")
-CACHE = ROOT / ".cache"
-IMAGES = ROOT / "include/images"
-# Of KServe's own server, which cannot live beside Airflow (runtime: kserve): its list, and its environment.
-KSERVE = IMAGES / "serving-kserve/requirements.txt"
+import locked
+from locked import SetupError, Wheel
+
+VENV = locked.ROOT / os.environ.get("VENV", ".venv")
+CACHE = locked.ROOT / ".cache"
+# Of KServe's own server, which cannot live beside Airflow (runtime: kserve).
 KSERVE_VENV = VENV.with_name(f"{VENV.name}-kserve")
-LOCK, LISTED, CPU = ROOT / "uv.lock", ROOT / "requirements.txt", ROOT / "torch-cpu.txt"
 
 # Of the Python that environments are made of, should this be an environment's own.
 PYTHON: str = getattr(sys, "_base_executable", sys.executable)
 UV = "0.13.9"
 OLDEST_UV = (0, 9)  # as pyproject.toml says
-CPU_INDEX = "https://download.pytorch.org/whl/cpu"
-PATIENCE = 4.0  # seconds, for the first word of an index that is only asked whether it has a wheel
-# What only PyTorch's build with CUDA needs.
-CUDA = re.compile(r"(nvidia|cuda)-|triton(==|$)")
 # What installers say, and what it means.
 MEANINGS = {
     r"No space left on device|os error 28": (
@@ -74,131 +64,6 @@ MEANINGS = {
 INSTALLED = re.compile(rb"^ (\x1b\[\d+m)*[+~-].*\n", re.MULTILINE)
 # GB to download, and on disk afterwards: measured on x86-64. A test holds the first against uv.lock.
 SIZES = {"cpu": (0.8, 2.8), "cuda": (3.6, 6.8)}
-
-
-class SetupError(Exception):
-    """One line: what is wrong, and what to do."""
-
-
-@dataclass(frozen=True)
-class Wheel:
-    """A wheel of PyTorch without CUDA: its name, the folder or page it is linked from, its SHA-256."""
-
-    name: str
-    place: str
-    sha256: str
-
-
-def version(package: str) -> str:
-    found = re.search(rf"^{package}==([^\s;]+)", LISTED.read_text(encoding="utf-8"), re.MULTILINE)
-    if found is None:
-        raise SetupError(f"{LISTED.name} pins no {package}: make lock writes it anew")
-    return found[1]
-
-
-def hashes(wanted: Callable[[str], bool] = lambda _: True) -> dict[tuple[str, str], list[str]]:
-    """{(name, version): ["sha256:…"]} of every file that uv.lock allows; of those alone whose names are `wanted`."""
-    try:
-        packages: list[dict[str, Any]] = tomllib.loads(LOCK.read_text(encoding="utf-8"))["package"]
-    except (OSError, KeyError, tomllib.TOMLDecodeError) as error:
-        raise SetupError(f"{LOCK.name} cannot be read ({error}): git checkout {LOCK.name}") from None
-    files = {
-        (one["name"], one["version"]): [*one.get("wheels", ()), *([one["sdist"]] if "sdist" in one else ())]
-        for one in packages
-    }
-    return {which: [one["hash"] for one in found if wanted(one.get("url", ""))] for which, found in files.items()}
-
-
-def cpu_hashes() -> dict[str, str]:
-    """{wheel: SHA-256} of torch-cpu.txt."""
-    rows = [line.split() for line in CPU.read_text(encoding="utf-8").splitlines() if not line.startswith("#")]
-    return {name: digest for digest, name in rows}
-
-
-def requirements(wheel: Wheel | None) -> str:
-    """requirements.txt with the hashes of uv.lock; with `wheel` in PyTorch's place, and nothing of CUDA beside it."""
-    listed = LISTED.read_text(encoding="utf-8").splitlines()
-    if wheel:
-        listed = [line for line in listed if not CUDA.match(line)]
-    lines = hashed(listed, hashes())
-    return "".join(f"{in_place(line, wheel)}\n" for line in lines)
-
-
-def hashed(listed: Iterable[str], known: Mapping[tuple[str, str], list[str]]) -> list[str]:
-    """The lines of a list of requirements, each with its hashes in `known`."""
-    lines = []
-    for line in listed:
-        if line.startswith("#") or not line.strip():
-            continue
-        name, _, pinned = line.partition(" ")[0].partition("==")
-        if (name, pinned) not in known:
-            raise SetupError(f"{LISTED.name} has {name} {pinned}, and {LOCK.name} has not: make lock writes both anew")
-        lines.append(" ".join([line, *(f"--hash={one}" for one in known[name, pinned])]))
-    return lines
-
-
-def in_place(line: str, wheel: Wheel | None) -> str:
-    """The line, or the one of `wheel` where it is PyTorch's."""
-    return f"{line.split()[0]}+cpu --hash=sha256:{wheel.sha256}" if wheel and line.startswith("torch==") else line
-
-
-def kserve_requirements(wheel: Wheel | None) -> str:
-    """The list of KServe's server, a line for each package; with `wheel` in PyTorch's place, as above."""
-    lines = []
-    for line in KSERVE.read_text(encoding="utf-8").replace("\\\n", " ").splitlines():
-        if wheel and CUDA.match(line):
-            continue
-        lines.append(in_place(line, wheel))
-    return "\n".join(lines) + "\n"
-
-
-def places(environment: Mapping[str, str]) -> Iterator[str]:
-    """Where a wheel of PyTorch may be linked: folders and pages that the user named, then PyTorch's own index."""
-    for name in ("UV_FIND_LINKS", "PIP_FIND_LINKS"):
-        yield from re.split(r"[\s,]+", environment.get(name, "").strip())
-    for name in ("UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
-        for index in environment.get(name, "").split():
-            yield f"{index.rpartition('=')[2].rstrip('/')}/torch/"
-    yield f"{CPU_INDEX}/torch/"
-
-
-def wheels(place: str) -> Iterator[tuple[str, str]]:
-    """(name, SHA-256 or nothing) of each wheel of PyTorch without CUDA there; none where nobody answers."""
-    folder = Path(place.removeprefix("file://"))
-    if folder.is_dir():
-        for path in sorted(folder.glob("torch-*+cpu-*.whl")):
-            with path.open("rb") as file:
-                yield path.name, hashlib.file_digest(file, "sha256").hexdigest()
-    elif place.startswith(("http://", "https://")):
-        try:
-            with urllib.request.urlopen(place, timeout=PATIENCE) as answer:  # noqa: S310 - it is http, by the line above
-                page = answer.read().decode(errors="replace").replace("%2B", "+")
-        except (OSError, ValueError):
-            return
-        for found in re.finditer(r'href="[^"]*?(torch-[^"/#]*\+cpu-[^"/#]*\.whl)(?:#sha256=([0-9a-f]{64}))?', page):
-            yield found[1], found[2] or ""
-
-
-def cpu_wheel(environment: Mapping[str, str]) -> Wheel | None:
-    """PyTorch without CUDA, of the locked version, for this Python and machine; None where nobody has it."""
-    if environment.get("TORCH") == "cuda":
-        return None
-    tag, known = f"cp{sys.version_info[0]}{sys.version_info[1]}", cpu_hashes()
-    fits = re.compile(rf"torch-{re.escape(version('torch'))}\+cpu-{tag}-{tag}-\w*linux\w*_{platform.machine()}\.whl")
-    for place in filter(None, places(environment)):
-        for name, said in wheels(place):
-            if not fits.fullmatch(name) or not (said or name in known):
-                continue
-            if name in known:
-                return Wheel(name, place, known[name])
-            print(f"{CPU.name} has no hash of {name}: it is held to the one that {place} gives")
-            return Wheel(name, place, said)
-    if environment.get("TORCH") == "cpu":
-        raise SetupError(
-            f"TORCH=cpu, and no wheel of torch {version('torch')}+cpu for Python {tag[2]}.{tag[3:]} is to be had: name "
-            "a folder or page that has one in PIP_FIND_LINKS, or leave TORCH out"
-        )
-    return None
 
 
 def find_uv() -> Path | None:
@@ -287,7 +152,7 @@ def check_room(build: str) -> None:
     print(f"{kind}: up to {download} GB to download, {there} GB on disk, once", flush=True)
     if build == "cuda":
         print(
-            f"  Smaller by two thirds without CUDA, where this machine reaches {CPU_INDEX} or a folder that "
+            f"  Smaller by two thirds without CUDA, where this machine reaches {locked.CPU_INDEX} or a folder that "
             "PIP_FIND_LINKS names has that wheel"
         )
     VENV.parent.mkdir(parents=True, exist_ok=True)
@@ -326,17 +191,17 @@ def lay(venv: Path, listed: Path, wheel: Wheel | None, whole: bool) -> None:
 
 
 def install(stamp: Path) -> None:
-    wheel = cpu_wheel(os.environ)
+    wheel = locked.cpu_wheel(os.environ)
     build = "cpu" if wheel else "cuda"
     check_room(build)
     CACHE.mkdir(exist_ok=True)
     listed = CACHE / "requirements.txt"
-    listed.write_text(requirements(wheel), encoding="utf-8")
+    listed.write_text(locked.requirements(wheel), encoding="utf-8")
     whole = stamp.exists()
     stamp.unlink(missing_ok=True)
     lay(VENV, listed, wheel, whole)
     purelib = next((VENV / "lib").glob("python3.*/site-packages"))
-    (purelib / "model_release.pth").write_text(f"{ROOT}/plugins\n{ROOT}/include\n", encoding="utf-8")
+    (purelib / "model_release.pth").write_text(f"{locked.ROOT}/plugins\n{locked.ROOT}/include\n", encoding="utf-8")
 
 
 def stamped(stamp: Path) -> dict[str, str]:
@@ -360,16 +225,19 @@ def setup() -> None:
     CACHE.mkdir(exist_ok=True)
     with (CACHE / "setup.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # two at once wait for each other
-        digest = hashlib.sha256(b"".join(path.read_bytes() for path in (LOCK, LISTED, CPU))).hexdigest()
+        digest = hashlib.sha256(
+            b"".join(path.read_bytes() for path in (locked.LOCK, locked.LISTED, locked.CPU))
+        ).hexdigest()
         there = stamped(stamp)
         wanted = {"lock": digest, "python": platform.python_version(), "torch": os.environ.get("TORCH")}
         same = all(there.get(key) == value for key, value in wanted.items() if value)
         if same and (VENV / "bin/python").exists():
             return
+        print(f"Setting up {VENV.name} by Python {wanted['python']}: which PyTorch is to be had?", flush=True)
         if there.get("python") != wanted["python"]:
             stamp.unlink(missing_ok=True)  # made by another Python, or by an older way of making it: anew
         fetch = [PYTHON, "-c", "from sandbox import programs; programs.prometheus()"]
-        path = {**os.environ, "PYTHONPATH": f"{ROOT}/include"}
+        path = {**os.environ, "PYTHONPATH": f"{locked.ROOT}/include"}
         # It comes from elsewhere, so it need not wait; what it lacks is said by sandbox.programs below.
         with subprocess.Popen(fetch, env=path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL):
             install(stamp)
@@ -386,13 +254,13 @@ def setup_kserve() -> None:
     CACHE.mkdir(exist_ok=True)
     with (CACHE / "setup-kserve.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        wanted = {"lock": hashlib.sha256(KSERVE.read_bytes()).hexdigest(), "python": platform.python_version()}
+        wanted = {"lock": hashlib.sha256(locked.KSERVE.read_bytes()).hexdigest(), "python": platform.python_version()}
         if stamped(stamp) == wanted and (KSERVE_VENV / "bin/python").exists():
             return
         print("Installing KServe's model server beside Airflow: 0.3 GB, and PyTorch once more", flush=True)
-        wheel = cpu_wheel(os.environ)
+        wheel = locked.cpu_wheel(os.environ)
         listed = CACHE / "requirements-kserve.txt"
-        listed.write_text(kserve_requirements(wheel), encoding="utf-8")
+        listed.write_text(locked.kserve_requirements(wheel), encoding="utf-8")
         stamp.unlink(missing_ok=True)
         lay(KSERVE_VENV, listed, wheel, whole=False)
         stamp.write_text(json.dumps(wanted) + "\n", encoding="utf-8")

@@ -12,7 +12,8 @@ import subprocess
 import sys
 from collections.abc import Iterable, Iterator
 
-from install import (
+from install import needed_uv
+from locked import (
     CPU,
     CUDA,
     IMAGES,
@@ -24,7 +25,6 @@ from install import (
     hashed,
     hashes,
     kserve_requirements,
-    needed_uv,
     places,
     version,
     wheels,
@@ -36,7 +36,7 @@ def write_lists() -> None:
     start = f"torch-{version('torch')}+cpu-"
     known = {name: digest for name, digest in cpu_hashes().items() if name.startswith(start)} if CPU.exists() else {}
     for place in filter(None, places(os.environ)):
-        for name, said in wheels(place):
+        for name, said in wheels(place, known):
             if name.startswith(start) and said and "linux" in name:
                 known.setdefault(name, said)
     head = "# Made by 'make lock': SHA-256 of the wheels of PyTorch without CUDA that could be seen. Do not edit.\n"

@@ -26,7 +26,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from brake_watch import Place, stack
+from brake_watch import Watched, stack
 from pages import write
 
 HERE = Path(__file__).resolve().parent
@@ -43,38 +43,38 @@ class Case:
     what: str
     since: str
     most: float
-    run: Callable[[Place], float]
+    run: Callable[[Watched], float]
 
 
 Run = dict[str, Any]  # seconds or trouble; commit, time, load
 EVIDENCE, DEATH, LOOKED = "the last bad window's end", "its death", "the last look"
 
 
-def _evidence(name: str, what: str, harm: Callable[[Place], contextlib.AbstractContextManager[Any]]) -> Case:
-    return Case(name, what, EVIDENCE, LOOK + 2, lambda place: place.by_evidence(harm(place)))
+def _evidence(name: str, what: str, harm: Callable[[Watched], contextlib.AbstractContextManager[Any]]) -> Case:
+    return Case(name, what, EVIDENCE, LOOK + 2, lambda watched: watched.by_evidence(harm(watched)))
 
 
-def _guarded(name: str, what: str, harm: Callable[[Place], contextlib.AbstractContextManager[Any]]) -> Case:
-    return Case(name, what, LOOKED, LEASE + 10, lambda place: place.by_guard(harm(place)))
+def _guarded(name: str, what: str, harm: Callable[[Watched], contextlib.AbstractContextManager[Any]]) -> Case:
+    return Case(name, what, LOOKED, LEASE + 10, lambda watched: watched.by_guard(harm(watched)))
 
 
 def _death(moment: str, what: str, *, again: bool) -> Case:
     name, often = f"{moment}-{'again' if again else 'once'}", "again and again" if again else "once"
-    return Case(name, f"{what}, {often}", DEATH, LOOK + 3, lambda place: place.by_death(moment, again=again))
+    return Case(name, f"{what}, {often}", DEATH, LOOK + 3, lambda watched: watched.by_death(moment, again=again))
 
 
 BROKEN = (
     _evidence("idle", "nothing", lambda _: contextlib.nullcontext()),
-    _evidence("queued", "200 other tasks queued", lambda place: place.queued()),
-    _evidence("wedged", "executor wedged (its processes stopped)", lambda place: place.still("LocalExecutor")),
-    _evidence("scheduler", "scheduler stopped", lambda place: place.still("airflow scheduler")),
-    _evidence("processor", "DAG processor stopped", lambda place: place.still("airflow dag-processor")),
-    _evidence("paused", "DAG paused", lambda place: place.paused()),
-    _evidence("file", "model file removed", lambda place: place.no_model_file()),
-    Case("deleted", "deferred task instance deleted", LOOKED, LEASE + 10, lambda place: place.by_guard_deleted()),
-    _guarded("triggerer", "triggerer killed", lambda place: place.no_triggerer()),
-    _guarded("api", "triggerer and API server killed", lambda place: place.no_triggerer_nor_api()),
-    _guarded("database", "Airflow's database stopped", lambda place: place.no_database()),
+    _evidence("queued", "200 other tasks queued", lambda watched: watched.queued()),
+    _evidence("wedged", "executor wedged (its processes stopped)", lambda watched: watched.still("LocalExecutor")),
+    _evidence("scheduler", "scheduler stopped", lambda watched: watched.still("airflow scheduler")),
+    _evidence("processor", "DAG processor stopped", lambda watched: watched.still("airflow dag-processor")),
+    _evidence("paused", "DAG paused", lambda watched: watched.paused()),
+    _evidence("file", "model file removed", lambda watched: watched.no_model_file()),
+    Case("deleted", "deferred task instance deleted", LOOKED, LEASE + 10, lambda watched: watched.by_guard_deleted()),
+    _guarded("triggerer", "triggerer killed", lambda watched: watched.no_triggerer()),
+    _guarded("api", "triggerer and API server killed", lambda watched: watched.no_triggerer_nor_api()),
+    _guarded("database", "Airflow's database stopped", lambda watched: watched.no_database()),
 )
 DEAD = tuple(
     _death(moment, what, again=again)
@@ -94,7 +94,7 @@ def measure(cases: tuple[Case, ...], runs: int, minutes: float) -> None:
     kept = read()
     if all(_good(kept, case) >= runs for case in cases):
         return
-    with stack() as place:
+    with stack() as watched:
         for number in range(1, runs + 1):
             for case in cases:
                 if _good(kept, case) >= number or time.monotonic() > end:
@@ -102,11 +102,11 @@ def measure(cases: tuple[Case, ...], runs: int, minutes: float) -> None:
                 about: Run = {"time": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}", "commit": commit}
                 about["load"] = round(os.getloadavg()[0], 1)
                 try:
-                    about["seconds"] = round(case.run(place), 2)
+                    about["seconds"] = round(case.run(watched), 2)
                 except Exception as error:
                     about["trouble"] = f"{type(error).__name__}: {error}"[:500]
-                    place.scene.end_all()
-                    place.scene.users()
+                    watched.scene.end_all()
+                    watched.scene.users()
                 print(f"{case.name}: {about.get('trouble') or about['seconds']}", flush=True)
                 kept.setdefault(case.name, []).append(about)
                 _keep(kept)

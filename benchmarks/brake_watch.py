@@ -125,7 +125,7 @@ class Watcher(threading.Thread):
 
 
 @dataclass
-class Place:
+class Watched:
     """The scene of the fault matrix, and the watcher."""
 
     scene: Any
@@ -299,7 +299,7 @@ class Place:
 
 
 @contextlib.contextmanager
-def stack() -> Iterator[Place]:
+def stack() -> Iterator[Watched]:
     """A whole sandbox on a copy of the project, with users, and its watcher; all ended afterwards."""
     with tempfile.TemporaryDirectory(prefix="brake-") as folder:
         live = Live(Path(folder) / "state", Path(folder) / "project")
@@ -310,7 +310,7 @@ def stack() -> Iterator[Place]:
             for scene in built(live):
                 watcher = Watcher(live, NAME)
                 watcher.start()
-                yield Place(scene, watcher)
+                yield Watched(scene, watcher)
                 watcher.end()
         finally:
             live.sandbox("down")

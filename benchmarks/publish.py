@@ -122,14 +122,15 @@ def publish(client: dict[str, Any], prefix: str, folder: Path) -> None:
         handler = runtimes.handler(ROOT, "torchserve")
         assert store.find(found.fingerprint, toolchain=export.toolchain(handler)) is None
         build = hashlib.sha256(prefix.encode()).hexdigest()[:16]
-        store.stash(f"{build}/checkpoint", found.directory)
+        store.stash(f"{build}/checkpoint", found.directory, found.digests)
         for step in ("export", "archive"):
             asked = steps.Request(step, build, "vit", found.fingerprint)
             steps.run(store, asked, ROOT, lambda _: s3, print)
-        store.unstash(f"{build}/archive", Path(scratch, "archive"))
-        store.unstash(f"{build}/export", Path(scratch, "export"))
+        sums = store.unstash(f"{build}/archive", Path(scratch, "archive"))
+        store.unstash(f"{build}/export", Path(scratch, "export"), only=[export.REPORT])
         report = export.load(Path(scratch, "export")).report
-        store.publish(Path(scratch, "archive"), {**report, "service": "vit", "source": {"origin": found.origin}})
+        about = {**report, "service": "vit", "source": {"origin": found.origin}}
+        store.publish(Path(scratch, "archive"), about, sums)
 
 
 @contextmanager

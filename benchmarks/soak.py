@@ -23,7 +23,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from brake_watch import Place, stack
+from brake_watch import Watched, stack
 from faults.models import ASKED, BAD, BAKE, DAG
 from faults.releases import Release
 
@@ -31,69 +31,69 @@ from sandbox.process import processes
 
 KEPT = Path(__file__).with_name("soak.json")
 MOST = 70.0  # seconds: a lease's duration, and ten
-Fault = Callable[[Place, Release, float], None]
+Fault = Callable[[Watched, Release, float], None]
 
 
-def _for_a_while(harm: Callable[[Place], contextlib.AbstractContextManager[Any]]) -> Fault:
-    def fault(place: Place, _: Release, seconds: float) -> None:
-        with harm(place):
+def _for_a_while(harm: Callable[[Watched], contextlib.AbstractContextManager[Any]]) -> Fault:
+    def fault(watched: Watched, _: Release, seconds: float) -> None:
+        with harm(watched):
             time.sleep(seconds)
 
     return fault
 
 
-def _part_stopped(part: str) -> Callable[[Place], contextlib.AbstractContextManager[Any]]:
+def _part_stopped(part: str) -> Callable[[Watched], contextlib.AbstractContextManager[Any]]:
     @contextlib.contextmanager
-    def stopped(place: Place) -> Any:
-        place.scene.live.sandbox("stop", part)
+    def stopped(watched: Watched) -> Any:
+        watched.scene.live.sandbox("stop", part)
         try:
             yield
         finally:
-            place.scene.live.sandbox("start", part)
+            watched.scene.live.sandbox("start", part)
 
     return stopped
 
 
-def _paused(place: Place, one: Release, seconds: float) -> None:
-    with place.pause_of(one.dag):
+def _paused(watched: Watched, one: Release, seconds: float) -> None:
+    with watched.pause_of(one.dag):
         time.sleep(seconds)
 
 
-def _canary_dies(place: Place, _: Release, seconds: float) -> None:
-    claim = place.scene.claim
+def _canary_dies(watched: Watched, _: Release, seconds: float) -> None:
+    claim = watched.scene.claim
     if claim is None or claim.canary is None:
         return
-    for victim in processes(place.scene.live.state, f"models/{claim.canary}"):
+    for victim in processes(watched.scene.live.state, f"models/{claim.canary}"):
         with contextlib.suppress(Exception):
             victim.kill()
     if seconds > 30:
-        place.scene.pods_die(claim.canary)
+        watched.scene.pods_die(claim.canary)
         time.sleep(seconds)
-        place.scene.api_mended()
+        watched.scene.api_mended()
 
 
-def _api_fails(place: Place, _: Release, seconds: float) -> None:
-    with place.scene.api_down(min(seconds, 40)):
+def _api_fails(watched: Watched, _: Release, seconds: float) -> None:
+    with watched.scene.api_down(min(seconds, 40)):
         pass
 
 
 FAULTS: dict[str, Fault] = {
     "nothing": lambda *_: None,
     "DAG paused": _paused,
-    "executor stopped": _for_a_while(lambda place: place.still("LocalExecutor")),
-    "scheduler stopped": _for_a_while(lambda place: place.still("airflow scheduler")),
-    "DAG processor stopped": _for_a_while(lambda place: place.still("airflow dag-processor")),
-    "triggerer stands still": _for_a_while(lambda place: place.still("triggerer")),
-    "triggerer killed": _for_a_while(lambda place: place.no_triggerer()),
-    "triggerer and API server killed": _for_a_while(lambda place: place.no_triggerer_nor_api()),
-    "database stopped": _for_a_while(lambda place: place.no_database()),
+    "executor stopped": _for_a_while(lambda watched: watched.still("LocalExecutor")),
+    "scheduler stopped": _for_a_while(lambda watched: watched.still("airflow scheduler")),
+    "DAG processor stopped": _for_a_while(lambda watched: watched.still("airflow dag-processor")),
+    "triggerer stands still": _for_a_while(lambda watched: watched.still("triggerer")),
+    "triggerer killed": _for_a_while(lambda watched: watched.no_triggerer()),
+    "triggerer and API server killed": _for_a_while(lambda watched: watched.no_triggerer_nor_api()),
+    "database stopped": _for_a_while(lambda watched: watched.no_database()),
     "Prometheus stopped": _for_a_while(_part_stopped("prometheus")),
     "guard stopped": _for_a_while(_part_stopped("guard")),
     "Kubernetes API away": _api_fails,
     "canary killed": _canary_dies,
-    "deferred task deleted": lambda _place, one, _seconds: one.delete("canary"),
-    "task marked failed": lambda _place, one, _seconds: one.mark("canary", "failed"),
-    "run marked failed": lambda _place, one, _seconds: one.mark_run("failed"),
+    "deferred task deleted": lambda _watched, one, _seconds: one.delete("canary"),
+    "task marked failed": lambda _watched, one, _seconds: one.mark("canary", "failed"),
+    "run marked failed": lambda _watched, one, _seconds: one.mark_run("failed"),
 }
 
 
@@ -102,45 +102,45 @@ def soak(releases: int, seed: int) -> list[dict[str, Any]]:
     kept = read()
     if len(kept) >= releases:
         return kept
-    with stack() as place:
+    with stack() as watched:
         while len(kept) < releases:
             dice = random.Random(f"{seed}/{len(kept)}")
-            kept.append(one_release(place, dice, number=len(kept) + 1))
+            kept.append(one_release(watched, dice, number=len(kept) + 1))
             KEPT.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
             print(" | ".join(f"{value}" for value in kept[-1].values()), flush=True)
     return kept
 
 
-def one_release(place: Place, dice: random.Random, *, number: int) -> dict[str, Any]:
+def one_release(watched: Watched, dice: random.Random, *, number: int) -> dict[str, Any]:
     """One release with one fault, until its service is at rest again."""
     name, dag = dice.choice(sorted(FAULTS)), dice.choice([DAG, ASKED, BAD, BAKE])
     wait, seconds = dice.uniform(0, 8), dice.uniform(5, 120)
     began = f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}"
-    place.watcher.longest = 0.0
-    one = place.scene.release(place.scene.bad if dag == BAD else None, dag=dag)
+    watched.watcher.longest = 0.0
+    one = watched.scene.release(watched.scene.bad if dag == BAD else None, dag=dag)
     ended = "rest"
     try:
         with contextlib.suppress(AssertionError):
             one.watching()  # a bad one may be closed before anybody looks
         time.sleep(wait)
         with contextlib.suppress(Exception):
-            FAULTS[name](place, one, seconds)
+            FAULTS[name](watched, one, seconds)
         if dag == ASKED or name in ("deferred task deleted", "guard stopped"):
             time.sleep(90)  # long enough for a canary that nobody looks at to be closed
             one.mark_run("failed")
-        place.finish(one)
+        watched.finish(one)
         ended = one.sentence()
     except Exception as error:
         ended = f"{type(error).__name__}: {error}"
-        place.scene.end_all()
-        place.scene.users()
+        watched.scene.end_all()
+        watched.scene.users()
     return {
         "release": number,
         "began": began,
         "dag": dag,
         "fault": name,
         "seconds": round(seconds),
-        "longest": round(place.watcher.longest, 1),
+        "longest": round(watched.watcher.longest, 1),
         "ended": ended[:200],
     }
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import re
 import socket
@@ -13,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import install
 import requests
 from tests.patience import LIMIT, until
 
@@ -23,16 +23,6 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (PROJECT / "docs/mlflow.md").read_tex
 (SERVE, REGISTER, CONNECT, LOOK) = [text for kind, text in BLOCKS if kind == "bash"]
 (SCRIPT,) = [text for kind, text in BLOCKS if kind == "python"]
 (FILE,) = [text for kind, text in BLOCKS if kind == "yaml"]
-
-
-def installer() -> Any:
-    spec = importlib.util.spec_from_file_location("installer_of_mlflow", PROJECT / ".ci/install.py")
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 class Server:
@@ -89,8 +79,7 @@ class Server:
 @contextmanager
 def serving(folder: Path) -> Iterator[Server]:
     """The server, with its files in `folder`, as long as the block runs."""
-    helper = installer()
-    uv = helper.find_uv()
+    uv = install.find_uv()
     assert uv is not None
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
@@ -98,7 +87,7 @@ def serving(folder: Path) -> Iterator[Server]:
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     path = os.pathsep.join([str(uv.parent), os.environ["PATH"]])
     environment = {**kept, "PATH": path, "UV_PYTHON": sys.executable, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & environment.keys() and (index := helper.pips_index()):
+    if not {"UV_DEFAULT_INDEX", "UV_INDEX_URL"} & environment.keys() and (index := install.pips_index()):
         environment["UV_DEFAULT_INDEX"] = index
     server = Server(folder, port, environment)
     with (folder / "log").open("wb") as log:

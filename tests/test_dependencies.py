@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import re
-import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import install
 import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name, parse_wheel_filename
 
 PROJECT = Path(__file__).resolve().parents[1]
-_SPEC = importlib.util.spec_from_file_location("installer", PROJECT / ".ci/install.py")
-assert _SPEC is not None
-assert _SPEC.loader is not None
-installer = importlib.util.module_from_spec(_SPEC)
-sys.modules["installer"] = installer
-_SPEC.loader.exec_module(installer)
 
 PAGE = (PROJECT / "docs/dependencies.md").read_text(encoding="utf-8")
 GROUPS: dict[str, list[Any]] = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
@@ -99,7 +92,7 @@ def test_the_size_that_set_up_says_is_the_locks() -> None:
         max((wheel["size"] for wheel in one.get("wheels", ()) if fits(wheel, "cp311")), default=0)
         for one in needed("cp311")
     ]
-    assert sum(sizes) / 1e9 == pytest.approx(installer.SIZES["cuda"][0], rel=0.1)
+    assert sum(sizes) / 1e9 == pytest.approx(install.SIZES["cuda"][0], rel=0.1)
 
 
 @pytest.mark.parametrize("image", ["airflow", "sandbox", "serving"])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from model_release.errors import SpecError
-from model_release.model_edit import Place, exchange
+from model_release.model_edit import KeyPath, exchange
 from model_release.model_file import load
 
 TEXT = """# The faces of our users; ask Grace before you touch a limit.
@@ -25,9 +25,9 @@ source: {directory: candidates/faces}
 store: s3://models/faces/
 service: {name: classifier-vit, namespace: models}
 """
-ERRORS: Place = ("judge", "metrics", 0, "max_rate")
-FLOOR: Place = ("judge", "metrics", 0, "floor")
-SLOW: Place = ("judge", "metrics", 1, "max_rate")
+ERRORS: KeyPath = ("judge", "metrics", 0, "max_rate")
+FLOOR: KeyPath = ("judge", "metrics", 0, "floor")
+SLOW: KeyPath = ("judge", "metrics", 1, "max_rate")
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ NOT_PLAIN = "judge.metrics.errors.max_rate is not a number that stands there for
     ids=["an anchor", "quoted", "not there"],
 )
 def test_what_is_not_a_plain_number_is_refused_with_its_line(
-    file: Path, old: str, new: str, place: Place, words: str
+    file: Path, old: str, new: str, place: KeyPath, words: str
 ) -> None:
     file.write_text(text := TEXT.replace(old, new))
     with pytest.raises(SpecError) as refused:

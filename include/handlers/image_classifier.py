@@ -29,7 +29,7 @@ from typing import Any
 from image_model import ImageModel, counted, sureness
 from image_pixels import BadInput
 from image_requests import Request, read_request
-from image_slices import Counts, Slices
+from image_slices import Counts, SliceCounter
 from ts.metrics.dimension import Dimension
 from ts.metrics.metric_type_enum import MetricTypes
 from ts.utils.util import PredictionException
@@ -47,7 +47,7 @@ class ImageClassifier(ImageModel):
         self.enveloped = bool(os.environ.get("TS_SERVICE_ENVELOPE"))
         if self.enveloped:
             _open_envelopes()
-        self.slices = Slices()
+        self.slices = SliceCounter()
         told = context.manifest["model"]
         self.open(
             Path(properties["model_dir"]), told["modelName"], told.get("modelVersion", ""), properties.get("gpu_id")

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import resource
 import struct
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -112,12 +113,61 @@ def _tags(tiff: bytes) -> Iterator[tuple[int, int, int, bytes]]:
             at += 20 if big else 12
 
 
+class NotAlone(BaseException):
+    """What was to be read limits the memory of the whole process, and other threads are at work. No error of a
+    picture's: nothing but `Turns` is to catch it."""
+
+
+class Turns:
+    """Many threads at once, or one alone. Who waits to be alone comes before others that come later."""
+
+    def __init__(self) -> None:
+        self._changed, self._many, self._waiting, self._one = threading.Condition(), 0, 0, False
+
+    @contextmanager
+    def beside(self) -> Iterator[None]:
+        """Beside others, and none of them alone. Not within another one of the same thread."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._one and not self._waiting)
+            self._many += 1
+        _here.beside = True
+        try:
+            yield
+        finally:
+            _here.beside = False
+            with self._changed:
+                self._many -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """While nobody else is at work."""
+        with self._changed:
+            self._waiting += 1
+            self._changed.wait_for(lambda: not self._one and not self._many)
+            self._waiting, self._one = self._waiting - 1, True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._one = False
+                self._changed.notify_all()
+
+
+_here = threading.local()
+
+
 @contextmanager
 def memory(more: int) -> Iterator[None]:
     """What runs inside may take `more` bytes than the process has by now. Needs Linux; elsewhere there is no limit.
 
+    It is one limit for all threads: what others take meanwhile would be missing here or there, and two that overlap
+    would leave it behind for ever. So beside other threads it is `NotAlone`.
+
     Raises `BadInput` where Python itself did not get its memory; decoders raise errors of their own.
     """
+    if getattr(_here, "beside", False):
+        raise NotAlone
     try:
         taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[5]) * resource.getpagesize()
     except (OSError, ValueError, IndexError):

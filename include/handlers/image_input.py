@@ -10,9 +10,10 @@ import base64
 import binascii
 import io
 import re
+import threading
 import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 from urllib.parse import unquote
 
@@ -147,7 +148,7 @@ def read_image(value: object, allowance: Allowance | None = None) -> Image.Image
     """
     raw = _bytes(value)
     try:
-        with _pillows_own_limit():
+        with _PILLOWS_OWN_LIMIT:
             refuse_pieces(raw)
             try:
                 image = _decoded(raw, allowance)
@@ -206,18 +207,31 @@ def _from_base64(text: str) -> bytes:
         raise BadInput("text that is not base64") from None
 
 
-@contextmanager
-def _pillows_own_limit() -> Iterator[None]:
+class _PillowsOwnLimit:
     """Pillow itself refuses what is over the limit, also inside of other pictures (ICO). It does so at twice what it
-    is told, and warns before."""
-    before = Image.MAX_IMAGE_PIXELS
-    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        Image.MAX_IMAGE_PIXELS = before
+    is told, and warns before. That is told to all threads at once: the first one in says it, and the last one out
+    takes it back."""
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._before = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._inside += 1
+            if self._inside == 1:
+                self._before.callback(setattr, Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+                self._before.enter_context(warnings.catch_warnings())
+                Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+                warnings.simplefilter("ignore")
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._before.close()
+
+
+_PILLOWS_OWN_LIMIT = _PillowsOwnLimit()
 
 
 def _decoded(raw: bytes, allowance: Allowance | None) -> Image.Image:

@@ -41,6 +41,7 @@ OPTIONS = (
     "do_pad",
     "do_center_crop",
     "crop_size",
+    "round_crop",
     "do_rescale",
     "rescale_factor",
     "rescale_offset",
@@ -67,7 +68,7 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
     Same operations in the same order and precision as transformers' `PilBackend._preprocess` and the processors that
     have steps of their own: `crop_share` is Perceiver's, `do_align_long_axis`, `do_thumbnail` and `do_pad` (with `box`)
     are Donut's, `size_divisor` is TextNet's, `patches` are SigLIP2's, `rescale_offset` and `include_top` are
-    EfficientNet's. Options that are absent are off.
+    EfficientNet's, `round_crop` is timm's. Options that are absent are off.
 
     Raises `BadInput` for a strip so long that resizing it would need more than `MAX_PIXELS`.
     """
@@ -86,7 +87,8 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
     if options.get("do_pad"):
         pixels = _padded(pixels, box["height"], box["width"])
     if options["do_center_crop"]:
-        pixels = _center_crop(pixels, options["crop_size"]["height"], options["crop_size"]["width"])
+        crop = options["crop_size"]
+        pixels = _center_crop(pixels, crop["height"], crop["width"], options.get("round_crop", False))
     if options["do_rescale"]:
         pixels = (pixels.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
         if options.get("rescale_offset"):
@@ -196,12 +198,16 @@ def _padded(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[An
     return np.pad(pixels, ((top, height - rows - top), (left, width - columns - left), (0, 0)))
 
 
-def _center_crop(pixels: npt.NDArray[Any], height: int, width: int) -> npt.NDArray[Any]:
-    """The middle of [rows, columns, 3], padded with black where the picture is smaller."""
+def _center_crop(pixels: npt.NDArray[Any], height: int, width: int, rounded: bool) -> npt.NDArray[Any]:
+    """The middle of [rows, columns, 3], padded with black where the picture is smaller. Where the middle is between two
+    pixels, transformers (image_transforms.center_crop) and torchvision (`rounded`) take different ones."""
     rows, columns = pixels.shape[:2]
     canvas = np.zeros((max(height, rows), max(width, columns), 3), pixels.dtype)
-    # Rounded up, as transformers.image_transforms.center_crop pads.
-    top, left = (canvas.shape[0] - rows + 1) // 2, (canvas.shape[1] - columns + 1) // 2
+    over = 0 if rounded else 1
+    top, left = (canvas.shape[0] - rows + over) // 2, (canvas.shape[1] - columns + over) // 2
     canvas[top : top + rows, left : left + columns] = pixels
-    top, left = top + (rows - height) // 2, left + (columns - width) // 2
+    if rounded:
+        top, left = round((canvas.shape[0] - height) / 2), round((canvas.shape[1] - width) / 2)
+    else:
+        top, left = top + (rows - height) // 2, left + (columns - width) // 2
     return canvas[max(0, top) : top + height, max(0, left) : left + width]

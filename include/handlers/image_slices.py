@@ -22,7 +22,7 @@ _PLAIN = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,38}[A-Za-z0-9])?", re.ASCII
 Counts = Counter[tuple[str, str, str]]
 
 
-class Slices:
+class SliceCounter:
     """The names, and the values that were met. For one thread."""
 
     def __init__(self, names: str | None = None) -> None:

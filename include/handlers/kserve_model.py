@@ -18,10 +18,11 @@ from pathlib import Path
 from typing import Any
 
 # The server puts the archive's own folder on sys.path.
+from image_headers import NotAlone, Turns
 from image_model import ImageModel, counted, cpus, sureness
 from image_pixels import BadInput
 from image_requests import Request, read_request
-from image_slices import Slices
+from image_slices import SliceCounter
 from kserve import Model
 from kserve.errors import InvalidInput
 from prometheus_client import Counter, Histogram
@@ -42,15 +43,17 @@ class ImageClassifier(Model):
     """What the server calls: `load` once, then `preprocess` and `predict` for each request.
 
     Pictures are read in as many threads as the pod has CPUs; forward passes run one after the other in a thread of
-    their own, which has torch's threads: the event loop answers probes meanwhile. With `batching`, a pass is made of up
+    their own, which has torch's threads: the event loop answers probes meanwhile. What limits the memory of the whole
+    process while it is read (AVIF) is read while nothing else is read or passed. With `batching`, a pass is made of up
     to `max` requests; the first of them waits `within_ms` for others, or not at all where as many are there already.
     """
 
     def __init__(self, name: str, folder: Path, batching: Mapping[str, int] | None = None) -> None:
         super().__init__(name)
-        self._folder, self.images, self.slices = folder, ImageModel(), Slices()
+        self._folder, self.images, self.slices = folder, ImageModel(), SliceCounter()
         self._most, self._within = (batching["max"], batching["within_ms"] / 1000) if batching else (1, 0.0)
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Any]]] = queue.SimpleQueue()
+        self._turns = Turns()
         self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")
 
     def load(self) -> bool:
@@ -63,7 +66,12 @@ class ImageClassifier(Model):
     def read(self, fields: dict[str, Any]) -> Request:
         """One request, `body` or the fields of a form. Raises `InvalidInput`, one line that names the field."""
         try:
-            return read_request(fields, self.images.described)
+            try:
+                with self._turns.beside():
+                    return read_request(fields, self.images.described)
+            except NotAlone:
+                with self._turns.alone():
+                    return read_request(fields, self.images.described)
         except BadInput as error:
             raise InvalidInput(f"bad input: {error}") from None
 
@@ -106,7 +114,8 @@ class ImageClassifier(Model):
                 break
             if one[1].set_running_or_notify_cancel():
                 batch.append(one)
-        answers = self.images.each([request for request, _ in batch]) if batch else []
+        with self._turns.beside():
+            answers = self.images.each([request for request, _ in batch]) if batch else []
         for (_, asked), answer in zip(batch, answers, strict=True):
             if isinstance(answer, Exception):
                 asked.set_exception(answer)

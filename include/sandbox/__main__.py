@@ -48,13 +48,21 @@ def _up(options: argparse.Namespace, console: Console | None = None) -> int:
         with status.sole_supervisor(state):
             return asyncio.run(_supervise(state, dict(options.port), _project(options)))
     if status.supervisor(state) is not None:
-        say(f"The sandbox in {state} runs already.")
+        _wait_for_another(state, say)
     elif console is None:
         _start_in_background(options, say)
     else:
         with Waiting(console) as waiting:
             _start_in_background(options, say, waiting.on)
     return 0
+
+
+def _wait_for_another(state: Path, say: Callable[[str], object]) -> None:
+    """Somebody has started it already, and may be about to."""
+    if not status.is_ready(state):
+        say(f"The sandbox in {state} is being started by another command; {state}/logs/supervisor.log says how far.")
+    _until(state, lambda: status.is_ready(state), "its start")
+    say(f"The sandbox in {state} runs already.")
 
 
 def _print(console: Console, line: str) -> None:
@@ -71,7 +79,9 @@ def _release(options: argparse.Namespace) -> int:
     if options.runtime == "kserve":
         programs.kserve_python()
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    return demo.release(options.state, options.airflow, partial(_up, options), stop, options.picture, options.runtime)
+    up = partial(_up, options)
+    with status.sole_story(options.state):
+        return demo.release(options.state, options.airflow, up, stop, options.picture, options.runtime)
 
 
 def _walkthrough(options: argparse.Namespace) -> int:
@@ -81,8 +91,10 @@ def _walkthrough(options: argparse.Namespace) -> int:
     def stop() -> int:
         return _down(options)
 
-    _up(options)
-    return walkthrough.walkthrough(options.state, stop, options.page)
+    options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
+    with status.sole_story(options.state):
+        _up(options)
+        return walkthrough.walkthrough(options.state, stop, options.page)
 
 
 async def _supervise(state: Path, ports: dict[str, int], project: Path | None) -> int:
@@ -206,7 +218,7 @@ def _status(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps(found))
     elif not found["parts"]:
-        print(f"No sandbox runs in {options.state}.")
+        print(f"No sandbox runs in {options.state}. `make up` starts one, `make release` shows releases in one.")
     else:
         for name, part in found["parts"].items():
             print(f"{name:<11} {'running' if part['running'] else 'stopped':<8} {part['url']}")
@@ -315,16 +327,19 @@ def _parser() -> argparse.ArgumentParser:
         help="with Airflow, for the DAGs of that folder (this repository)",
     )
     up.add_argument("--foreground", action="store_true", help="stay, and stop everything on Ctrl-C")
-    up.add_argument("--port", type=_port, action="append", default=[], metavar="NAME=NUMBER", help="fix a port")
     release = command("release", _release)
     release.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")
     release.add_argument("--picture", type=Path, metavar="FILE", help="draw the last release as an SVG")
     release.add_argument("--runtime", choices=("torchserve", "kserve"), default="torchserve", help="what serves it")
-    release.set_defaults(port=[], foreground=False)
+    release.set_defaults(foreground=False)
     walk = command("walkthrough", _walkthrough)
     walk.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")
     walk.add_argument("--page", type=Path, metavar="FILE", help="write it down, charts in a folder beside the file")
-    walk.set_defaults(port=[], foreground=False)
+    walk.set_defaults(foreground=False)
+    for starting in (up, release, walk):
+        starting.add_argument(
+            "--port", type=_port, action="append", default=[], metavar="NAME=NUMBER", help="fix a port"
+        )
     command("down", _down)
     command("status", _status).add_argument("--json", action="store_true")
     load = command("load", _load)

@@ -28,12 +28,14 @@ from sandbox.digits import READY
 from sandbox.errors import SandboxError
 from sandbox.follow import Ending, Follower, terminal
 from sandbox.process import die_with, tail
+from sandbox.status import supervisor
 from sandbox.waiting import Waiting, clock
 
 EXAMPLE = "digits"
 #: The example's model file for each serving runtime; they share a service, so that one may follow the other.
 MODELS = {"torchserve": EXAMPLE, "kserve": f"{EXAMPLE}-kserve"}
 SERVICE = f"models/{EXAMPLE}"
+LEASE = f"model-release-{EXAMPLE}"  # of its releases
 RATE = 40.0  # requests a second: enough for a verdict in a minute, little enough for two cores
 STORY = {
     "first": "a first model, trained for a short time",
@@ -97,13 +99,15 @@ class Candidates:
 
 @dataclass
 class Demo:
-    """Shows everything on `console`. `offered` is the folder that the model file, of `model`, names as its source."""
+    """Shows everything on `console`. `offered` is the folder that the model file, of `model`, names as its source;
+    `stopped` says that nothing ran before."""
 
     state_dir: Path
     offered: Path
     candidates: Candidates
     console: Console
     model: str = EXAMPLE
+    stopped: bool = False
 
     @property
     def dag(self) -> str:
@@ -115,7 +119,7 @@ class Demo:
         follower.show_page()
         with Waiting(self.console) as waiting:
             waiting.on(f"Airflow reads {self.dag}, and what was live before is gone")
-            follower.begin_anew(self.dag)
+            follower.begin_anew(self.dag, stopped=self.stopped)
         endings = {name: self._release(follower, number, name) for number, name in enumerate(STORY, 1)}
         self._summary(endings)
         follower.show_users()
@@ -157,6 +161,15 @@ class Demo:
         self.console.print(table)
 
 
+def _forget(state_dir: Path) -> None:
+    """The last story's service is not brought back: its model servers would start beside all else, to be deleted when
+    Airflow is there."""
+    from sandbox.kube import forget
+
+    namespace, name = SERVICE.split("/")
+    forget(state_dir, namespace, name, LEASE)
+
+
 def release(
     state_dir: Path,
     project: Path,
@@ -173,9 +186,12 @@ def release(
     console = terminal(record=picture is not None)
     console.rule("[bold]sandbox and candidates, side by side", align="left")
     try:
+        offered = project / "candidates" / EXAMPLE
         with Candidates(state_dir, project / "candidates" / "evaluation" / EXAMPLE, console) as candidates:
+            if stopped := supervisor(state_dir) is None:
+                _forget(state_dir)
             up(console)
-            code = Demo(state_dir, project / "candidates" / EXAMPLE, candidates, console, MODELS[runtime]).run()
+            code = Demo(state_dir, offered, candidates, console, MODELS[runtime], stopped).run()
         if picture is not None:
             # Without the web font of rich's template: a picture asks no other host for anything.
             template = re.sub(r"@font-face {{.*?}}\s*", "", CONSOLE_SVG_FORMAT, flags=re.DOTALL)

@@ -7,6 +7,7 @@ cluster say until the run has ended.
 from __future__ import annotations
 
 import json
+import os
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ import requests
 from rich.console import Console
 from rich.text import Text
 
+from sandbox import programs
 from sandbox.airflow import USER
 from sandbox.airflow_api import AirflowApi
 from sandbox.errors import SandboxError
@@ -102,14 +104,19 @@ class Follower:
         self._console.print(Text(sentence, style=f"bold {style}"))
         return Ending(run_id, run["state"], sentence, time.monotonic() - began, tasks)
 
-    def begin_anew(self, *dag_ids: str) -> None:
-        """No users, and no service of a story before this one. Raises SandboxError while one of these DAGs runs."""
+    def begin_anew(self, *dag_ids: str, stopped: bool = False) -> None:
+        """No users, and no service of a story before this one. A run of one of these DAGs that is under way ends where
+        the whole stack was `stopped` in the middle of it; else SandboxError: it may be shown on another terminal."""
         for dag_id in dag_ids:
-            self.airflow.wait_for_dag(dag_id)
+            for line in self.airflow.wait_for_dag(dag_id):
+                self._console.print(Text(f"refused, and no matter here: {line}", style="yellow"), soft_wrap=True)
             states = {"state": ["running", "queued"]}
-            if running := self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
-                page = self._page(dag_id, running[0]["dag_run_id"])
-                raise SandboxError(f"a run of {dag_id} is under way; begin when it has ended: {page}")
+            for run in self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
+                page = self._page(dag_id, run["dag_run_id"])
+                if not stopped:
+                    raise SandboxError(f"a run of {dag_id} is under way; begin when it has ended: {page}")
+                self.airflow.end(dag_id, run["dag_run_id"])
+                self._console.print(f"the release that was stopped in its middle has ended as failed: {page}")
         self.end_users()
         namespace, name = self.load.service.split("/")
         if requests.delete(self.object_url, timeout=10).ok:
@@ -190,6 +197,7 @@ class Follower:
     def show_addresses(self) -> None:
         """Where a person goes on from here."""
         namespace, name = self.load.service.split("/")
+        kubectl = os.path.relpath(programs.kubectl())  # the environment's own: it need not be on the PATH
         self._console.print()
         self.show_page()
         for what, where in {
@@ -197,7 +205,7 @@ class Follower:
             "Service": (
                 f"{self.parts['envoy']['url']}/v1/models/{name}:predict   with the header Host: {self.load.host}"
             ),
-            "Cluster": f"kubectl --kubeconfig {self._state_dir / 'kubeconfig.yaml'} -n {namespace} get isvc",
+            "Cluster": f"{kubectl} --kubeconfig {self._state_dir / 'kubeconfig.yaml'} -n {namespace} get isvc",
         }.items():
             # Not broken into lines: they are there to be copied.
             self._console.print(Text.assemble((f"{what:<12}", "dim"), where), soft_wrap=True)

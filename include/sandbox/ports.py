@@ -54,7 +54,8 @@ class Ports:
             if not _is_free(port):
                 raise SandboxError(
                     f"port {port}, kept for {name}, is taken by {_holder(port)}: "
-                    f"stop that program, or choose another port with --port {name}=NUMBER"
+                    f"stop that program, or choose another port with --port {name}=NUMBER "
+                    f"(make up ARGS='--port {name}=NUMBER')"
                 )
 
     def _keep(self, ports: dict[str, int]) -> None:

@@ -18,7 +18,7 @@ from sandbox.process import processes
 FILE = "status.json"
 #: How the supervisor's line begins that names all parts, before the first of them is ready.
 STARTING = "Starting "
-_LOCK = "supervisor.lock"
+_LOCK, _STORY = "supervisor.lock", "story.lock"
 
 
 def status(state_dir: Path) -> dict[str, Any]:
@@ -46,17 +46,27 @@ def is_ready(state_dir: Path) -> bool:
     return bool((_read(state_dir / FILE) or {}).get("ready"))
 
 
-@contextlib.contextmanager
-def sole_supervisor(state_dir: Path) -> Iterator[None]:
-    """Holds the state folder's lock. The kernel lets go of it when the supervisor ends, however it ends.
+def sole_supervisor(state_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """Holds the state folder's lock. Raises SandboxError if another process holds it."""
+    line = f"a sandbox runs in {state_dir} already: stop it with `python -m sandbox down`"
+    return _alone(state_dir / _LOCK, line)
 
-    Raises SandboxError if another process holds it.
-    """
-    with (state_dir / _LOCK).open("a+") as lock:
+
+def sole_story(state_dir: Path) -> contextlib.AbstractContextManager[None]:
+    """One story at a time is told in a sandbox: two would release to one service. Raises SandboxError for the other."""
+    line = (
+        f"`make release` or `make walkthrough` is under way in {state_dir}, on another terminal: let it end, or stop it"
+    )
+    return _alone(state_dir / _STORY, line)
+
+
+@contextlib.contextmanager
+def _alone(file: Path, line: str) -> Iterator[None]:
+    """Holds the lock. The kernel lets go of it when its holder ends, however it ends."""
+    with file.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            line = f"a sandbox runs in {state_dir} already: stop it with `python -m sandbox down`"
             raise SandboxError(line) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))

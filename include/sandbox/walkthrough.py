@@ -14,7 +14,6 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -33,6 +32,7 @@ from sandbox.process import PATIENCE
 from sandbox.status import part_runs
 from sandbox.waiting import clock
 from sandbox.walkthrough_charts import Measured, measure
+from sandbox.walkthrough_page import Snapshot, Stage, Walk
 
 NAMESPACE, NAME = walkthrough_models.SERVICE.split("/")
 CANARY = 30  # the one step of the three model files
@@ -41,38 +41,6 @@ RATE = 60.0  # requests a second: a verdict in a minute, and two cores have time
 TASKS = {"facial-emotions": ("emotions", 1), "face-ages": ("age groups", 2), "hand-gestures": ("hand gestures", 2)}
 LOOKED_AT = 25.0  # seconds of the load at 100 %
 ASKED = 30  # times that the front door is asked for one image
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """The service at one moment. `isvc` and `pods` are what kubectl printed, `answers` how often which revision gave
-    which label to one and the same image."""
-
-    isvc: str
-    pods: str
-    answers: Counter[tuple[str, str]]
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One of the five: what was so, and what was counted in the meantime. `sentence` is what the release reported, at
-    100 %, where it has ended."""
-
-    title: str
-    snapshot: Snapshot
-    measured: Measured
-    sentence: str
-
-
-@dataclass(frozen=True)
-class Walk:
-    """All of it. `users` is how often they got which answer, by revision."""
-
-    stages: tuple[Stage, ...]
-    whole: Measured
-    users: dict[str, dict[str, int]]
-    seconds: float
-    rate: float
 
 
 class Walkthrough:

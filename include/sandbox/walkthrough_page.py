@@ -5,15 +5,12 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
-from typing import TYPE_CHECKING
 
 from sandbox.waiting import clock
 from sandbox.walkthrough_charts import Measured, draw, draw_walk
-
-if TYPE_CHECKING:
-    from sandbox.walkthrough import Snapshot, Stage, Walk
 
 SELECTOR = "serving.kserve.io/inferenceservice=classifier-vit"
 COLUMNS = ("revision", "requests", "of all", "failed", "median", "95 %")
@@ -84,6 +81,38 @@ _END = """\
 *The five load tests are shaded. Between them the next model is fetched, exported, packed, published and staged, on the
 same cores that serve.*
 """
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """The service at one moment. `isvc` and `pods` are what kubectl printed, `answers` how often which revision gave
+    which label to one and the same image."""
+
+    isvc: str
+    pods: str
+    answers: Counter[tuple[str, str]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of the five: what was so, and what was counted in the meantime. `sentence` is what the release reported, at
+    100 %, where it has ended."""
+
+    title: str
+    snapshot: Snapshot
+    measured: Measured
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Walk:
+    """All of it. `users` is how often they got which answer, by revision."""
+
+    stages: tuple[Stage, ...]
+    whole: Measured
+    users: dict[str, dict[str, int]]
+    seconds: float
+    rate: float
 
 
 def write(walk: Walk, page: Path) -> None:

@@ -16,12 +16,12 @@ import yaml
 from model_release.errors import SpecError
 from model_release.model_file import load
 
-Place = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 
 _NUMBER = re.compile(r"[-+.0-9eE_]+")
 
 
-def exchange(path: Path, figures: Mapping[Place, float]) -> list[str]:
+def exchange(path: Path, figures: Mapping[KeyPath, float]) -> list[str]:
     """Writes each figure to its place (`("judge", "metrics", 0, "max_rate")`); returns a line for each that changed.
 
     The file is exchanged as a whole, once what would stand in it was read as a model file: a reader never sees half of
@@ -81,7 +81,7 @@ def _node(path: Path, root: Any, place: Sequence[str | int]) -> yaml.ScalarNode:
     return node
 
 
-def _named(place: Place, spec: Any) -> str:
+def _named(place: KeyPath, spec: Any) -> str:
     """`judge.metrics.errors.max_rate`: a metric by its name."""
     words = []
     for part in place:
@@ -90,7 +90,7 @@ def _named(place: Place, spec: Any) -> str:
     return ".".join(words)
 
 
-def _replace(path: Path, text: str, before: Any, figures: Mapping[Place, float]) -> None:
+def _replace(path: Path, text: str, before: Any, figures: Mapping[KeyPath, float]) -> None:
     wanted = before.model_dump()
     for place, figure in figures.items():
         part = wanted

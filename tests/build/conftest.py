@@ -25,12 +25,13 @@ import pytest
 from tests.patience import LIMIT
 
 from model_release.build import runtimes
-from model_release.build.archive import Archive, archive
+from model_release.build.archive import Archive, archive, check
 from model_release.build.export import Export, export
 from model_release.build.source import Checkpoint, fetch
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLER = ROOT / "include" / "handlers" / "image_classifier.py"
+KSERVE = runtimes.handler(ROOT, "kserve")
 LABELS = ("cat", "dog", "tench, Tinca tinca")
 
 MakeCheckpoint = Callable[..., Path]
@@ -154,6 +155,19 @@ def exported(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture(scope="session")
 def packed(exported: Export, tmp_path_factory: pytest.TempPathFactory) -> Archive:
     return archive(exported.directory, "tiny", HANDLER, tmp_path_factory.mktemp("archive") / "tiny")
+
+
+@pytest.fixture(scope="session")
+def program(checkpoint: Checkpoint, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    output = tmp_path_factory.mktemp("export") / "vit"
+    return export(checkpoint.directory, output, handler=KSERVE, fingerprint=checkpoint.fingerprint)
+
+
+@pytest.fixture(scope="session")
+def version(program: Export, tmp_path_factory: pytest.TempPathFactory) -> Archive:
+    made = archive(program.directory, "tiny", KSERVE, tmp_path_factory.mktemp("archive") / "tiny")
+    check(made, program.directory)
+    return made
 
 
 # S3

@@ -185,6 +185,7 @@ def verdicts(packed: Archive, exported: Export, tmp_path_factory: pytest.TempPat
         [sys.executable, "-I", "-c", program, *arguments],
         capture_output=True,
         text=True,
+        stdin=subprocess.DEVNULL,
         env={"TS_SERVICE_ENVELOPE": "kserve", "OMP_NUM_THREADS": "1"},
         check=True,
     )

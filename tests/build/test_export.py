@@ -18,7 +18,7 @@ import pytest
 import torch
 from tests.patience import LIMIT, until
 
-from model_release.build import processes, torchscript
+from model_release.build import original, processes, torchscript
 from model_release.build.export import Export, export, load, toolchain
 from model_release.build.source import Checkpoint
 from model_release.errors import ArchiveError, CheckpointError, ParityError
@@ -48,6 +48,18 @@ def test_what_an_export_leaves(exported: Export, checkpoint: Checkpoint) -> None
     assert all(difference <= 1e-5 for difference in report["parity"]["largest_difference"].values())
     assert json.loads((exported.directory / "model.json").read_text())["preprocessing"]["size"] == report["input"]
     assert load(exported.directory) == exported
+
+
+def test_weights_lie_where_torch_puts_tensors(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere a CPU's kernels add up in another order, and the differences would be taken for the export's."""
+
+    def places() -> set[int]:
+        model = original.load(checkpoint.directory)[0]
+        return {tensor.data_ptr() % original._ALIGNED for tensor in (*model.parameters(), *model.buffers())}
+
+    assert places() == {0}
+    monkeypatch.setattr(original, "_settle", lambda _: None)
+    assert places() != {0}, "loaded ones lie at any address of their file"
 
 
 def test_equal_input_gives_equal_bytes(exported: Export, checkpoint: Checkpoint, tmp_path: Path) -> None:
@@ -337,6 +349,34 @@ def test_a_childs_end_is_told_in_one_line(tmp_path: Path) -> None:
         child("pass", tmp_path)
     with pytest.raises(ParityError, match=r"^figures$"):
         child('print(\'{"error": "ParityError", "message": "figures"}\'); raise SystemExit(1)', tmp_path)
+
+
+def test_a_child_that_is_begun_waits_for_what_it_is_to_look_at(tmp_path: Path) -> None:
+    program = "import json, sys; sys.stdin.read(); print(json.dumps({'report': open('there').read()}))"
+    begun = processes.begun(
+        ["-c", program], what="it", log=print, env=processes.environment(), timeout=LIMIT, cwd=tmp_path
+    )
+    with begun as report:
+        (tmp_path / "there").write_text("made meanwhile")
+        assert report() == "made meanwhile"
+
+
+def test_a_child_that_is_begun_for_nothing_ends_with_whoever_began_it(tmp_path: Path) -> None:
+    program = "import os, sys; open('pid', 'w').write(f'{os.getpid()} '); sys.stdin.read(); open('looked', 'w')"
+    begun = processes.begun(
+        ["-c", program], what="it", log=print, env=processes.environment(), timeout=LIMIT, cwd=tmp_path
+    )
+
+    def begin() -> None:
+        with begun:
+            until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text().endswith(" "))
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        begin()
+    with pytest.raises(ProcessLookupError):
+        os.kill(int((tmp_path / "pid").read_text()), 0)
+    assert not (tmp_path / "looked").exists()
 
 
 def test_a_task_that_is_stopped_takes_its_child_along(tmp_path: Path) -> None:

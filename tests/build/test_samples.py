@@ -9,7 +9,7 @@ import pytest
 
 from model_release.build import samples
 from model_release.build.samples import chosen
-from model_release.errors import SpecError, StoreRefused
+from model_release.errors import SpecError, StoreRefused, StoreUnavailable
 from model_release.release.collect import Collector
 from model_release.store.bucket import Bucket
 
@@ -58,6 +58,17 @@ def test_only_pictures_of_a_size_that_clients_may_send(folder: Path, monkeypatch
     assert read(chosen("plain", folder, none, 9, "x")) == [(".", b"1")]
 
 
+def test_what_is_gone_or_cannot_be_read_is_told_apart(folder: Path) -> None:
+    pictures = chosen("samples", folder, none, 100, "x")
+    for path in (folder / "samples").rglob("*.png"):
+        path.unlink()
+    assert {get() for _, get in pictures} == {None}
+    for path in (folder / "samples" / kind / f"{number}.png" for kind in ("phone", "scan") for number in range(70)):
+        path.mkdir()
+    with pytest.raises(StoreUnavailable, match=r"\d+\.png cannot be read: Is a directory"):
+        pictures[0][1]()
+
+
 @pytest.mark.parametrize(("place", "why"), [("nowhere", "is no folder"), ("empty", "holds no picture")])
 def test_a_place_without_any(folder: Path, place: str, why: str) -> None:
     (folder / "empty").mkdir()
@@ -75,6 +86,9 @@ def test_a_prefix_is_read_as_a_folder_is(s3: Any, folder: Path) -> None:
     assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken)
     assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken + b"'s next")
     assert read(chosen("s3://models/collected/", folder, lambda _: s3.client, 20, "x")) == [(".", taken + b"'s next")]
+    ((_, gone),) = chosen("s3://models/collected/", folder, lambda _: s3.client, 20, "x")
+    assert Collector(Bucket(s3.client, "s3://models/collected/"), most=1).take(taken + b"'s last")
+    assert gone() is None, "the collector has removed it since it was listed"
     with pytest.raises(SpecError, match="holds no picture"):
         chosen("s3://models/other/", folder, lambda _: s3.client, 20, "x")
     with pytest.raises(StoreRefused, match="no such bucket"):

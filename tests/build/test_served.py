@@ -6,8 +6,10 @@ import base64
 import gzip
 import io
 import json
+import os
 import re
 import shutil
+import subprocess
 import sys
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -339,3 +341,20 @@ def test_five_hundred_changed_requests_are_answered_and_never_the_servers_fault(
         statuses.append(server.post("/predictions/tiny", body, kind)[0])
     assert {status // 100 for status in statuses} == {2, 4}, "both kinds, and no 5xx"
     assert server.post(PREDICT.format("tiny"), v1(picture()))[0] == 200
+
+
+def test_the_commands_of_the_page_are_answered(server: Any, tmp_path: Path) -> None:
+    """docs/requests.md: the same picture in three ways."""
+    page = (HANDLER.parents[2] / "docs" / "requests.md").read_text(encoding="utf-8")
+    Image.open(io.BytesIO(picture())).save(tmp_path / "cat.jpg")
+    found = []
+    for command in re.findall(r"^    (curl .+)$", page, re.MULTILINE):
+        line = command.replace("URL", server.inference).replace("MODEL", "tiny").replace("curl", "curl --silent", 1)
+        bare = {"PATH": os.environ["PATH"], "NO_PROXY": "*"}
+        done = subprocess.run(["bash", "-c", line], cwd=tmp_path, env=bare, capture_output=True, text=True, check=True)
+        server.statuses.append(200)
+        found.append(json.loads(done.stdout))
+    enveloped, *plain = found
+    assert len(plain) == 2
+    assert plain[0][0]["label"] in ("cat", "dog", "owl")
+    assert enveloped["predictions"][0] == plain[0] == plain[1]

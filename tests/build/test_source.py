@@ -190,23 +190,6 @@ REFUSED: dict[str, tuple[Callable[[Path], Any], str]] = {
         lambda f: (f / "adapter_config.json").write_text("{}"),
         "holds a LoRA adapter",
     ),
-    "C7 timm's own checkpoint": (
-        lambda f: (f / "config.json").write_text(
-            '{"architecture": "resnet18", "num_classes": 1000, "pretrained_cfg": {}}'
-        ),
-        r"is a timm checkpoint \(resnet18\), and a build has no timm",
-    ),
-    "C7 timm's, without a processor": (
-        lambda f: (
-            (f / "preprocessor_config.json").unlink(),
-            change(f, "config.json", architecture="resnet18", pretrained_cfg={}),
-        ),
-        r"is a timm checkpoint \(resnet18\)",
-    ),
-    "C7 timm's, saved by transformers": (
-        lambda f: change(f, "config.json", model_type="timm_wrapper", architecture="resnet18"),
-        r"is a timm checkpoint \(resnet18\)",
-    ),
     "another processor's settings alone": (
         lambda f: (f / "preprocessor_config.json").rename(f / "processor_config.json"),
         "lacks preprocessor_config.json: processor_config.json says nothing of an image_processor",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from functools import partial
 from typing import Any
 
 import pytest
 from tests.answering import CANARY, STABLE, Answering, Said, answering, labels
+from tests.patience import LIMIT
 
 from model_release.cluster import pairs as asking
 from model_release.cluster.pairs import AT_ONCE, TRIES, compare
@@ -60,6 +62,28 @@ def test_a_few_at_once_and_no_more() -> None:
     assert gateway.most[CANARY] <= AT_ONCE
 
 
+def test_two_pictures_are_under_way_and_who_is_asked_first_changes() -> None:
+    """Stable has users to answer meanwhile; and who always comes second finds the way of a picture warm."""
+    order, lock, meet = dict[bytes, list[str]](), threading.Lock(), threading.Barrier(2, timeout=LIMIT)
+    under_way, most = 0, 0
+
+    def says(host: str, picture: bytes) -> Said:
+        nonlocal under_way, most
+        with lock:
+            order.setdefault(picture, []).append(host)
+            under_way += 1
+            most = max(most, under_way)
+        meet.wait()  # nobody is asked alone
+        with lock:
+            under_way -= 1
+        return THREE
+
+    with answering(says) as gateway:
+        asked(gateway, 20)
+    assert most == 2
+    assert [order[b"%d" % number] for number in range(20)] == [[CANARY, STABLE], [STABLE, CANARY]] * 10
+
+
 def test_it_ends_as_soon_as_the_rest_can_change_nothing() -> None:
     with answering(changing(2)) as gateway:
         found = asked(gateway, 500, 0.02)
@@ -95,6 +119,8 @@ def test_what_is_away_for_a_moment_is_asked_again_and_what_stays_so_has_failed()
         ((200, {"predictions": [[]]}), "failed"),
         ((200, {"predictions": [[{"label": "3", "score": float("nan")}]]}), "failed"),
         ((200, b" " * (asking.LARGEST_ANSWER + 1)), "failed"),
+        ((200, b"[" * 500_000), "failed"),
+        ((200, {"predictions": [[{"label": "3", "score": 10**400}]]}), "failed"),
     ],
 )
 def test_what_is_no_answer(said: Said, counted: str) -> None:
@@ -104,10 +130,22 @@ def test_what_is_no_answer(said: Said, counted: str) -> None:
 
 
 def test_a_label_is_a_word_in_a_line() -> None:
-    said = (200, {"predictions": [{"label": "sad\n\x1b[31m" + "x" * 200, "score": 0.9}]})
+    said = (200, {"predictions": [{"label": "sad\n\x1b[31m\ud800" + "x" * 200, "score": 0.9}]})
     with answering(lambda host, _: said if host == CANARY else THREE) as gateway:
         found = asked(gateway, 1)
-    assert list(found.became) == [("three", "sad??[31m" + "x" * 91)]
+    ((was, now),) = found.became
+    assert (was, now[:-8]) == ("three", "sad??[31m?" + "x" * 90 + "~")
+    assert now.encode()
+
+
+@pytest.mark.parametrize(("one", "other"), [("x" * 120 + "1", "x" * 120 + "2"), ("a\n", "a\r"), ("\ud800", "\ud801")])
+def test_labels_that_are_cut_alike_are_other_answers(one: str, other: str) -> None:
+    def says(host: str, picture: bytes) -> Said:
+        return 200, {"predictions": [{"label": one if host == STABLE else other, "score": 0.9}]}
+
+    with answering(says) as gateway:
+        found = asked(gateway, 2)
+    assert (found.compared, found.changed) == (2, 2)
 
 
 def test_a_side_that_says_nothing_any_more_is_not_asked_further() -> None:

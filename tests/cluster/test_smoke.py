@@ -168,6 +168,7 @@ def test_a_route_that_is_not_in_place_yet_is_asked_again(gateway: Gateway) -> No
             "image 0: 8 0.9600",
         ),
         (200, {"predictions": [[{"label": "3", "score": "high"}]]}, "is not {predictions"),
+        (200, {"predictions": [[{"label": "3", "score": 10**400}]]}, "is not {predictions"),
         (200, {"predictions": [GOOD["predictions"][0]]}, "has 1 answers to 2 instances"),
         (
             200,

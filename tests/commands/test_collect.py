@@ -7,14 +7,16 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from threading import Event, Thread
 from typing import Any
 
 import pytest
@@ -23,8 +25,9 @@ from tests.patience import LIMIT, until
 
 from model_release.build.samples import chosen
 from model_release.cluster.pairs import LARGEST_PICTURE
+from model_release.commands import collect as collecting
 from model_release.commands import main
-from model_release.release.collect import LARGEST_BODY, REQUEST, Collector, Directory
+from model_release.release.collect import LARGEST_BODY, REQUEST, Collector, PictureFolder
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n" + b"p" * 60, b"\xff\xd8\xff\xe0" + b"j" * 60
 NOON = datetime(2026, 11, 29, 12, tzinfo=UTC)
@@ -119,6 +122,111 @@ def test_a_place_that_is_away_is_not_asked_for_each_request() -> None:
     assert not collector.wants(event())
 
 
+def test_what_a_shadow_sends_once_more_is_not_kept_anew() -> None:
+    """The logger tells of the shadow's requests, too: a user's picture would be young again with each release."""
+    clock, place = Clock(), Memory()
+    collector = Collector(place, 2, timedelta(hours=10), now=clock)
+    pictures = [PNG + bytes([number]) for number in range(4)]
+    for number, picture in enumerate(pictures):
+        clock.now = NOON + timedelta(hours=8 * number)
+        assert collector.wants(event())
+        assert collector.take(v1(picture))
+        assert not collector.take(v1(picture))
+        assert not collector.take(v1(pictures[max(number - 1, 0)]))
+        assert list(place.content.values())[-1] == picture
+    again = Collector(place, 2, timedelta(hours=10), now=clock)
+    again.tidy()
+    assert not again.take(v1(pictures[3])), "one that is started again goes on with what is there"
+    for _ in range(2):  # it is removed, and then forgotten
+        clock.now += timedelta(hours=11)
+        again.tidy()
+    assert again.take(v1(pictures[3])), "a user may send it again"
+
+
+def test_what_a_kill_or_a_wrong_clock_has_left_is_not_kept_for_ever(tmp_path: Path) -> None:
+    half, ahead, other = ".20261128T110000000000-0.png", "20280101T000000000000-0.png", ".20261128.png"
+    for name in (half, ahead, other, "20261129T110000000000-0.png"):
+        (tmp_path / name).write_bytes(PNG)
+    collector: Any = Collector(PictureFolder(tmp_path), now=Clock())
+    assert collector.tidy() == 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == [other, "20261129T110000000000-0.png"]
+
+
+def test_a_clock_that_is_set_right_stops_nothing() -> None:
+    clock, place = Clock(NOON + timedelta(days=700)), Memory()
+    collector = Collector(place, 10, timedelta(hours=10), now=clock)
+    assert collector.take(v1(PNG))
+    assert not collector.wants(event())
+    clock.now = NOON
+    assert collector.wants(event())
+    assert collector.take(v1(JPEG))
+    assert [name[:8] for name in place.content] == ["20261129"], "and what was named by the wrong one is gone"
+
+
+@contextmanager
+def door(collector: Collector) -> Iterator[tuple[str, int]]:
+    """Its door, in this process."""
+    with collecting.Door(("127.0.0.1", 0), collector) as one:
+        Thread(target=one.serve_forever, args=(0.01,), daemon=True).start()
+        yield "127.0.0.1", one.server_address[1]
+        one.shutdown()
+
+
+def head(size: object) -> bytes:
+    said = "".join(f"{name}: {value}\r\n" for name, value in event().items())
+    return f"POST / HTTP/1.1\r\n{said}Content-Length: {size}\r\n\r\n".encode("latin-1")
+
+
+def test_who_dribbles_keeps_nobody_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each byte came in time, and sixteen senders of such held every place for as long as they liked."""
+    monkeypatch.setattr(collecting, "_SLOWEST", 0.3)
+    place, over = Memory(), Event()
+
+    def dribble(address: tuple[str, int]) -> None:
+        while not over.is_set():
+            with suppress(OSError), socket.create_connection(address) as sender:
+                sender.sendall(head(LARGEST_BODY))
+                while not over.wait(0.02):
+                    sender.sendall(b"x")
+
+    with door(Collector(place, now=Clock())) as address:
+        senders = [Thread(target=dribble, args=(address,)) for _ in range(collecting._AT_ONCE + 2)]
+        for sender in senders:
+            sender.start()
+        try:
+
+            def kept() -> bool:
+                with suppress(OSError), socket.create_connection(address, 5) as one:
+                    one.sendall(head(len(v1(PNG))) + v1(PNG))
+                    one.recv(1)
+                return bool(place.content)
+
+            until(kept, "nobody else is heard")
+        finally:
+            over.set()
+            for sender in senders:
+                sender.join()
+
+
+@pytest.mark.parametrize("size", ["\xb2", "-1", "1e3", "99999999999999", ""])
+def test_a_length_that_is_none_is_answered_as_any(size: str) -> None:
+    place = Memory()
+    with door(Collector(place, now=Clock())) as address, socket.create_connection(address) as sender:
+        sender.sendall(head(size))
+        sender.shutdown(socket.SHUT_WR)
+        assert sender.recv(99).startswith(b"HTTP/1.0 200")
+    assert not place.content
+
+
+def test_half_a_picture_is_none() -> None:
+    place = Memory()
+    with door(Collector(place, now=Clock())) as address, socket.create_connection(address) as sender:
+        sender.sendall(head(len(PNG) + 1) + PNG)
+        sender.shutdown(socket.SHUT_WR)
+        assert sender.recv(99).startswith(b"HTTP/1.0 200")
+    assert not place.content
+
+
 def test_only_requests_of_the_services_that_are_named() -> None:
     collector = Collector(Memory(), services=frozenset({"models/faces"}), now=Clock())
     assert collector.wants(event())
@@ -184,7 +292,7 @@ def test_it_listens_on_loopback_unless_told() -> None:
 
 
 def test_a_folder_keeps_what_it_was_given(tmp_path: Path) -> None:
-    place: Any = Directory(tmp_path)
+    place: Any = PictureFolder(tmp_path)
     place.write_bytes("a.png", PNG, "x")
     assert place.names() == ["a.png"]
     place.remove(["a.png", "gone.png"])

@@ -63,9 +63,11 @@ class Harm:
         self.api_fault_on({"verb": verb, "resource": resource}, **said)
 
     @contextlib.contextmanager
-    def api_down(self, seconds: float = 0) -> Iterator[None]:
-        """Every connection to the Kubernetes API breaks, for this long at least."""
-        self.api_fault_on({}, drop=True)
+    def api_down(self, seconds: float = 0, resource: str | None = None) -> Iterator[None]:
+        """Every connection to the Kubernetes API breaks, for this long at least; with `resource`, every one about that.
+        Who waits for one task to fail names what only that task needs: `decide`, before it, reads the lease alone.
+        """
+        self.api_fault_on({"resource": resource} if resource else {}, drop=True)
         try:
             time.sleep(seconds)
             yield

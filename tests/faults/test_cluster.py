@@ -58,7 +58,12 @@ def test_api_down_on_the_way_to_a_promotion_for_a_minute_while_watched(scene: Sc
     with scene.api_down(60):
         assert one.state_of("canary") == "deferred", "nobody looked, and somebody decided"
     one.until("canary", "success")
+<<<<<<< HEAD
     _down_under_decide_and(scene, one, "promote")
+=======
+    with scene.api_down(resource="inferenceservices"):
+        one.until("promote", "up_for_retry")
+>>>>>>> main
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
     end = scene.end(one, candidate)
@@ -71,7 +76,12 @@ def test_api_down_while_rolling_back_and_settling(scene: Scene) -> None:
     one = scene.release(dag=ASKED)
     one.watching()
     one.mark("canary", "success")
+<<<<<<< HEAD
     _down_under_decide_and(scene, one, "roll_back")
+=======
+    with scene.api_down(resource="inferenceservices"):
+        one.until("roll_back", "up_for_retry")
+>>>>>>> main
     one.until("roll_back", "success")
     with scene.api_down():
         one.until("settle", "up_for_retry")

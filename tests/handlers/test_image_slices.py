@@ -12,7 +12,7 @@ SURE = Counter({"0.95": 2, "0.40": 1})
 
 
 def slices(names: str | None = "country") -> Any:
-    return importlib.import_module("image_slices").Slices(names)
+    return importlib.import_module("image_slices").SliceCounter(names)
 
 
 def values(counted: Any) -> set[str]:

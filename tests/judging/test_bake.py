@@ -32,6 +32,8 @@ def test_a_bake_is_as_long_as_it_takes_to_find_twice_the_limit_from_five_minutes
     assert 5 < quiet.minutes < 60
     assert quiet.found >= 0.95
     assert (idle.minutes, idle.found) == (60, 0)
+    slow = asked(1)
+    assert (slow.minutes, slow.found) == (45, 0.988), "by 37, which an hour's bets have found it in, only 93.8 %"
     assert asked(2) == quiet
 
 

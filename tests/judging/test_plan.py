@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from model_release.judging import Past, PolicyError
-from model_release.judging.plan import Plan, chosen_deadline, plan
+from model_release.judging.foretold import Plan
+from model_release.judging.plan import chosen_deadline, plan
 from model_release.judging.simulate import bad_requests
 
 from .builders import policy

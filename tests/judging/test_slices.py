@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from model_release.judging import EvidenceError, Judge, Policy, PolicyError, Verdict, Window, judge
 from model_release.judging.record import Record
-from model_release.judging.slices import MOST, NONE, OTHER, Slices, placed, which
+from model_release.judging.slices import MOST, NONE, OTHER, SliceEvidence, placed, which
 
 EIGHT = ("at", "be", "ch", "de", "es", "fr", "it", "nl")
 Rates = Mapping[str, float]
@@ -127,6 +128,27 @@ def test_what_a_promotion_waits_for_is_said_and_the_deadline_ends_it() -> None:
     assert "8 of 8 slices by country are not judged" in late.reason
 
 
+@pytest.mark.parametrize("counts", [None, {}])
+def test_slices_of_which_nothing_is_counted_are_no_good_news(counts: Any) -> None:
+    """As of a version that was built before there were any. It was to take a few more requests, until the deadline, and
+    was promoted then."""
+    run = [
+        replace(window, canary=replace(window.canary, slices={"errors": counts}))
+        for window in windows(even(0.002), even(0.002), 30)
+    ]
+    for final, begin in ((False, "Keep watching: "), (True, "Cannot tell at the deadline: ")):
+        verdict = judge(policy(), run, final=final)
+        assert verdict.decision == ("inconclusive" if final else "continue")
+        assert verdict.reason.startswith(begin)
+        assert "; none of them is counted in a slice by country; " in verdict.reason
+        assert verdict.reason.endswith("More requests like these would not settle it.")
+        assert verdict.requests_needed is None
+    beside = {"name": "beside", "max_rate": 0.02}
+    shown = Policy.from_dict({"metrics": [{**policy().to_dict()["metrics"][0], "observe": True}, beside]})
+    both = [replace(w, canary=replace(w.canary, bad={**w.canary.bad, "beside": 0}), stable=None) for w in run]
+    assert judge(shown, both, final=True).decision == "promote", "what is only shown decides nothing"
+
+
 def test_window_by_window_gives_the_same_as_all_at_once() -> None:
     run = windows(even(fr=0.06), even(), 40)
     run[5:5] = windows({"pt": 0.3, **even()}, even(), 2)
@@ -196,7 +218,7 @@ def test_more_slices_than_there_is_room_for_are_counted_together() -> None:
 
 def test_no_more_money_is_laid_out_than_there_is() -> None:
     """Else many slices that come one after the other would make false alarms of their own."""
-    one, spent = Slices(policy(), policy().metrics[0]), []
+    one, spent = SliceEvidence(policy(), policy().metrics[0]), []
     for number in range(1, MOST + 10):
         counts = {f"c{country:02}": (10, 0) for country in range(number)}
         one.now = one.extend([Window.from_dict({"canary": side(counts), "stable": side(counts)})])[0]

@@ -17,7 +17,7 @@ from model_release.release.plan import foresee
 from model_release.spec import Judge, ModelSpec
 
 from .conftest import CANARY, NAMESPACE, STABLE, History, at, serving
-from .test_windows import TEN, durations, gateway, up
+from .histories import TEN, durations, gateway, up
 
 LONG_AGO, QUIET, GAP = -7400, (-2000, -1900), (-1000, -950)
 

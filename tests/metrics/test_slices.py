@@ -242,6 +242,9 @@ def test_bad_ones_that_come_before_their_requests_wait_for_them() -> None:
     counts.add("r1", {"country": "fr"}, 3, 5)
     counts.learn()
     assert counts.told("r1") == {"fr": (3, 3)}
+    counts.add("r1", {"country": "de"}, 1)
+    counts.learn()
+    assert counts.told("r1") == {"de": (1, 0)}, "what only waits had no requests: it is left out, and waits on"
     counts.add("r1", {"country": "fr"}, 4)
     counts.learn()
     assert counts.told("r1") == {"fr": (4, 2)}

@@ -2,83 +2,19 @@
 
 from __future__ import annotations
 
-import math
-import random
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
 
 import pytest
 
-from model_release.errors import MetricsRefused, MetricsUnavailable
-from model_release.judging import Policy, Window
+from model_release.judging import Policy
 from model_release.judging import judge as judged
-from model_release.metrics import PROFILES, Prometheus, Series, WindowReader, read_windows
+from model_release.metrics import PROFILES, WindowReader, read_windows
 from model_release.spec import Judge, Profile
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
+from .histories import GATEWAY, TEN, JudgeOf, Serve, counts, durations, gateway, istio, read, traffic, truth, up
 from .stacks import GATEWAYS, Page, Request
-
-Serve = Callable[[History], Prometheus]
-JudgeOf = Callable[..., Judge]
-TEN = timedelta(seconds=10)
-GATEWAY = {"job": "istio-ingressgateway", "instance": "10.0.0.1:15020"}
-
-
-def read(prometheus: Prometheus, judge: Judge, seconds: float, **more: Any) -> list[Window]:
-    options: dict[str, Any] = {"stable": STABLE, "window": TEN, "now": at(seconds + 10)} | more
-    return read_windows(
-        prometheus, judge, namespace=NAMESPACE, canary=CANARY, start=OPENING, end=at(seconds), **options
-    )
-
-
-def counts(windows: Sequence[Window], side: str) -> list[tuple[int | None, int | None, int | None]]:
-    sides = [getattr(window, side) for window in windows]
-    return [(s.requests, s.bad["errors"], s.bad["slow"]) for s in sides]
-
-
-def gateway(history: History, revision: str, code: int, samples: dict[float, float]) -> None:
-    history.add("istio_requests_total", GATEWAY | _istio(revision) | {"response_code": str(code)}, samples)
-
-
-def durations(history: History, revision: str, le: str, samples: dict[float, float]) -> None:
-    history.add("istio_request_duration_milliseconds_bucket", GATEWAY | _istio(revision) | {"le": le}, samples)
-
-
-def _istio(revision: str) -> dict[str, str]:
-    return {
-        "reporter": "source",
-        "destination_workload": f"{revision}-deployment",
-        "destination_workload_namespace": NAMESPACE,
-    }
-
-
-def up(history: History, moments: Sequence[float], value: float = 1, labels: dict[str, str] = GATEWAY) -> None:
-    history.add("up", labels, dict.fromkeys(moments, value))
-
-
-def traffic(seed: int, rate: float, begin: float, end: float, bad: float) -> list[Request]:
-    chance = random.Random(seed)
-    requests, moment = [], begin
-    while (moment := moment + chance.expovariate(rate)) < end:
-        code = 503 if chance.random() < bad else chance.choice([200, 200, 200, 400])
-        requests.append(Request(moment, code, chance.choice([30, 240, 500, 501, 800, 20_000])))
-    return requests
-
-
-def truth(requests: Sequence[Request], scrapes: Sequence[float], windows: int) -> list[tuple[int, int, int]]:
-    """Each request counts at the first scrape after it."""
-    told = [[0, 0, 0] for _ in range(windows)]
-    for request in requests:
-        scrape = next((moment for moment in scrapes if moment >= request.moment), None)
-        if scrape is None or not 0 < scrape <= 10 * windows:
-            continue
-        window = told[math.ceil(scrape / 10) - 1]
-        window[0] += 1
-        window[1] += request.code >= 500
-        window[2] += request.duration_ms > 500
-    return [(a, b, c) for a, b, c in told]
 
 
 @pytest.mark.parametrize("le_as_float", [False, True], ids=["le-as-exposed", "le-of-prometheus-3"])
@@ -248,54 +184,6 @@ def test_a_pod_without_requests_is_zero(serve: Serve, judge_of: JudgeOf) -> None
     assert counts(windows, "canary") == counts(windows, "stable") == [(0, 0, 0)] * 2
 
 
-def test_nothing_at_all_is_no_data(serve: Serve, judge_of: JudgeOf) -> None:
-    windows = read(serve(History()), judge_of("istio"), 20)
-    assert counts(windows, "canary") == counts(windows, "stable") == [(None, None, None)] * 2
-
-
-def test_a_gap_is_no_data_and_its_counts_come_with_the_next_window(serve: Serve, judge_of: JudgeOf) -> None:
-    history = History()
-    seconds = [s for s in range(-5, 45) if not 11 < s < 29]
-    up(history, seconds)
-    for revision, step in ((CANARY, 1), (STABLE, 9)):
-        gateway(history, revision, 200, {s: 1000 + step * s for s in seconds})
-        gateway(history, revision, 503, {s: 50 + (s >= 29) for s in seconds})
-        for le in ("500", "+Inf"):
-            durations(history, revision, le, {s: 1000 + step * s for s in seconds})
-    windows = read(serve(history), judge_of("istio"), 40)
-    assert counts(windows, "canary") == [(10, 0, 0), (None, None, None), (None, None, None), (31, 1, 0)]
-    assert counts(windows, "stable") == [(90, 0, 0), (None, None, None), (None, None, None), (271, 1, 0)]
-    assert "nothing was scraped for 9 s" in (windows[1].error or "")
-
-
-def test_prometheus_started_anew_does_not_count_history(serve: Serve, judge_of: JudgeOf) -> None:
-    """Its store is lost at the opening: the first sample of every old counter is no increase, a new pod's is."""
-    history = History()
-    for revision, offset, begin in ((STABLE, 0.1, 1), (CANARY, 0.8, 1), (CANARY, 0.5, 14)):
-        moments = [second + offset for second in range(begin, 35)]
-        target = {"job": "pods", "instance": f"{revision}-{begin}", "namespace": NAMESPACE}
-        target |= {"pod": f"{revision}-deployment-{begin}"}
-        up(history, moments, labels=target)
-        labels = target | {"namespace_name": NAMESPACE, "revision_name": revision, "response_code": "200"}
-        old = 5_000_000 if begin == 1 else 2
-        values = {moment: old + round(moment - moments[0]) for moment in moments}
-        history.add("revision_request_count", labels, values)
-        for le in ("500", "+Inf"):
-            history.add("revision_request_latencies_bucket", labels | {"le": le}, values)
-    windows = read(serve(history), judge_of("knative"), 30)
-    assert counts(windows, "stable") == [(8, 0, 0), (10, 0, 0), (10, 0, 0)]
-    assert counts(windows, "canary") == [(8, 0, 0), (10 + 2 + 5, 0, 0), (20, 0, 0)]
-
-
-def test_a_gap_over_the_opening_does_not_count_what_was_before(serve: Serve, judge_of: JudgeOf) -> None:
-    history = History()
-    up(history, [-60, 2, 5, 8, 11])
-    gateway(history, STABLE, 200, {-60: 100, 2: 5100, 5: 5103, 8: 5106, 11: 5109})
-    windows = read(serve(history), judge_of("istio"), 10, now=at(12))
-    assert windows[0].stable is not None
-    assert windows[0].stable.requests == 6
-
-
 def test_a_lagging_histogram_loses_nothing_and_is_never_more_than_the_requests(serve: Serve, judge_of: JudgeOf) -> None:
     history = History()
     seconds = [float(s) for s in range(-5, 45)]
@@ -307,30 +195,6 @@ def test_a_lagging_histogram_loses_nothing_and_is_never_more_than_the_requests(s
     windows = read(serve(history), judge_of("istio"), 40, stable=None)
     assert counts(windows, "canary") == [(10, 0, 0), (2, 0, 2), (2, 0, 2), (2, 0, 2)]
     assert all(window.stable is None for window in windows)
-
-
-def test_a_histogram_that_is_not_there_is_no_data(serve: Serve, judge_of: JudgeOf) -> None:
-    history = History()
-    seconds = [float(s) for s in range(-5, 25)]
-    up(history, seconds)
-    gateway(history, CANARY, 200, {s: 100 + s for s in seconds})
-    durations(history, CANARY, "+Inf", {s: 100 + s for s in seconds})
-    windows = read(serve(history), judge_of("istio"), 20)
-    assert counts(windows, "canary") == [(10, 0, None)] * 2
-    assert "no bucket at 500 ms" in (windows[0].error or "")
-
-
-@pytest.mark.parametrize("strange", [math.nan, math.inf, -1.0, 104.5])
-def test_a_value_that_is_no_count_is_no_data(strange: float, serve: Serve, judge_of: JudgeOf) -> None:
-    history = History()
-    seconds = [float(s) for s in range(-5, 35)]
-    up(history, seconds)
-    gateway(history, CANARY, 200, {s: strange if s == 15 else 100 + s for s in seconds})
-    for le in ("500", "+Inf"):
-        durations(history, CANARY, le, {s: 100 + s for s in seconds})
-    windows = read(serve(history), judge_of("istio"), 30)
-    assert counts(windows, "canary") == [(10, 0, 0), (None, None, None), (20, 0, 0)]
-    assert "no count" in (windows[1].error or "")
 
 
 @pytest.mark.parametrize(("codes", "bad"), [(None, 60), ("0", 50), ("5xx", 10)])
@@ -356,7 +220,7 @@ def test_single_codes_and_istio_seen_from_the_pods(serve: Serve, judge_of: Judge
     seconds = [float(s) for s in range(-5, 25)]
     up(history, seconds)
     for code, step in ((200, 5), (500, 2), (503, 1)):
-        labels = GATEWAY | _istio(CANARY) | {"reporter": "destination", "response_code": str(code)}
+        labels = GATEWAY | istio(CANARY) | {"reporter": "destination", "response_code": str(code)}
         history.add("istio_requests_total", labels, {s: 100 + step * s for s in seconds})
     windows = read(serve(history), judge_of("istio-destination", codes="503"), 10, stable=None)
     assert (windows[0].canary.requests, windows[0].canary.bad["errors"]) == (80, 10)
@@ -373,50 +237,6 @@ def test_many_pods_are_read_exactly(serve: Serve, judge_of: JudgeOf) -> None:
     windows = read(serve(history), judge_of("knative"), 10)
     assert windows[0].stable is not None
     assert windows[0].stable.requests == 10 * sum(range(250))
-
-
-def test_a_look_that_fails_changes_nothing(serve: Serve, judge_of: JudgeOf, monkeypatch: pytest.MonkeyPatch) -> None:
-    history = History()
-    seconds = [float(s) for s in range(-5, 25)]
-    up(history, seconds)
-    gateway(history, CANARY, 200, {s: 100 + s for s in seconds})
-    prometheus, judge = serve(history), judge_of("istio")
-    reader = WindowReader(prometheus, judge, namespace=NAMESPACE, canary=CANARY, stable=None, start=OPENING, window=TEN)
-    before = reader.position
-    with monkeypatch.context() as patch:
-        patch.setattr(prometheus, "base_url", "http://127.0.0.1:9")
-        with pytest.raises(MetricsUnavailable, match="Connection refused"):
-            reader.read(at(20), now=at(40))
-    assert reader.position == before
-    assert [window.canary.requests for window in reader.read(at(20), now=at(40))] == [10, 10]
-    assert reader.position == at(20)
-
-
-@pytest.mark.parametrize("trouble", [MetricsUnavailable, MetricsRefused])
-def test_a_failure_half_way_loses_no_window(
-    trouble: type[Exception], serve: Serve, judge_of: JudgeOf, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    history = History()
-    seconds = [float(s) for s in range(-5, 695)]
-    up(history, seconds)
-    gateway(history, CANARY, 200, {s: 100 + s for s in seconds})
-    prometheus, judge = serve(history), judge_of("istio")
-    reader = WindowReader(prometheus, judge, namespace=NAMESPACE, canary=CANARY, stable=None, start=OPENING, window=TEN)
-    real = prometheus.raw
-
-    def failing(query: str, after: int, until: int) -> list[Series]:
-        if until > at(400).timestamp() * 1000:
-            raise trouble("no more")
-        return real(query, after, until)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(prometheus, "raw", failing)
-        first = reader.read(at(600), now=at(700))
-        with pytest.raises(trouble):
-            reader.read(at(600), now=at(700))
-    rest = reader.read(at(600), now=at(700))
-    assert (len(first), len(rest)) == (30, 30)
-    assert first + rest == read(prometheus, judge, 600, stable=None, now=at(700))
 
 
 def test_the_buckets_of_a_histogram_restart_together(serve: Serve, judge_of: JudgeOf) -> None:

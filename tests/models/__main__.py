@@ -6,13 +6,16 @@ state of the code. With --tiny or --full, only that half is tried, and no page w
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import os
 import sys
 import tempfile
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -52,14 +55,49 @@ def tried(cases: Sequence[Case], own_process: bool, only_kept: bool = False) -> 
 
 def _digest(case: Case) -> str:
     """Of the case, and of all that a row depends on."""
-    code = hashlib.sha256(f"{case!r} {transformers.__version__} {torch.__version__}".encode())
-    here = Path(__file__).parent
-    for folder in (ROOT / "plugins" / "model_release" / "build", ROOT / "include" / "handlers"):
-        for file in sorted(folder.rglob("*.py")):
-            code.update(file.read_bytes())
-    for name in ("run.py", "pictures.py"):
-        code.update((here / name).read_bytes())
-    return code.hexdigest()
+    versions = " ".join(version(name) for name in ("transformers", "torch", "timm", "pillow", "numpy"))
+    return hashlib.sha256(f"{case!r} {versions} {_code()}".encode()).hexdigest()
+
+
+@cache
+def _code() -> str:
+    """A digest of the code that a row runs through: of run.py and every file of this project that it imports, those
+    import, and so on, without comments and docstrings. The cases are left out: each is in its own digest."""
+    found: dict[Path, str] = {}
+    waiting = [Path(__file__).with_name("run.py")]
+    while waiting:
+        file = waiting.pop()
+        if file in found or file.name in ("cases.py", "__main__.py"):
+            continue
+        tree = ast.parse(file.read_bytes())
+        waiting += {path for name in _named(tree) for path in _files(name, file) if path.is_file()}
+        for part in ast.walk(tree):
+            if isinstance(part, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(part) is not None:
+                part.body = part.body[1:]
+        found[file] = ast.dump(tree)
+    return hashlib.sha256(
+        "".join(f"{file.relative_to(ROOT)} {found[file]}" for file in sorted(found)).encode()
+    ).hexdigest()
+
+
+def _named(tree: ast.AST) -> Iterator[str]:
+    """What may be names of modules: in imports, and as text, for what is imported late or run as a process."""
+    for part in ast.walk(tree):
+        if isinstance(part, ast.Import):
+            yield from (one.name for one in part.names)
+        elif isinstance(part, ast.ImportFrom) and part.module:
+            yield from (part.module, *(f"{part.module}.{one.name}" for one in part.names))
+        elif isinstance(part, ast.Constant) and isinstance(part.value, str):
+            name = part.value.removesuffix(".py")
+            if name.replace(".", "").isidentifier():
+                yield name
+
+
+def _files(name: str, by: Path) -> Iterator[Path]:
+    """Where the module could be that the file `by` names: on the path, or beside it."""
+    for folder in (ROOT / "plugins", ROOT / "include" / "handlers", by.parent):
+        path = folder.joinpath(*name.split("."))
+        yield from (path.with_suffix(".py"), path / "__init__.py")
 
 
 def page(small: list[Row], full: list[Row], before: str) -> str:
@@ -79,7 +117,8 @@ def page(small: list[Row], full: list[Row], before: str) -> str:
             f"{transformers.__version__} maps to image classification goes through export → archive → bare check → "
             f"handler (torch {torch.__version__.split('+')[0]}), and answers eleven pictures (photo, grey, palette, palette with a transparent colour, RGBA, "
             "CMYK, EXIF-turned, 1x1, very wide, 16-bit, tall) beside the transformers pipeline with the checkpoint's own "
-            f"processor (its PIL form). *Passes*: the same label first, and every probability within {LIMIT:g}. Weights "
+            "processor (its PIL form; a timm checkpoint's is timm's eval transform, held to pixels that timm and "
+            f"torchvision made). *Passes*: the same label first, and every probability within {LIMIT:g}. Weights "
             "are random, with the statistics of trained ones. The bare check, a process without transformers, is run once "
             "for each architecture, and for every full-size configuration. Where a model is refused, the sentence is the "
             "one that a release shows, before anything is uploaded.",

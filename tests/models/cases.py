@@ -328,7 +328,44 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
         {"size": {"shortest_edge": 64}},
         {"cut": ({}, {"do_center_crop": True, "crop_size": {"height": 64, "width": 64}})},
     ),
-    "timm_wrapper": ({"architecture": "resnet18"}, {}, {}),
+    # timm has small ones of its own for tests.
+    "timm_wrapper": (
+        {"architecture": "test_resnet", "pretrained_cfg": {"input_size": [3, 64, 64], "crop_pct": 0.95}},
+        {},
+        {
+            "timm's own form": ({"architecture": "test_resnet"}, {}),
+            "ViT": (
+                {
+                    "architecture": "test_vit",
+                    "model_args": {"img_size": 64},
+                    "pretrained_cfg": {
+                        "input_size": [3, 64, 64],
+                        "crop_pct": 1.0,
+                        "crop_mode": "squash",
+                        "mean": [0.5, 0.5, 0.5],
+                        "std": [0.5, 0.5, 0.5],
+                    },
+                },
+                {},
+            ),
+            "MobileNetV3": ({"architecture": "mobilenetv3_small_050"}, {}),
+            "EfficientNet": (
+                {
+                    "architecture": "test_efficientnet",
+                    "pretrained_cfg": {
+                        "input_size": [3, 61, 61],
+                        "interpolation": "bilinear",
+                        "mean": [0.5],
+                        "std": [0.2],
+                    },
+                },
+                {},
+            ),
+            "ConvNeXt": ({"architecture": "test_convnext"}, {}),
+            "several labels at once": ({"problem_type": "multi_label_classification"}, {}),
+            "border": ({"pretrained_cfg": {"crop_mode": "border"}}, {}),
+        },
+    ),
     "vit": (
         SMALL,
         {"size": SQUARE},
@@ -357,7 +394,7 @@ TINY: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, tuple[dict[str, 
 PROCESSORS = {"hgnet_v2": "BitImageProcessorPil", "dinov2_with_registers": "BitImageProcessorPil"}
 
 #: Those that the installed transformers cannot make here, or not as a small one.
-BARE = ("dinat", "shieldgemma2", "timm_wrapper")
+BARE = ("dinat", "shieldgemma2")
 
 _OTHER_CLASSES = {
     "deit with teacher": "DeiTForImageClassificationWithTeacher",
@@ -372,7 +409,7 @@ REFUSED = {
     "dinat": "DinatForImageClassification, which cannot be exported: its attention is natten's",
     "pp_lcnet": "image processor exists for torchvision alone",
     "shieldgemma2": "ShieldGemma2ForImageClassification, which cannot be exported: it is asked in words",
-    "timm_wrapper": "is a timm checkpoint (resnet18), and a build has no timm, which needs torchvision",
+    "timm_wrapper border": "pretrained_cfg.crop_mode 'border' (known: center, squash)",
     "vit size as text": "transformers cannot load preprocessor_config.json: Could not convert size input",
     "vit rescale_factor null": "rescale_factor=None (known: a number)",
 }

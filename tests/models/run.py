@@ -8,21 +8,23 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 import torch
 import transformers
 from cases import Case
 from pictures import pictures, sixteen_bits
-from PIL import Image
+from PIL import Image, ImageOps
 from transformers.modeling_outputs import ImageClassifierOutput
 from transformers.models.auto.image_processing_auto import IMAGE_PROCESSOR_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES
 
-from model_release.build import archive, export, source, trace
+from model_release.build import archive, export, source, timm_config, timm_model, trace
 from model_release.build.original import logits_of
 from model_release.errors import ReleaseError
 
@@ -103,8 +105,10 @@ def make(case: Case, folder: Path) -> str:
         return ""
     if not case.config and "no tiny configuration" in case.name:
         raise NotMade(case.name.strip("()"))
-    names = {index: f"class {index}" for index in range(LABELS)}
     torch.manual_seed(0)
+    if case.kind == "timm_wrapper":
+        return _make_timm(case, folder)
+    names = {index: f"class {index}" for index in range(LABELS)}
     options = dict(case.config)
     attention = {"attn_implementation": options.pop("attn_implementation")} if "attn_implementation" in options else {}
     try:
@@ -119,10 +123,32 @@ def make(case: Case, folder: Path) -> str:
     processor = _processor(case)
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
     model.config.return_dict = True
-    untrained = _train(model, folder)
+    untrained = _train(model, lambda: transformers.AutoImageProcessor.from_pretrained(folder, backend="pil"))
     model.config.return_dict = case.config.get("return_dict", True)
     model.save_pretrained(folder)
     return untrained
+
+
+def _make_timm(case: Case, folder: Path) -> str:
+    """As transformers' timm_wrapper saves it, which itself needs torchvision; or, by the case's name, as timm does."""
+    config = {"num_classes": LABELS, "label_names": [f"class {index}" for index in range(LABELS)], **case.config}
+    network = _timm_network(config)
+    transform = timm_model.EvalTransform(
+        timm_config.options({**config, "pretrained_cfg": {"input_size": [3, 64, 64]}}, "")
+    )
+    untrained = _train(timm_model.TimmClassifier(network, "", None), lambda: transform)
+    weights = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    if "own form" not in case.name:
+        weights = {f"timm_model.{name}": tensor for name, tensor in weights.items()}
+        config = {"architectures": ["TimmWrapperForImageClassification"], "model_type": "timm_wrapper", **config}
+    (folder / "config.json").write_text(json.dumps(config))
+    safetensors.torch.save_file(weights, folder / "model.safetensors")
+    return untrained
+
+
+def _timm_network(config: dict[str, Any]) -> Any:
+    timm = timm_model.imported()
+    return timm.create_model(config["architecture"], num_classes=LABELS, **config.get("model_args", {}))
 
 
 def _processor(case: Case) -> dict[str, Any]:
@@ -131,12 +157,12 @@ def _processor(case: Case) -> dict[str, Any]:
     return {"image_processor_type": name.removesuffix("Pil"), **case.processor}
 
 
-def _train(model: Any, folder: Path) -> str:
+def _train(model: Any, processor_of: Callable[[], Any]) -> str:
     """BatchNorms get the statistics of some batches, and the head is scaled until logits lie apart as trained ones.
     Returns why not, where it cannot be done; whether the model can be released all the same is for the export to say.
     """
     try:
-        processor = transformers.AutoImageProcessor.from_pretrained(folder, backend="pil")
+        processor = processor_of()
         shown = [Image.open(io.BytesIO(picture)).convert("RGB") for picture in list(pictures().values())[:4]]
         batches = [dict(processor(images=picture, return_tensors="pt")) for picture in shown]
     except Exception as error:
@@ -213,14 +239,8 @@ def _handler(folder: Path) -> Any:
 
 def _beside_the_pipeline(checkpoint: Path, ask: Any) -> float:
     """The largest difference of any probability of any picture. Raises `AssertionError` for another answer."""
-    model = transformers.AutoModelForImageClassification.from_pretrained(checkpoint)
-    model.config.return_dict = True
-    if type(model).__name__ == "PPLCNetForImageClassification":
-        # Its last hidden state are the logits, as its own documentation reads them; the pipeline asks for `logits`.
-        forward = model.forward
-        model.forward = lambda **inputs: ImageClassifierOutput(logits=forward(**inputs).last_hidden_state)
-    processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
-    pipeline = transformers.pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+    timm = timm_config.is_timm(json.loads((checkpoint / "config.json").read_text(encoding="utf-8")))
+    pipeline = _timm_pipeline(checkpoint) if timm else _pipeline(checkpoint)
     worst = 0.0
     for name, picture in pictures().items():
         shown = Image.open(io.BytesIO(picture))
@@ -234,6 +254,41 @@ def _beside_the_pipeline(checkpoint: Path, ask: Any) -> float:
         assert worst <= LIMIT, f"{name}: a probability differs from the pipeline's by {worst:.2g}"
         assert found[0]["label"] == expected[0]["label"], f"{name}: {found[0]} where the pipeline says {expected[0]}"
     return worst
+
+
+def _pipeline(checkpoint: Path) -> Any:
+    model = transformers.AutoModelForImageClassification.from_pretrained(checkpoint)
+    model.config.return_dict = True
+    if type(model).__name__ == "PPLCNetForImageClassification":
+        # Its last hidden state are the logits, as its own documentation reads them; the pipeline asks for `logits`.
+        forward = model.forward
+        model.forward = lambda **inputs: ImageClassifierOutput(logits=forward(**inputs).last_hidden_state)
+    processor = transformers.AutoImageProcessor.from_pretrained(checkpoint, backend="pil")
+    return transformers.pipeline("image-classification", model=model, image_processor=processor, device="cpu")
+
+
+def _timm_pipeline(checkpoint: Path) -> Any:
+    """What transformers' does with its timm_wrapper, which needs torchvision: timm's network behind timm's transform,
+    which is held to torchvision's in tests/build/test_timm.py."""
+    config = json.loads((checkpoint / "config.json").read_text(encoding="utf-8"))
+    network = _timm_network(config).eval()
+    weights = safetensors.torch.load_file(checkpoint / "model.safetensors")
+    network.load_state_dict({name.removeprefix("timm_model."): tensor for name, tensor in weights.items()})
+    transform = timm_model.EvalTransform(timm_config.options(config, ""))
+    several = config.get("problem_type") == "multi_label_classification"
+
+    def ask(picture: Image.Image, top_k: int) -> list[dict[str, Any]]:
+        upright = ImageOps.exif_transpose(picture).convert("RGB")
+        with torch.inference_mode():
+            logits = network(transform(upright)["pixel_values"])[0]
+        scores = logits.sigmoid() if several else logits.softmax(-1)
+        best = scores.topk(top_k)
+        return [
+            {"label": config["label_names"][index], "score": score}
+            for score, index in zip(best.values.tolist(), best.indices.tolist(), strict=True)
+        ]
+
+    return ask
 
 
 def clean(folder: Path) -> None:

@@ -35,7 +35,7 @@ def test_a_port_that_is_taken_is_one_line_with_what_to_do(tmp_path: Path) -> Non
     line = str(refused.value)
     assert line.startswith(f"port {port}, kept for s3, is taken by ")
     assert "(process " in line
-    assert line.endswith("stop that program, or choose another port with --port s3=NUMBER")
+    assert "stop that program, or choose another port with --port s3=NUMBER" in line
     assert "\n" not in line
     ports.check()
 

@@ -104,6 +104,32 @@ def test_a_supervisor_that_ends_before_it_is_ready_is_one_line(tmp_path: Path) -
             )  # fmt: skip
 
 
+def test_what_another_command_starts_is_waited_for_and_what_it_does_not_start_is_one_line(tmp_path: Path) -> None:
+    ready, said = tmp_path / status.FILE, list[str]()
+    with status.sole_supervisor(tmp_path):
+
+        def say(line: str) -> None:
+            said.append(line)
+            ready.write_text('{"ready": true, "parts": {}}')
+
+        command._wait_for_another(tmp_path, say)
+        command._wait_for_another(tmp_path, say)
+    assert [re.sub(r".* (is being started|runs already).*", r"\1", line) for line in said] == [
+        "is being started",
+        "runs already",
+        "runs already",
+    ]
+    ready.unlink()
+    with pytest.raises(SandboxError, match="ended before its start was done"):
+        command._wait_for_another(tmp_path, said.append)
+
+
+def test_one_story_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with status.sole_story(tmp_path):
+        assert command.main(["release", "--state", str(tmp_path)]) == 1
+    assert "is under way in" in capsys.readouterr().err
+
+
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Python that trains nothing, but says what the real one says: `sandbox.digits` below this folder."""

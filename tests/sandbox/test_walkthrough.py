@@ -15,9 +15,10 @@ from model_release.model_file import load
 from sandbox import walkthrough_page
 from sandbox.load import LoadGenerator
 from sandbox.programs import REPOSITORY
-from sandbox.walkthrough import CANARY, TASKS, Snapshot, Stage, Walk
+from sandbox.walkthrough import CANARY, TASKS
 from sandbox.walkthrough_charts import Measured, Share, _counted, draw
 from sandbox.walkthrough_models import MODELS, SERVICE
+from sandbox.walkthrough_page import Snapshot, Stage, Walk
 
 ONE, TWO, THREE = REVISIONS = [f"classifier-vit-predictor-0000{number}" for number in (1, 2, 3)]
 

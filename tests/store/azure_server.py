@@ -95,7 +95,7 @@ class _Answer(BaseHTTPRequestHandler):
 
     def _list(self, container: str, asked: dict[str, str]) -> bytes:
         prefix, delimiter, rows = asked.get("prefix", ""), asked.get("delimiter"), dict[str, str]()
-        for name, (content, etag, _, written) in sorted(self.server.containers[container].items()):
+        for name, (content, etag, said, written) in sorted(self.server.containers[container].items()):
             inner, slash, _ = name[len(prefix) :].partition(delimiter or "\0")
             if not name.startswith(prefix):
                 continue
@@ -105,7 +105,11 @@ class _Answer(BaseHTTPRequestHandler):
                 continue
             about = f"<Last-Modified>{written}</Last-Modified><Etag>{etag.strip(chr(34))}</Etag>"
             about += f"<Content-Length>{len(content)}</Content-Length><BlobType>BlockBlob</BlobType>"
-            rows[name] = f"<Blob><Name>{escape(name)}</Name><Properties>{about}</Properties></Blob>"
+            about = f"<Properties>{about}</Properties>"
+            if "metadata" in asked.get("include", ""):
+                said = {key.lower().removeprefix("x-ms-meta-"): value for key, value in said.items()}
+                about += f"<Metadata>{''.join(f'<{key}>{value}</{key}>' for key, value in said.items())}</Metadata>"
+            rows[name] = f"<Blob><Name>{escape(name)}</Name>{about}</Blob>"
         blobs = "".join(rows.values())
         return (
             f'<?xml version="1.0" encoding="utf-8"?><EnumerationResults ServiceEndpoint="{self.server.url}" '

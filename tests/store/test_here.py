@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
 from pathlib import Path
@@ -41,6 +42,16 @@ def test_a_build_goes_from_task_to_task_without_the_store(tmp_path: Path) -> Non
         one.unstash("b1/export", tmp_path / "there")
         assert content(tmp_path / "there") == {"weights": text, "more/labels": "x"}
     assert (tmp_path / "builds").stat().st_mode & 0o777 == 0o700
+
+
+def test_what_is_asked_for_comes_alone_and_known_digests_are_what_it_is_held_to(tmp_path: Path) -> None:
+    one, right = store(Here(tmp_path / "builds", 10**9)), hashlib.sha256(b"right").hexdigest()
+    one.stash("b1/export", made(tmp_path / "a", weights="right", labels="x"))
+    assert one.unstash("b1/export", tmp_path / "there", only=["weights"]) == {"weights": right}
+    assert content(tmp_path / "there") == {"weights": "right"}
+    one.stash("b2/export", made(tmp_path / "b", weights="wrong", labels="x"), {"weights": right})
+    with pytest.raises(VersionDamaged, match="weights was changed after it was stashed"):
+        one.unstash("b2/export", tmp_path / "there")
 
 
 def test_a_build_that_is_missing_or_changed_is_told(tmp_path: Path) -> None:

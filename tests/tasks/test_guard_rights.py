@@ -18,7 +18,7 @@ from sandbox.interfaces import Phase, PodState
 from sandbox.kube.rbac import allowed, needed
 
 from .cluster import wanted
-from .test_drive import NEW, STABLE, Scene, scene, until
+from .driven import NEW, STABLE, Scene, scene, until
 
 __all__ = ["scene"]  # the fixture of a staged canary
 

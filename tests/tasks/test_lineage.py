@@ -10,8 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import install
 import pytest
-from tests.mlflow_server import installer
 
 from model_release.spec import ModelSpec
 from model_release.tasks import lineage
@@ -94,11 +94,10 @@ for task, state in ended:
 def test_the_provider_is_told_of_version_service_verdict_and_record(
     spec: ModelSpec, context: Any, tmp_path: Path
 ) -> None:
-    helper = installer()
     where = ["--target", str(tmp_path), "--python", sys.executable, "--no-deps"]
-    index = helper.pips_index()
+    index = install.pips_index()
     done = subprocess.run(
-        [str(helper.find_uv()), "pip", "install", "--quiet", *where, PROVIDER, *NEEDS],
+        [str(install.find_uv()), "pip", "install", "--quiet", *where, PROVIDER, *NEEDS],
         env={**os.environ, **({"UV_DEFAULT_INDEX": index} if index else {})},
         capture_output=True,
         text=True,

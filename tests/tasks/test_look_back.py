@@ -17,7 +17,7 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections, records
 from model_release.tasks.look_back import LookBack
 
-from .test_canary import OPENED, window
+from .sensed import OPENED, window
 
 VERSION = "0123456789abcdef"
 

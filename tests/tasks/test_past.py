@@ -25,7 +25,7 @@ from model_release.tasks.service import ReleasedService
 from model_release.tasks.triggers import CanaryTrigger
 
 from .cluster import Kube, ending, moment
-from .test_canary import CANARY, OPEN, OPENED, World, answer, deferred, event, sensor, window, world
+from .sensed import CANARY, OPEN, OPENED, World, answer, deferred, event, sensor, window, world
 from .test_canary_trigger import Drive
 
 __all__ = ["world"]

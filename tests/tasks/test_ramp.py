@@ -18,7 +18,7 @@ from model_release.release.look import Watch
 from model_release.spec import ModelSpec
 from model_release.tasks import driving
 
-from .test_canary import OPENED
+from .sensed import OPENED
 from .test_carried import STEP, Traffic, traffic, watches
 
 __all__ = ["traffic"]

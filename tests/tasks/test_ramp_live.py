@@ -24,7 +24,7 @@ from model_release.release.drive import Drive
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, driving
 
-from .test_drive import NEW, STABLE, Scene, scene
+from .driven import NEW, STABLE, Scene, scene
 
 __all__ = ["scene"]
 pytestmark = pytest.mark.stack

@@ -178,6 +178,38 @@ def test_a_registry_that_is_away_is_told_later_by_the_sweep(
     assert (mlflow.aliases, mlflow.outcome("7")) == ({"champion": "7"}, "promoted")
 
 
+def test_a_tag_that_is_refused_keeps_no_alias_waiting(
+    spec: ModelSpec, mlflow: Mlflow, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Users have the version, and `champion` would name another one for ever."""
+    tag = Mlflow.tag
+
+    def refused(self: Mlflow, version: ModelVersion, tags: dict[str, str]) -> None:
+        self._asked("tag")
+        if version.version == "7":
+            raise CheckpointError("MLflow refuses model-versions/set-tag (403)")
+        tag(self, version, tags)
+
+    monkeypatch.setattr(Mlflow, "tag", refused)
+    registry.note(spec, record("7", "failed", 1), "")
+    assert mlflow.calls.count("tag") == 1
+    registry.note(spec, record("8", "promoted", 2), "")
+    assert (mlflow.aliases, mlflow.outcome("8")) == ({"champion": "8"}, "promoted")
+    calls, writes = mlflow.calls.count("tag"), store.writes
+    registry.write(spec)
+    assert (mlflow.calls.count("tag"), store.writes) == (calls + 1, writes), "once a sweep, and nothing new to keep"
+    monkeypatch.setattr(Mlflow, "tag", tag)
+    registry.write(spec)
+    assert mlflow.outcome("7") == "failed"
+
+
+def test_a_trouble_as_long_as_a_log_is_cut(spec: ModelSpec, mlflow: Mlflow, store: Store) -> None:
+    one = record("7", "failed", 1)
+    one.reason = "task export failed: " + "x" * 200_000
+    registry.note(spec, one, "")
+    assert len(mlflow.tags["7"]["model_release.why"]) == registry._LONGEST
+
+
 def test_or_by_the_next_release_and_the_newest_word_stands(spec: ModelSpec, mlflow: Mlflow, store: Store) -> None:
     mlflow.trouble = SourceUnavailable("MLflow does not answer")
     registry.note(spec, record("7", "promoted", 1), "")
@@ -196,6 +228,32 @@ def test_a_late_roll_back_takes_the_alias_back_to_where_it_stood(spec: ModelSpec
     for _ in range(2):
         registry.note(spec, record("7", "rolled_back", 2), "")
         assert (mlflow.aliases, mlflow.outcome("7")) == ({"champion": "5"}, "rolled_back")
+
+
+def test_a_roll_back_of_what_was_never_told_names_what_was_promoted_before(
+    spec: ModelSpec, mlflow: Mlflow, store: Store
+) -> None:
+    mlflow.aliases["champion"] = "5"
+    mlflow.trouble = SourceUnavailable("MLflow does not answer")
+    registry.note(spec, record("7", "promoted", 1), "")
+    registry.note(spec, record("8", "promoted", 2), "")
+    registry.note(spec, record("8", "rolled_back", 3), "")
+    mlflow.trouble = None
+    registry.write(spec)
+    assert mlflow.aliases == {"champion": "7"}, "users have it"
+
+
+@pytest.mark.parametrize("there", ["9", None])
+def test_an_alias_that_somebody_moved_since_stays_there(
+    there: str | None, spec: ModelSpec, mlflow: Mlflow, store: Store
+) -> None:
+    mlflow.aliases["champion"] = "5"
+    registry.note(spec, record("7", "promoted", 1), "")
+    mlflow.move("digits", "champion", there)
+    calls = len(mlflow.calls)
+    registry.note(spec, record("7", "rolled_back", 2), "")
+    assert (mlflow.aliases.get("champion"), mlflow.outcome("7")) == (there, "rolled_back")
+    assert "move" not in mlflow.calls[calls:]
 
 
 def test_where_it_stood_nowhere_it_is_taken_away(spec: ModelSpec, mlflow: Mlflow, store: Store) -> None:

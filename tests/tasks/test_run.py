@@ -60,6 +60,8 @@ def test_the_address_of_a_run_can_be_clicked_whatever_its_id(context: Any, spec:
 class Store:
     """Documents with ETags; `rivals` are written by somebody else between a read and the write that follows."""
 
+    uri = "s3://models/digits/"
+
     def __init__(self, rivals: int) -> None:
         self.content: Any = None
         self.rivals, self.tag = rivals, 0

@@ -15,7 +15,7 @@ from model_release.cluster import pairs as asking
 from model_release.cluster import rollout
 from model_release.cluster.lease import Lease
 from model_release.cluster.progress import State, wait
-from model_release.cluster.release import Order, Phase
+from model_release.cluster.release import Order, Phase, Watched
 from model_release.cluster.smoke import Gateway
 from model_release.errors import RolledBack, ShadowFailed, StoreUnavailable
 from model_release.judging.record import Record
@@ -183,11 +183,66 @@ def test_samples_that_are_away_for_a_moment_are_tried_again(scene: Scene, monkey
     assert scene.smoke({"from": "s3://models/samples/", "if_missing": "go"}) == "canary"
 
 
+def test_pictures_that_a_collector_removes_meanwhile_are_left_out(scene: Scene) -> None:
+    """It removes the oldest one for each that it takes. No release is to end, or to go on unseen, for that."""
+    scene.changes = 10
+    samples = scene.root / "samples"
+
+    def tidied() -> None:
+        for number in (3, 30, 57):
+            (samples / f"{number}.png").unlink(missing_ok=True)
+
+    scene.meanwhile = tidied
+    with pytest.raises(ShadowFailed, match=r"three became eight"):
+        scene.smoke({**SHADOW, "if_missing": "go"})
+    scene.changes = 1000
+    for number in (3, 30, 57):
+        (samples / f"{number}.png").write_bytes(str(number).encode())
+    assert scene.smoke({"from": "samples", "max_changed": 0.06}) == "canary"
+    told = scene.record.shadow
+    assert told is not None
+    assert told["decision"] == "within"
+    assert told["asked"] == told["wanted"] == told["compared"] in (57, 58, 59)
+    assert "of the first" not in told["sentence"]
+
+
 def test_nobody_is_asked_where_there_is_nothing_to_compare_or_no_time(scene: Scene) -> None:
     assert scene.smoke(None) == "canary"
     assert scene.smoke(SHADOW, rollout="direct") == "go_direct"
     assert scene.asked == []
     assert scene.record.shadow is None
+
+
+def test_a_try_that_ends_late_proves_no_other_canary(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The run was cleared while the store kept the first try waiting, and has staged another one by then."""
+    lease = scene.kube.leases.read("models", "digits")
+    assert lease is not None
+    assert lease.release is not None
+    owner = lease.release.owner
+
+    def change(_spec: Any, _run: Any, edit: Callable[[Record], None]) -> None:
+        edit(scene.record)
+        scene.kube.leases.update(
+            "models", "digits", owner, lambda now: replace(now, canary="digits-predictor-00003", template="another")
+        )
+
+    monkeypatch.setattr(records, "change", change)
+    scene.smoke(SHADOW)
+    assert scene.phase is Phase.STAGED
+
+
+def test_a_canary_that_is_open_is_not_compared_once_more(scene: Scene) -> None:
+    """The task was cleared in the middle of the canary: what the gateway has is no other hand's."""
+    assert scene.smoke(SHADOW) == "canary"
+    lease = scene.kube.leases.read("models", "digits")
+    assert lease is not None
+    assert lease.release is not None
+    owner, asked = lease.release.owner, len(scene.asked)
+    rollout.shift(scene.kube.services, lease.release.as_canary, 25)
+    opened = (Watched(25, records.now()),)
+    scene.kube.leases.update("models", "digits", owner, lambda now: replace(now, phase=Phase.OPEN, watches=opened))
+    assert scene.smoke(SHADOW) == "canary"
+    assert (scene.phase, len(scene.asked)) == (Phase.OPEN, asked)
 
 
 @pytest.mark.parametrize("after", [0, 120], ids=["while pictures are asked", "while the last ones are scraped"])

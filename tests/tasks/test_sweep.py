@@ -18,10 +18,10 @@ from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
 from model_release.cluster.rollout import death_of
-from model_release.errors import NotSettled, SmokeFailed, StoreUnavailable
+from model_release.errors import NotSettled
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, proof, records, sweep
+from model_release.tasks import connections, records, sweep
 from model_release.tasks.sweep import Sweep, sweep_dag
 from sandbox.interfaces import Phase as Pod
 from sandbox.interfaces import PodState
@@ -353,53 +353,3 @@ def test_the_dag_is_light_and_never_overlaps_itself(parsing: Parsing) -> None:
         f"print(json.dumps([sorted(set({HEAVY!r}) & set(sys.modules)), dag.max_active_runs, dag.catchup]))"
     )
     assert parsing(code) == [[], 1, False]
-
-
-@pytest.mark.parametrize(
-    ("uri", "found"),
-    [
-        ("s3://models/digits/versions/0123456789abcdef/", ("s3://models/digits/", "0123456789abcdef")),
-        ("s3://models/digits/versions/0123456789abcdef", None),
-        ("s3://elsewhere/versions/0123456789abcdef/", ("s3://elsewhere/", "0123456789abcdef")),
-        ("gs://elsewhere/versions/0123456789abcdef/", ("gs://elsewhere/", "0123456789abcdef")),
-        ("pvc://elsewhere/versions/0123456789abcdef/", None),
-        ("s3://models/digits/versions/../x/", None),
-        (None, None),
-    ],
-)
-def test_which_version_a_storage_uri_names(uri: str | None, found: object) -> None:
-    assert proof.version_in(uri) == found
-
-
-def test_a_version_of_another_model_of_the_service_is_asked_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several models may share one service: what served before this one's release lies in another's store."""
-    stores: list[str] = []
-
-    def away(store: str) -> Any:
-        stores.append(store)
-        raise StoreUnavailable("S3 does not answer")
-
-    monkeypatch.setattr(connections, "store", away)
-    live: Any = SimpleNamespace(latest_created="digits-predictor-00003")
-    with pytest.raises(SmokeFailed):
-        proof.prover("s3://models/letters/versions/0123456789abcdef/", lambda *_: None)(live)
-    assert stores == ["s3://models/letters/"]
-
-
-def test_a_version_whose_answers_cannot_be_read_proves_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    def away(_: str) -> Any:
-        raise StoreUnavailable("S3 does not answer")
-
-    monkeypatch.setattr(connections, "store", away)
-    lines: list[str] = []
-
-    def log(text: str, *said: object) -> None:
-        lines.append(text % said)
-
-    live: Any = SimpleNamespace(latest_created="digits-predictor-00003")
-    with pytest.raises(SmokeFailed, match="what version 0123456789abcdef should answer cannot be read: S3 does not"):
-        proof.prover("s3://models/digits/versions/0123456789abcdef/", log)(live)
-    assert lines == []
-    proof.prover("pvc://elsewhere/model/", log)(live)
-    unasked = "pvc://elsewhere/model/ is of no store of this project: nobody knows what it should answer"
-    assert lines == [f"{unasked}, and it is not asked"]

@@ -19,7 +19,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from model_release.build.source import newest
 from model_release.cluster.release import Cause, Phase
-from model_release.errors import CheckpointError, StoreContested, StoreUnavailable
+from model_release.errors import CheckpointError, StoreContested, StoreRefused, StoreUnavailable
 from model_release.judging.record import Record
 from model_release.release.index import History
 from model_release.spec import ModelSpec
@@ -86,7 +86,7 @@ class Events:
     def __init__(self, spec: ModelSpec, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.trigger = CandidateTrigger.of(spec, project)
         self._between = list[Any]()
-        monkeypatch.setattr(watching.asyncio, "sleep", self._slept)
+        monkeypatch.setattr(watching, "asyncio", SimpleNamespace(sleep=self._slept))
 
     async def _slept(self, seconds: float) -> None:
         assert seconds == 1.0
@@ -123,6 +123,27 @@ def test_each_new_candidate_is_told_once(
     assert events.during(None, None) == []
 
 
+@pytest.mark.parametrize("how", ["named by the form", "of a backfill"])
+def test_an_older_one_that_is_released_does_not_make_the_newest_new_again(
+    how: str, resolve: Any, spec: ModelSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody goes back to the one before, since the newest was bad; a triggerer that is started again, or a DAG that
+    was paused, must not give the bad one to users once more."""
+    older, newer = (f"directory:candidates/digits/{name}" for name in ("20261122T230000", "20261123T230000"))
+    for one in (older, newer):
+        put(tmp_path, one.rpartition("/")[2])
+    assert resolve("run-1", "asset_triggered", newer, "rolled_back") == ("export", None)
+    if how == "named by the form":
+        assert resolve("run-2", "manual", older, "promoted", revision="20261122T230000") == ("export", None)
+    else:
+        assert resolve("run-2", "backfill", older, "promoted", rollout="canary") == ("export", None)
+    assert Events(spec, tmp_path, monkeypatch).during(None) == []
+    assert resolve("run-3", "asset_triggered", newer, None)[0] == []
+    assert resolve("run-4", "asset_triggered", older, None)[0] == [], "what was named has been taken, too"
+    put(tmp_path, "20261124T230000")
+    assert Events(spec, tmp_path, monkeypatch).during(None) == ["20261124T230000"]
+
+
 def test_what_is_away_stops_no_looking(
     spec: ModelSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -138,6 +159,44 @@ def test_what_is_away_stops_no_looking(
     assert Events(spec, tmp_path, monkeypatch).during(None, None, None) == ["20261122T230000"]
 
 
+def test_clients_are_made_once_and_anew_after_a_trouble(
+    spec: ModelSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To make one takes the triggerer's time from all others; one with old keys would be refused for ever."""
+    put(tmp_path, "20261122T230000")
+    made = list[int]()
+    monkeypatch.setattr(connections, "store", lambda _: made.append(1) or store)
+    events = Events(spec, tmp_path, monkeypatch)
+    events.during(None, None)
+    assert len(made) == 1
+    read, refusals = store.read_json, [1]
+
+    def read_json(key: str) -> Any:
+        if refusals and refusals.pop():
+            raise StoreRefused("the credentials have expired")
+        return read(key)
+
+    monkeypatch.setattr(store, "read_json", read_json)
+    events.during(None, None)
+    assert len(made) == 2
+
+
+def test_a_folder_that_cannot_be_read_now_stops_no_looking(
+    spec: ModelSpec, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An error that ends the trigger has Airflow start it again at once, and again, whatever `watch` says."""
+    put(tmp_path, "20261122T230000")
+    seen, stale = Path.iterdir, [True]
+
+    def iterdir(path: Path) -> Any:
+        if stale and stale.pop():
+            raise OSError(116, "Stale file handle", str(path))
+        return seen(path)
+
+    monkeypatch.setattr(Path, "iterdir", iterdir)
+    assert Events(spec, tmp_path, monkeypatch).during(None, None) == ["20261122T230000"]
+
+
 # What comes of it
 
 
@@ -145,7 +204,7 @@ def test_what_is_away_stops_no_looking(
 def resolve(
     spec: ModelSpec, store: Store, context: dict[str, Any], ti: Any, kube: Any, monkeypatch: pytest.MonkeyPatch
 ) -> Any:
-    """resolve(run_id, run_type, candidate, earlier={release: outcome}) → where it goes, and why."""
+    """resolve(run_id, run_type, candidate, how its release ends, what the form says) → where it goes, and why."""
     found: dict[str, str | None] = {}
     monkeypatch.setattr(records, "change", lambda *_: None)
     monkeypatch.setattr(Resolve, "is_live", lambda *_: False)
@@ -157,8 +216,9 @@ def resolve(
 
     monkeypatch.setattr(History, "record", record)
 
-    def go(run_id: str, run_type: str, candidate: str, outcome: str | None) -> tuple[Any, Any]:
+    def go(run_id: str, run_type: str, candidate: str, outcome: str | None, **form: str) -> tuple[Any, Any]:
         context["dag_run"].run_id, context["dag_run"].run_type = run_id, run_type
+        context["params"] = form
         context["dag_run"].data_interval_end = context["dag_run"].run_after
         found[Run.of(context, spec).release] = outcome
         monkeypatch.setattr(Resolve, "find", lambda *_: {"build": "b", "source": {}, "candidate": candidate})

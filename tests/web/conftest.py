@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
@@ -32,3 +33,9 @@ def browse(world: World) -> Open:
         return TestClient(outer, base_url=f"http://testserver{PREFIX}", headers=headers, raise_server_exceptions=False)
 
     return open_
+
+
+def row(browse: Open, name: str) -> dict[str, Any]:
+    """A service of the fleet, as the page's own API tells of it."""
+    found: dict[str, Any] = next(it for it in browse().get("/api/fleet").json()["services"] if it["service"] == name)
+    return found

@@ -37,6 +37,7 @@ def test_each_slice_is_a_row_with_its_counts_and_the_bad_one_comes_first(world: 
     assert (rows[0]["canary"]["share"], rows[1]["canary"]["share"]) == (0.3, 0)
     text = browse().get(f"/releases/{record.release}").text
     assert text.count('aria-label="Slices of errors"') == 1
+    assert text.count('<th scope="col">country</th>') == 1
     assert text.count("too few to judge") == 1
     assert "errors among country=&lt;b&gt;fr&lt;/b&gt;: 30 % instead of 1.7 % (" in text
     assert "<b>fr</b>" not in text

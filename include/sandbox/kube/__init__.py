@@ -11,6 +11,6 @@
 from __future__ import annotations
 
 from sandbox.kube.controller import Timing
-from sandbox.kube.server import Cluster, PortTaken
+from sandbox.kube.server import Cluster, PortTaken, forget
 
-__all__ = ["Cluster", "PortTaken", "Timing"]
+__all__ = ["Cluster", "PortTaken", "Timing", "forget"]

@@ -22,18 +22,33 @@ from sandbox.kube.errors import ApiError, bad_request
 from sandbox.kube.faults import Fault, Faults
 from sandbox.kube.harmed import Harmed
 from sandbox.kube.registry import Registry
-from sandbox.kube.resources import INFERENCE_SERVICES
+from sandbox.kube.resources import INFERENCE_SERVICES, LEASES
 from sandbox.kube.store import Store
 
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+STORE = "kube.sqlite"
 _LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 _Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 class PortTaken(OSError):
     """The port of the API is in use by another process."""
+
+
+def forget(state_dir: Path, namespace: str, service: str, lease: str) -> None:
+    """Deletes an InferenceService, and the lease of its releases, from a cluster that does not run: the next start
+    brings no revision of it back. What is not there is no error."""
+    if not (file := state_dir / STORE).exists():
+        return
+    store = Store(file)
+    try:
+        for kind, name in ((INFERENCE_SERVICES, service), (LEASES, lease)):
+            with suppress(ApiError):
+                Registry(store).delete(kind, namespace, name)
+    finally:
+        store.close()
 
 
 class Cluster:
@@ -82,7 +97,7 @@ class Cluster:
         if self._runner is not None:
             return
         self._state_dir.mkdir(parents=True, exist_ok=True)
-        self._store = Store(self._state_dir / "kube.sqlite")
+        self._store = Store(self._state_dir / STORE)
         registry = Registry(self._store)
 
         def cluster_default() -> str:

@@ -6,7 +6,8 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -71,14 +72,20 @@ def load(directory: Path, service: str) -> Archive:
     raise ArchiveError(f"{directory} holds no archive of {service}")
 
 
-def check(
-    archive: Archive,
-    export_dir: Path,
-    *,
-    log: Callable[[str], None] | None = None,
-    timeout: float = 600,
-) -> dict[str, Any]:
-    """Opens the finished archive as its server does, in a process that has torch, Pillow and NumPy and nothing of
+def check(archive: Archive, export_dir: Path, *, log: Callable[[str], None] | None = None) -> dict[str, Any]:
+    """`checker` for an archive that is there."""
+    with checker(archive.file, export_dir, log=log) as checked:
+        return checked(archive)
+
+
+@contextmanager
+def checker(
+    file: Path, export_dir: Path, *, log: Callable[[str], None] | None = None, timeout: float = 600
+) -> Iterator[Callable[[Archive], dict[str, Any]]]:
+    """The check of the archive that is going to be `file`. Its process imports torch while the archive is made of the
+    export in `export_dir`, which need not be there yet either; then it is called with it.
+
+    It opens the finished archive as its server does, in a process that has torch, Pillow and NumPy and nothing of
     Hugging Face's, and asks its handler for real images.
 
     It must give the original model's answers (`reference.json` of the export) to a request in V1, and blame bad input
@@ -87,24 +94,24 @@ def check(
 
     Raises `ArchiveError` with the handler's own words.
     """
-    log = log or logging.getLogger(__name__).info
-    runtime = runtimes.of_archive(archive.file)
-    with TemporaryDirectory(prefix="bare-") as scratch:
-        report = processes.run(
-            # -I: neither this package nor anything the worker has on its path.
-            [
-                "-I",
-                str(Path(__file__).with_name("bare_check.py")),
-                str(runtimes.source(runtime)),
-                str(archive.file),
-                str(export_dir / "reference.json"),
-            ],
-            what=f"the check of {archive.file.name}",
-            log=log,
+    say, runtime = log or logging.getLogger(__name__).info, runtimes.of_archive(file)
+    # -I: neither this package nor anything the worker has on its path.
+    program = ["-I", str(Path(__file__).with_name("bare_check.py")), str(runtimes.source(runtime))]
+    with (
+        TemporaryDirectory(prefix="bare-") as scratch,
+        processes.begun(
+            [*program, str(file), str(export_dir / "reference.json")],
+            what=f"the check of {file.name}",
+            log=say,
             env=processes.environment(**runtime.ENVIRONMENT, TMPDIR=scratch, HOME=scratch),
             timeout=timeout,
             cwd=Path(scratch),
-        )
+        ) as report,
+    ):
+        yield lambda archive: _checked(archive, export_dir, report(), say)
+
+
+def _checked(archive: Archive, export_dir: Path, report: dict[str, Any], log: Callable[[str], None]) -> dict[str, Any]:
     smoke = json.loads((export_dir / "reference.json").read_text(encoding="utf-8"))
     (archive.directory / SMOKE).write_text(
         json.dumps(smoke, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"

@@ -1,6 +1,7 @@
 """Runs an archive where there is nothing but torch, Pillow and NumPy: `python -I bare_check.py RUNTIME.py ARCHIVE REF`.
 
-A program of its own that imports nothing of this project, since the serving image has none of it. The first file is
+Its standard input ends when the archive is there: torch is imported meanwhile. A program of its own that imports
+nothing of this project, since the serving image has none of it. The first file is
 the runtime's module (`build.runtimes`): the server's own package is used where it is installed; the few parts of it
 that an archive's code meets are stood in for where it is not. Prints one JSON object: `{"report": …}` or
 `{"error": "ArchiveError", "message": …}`.
@@ -10,10 +11,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,10 @@ def _module(file: Path) -> Any:
 def main() -> int:
     sys.meta_path[:] = [Finder(finder) for finder in sys.meta_path]
     runtime, archive = _module(Path(sys.argv[1])), Path(sys.argv[2])
+    # Whatever keeps it from being imported is told where the archive asks for it.
+    with suppress(Exception):
+        importlib.import_module("torch")
+    sys.stdin.read()
     reference = json.loads(Path(sys.argv[3]).read_text(encoding="utf-8"))
     try:
         result: dict[str, Any] = {"report": check(runtime, archive, reference)}
@@ -144,4 +151,7 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    sys.stdout.flush()
+    # Nothing is left to be done, and torch would take its time to be taken apart.
+    os._exit(ended)

@@ -26,10 +26,12 @@ _TIMES_THE_WEIGHTS = 8
 
 #: Seconds for one request, where nobody says: the default of `service.timeout`.
 RESPONSE_TIMEOUT = 60
+#: The report's file in an export's folder, written last.
+REPORT = "export.json"
 #: What a network is in unless `build.precision` says otherwise.
 FLOAT32 = "float32"
 
-_PACKAGES = ("torch", "transformers", "safetensors", "numpy", "pillow")
+_PACKAGES = ("torch", "transformers", "timm", "safetensors", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ def export(
             "toolchain": toolchain(handler, fold, precision, response_timeout, batching),
             "fingerprint": fingerprint,
         }
-        (fresh / "export.json").write_text(
+        (fresh / REPORT).write_text(
             json.dumps(report, ensure_ascii=False, indent=1, sort_keys=True) + "\n", encoding="utf-8"
         )
     return Export(output, report)
@@ -122,7 +124,7 @@ def memory_limit(checkpoint: Path) -> int:
 def load(directory: Path) -> Export:
     """The export that an earlier task left in `directory`. Raises `ArchiveError` where there is none."""
     try:
-        return Export(directory, json.loads((directory / "export.json").read_text(encoding="utf-8")))
+        return Export(directory, json.loads((directory / REPORT).read_text(encoding="utf-8")))
     except (OSError, ValueError) as error:
         raise ArchiveError(f"{directory} holds no finished export: {error}") from error
 

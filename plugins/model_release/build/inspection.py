@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from model_release.build import timm_config
 from model_release.build.labels import CONFIG, labels_of
 from model_release.errors import CheckpointError
 
@@ -26,7 +27,7 @@ MAX_TEXT = 16 * 1024**2
 #: Pixels of a side of the model's input.
 MAX_SIDE = 4096
 
-_SIZES = ("size", "crop_size", "image_size")
+_SIZES = ("size", "crop_size", "image_size", "input_size", "img_size")
 # Mapped to image classification by transformers, and no network from pixels to labels that TorchScript could hold.
 _NOT_SERVED = {
     "DinatForImageClassification": "its attention is natten's, a library of CUDA kernels that TorchScript "
@@ -51,11 +52,16 @@ def check(directory: Path, origin: str) -> tuple[tuple[str, ...], str, list[str]
         for key, value in _entries(content):
             _no_code(f"{origin}: {name}", key, value)
             _no_giant(f"{origin}: {name}", key, value)
-    if PROCESSOR not in processors and not isinstance(processors.get(PROCESSORS, {}).get("image_processor"), dict):
+    timm = timm_config.is_timm(config)
+    if (
+        not timm
+        and PROCESSOR not in processors
+        and not isinstance(processors.get(PROCESSORS, {}).get("image_processor"), dict)
+    ):
         raise CheckpointError(f"{origin} lacks {PROCESSOR}: {PROCESSORS} says nothing of an image_processor")
     for weights in sorted(directory.glob("*.safetensors")):
         _small_header(weights, origin)
-    architecture = _architecture(config, origin)
+    architecture = f"{timm_config.network(config, origin)[0]} of timm" if timm else _architecture(config, origin)
     labels, notes = labels_of(config, origin)
     return labels, architecture, notes
 
@@ -67,12 +73,9 @@ def check_kind(config: Path, origin: str) -> None:
     for name in _architectures(content):
         if reason := _NOT_SERVED.get(name):
             raise CheckpointError(f"{origin} is a {name}, which cannot be exported: {reason}")
-    architecture = content.get("architecture")
-    if content.get("model_type") == "timm_wrapper" or (isinstance(architecture, str) and "pretrained_cfg" in content):
-        raise CheckpointError(
-            f"{origin} is a timm checkpoint ({architecture}), and a build has no timm, which needs torchvision; what "
-            "can be exported are transformers' own image classifiers, such as microsoft/resnet-50"
-        )
+    if timm_config.is_timm(content):
+        timm_config.network(content, origin)
+        timm_config.options(content, origin)
 
 
 def _architecture(config: dict[str, Any], origin: str) -> str:

@@ -2,7 +2,8 @@
 
 One rule for all: as transformers reads them, in the order of the head's outputs, each as text, and no two alike. What
 people must know of it (`notes`): classes without a name are called LABEL_3, as transformers calls them, and a name
-that several classes have is told apart by their numbers: "crane (134)", "crane (517)".
+that several classes have is told apart by their numbers: "crane (134)", "crane (517)". A timm checkpoint has
+`label_names`, or none and as many classes as one of ImageNet's sets, whose names are then timm's own.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from model_release.build import timm_config
 from model_release.errors import CheckpointError
 
 CONFIG = "config.json"
@@ -70,9 +72,13 @@ def one_of_several(label: str, known: Collection[str]) -> list[str]:
 
 
 def _named(config: Mapping[str, Any], origin: str) -> dict[int, str | None]:
-    named, count = config.get("id2label"), config.get("num_labels")
-    if named is None and isinstance(config.get("label_names"), list):
-        named = dict(enumerate(config["label_names"]))
+    named, count, names = config.get("id2label"), config.get("num_labels"), config.get("label_names")
+    if timm_config.is_timm(config):
+        count = timm_config.count(config)
+        names = timm_config.imagenet_names(count) if names is None and named is None else names
+        named = named if names is None else None
+    if named is None and isinstance(names, list):
+        named = dict(enumerate(names))
     if not named and count is None and config.get("label2id"):
         raise CheckpointError(
             f"{origin}: {CONFIG} has no id2label, which names the classes, though it has label2id; add it"

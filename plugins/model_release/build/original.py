@@ -9,6 +9,7 @@ import torch
 import transformers
 from PIL import Image
 
+from model_release.build import timm_config, timm_model
 from model_release.build.inspection import read_json
 from model_release.build.labels import CONFIG, labels_of
 from model_release.build.told import first_line
@@ -93,23 +94,12 @@ def load(directory: Path) -> tuple[Any, list[str], list[str]]:
 
     Raises `CheckpointError` for weights that do not fit the configuration, that lack a part, or that are no numbers.
     """
-    labels, notes = labels_of(read_json(directory / CONFIG, "checkpoint"), "checkpoint")
-    try:
-        model, info = transformers.AutoModelForImageClassification.from_pretrained(
-            directory,
-            use_safetensors=True,
-            trust_remote_code=False,
-            local_files_only=True,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
-        raise CheckpointError(f"transformers cannot load the checkpoint: {first_line(error)}") from error
-    except Exception as error:
-        if type(error).__module__.startswith("safetensors"):
-            raise CheckpointError(f"model.safetensors is damaged: {first_line(error)}") from error
-        raise
+    config = read_json(directory / CONFIG, "checkpoint")
+    labels, notes = labels_of(config, "checkpoint")
+    if timm_config.is_timm(config):
+        model, info = timm_model.load(directory, config, len(labels))
+    else:
+        model, info = _from_transformers(directory)
     for name, found, expected in info["mismatched_keys"]:
         raise CheckpointError(
             f"the weights' {name} has shape {list(found)}, but config.json (with {len(labels)} labels) "
@@ -132,6 +122,27 @@ def load(directory: Path) -> tuple[Any, list[str], list[str]]:
         if hasattr(part, "config"):
             part.config.return_dict = True
     return model.eval(), list(labels), notes
+
+
+def _from_transformers(directory: Path) -> tuple[Any, dict[str, Any]]:
+    """The model as transformers loads it, and what its weights lack or have in another shape."""
+    try:
+        found: tuple[Any, dict[str, Any]] = transformers.AutoModelForImageClassification.from_pretrained(
+            directory,
+            use_safetensors=True,
+            trust_remote_code=False,
+            local_files_only=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, TypeError) as error:
+        raise CheckpointError(f"transformers cannot load the checkpoint: {first_line(error)}") from error
+    except Exception as error:
+        if type(error).__module__.startswith("safetensors"):
+            raise CheckpointError(f"model.safetensors is damaged: {first_line(error)}") from error
+        raise
+    return found
 
 
 def _settle(model: torch.nn.Module) -> None:

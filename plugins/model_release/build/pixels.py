@@ -16,6 +16,9 @@ import numpy as np
 import transformers
 from PIL import Image
 
+from model_release.build import timm_config, timm_model
+from model_release.build.inspection import read_json
+from model_release.build.labels import CONFIG
 from model_release.build.told import first_line
 from model_release.errors import CheckpointError
 
@@ -36,10 +39,14 @@ Settings = dict[str, Any]
 
 
 def load(directory: Path) -> Any:
-    """The processor of the checkpoint in `directory`, as transformers makes it without torchvision.
+    """The processor of the checkpoint in `directory`, as transformers makes it without torchvision; a timm checkpoint's
+    is timm's eval transform.
 
     Raises `CheckpointError` for one that it cannot make, or that is not one for a picture's pixels.
     """
+    config = read_json(directory / CONFIG, "checkpoint")
+    if timm_config.is_timm(config):
+        return timm_model.EvalTransform(timm_config.options(config, "checkpoint"))
     try:
         processor = transformers.AutoImageProcessor.from_pretrained(
             directory, backend="pil", trust_remote_code=False, local_files_only=True
@@ -64,6 +71,8 @@ def options_of(processor: Any) -> dict[str, Any]:
 
     Raises `CheckpointError` that names each setting which the handler cannot reproduce.
     """
+    if isinstance(processor, timm_model.EvalTransform):
+        return dict(processor.options)
     settings = _plain(processor.to_dict())
     kind = _kind(processor)
     faults: list[str] = []

@@ -7,7 +7,8 @@ import os
 import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Timer
 from typing import Any
@@ -41,23 +42,53 @@ def run(
     timeout: float,
     cwd: Path,
 ) -> dict[str, Any]:
-    """Runs `python *arguments` and returns the `report` it ends with. It ends with this process, however that ends.
+    """Runs `python *arguments` and returns the `report` it ends with, as `begun` says."""
+    with begun(arguments, what=what, log=log, env=env, timeout=timeout, cwd=cwd) as report:
+        return report()
+
+
+@contextmanager
+def begun(
+    arguments: Sequence[str],
+    *,
+    what: str,
+    log: Callable[[str], None],
+    env: Mapping[str, str],
+    timeout: float,
+    cwd: Path,
+) -> Iterator[Callable[[], dict[str, Any]]]:
+    """Starts `python *arguments`. What is given ends its standard input, for which a program may wait with its imports
+    done, and returns the `report` that it ends with. It ends with the block and with this process, however these end.
 
     Lines `{"progress": …}` and whatever else it prints go to `log` as they come. `{"error": class, "message": …}`
     is raised as that class; a process that ends without either raises `ArchiveError` with its last line, or says
-    that it was killed (out of memory, mostly) or took more than `timeout` seconds.
+    that it was killed (out of memory, mostly) or took more than `timeout` seconds from there on.
     """
     process = subprocess.Popen(
         [sys.executable, str(Path(__file__).with_name("leash.py")), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         errors="replace",
         env={**env, "LEASH_HELD_BY": str(os.getpid())},
         cwd=cwd,
     )
+    try:
+        yield lambda: _report(process, what, log, timeout)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+        for stream in (process.stdin, process.stdout):
+            if stream:
+                stream.close()
+
+
+def _report(process: subprocess.Popen[str], what: str, log: Callable[[str], None], timeout: float) -> dict[str, Any]:
+    if process.stdin:
+        process.stdin.close()
     expired: list[bool] = []
 
     def expire() -> None:
@@ -84,11 +115,6 @@ def run(
         code = process.wait()
     finally:
         timer.cancel()
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        if process.stdout:
-            process.stdout.close()
     if failure is not None:
         raise failure
     if expired:

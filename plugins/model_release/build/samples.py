@@ -5,11 +5,13 @@ Folders within are kinds of pictures, and only named where answers differ; label
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable
 from functools import partial
 from itertools import islice
 from pathlib import Path, PurePosixPath
+from stat import S_ISREG
 from typing import Any
 
 from model_release.build.evaluation.images import SUFFIXES
@@ -24,7 +26,7 @@ LISTED = 100_000
 def chosen(place: str, root: Path, reach: Callable[[str], Any], many: int, seed: str) -> list[Picture]:
     """Up to `many` pictures at `place`, drawn by chance: a store's prefix, read with the client that `reach` gives for
     it, or a folder below `root`. Equal seeds draw the same ones while the place is the same. Nothing is read but their
-    names, until each is asked for.
+    names, until each is asked for; one that is gone by then is None.
 
     Raises:
         SpecError: there is no such folder, or no picture in it.
@@ -43,24 +45,39 @@ def _is_picture(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and name.isprintable() and not hidden
 
 
-def _in_folder(folder: Path) -> tuple[dict[str, int], Callable[[str], bytes]]:
+def _in_folder(folder: Path) -> tuple[dict[str, int], Callable[[str], bytes | None]]:
     """Links are not followed: whoever may write samples need not be allowed to read what the worker can read."""
     if not folder.is_dir():
         raise SpecError(f"{folder} is no folder; sample pictures belong there")
-    files = islice((path for path in folder.rglob("*") if path.is_file() and not path.is_symlink()), LISTED)
-    sizes = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
-    return sizes, lambda name: (folder / name).read_bytes()
+    found = ((path, status) for path in folder.rglob("*") if (status := _status(path)) and S_ISREG(status.st_mode))
+    sizes = {path.relative_to(folder).as_posix(): status.st_size for path, status in islice(found, LISTED)}
+
+    def read(name: str) -> bytes | None:
+        try:
+            return (folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise StoreUnavailable(f"{folder / name} cannot be read: {error.strerror}") from error
+
+    return sizes, read
 
 
-def _in_store(client: Any, uri: str) -> tuple[dict[str, int], Callable[[str], bytes]]:
+def _status(path: Path) -> os.stat_result | None:
+    """None for what is removed in this moment."""
+    try:
+        return path.lstat()
+    except FileNotFoundError:
+        return None
+
+
+def _in_store(client: Any, uri: str) -> tuple[dict[str, int], Callable[[str], bytes | None]]:
     where = address(uri)
     bucket, prefix = objects(client, where), where.prefix
     sizes = {one.key[len(prefix) :]: one.size for one in islice(bucket.listed(prefix), LISTED)}
 
-    def read(name: str) -> bytes:
+    def read(name: str) -> bytes | None:
         found = bucket.get(prefix + name)
-        if found is None:
-            raise StoreUnavailable(f"{uri}{name} was removed while the pictures were read; try again")
-        return found[0]
+        return None if found is None else found[0]
 
     return sizes, read

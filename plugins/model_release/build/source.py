@@ -1,10 +1,10 @@
 """Where a checkpoint comes from, and whether it is one that can be released.
 
 A source is a folder, a store's prefix, a repository of the hub or a model of an MLflow registry, in Hugging Face's
-format: `config.json`, `preprocessor_config.json` (or `processor_config.json`) and `model.safetensors` (or its index and
-shards). A folder or prefix either is a checkpoint itself or holds candidates, each in a folder named by the time it was
-made (`20261122T230000`): the newest one counts. In a repository the newest commit does, in a registry the version at
-which an alias stands.
+format: `config.json`, `preprocessor_config.json` (or `processor_config.json`; timm's checkpoints have neither) and
+`model.safetensors` (or its index and shards). A folder or prefix either is a checkpoint itself or holds candidates,
+each in a folder named by the time it was made (`20261122T230000`): the newest one counts. In a repository the newest
+commit does, in a registry the version at which an alias stands.
 
 Only the files that matter are fetched, only safetensors are read, and a checkpoint that brings its own code is
 refused: nothing that came from outside is ever run.
@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
-from model_release.build import inspection, labels
+from model_release.build import inspection, labels, timm_config
 from model_release.build.hub import HubAccess, HubFolder
 from model_release.build.registry import CURE, Registry
 from model_release.errors import CheckpointError, SourceUnavailable, SpecError
@@ -45,8 +46,8 @@ _PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".h5", ".msgpack")
 class Checkpoint:
     """A fetched and checked checkpoint.
 
-    `origin` is where it came from, for people and records. `fingerprint` is the SHA-256 over the names and
-    digests of its files: equal for equal content wherever it lay. `candidate` is the folder that was chosen,
+    `origin` is where it came from, for people and records. `digests` is {name: SHA-256} of its files, `fingerprint` one
+    over all of these: equal for equal content wherever it lay. `candidate` is the folder that was chosen,
     `commit` the source's own name for the content, and `time` when either was made, where the source has them.
     """
 
@@ -55,6 +56,7 @@ class Checkpoint:
     fingerprint: str
     architecture: str
     labels: tuple[str, ...]
+    digests: Mapping[str, str]
     candidate: str | None = None
     commit: str | None = None
     time: datetime | None = None
@@ -106,12 +108,14 @@ def fetch(
         named, architecture, notes = inspection.check(fresh, place.origin)
     for note in notes:
         (log or (lambda _: None))(f"note: {note}")
+    digests = files.digests(destination)
     return Checkpoint(
         directory=destination,
         origin=place.origin,
-        fingerprint=files.combined(files.digests(destination)),
+        fingerprint=files.combined(digests),
         architecture=architecture,
         labels=named,
+        digests=digests,
         candidate=candidate,
         commit=place.commit,
         time=candidate_time(candidate) if candidate else place.time,
@@ -126,8 +130,9 @@ def newest(
     hub: HubAccess | None = None,
     mlflow: Registry | None = None,
 ) -> str | None:
-    """The `identity` of what `fetch` would bring now, by names alone: nothing is fetched. None while there is no
-    candidate, or the newest one is not whole yet. For who waits for a new one.
+    """The `identity` of what `fetch` would bring now, by names alone: nothing is fetched, but for the config.json of
+    what has no processor, which is whole if it is timm's. None while there is no candidate, or the newest one is not
+    whole yet. For who waits for a new one.
 
     Raises what `fetch` raises, and `CheckpointError` for a place that holds one checkpoint and no candidates: how it
     was, once it is changed, nobody knows.
@@ -141,8 +146,19 @@ def newest(
     if candidate is None:
         return None
     chosen = place.inside(candidate)
-    whole = {CONFIG} <= (there := set(chosen.names())) and there & {WEIGHTS, INDEX} and there & {PROCESSOR, PROCESSORS}
+    there = set(chosen.names())
+    if CONFIG not in there or not there & {WEIGHTS, INDEX}:
+        return None
+    whole = bool(there & {PROCESSOR, PROCESSORS}) or _is_timm(chosen)
     return _identity(chosen.origin, None) if whole else None
+
+
+def _is_timm(place: Folder) -> bool:
+    with TemporaryDirectory(prefix="config-") as scratch:
+        if place.size(CONFIG) > inspection.MAX_TEXT:
+            return False
+        place.bring(CONFIG, config := Path(scratch, CONFIG))
+        return timm_config.is_timm(inspection.read_json(config, place.origin))
 
 
 def _identity(origin: str, commit: str | None) -> str:
@@ -266,7 +282,9 @@ def _bring(place: Folder, target: Path) -> None:
         inspection.check_kind(target / CONFIG, place.origin)
     processors = [name for name in (PROCESSOR, PROCESSORS) if name in there]
     weights = [WEIGHTS] if WEIGHTS in there else [INDEX] if INDEX in there else []
-    missing = [CONFIG] * (CONFIG not in there) + [PROCESSOR] * (not processors)
+    # timm's have one file for both.
+    whole = processors or (CONFIG in there and timm_config.is_timm(inspection.read_json(target / CONFIG, place.origin)))
+    missing = [CONFIG] * (CONFIG not in there) + [PROCESSOR] * (not whole)
     if not weights:
         pickled = sorted(name for name in there if name.endswith(_PICKLED))
         if pickled:

@@ -161,18 +161,21 @@ def archive_export(store: Store, request: Request, handler: Path, scratch: Path,
     """Export → an archive that answered real images; returns its `sha256` and `size` (bytes)."""
     from model_release.build import archive
 
-    store.unstash(f"{request.build}/export", scratch / "export")
-    made = archive.archive(
-        scratch / "export",
-        request.service,
-        handler,
-        scratch / "archive",
-        response_timeout=request.response_timeout,
-        batching=request.batching,
-        log=log,
-    )
-    archive.check(made, scratch / "export", log=log)
-    store.stash(f"{request.build}/archive", made.directory)
+    file = scratch / "archive" / runtimes.archive_file(runtimes.get(request.runtime), request.service)
+    with archive.checker(file, scratch / "export", log=log) as check:
+        store.unstash(f"{request.build}/export", scratch / "export")
+        made = archive.archive(
+            scratch / "export",
+            request.service,
+            handler,
+            scratch / "archive",
+            response_timeout=request.response_timeout,
+            batching=request.batching,
+            log=log,
+        )
+        check(made)
+    known = {made.file.relative_to(made.directory).as_posix(): made.sha256}
+    store.stash(f"{request.build}/archive", made.directory, known)
     return {"sha256": made.sha256, "size": made.size}
 
 

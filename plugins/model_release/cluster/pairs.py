@@ -6,6 +6,7 @@ Both are asked through the gateway, at their tag addresses, as the smoke predict
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
 import math
 import time
@@ -19,7 +20,7 @@ from typing import Any
 import requests
 import urllib3
 
-from model_release.cluster.smoke import NOT_YET, Line
+from model_release.cluster.smoke import NO_ANSWER, NOT_YET, Line
 from model_release.judging.pairs import Answer, Pairs
 
 # Pictures at once, each asked of one side after the other: stable has users to answer meanwhile.
@@ -35,7 +36,8 @@ _LONGEST = 100
 # Seconds between two looks at whether it is to go on.
 LOOK = 5.0
 
-Picture = tuple[str, Callable[[], bytes]]  # the folder that it lies in, and what reads it
+# The folder that it lies in, and what reads it: None, where it was removed since it was listed.
+Picture = tuple[str, Callable[[], bytes | None]]
 # Bytes of one; what is larger is left out, as clients' bodies are limited, too.
 LARGEST_PICTURE = 8 << 20
 
@@ -49,15 +51,19 @@ def compare(
 ) -> None:
     """Asks both sides for each picture and adds what they said to `pairs`, until that is over or no picture is left.
 
-    Asked again with the same pictures, it counts the same. `look` is called every few seconds and ends it by raising.
-    Raises what reading a picture raises.
+    Asked again with the same pictures, it counts the same. One that is gone is left out: whoever collects pictures
+    removes the oldest meanwhile, whatever they would be answered. `look` is called every few seconds and ends it by
+    raising. Raises what reading a picture raises.
     """
     left = enumerate(pictures)
     ways: SimpleQueue[tuple[Line, Line]] = SimpleQueue()
 
-    def both(number: int, picture: Picture) -> tuple[str, Answer, Answer]:
+    def both(number: int, picture: Picture) -> tuple[str, Answer, Answer] | None:
         folder, read = picture
-        body = [{"data": base64.b64encode(read()).decode()}]
+        content = read()
+        if content is None:
+            return None
+        body = [{"data": base64.b64encode(content).decode()}]
         ours = ways.get()
         try:
             # Turn by turn, so that neither always finds what the other has warmed.
@@ -70,14 +76,17 @@ def compare(
     with ExitStack() as opened, ThreadPoolExecutor(AT_ONCE) as pool:
         for _ in range(AT_ONCE):
             ways.put((opened.enter_context(stable()), opened.enter_context(canary())))
-        waiting: deque[Future[tuple[str, Answer, Answer]]] = deque()
+        waiting: deque[Future[tuple[str, Answer, Answer] | None]] = deque()
         looked = time.monotonic()
         while not pairs.over:
             while len(waiting) < AT_ONCE and (following := next(left, None)) is not None:
                 waiting.append(pool.submit(both, *following))
             if not waiting:
                 return
-            pairs.add(*waiting.popleft().result())
+            if (said := waiting.popleft().result()) is not None:
+                pairs.add(*said)
+            else:
+                pairs.wanted -= 1
             if time.monotonic() - looked >= LOOK:
                 look()
                 looked = time.monotonic()
@@ -107,11 +116,14 @@ def _labels(body: bytes) -> Mapping[str, float] | None:
     try:
         (given,) = json.loads(body)["predictions"]
         found = {_word(one["label"]): float(one["score"]) for one in (given if isinstance(given, list) else [given])}
-    except (ValueError, KeyError, TypeError):
+    except NO_ANSWER:
         return None
     return found if all(map(math.isfinite, found.values())) else None
 
 
 def _word(label: Any) -> str:
-    """A label as it may stand in a log's line."""
-    return "".join(one if one.isprintable() else "?" for one in str(label)[:_LONGEST])
+    """A label as it may stand in a log's line. What is cut or replaced is told apart by a digest: two labels that are
+    only alike are no equal answers."""
+    said = str(label)
+    word = "".join(one if one.isprintable() else "?" for one in said[:_LONGEST])
+    return word if word == said else f"{word}~{hashlib.sha256(said.encode('utf-8', 'surrogatepass')).hexdigest()[:8]}"

@@ -27,6 +27,9 @@ _SIGN_IN = "connection ingress takes a token (extra token) or login and password
 # so these are asked again for some seconds and then believed.
 NOT_YET = (404, 502, 503, 504)
 
+# What reading a model's answer may raise: one nested without end, or a number beyond all measure, is none either.
+NO_ANSWER = (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError)
+
 
 @dataclass(frozen=True)
 class Gateway:
@@ -217,7 +220,7 @@ def _answers(
             if named and float(tops[row]["score"]) - float(named[0]["score"]) <= tolerance:
                 tops[row] = named[0]
         return tuple({"label": str(top["label"]), "score": float(top["score"])} for top in tops)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except NO_ANSWER as error:
         raise SmokeFailed(
             f"the smoke prediction on {host} is not {{predictions: [{{label, score}} …]}}: {response.text[:300]}"
         ) from error

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from model_release.commands import calibrate, collect, doctor, emergency, guard, history, plan, surroundings
-from model_release.errors import ReleaseError
+from model_release.errors import ReleaseError, SpecError
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -17,7 +17,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         surroundings.settle_sandbox(options)
         print(options.run(options))
     except ReleaseError as error:
-        print(f"model_release: {error} -- can be fixed by {error.fixed_by}", file=sys.stderr)
+        # What was typed, or written into a file that is named, is mended by who reads this.
+        by = "" if isinstance(error, SpecError) else f" -- can be fixed by {error.fixed_by}"
+        print(f"model_release: {error}{by}", file=sys.stderr)
         return 1
     return 0
 

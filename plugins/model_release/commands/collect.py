@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,9 +23,9 @@ from model_release.errors import ReleaseError, SpecError
 from model_release.spec import parse_duration
 
 if TYPE_CHECKING:
-    from model_release.release.collect import Collector, Place
+    from model_release.release.collect import Collector, PictureStore
 
-# Requests at once, and seconds that each may take to say what it has.
+# Requests at once, and seconds that each may take to say what it has, however it does.
 _AT_ONCE = 16
 _SLOWEST = 10.0
 _TIDY = 60.0
@@ -75,8 +77,8 @@ def collect(options: argparse.Namespace) -> str:
     return f"{collector.kept} pictures were kept."
 
 
-def _place(options: argparse.Namespace) -> Place:
-    from model_release.release.collect import Directory
+def _place(options: argparse.Namespace) -> PictureStore:
+    from model_release.release.collect import PictureFolder
     from model_release.store.bucket import Bucket
 
     if "://" in options.place:
@@ -84,7 +86,7 @@ def _place(options: argparse.Namespace) -> Place:
     folder = Path(options.place)
     if not folder.is_dir():
         raise SpecError(f"{folder} is no folder; make it first, for whoever may read what users send")
-    return Directory(folder)
+    return PictureFolder(folder)
 
 
 class Door(ThreadingHTTPServer):
@@ -95,27 +97,36 @@ class Door(ThreadingHTTPServer):
     def __init__(self, address: tuple[str, int], collector: Collector) -> None:
         super().__init__(address, _Event)
         self.collector, self.taking = collector, threading.Lock()
-        self.room = threading.Semaphore(_AT_ONCE)
+        self._since: dict[socket.socket, float] = {}  # when each of those that are heard was let in
         self._tidied = time.monotonic()
 
     def service_actions(self) -> None:
-        """What nobody sends anything to removes what is old all the same."""
-        if time.monotonic() - self._tidied >= _TIDY:
-            self._tidied = time.monotonic()
+        """Who is slow makes room for others; and what nobody sends anything to removes what is old all the same."""
+        now = time.monotonic()
+        for request, since in list(self._since.items()):
+            if now - since >= _SLOWEST:
+                with suppress(OSError):
+                    request.shutdown(socket.SHUT_RDWR)
+        if now - self._tidied >= _TIDY:
+            self._tidied = now
             with self.taking:
                 _telling(self.collector.tidy)
 
     def process_request(self, request: Any, client_address: Any) -> None:
-        if not self.room.acquire(blocking=False):
+        if len(self._since) >= _AT_ONCE:
             self.shutdown_request(request)
             return
+        self._since[request] = time.monotonic()
         super().process_request(request, client_address)
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self.room.release()
+    def shutdown_request(self, request: Any) -> None:
+        self._since.pop(request, None)
+        super().shutdown_request(request)
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Who is gone gets no answer, and is no line in a log."""
+        if not isinstance(sys.exception(), OSError):
+            super().handle_error(request, client_address)
 
 
 class _Event(BaseHTTPRequestHandler):
@@ -126,12 +137,12 @@ class _Event(BaseHTTPRequestHandler):
         from model_release.release.collect import LARGEST_BODY
 
         length = self.headers.get("Content-Length", "")
-        size = int(length) if length.isdigit() and len(length) < 12 else 0
+        size = int(length) if length.isascii() and length.isdigit() and len(length) < 12 else 0
         collector, headers = self.server.collector, dict(self.headers.items())
         if 0 < size <= LARGEST_BODY and collector.wants(headers):
             body = self.rfile.read(size)
             with self.server.taking:
-                if collector.wants(headers):
+                if len(body) == size and collector.wants(headers):  # half a picture is none
                     _telling(lambda: collector.take(body))
         elif size <= _READ:  # or the sender would be told that it was cut off
             while size > 0 and (some := self.rfile.read(min(size, 1 << 16))):

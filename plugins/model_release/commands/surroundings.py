@@ -55,8 +55,10 @@ def connect(sandbox: Path) -> None:
     file = sandbox / "connections.json"
     try:
         os.environ.update(json.loads(file.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise SpecError(f"no sandbox runs in {sandbox}; `make up` starts one") from error
     except (OSError, ValueError) as error:
-        raise SpecError(f"no sandbox runs in {sandbox} ({file}: {error}); `make up` starts one") from error
+        raise SpecError(f"{file} cannot be read: {error}; `make up` writes it anew") from error
 
 
 def cluster(kubeconfig: Path | None, context: str | None = None) -> Any:

@@ -11,7 +11,7 @@ from .evidence import Evidence
 from .labels import Labels
 from .missing import requests_needed
 from .policy import Metric, Policy
-from .ramp import Place
+from .ramp import Opening
 from .sentences import (
     about,
     at_deadline,
@@ -27,7 +27,7 @@ from .sentences import (
     share,
     tally,
 )
-from .slices import Slices
+from .slices import SliceEvidence
 from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Readings, State
 from .terms import reported
 from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
@@ -41,13 +41,13 @@ def verdict(
     readings: Readings,
     value_states: Sequence[values.ValueState],
     labels: Sequence[Labels],
-    slices: Mapping[int, Slices],
+    slices: Mapping[int, SliceEvidence],
     decision: Decision,
     *,
     cause: int,
     confidence: float | None,
     wider: float | None,
-    place: Place,
+    opening: Opening,
     used: int,
     per_minute: float | None,
     last: Window | None,
@@ -74,7 +74,7 @@ def verdict(
         for i in range(len(policy.metrics))
     ) + tuple(one.verdict(promoted=proven, confidence=confidence) for one in labels)
     shown = tuple(values.verdict(m, s) for m, s in zip(policy.values, value_states, strict=True))
-    traffic = _traffic(ev, place, readings)
+    traffic = _traffic(ev, opening, readings)
     if wider is not None and decision == "continue" and not any(m.state == "fail" for m in metrics if not m.observe):
         decision = "open"
     open_ended = decision in ("continue", "inconclusive")
@@ -113,7 +113,7 @@ def _metric(
     ends: tuple[float, float],
     last: Window | None,
     confidence: float | None,
-    slices: Slices | None,
+    slices: SliceEvidence | None,
     *,
     proven: bool,
 ) -> MetricVerdict:
@@ -127,7 +127,7 @@ def _metric(
     aside, dead = int(row[ASIDE]), bool(readings.dead[i])
     rate_is_worse = bool(readings.rate_is_worse[i])
     if slices is not None and not policy.guard:
-        missing = max(missing, slices.requests_needed())
+        missing = math.inf if slices.unseen(canary["requests"]) else max(missing, slices.requests_needed())
     waits = slices is not None and slices.waits(slices.now)
     is_proven = ((favour >= ev.log_needed_for and not waits) or proven) and canary["requests"] >= policy.min_requests
     standing: MetricState
@@ -149,7 +149,7 @@ def _metric(
     if slices is not None:
         if slices.now.against > against and 2 * against >= ev.log_needed_against:
             words, rate_is_worse = slices.fact(), slices.rate_is_worse
-        words += slices.note(waiting=standing == "undecided" and not policy.guard)
+        words += slices.note(canary["requests"], waiting=standing == "undecided" and not policy.guard)
     if aside:
         words += f"; stable was failing too, {plural(aside, 'window')} set aside"
     if standing == "fail" and dead:
@@ -206,12 +206,12 @@ def _at_worst_edge(ev: Evidence, i: int, state: State) -> str:
     return fact(replace(ev.policy.metrics[i], phrase=f"took longer than {edge:g} ms"), canary, stable, compared=True)
 
 
-def _traffic(ev: Evidence, place: Place, readings: Readings) -> TrafficVerdict | None:
+def _traffic(ev: Evidence, opening: Opening, readings: Readings) -> TrafficVerdict | None:
     if ev.policy.traffic is None:
         return None
     return TrafficVerdict(
-        wanted=ev.policy.traffic if place.share is None else place.share,
-        seen=float(f"{place.canary / place.both:.4g}") if place.both else None,
+        wanted=ev.policy.traffic if opening.share is None else opening.share,
+        seen=float(f"{opening.canary / opening.both:.4g}") if opening.both else None,
         evidence=reported(float(readings.split)),
         needed=ev.policy.needed_traffic,
     )

@@ -1,17 +1,76 @@
-"""The words of a plan."""
+"""A plan, and its words."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import Any
 
+from .policy import Policy
 from .sentences import bound, duration, number, share, times
 from .ways import Way
+from .whole import Service
 
-if TYPE_CHECKING:
-    from .plan import MetricPlan, Plan
-    from .policy import Policy
-    from .whole import Service
+# Releases are possible where at least so many good canaries are promoted by the deadline.
+POSSIBLE = 0.5
+
+
+@dataclass(frozen=True)
+class MetricPlan:
+    """One metric that decides. `limit` is the share that the canary may not exceed beside this stable; `known` says
+    whether `stable_rate` and `burst`, the mean length of its bursts, were counted or assumed. `worse` times the limit
+    is found after `minutes_found`, four of five times; None where it is not within the deadline: `found_in_time` says
+    how many are then, and `smallest` the share from which on four of five are, None where there is none."""
+
+    name: str
+    stable_rate: float
+    burst: float
+    known: bool
+    limit: float
+    worse: float
+    minutes_found: float | None
+    found_in_time: float
+    smallest: float | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """`minutes_needed`: after so long four of five canaries as good as stable are promoted, None if never; `in_time` is
+    the part of them that is by the deadline, the look at it included. `ramp`: the last of `shares` is the most that it
+    may have. `slowest` is the metric that keeps a good canary waiting."""
+
+    requests_per_second: float
+    shares: tuple[float, ...]
+    ramp: bool
+    window_seconds: float
+    deadline_minutes: float
+    minutes_needed: float | None
+    in_time: float
+    slowest: str
+    never: str
+    metrics: tuple[MetricPlan, ...]
+    ways: tuple[Way, ...]
+
+    @property
+    def possible(self) -> bool:
+        """Whether the deadline does not, more often than not, take back a canary as good as stable."""
+        return self.in_time >= POSSIBLE
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        return sentences(self)
+
+    @property
+    def sentence(self) -> str:
+        return " ".join(self.sentences)
+
+    @property
+    def refusal(self) -> str:
+        """Why it cannot end in time and what would let it, in one line; nothing where it can."""
+        return "" if self.possible else refusal(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "possible": self.possible, "sentences": list(self.sentences), "refusal": self.refusal}
 
 
 def sentences(plan: Plan) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from .evidence import Evidence
 from .past import Past
 from .policy import Policy
 from .rules import Codes, Rules
-from .state import Counts, Floats, Readings
+from .state import REQUESTS, Counts, Floats, Readings
 from .verdict import BAD_VALUE, CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, Decision, Verdict
 from .window import EvidenceError, Side, Window
 
@@ -50,7 +50,9 @@ class Judge:
         self._evidence = Evidence(policy, before)
         self._rules = Rules(self._evidence)
         self._state = self._evidence.start()
-        self._slices = {i: slices.Slices(policy, m) for i, m in enumerate(policy.metrics) if m.slices is not None}
+        self._slices = {
+            i: slices.SliceEvidence(policy, m) for i, m in enumerate(policy.metrics) if m.slices is not None
+        }
         self._readings = self._read()
         self._values = tuple(values.ValueState() for _ in policy.values)
         self._labels = self._fresh_labels()
@@ -65,7 +67,7 @@ class Judge:
         self._judged_requests = 0
         self._judged_seconds = 0.0
         self._last: Window | None = None
-        self._place = ramp.Place(policy.traffic)
+        self._opening = ramp.Opening(policy.traffic)
         self._share: float | None = None
         self._warming = policy.warm_up
 
@@ -138,7 +140,7 @@ class Judge:
         self._used += last + 1
         self._last = fresh[last]
         for window in fresh[: last + 1]:
-            self._place.add(window)
+            self._opening.add(window)
             seconds = window.seconds
             if seconds is not None and window.canary.requests is not None:
                 self._judged_requests += window.canary.requests
@@ -177,7 +179,7 @@ class Judge:
         decision: Decision = _DECISIONS.get(cause, "inconclusive" if final else "continue")
         wider = None
         if decision == "continue" and not self.policy.guard and self._used and not self._is_warming:
-            wider = ramp.wider(self._evidence, self._state, self._readings, self._place)
+            wider = ramp.wider(self._evidence, self._state, self._readings, self._opening)
             if not all(one.opens or one.limit.observe for one in self._labels):
                 wider = None
         return explain.verdict(
@@ -191,7 +193,7 @@ class Judge:
             cause=cause,
             confidence=confidence,
             wider=wider,
-            place=self._place,
+            opening=self._opening,
             used=self._used,
             per_minute=per_minute,
             last=self._last,
@@ -200,12 +202,12 @@ class Judge:
     @property
     def _is_warming(self) -> bool:
         """Whether no window of the present share was judged yet: what there is speaks of the share before."""
-        return self._warming > 0 or (self._share is not None and self._share != self._place.share)
+        return self._warming > 0 or (self._share is not None and self._share != self._opening.share)
 
     def _at_deadline(self) -> tuple[bool, float | None]:
         """Whether the one look at the deadline promotes, and with which confidence where it is the policy's own. Steps
         that were not gone through cannot be passed over."""
-        steps, share = self.policy.shares, self._place.share
+        steps, share = self.policy.shares, self._opening.share
         if steps and share is not None and share < steps[-1] - 1e-9:
             return False, None
         seen, risk = (self._state, self._readings), self.policy.confident_risk
@@ -218,8 +220,10 @@ class Judge:
     def _others_pass(self, risk: float | None) -> bool:
         pairs = zip(self.policy.values, self._values, strict=True)
         half_way = 2 * self._readings.against > self._evidence.log_needed_against
-        if any(half_way[i] and not self.policy.metrics[i].observe for i in self._slices):
-            return False
+        for i, one in self._slices.items():
+            doubtful = half_way[i] or one.unseen(float(self._state.sums[i, REQUESTS]))
+            if doubtful and not self.policy.metrics[i].observe:
+                return False
         labels_pass = all(one.limit.observe or one.at_deadline(risk) for one in self._labels)
         return labels_pass and all(m.observe or values.standing(m, state) == "successful" for m, state in pairs)
 

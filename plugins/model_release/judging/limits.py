@@ -55,7 +55,7 @@ def known(path: str, data: Any, allowed: tuple[str, ...]) -> Mapping[str, Any]:
 
 
 @dataclass(frozen=True)
-class Slices:
+class Slicing:
     """A metric is judged in each slice of the traffic, too: requests that have one value of the label `by`. One with
     fewer canary requests than `at_least` is not judged."""
 
@@ -90,7 +90,7 @@ class Metric:
     phrase: str | None = None
     edges: tuple[float, ...] = ()
     noun: str | None = None
-    slices: Slices | None = None
+    slices: Slicing | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.edges, list):
@@ -142,12 +142,12 @@ class Metric:
         if not isinstance(values.get("edges", ()), (list, tuple)):
             raise PolicyError(f"{path}.edges: a list is expected here, not {type(values['edges']).__name__}")
         if values.get("slices") is not None:
-            said = known(f"{path}.slices", values["slices"], tuple(f.name for f in fields(Slices)))
+            said = known(f"{path}.slices", values["slices"], tuple(f.name for f in fields(Slicing)))
             if "by" not in said:
                 raise PolicyError(
                     f"{path}.slices.by: is missing; the label that tells slices apart, country for example"
                 )
-            values["slices"] = Slices(**said)
+            values["slices"] = Slicing(**said)
         metric = cls(**values)
         metric.check(path)
         return metric
@@ -246,4 +246,4 @@ def spoken(entry: Metric | Shift | Value, always: tuple[str, ...]) -> dict[str, 
     said = {f.name: getattr(entry, f.name) for f in fields(entry)}
     given = {f.name: said[f.name] for f in fields(entry) if f.name in always or said[f.name] != f.default}
     plain = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
-    return {name: asdict(value) if isinstance(value, Slices) else value for name, value in plain.items()}
+    return {name: asdict(value) if isinstance(value, Slicing) else value for name, value in plain.items()}

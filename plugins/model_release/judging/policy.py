@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from .limits import Metric, PolicyError, Shift, Slices, Value, known, number, whole
+from .limits import Metric, PolicyError, Shift, Value, known, number, whole
 
-__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Slices", "Value"]
+__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Value"]
 
 # Of the risk that is kept for looks at a deadline the first has so much, and each later one half of what is then left.
 FIRST_LOOK = 0.9

@@ -15,8 +15,9 @@ import numpy as np
 
 from . import clusters
 from .calibrate import calibrate
+from .foretold import MetricPlan, Plan
 from .past import Past
-from .plan import MetricPlan, Plan, limit_of, plan
+from .plan import limit_of, plan
 from .policy import Metric, Policy
 from .sentences import bound, duration, number, share
 from .window import Side, Window

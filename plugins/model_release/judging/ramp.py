@@ -32,8 +32,8 @@ HALF_WAY = 0.5
 DOUBTFUL = 10.0
 
 
-class Place:
-    """Where a release stands: the canary's share, since how many windows, and the service's traffic."""
+class Opening:
+    """How far the canary is open: its share, since how many windows, and the service's traffic."""
 
     def __init__(self, share: float | None) -> None:
         self.share = share
@@ -78,22 +78,22 @@ def level(ramp: Ramp, per_window: float, upper: npt.ArrayLike) -> Floats:
     return out
 
 
-def wider(evidence: Evidence, state: State, readings: Readings, place: Place) -> float | None:
+def wider(evidence: Evidence, state: State, readings: Readings, opening: Opening) -> float | None:
     """The share that the canary may have now, None when it stays; the verdict is then `open`."""
     policy = evidence.policy
     deciding = np.array([not m.observe for m in policy.metrics])
-    if place.share is None or (state.silent > 0)[deciding].any():
+    if opening.share is None or (state.silent > 0)[deciding].any():
         return None
     if policy.shares:
-        following = next((share for share in policy.shares if share > place.share + 1e-9), None)
+        following = next((share for share in policy.shares if share > opening.share + 1e-9), None)
         requests = state.sums[: len(deciding), REQUESTS]
         half_way = (readings.favour >= HALF_WAY * evidence.log_needed_for) & (requests >= policy.min_requests)
         failing = readings.against >= evidence.log_needed_against
         return following if (half_way & ~failing)[deciding].all() else None
-    if policy.ramp is None or place.per_window is None or place.since < SETTLED:
+    if policy.ramp is None or opening.per_window is None or opening.since < SETTLED:
         return None
     if (readings.against >= math.log(DOUBTFUL))[deciding].any():
         return None
     upper = float(evidence.interval(state)[1][deciding].max())
-    found = float(level(policy.ramp, place.per_window, upper))
-    return found if found > place.share + 1e-9 else None
+    found = float(level(policy.ramp, opening.per_window, upper))
+    return found if found > opening.share + 1e-9 else None

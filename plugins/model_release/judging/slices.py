@@ -148,7 +148,7 @@ def placed(known: Iterable[str], traffic: Mapping[str, int]) -> list[str]:
     return new[: max(MOST + 1 - len(there), 0)]
 
 
-class Slices:
+class SliceEvidence:
     """The slices of one metric, window by window. Rows are slices as they came; the first is "other"."""
 
     def __init__(self, policy: Policy, metric: Metric) -> None:
@@ -210,6 +210,11 @@ class Slices:
         """Whether evidence does not promote."""
         return bool(waits(now.state.sums, self.metric, self.at_least))
 
+    def unseen(self, requests: float) -> bool:
+        """Whether no slice of the canary's was counted, of so many requests that one would be judged. No data is never
+        good news, and more of the same changes nothing."""
+        return requests >= self.at_least and not self.now.requests.any()
+
     def _leaning(self) -> list[int]:
         found: list[int] = np.flatnonzero(leaning(self.now.state.sums, self.metric, self.at_least)).tolist()
         return found
@@ -246,8 +251,10 @@ class Slices:
         seen = share(b / n) if n else "nothing"
         return f"{self.by}={name_of(one.slice)}: {seen}{beside[0]} ({count(b)} of {count(n)} canary {noun}{beside[1]})"
 
-    def note(self, *, waiting: bool) -> str:
+    def note(self, all_requests: float, *, waiting: bool) -> str:
         """Which are not judged, and what a promotion that is `waiting` waits for."""
+        if self.unseen(all_requests):
+            return f"; none of them is counted in a slice by {self.by}"
         requests = self.now.requests[self._there()]
         few, parts = int((requests < self.at_least).sum()), []
         if few:

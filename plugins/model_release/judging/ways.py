@@ -5,13 +5,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
+from .planned import Planned
 from .policy import Metric
 from .whole import shares_of
-
-if TYPE_CHECKING:
-    from .plan import _Planned
 
 LARGEST_SHARE = 0.5
 _WIDER = 2.0
@@ -30,7 +28,7 @@ class Way:
     changes: tuple[tuple[str, float], ...] = ()
 
 
-def ways(planned: _Planned, slowest: int, limit: float, now: float | None) -> tuple[Way, ...]:
+def ways(planned: Planned, slowest: int, limit: float, now: float | None) -> tuple[Way, ...]:
     """The three, as far as there are such: a share of half the traffic is not made larger, and a deadline that ends
     good canaries is not made longer. `now` are the windows that a good canary needs as it is."""
     policy, found = planned.policy, list[Way]()
@@ -52,7 +50,7 @@ def ways(planned: _Planned, slowest: int, limit: float, now: float | None) -> tu
     return tuple(found)
 
 
-def _at_half(planned: _Planned) -> float | None:
+def _at_half(planned: Planned) -> float | None:
     policy = planned.policy
     if policy.ramp is not None:
         return planned.needed(replace(policy, ramp=replace(policy.ramp, most=LARGEST_SHARE)))

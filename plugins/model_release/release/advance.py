@@ -254,7 +254,10 @@ def _watching(
 
 
 def _promoting(release: Release, canary: Canary, percent: int, world: World) -> tuple[Release, Action]:
-    written = world.live is not None and world.live.canary_percent in (None, 100)
+    found = None if world.live is None else world.live.canary_percent
+    written = world.live is not None and found in (None, 100)
+    if not written and _is_ordered(release, canary) and found in [one.percent for one in release.watches[-2:]]:
+        percent = found or 0  # an order may overtake a share that another hand has recorded and not written yet
     try:
         check_untouched(world.live, canary, None if written else percent)
     except CanaryLost as lost:

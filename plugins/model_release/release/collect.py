@@ -26,11 +26,11 @@ LARGEST_BODY = 12 << 20
 # Where a request has its picture (docs/requests.md).
 _KEYS = ("data", "b64", "image", "image_bytes", "bytes", "body")
 _KINDS = {b"\x89PNG": "png", b"\xff\xd8\xff": "jpg", b"GIF8": "gif", b"BM": "bmp", b"II*\0": "tif", b"MM\0*": "tif"}
-_TIME = "%Y%m%dT%H%M%S%f"
+_TIME, _DIGITS = "%Y%m%dT%H%M%S%f", 8
 
 
-class Place(Protocol):
-    """Where pictures are kept: `store.bucket.Bucket`, or `Directory`. Errors are its own."""
+class PictureStore(Protocol):
+    """Where pictures are kept: `store.bucket.Bucket`, or `PictureFolder`. Errors are its own."""
 
     def names(self) -> list[str]: ...
     def write_bytes(self, key: str, content: bytes, content_type: str) -> None: ...
@@ -38,7 +38,7 @@ class Place(Protocol):
 
 
 @dataclass(frozen=True)
-class Directory:
+class PictureFolder:
     """A folder of this machine, for its owner alone."""
 
     path: Path
@@ -60,13 +60,14 @@ class Directory:
 @dataclass
 class Collector:
     """Keeps at most `most` pictures in `place`, none for longer than `keep`: one is taken each `keep / most`, give or
-    take a half by chance, so that they are spread over all of that time.
+    take a half by chance, so that they are spread over all of that time. None is taken again that is there, or was
+    within `keep`: a shadow sends the same ones once more, and the logger tells of its requests, too.
 
     `services` (namespace/name) are those whose requests are taken; empty: all. One process at a time writes to a place;
     started again, it goes on with what is there. Files that are not named as its own are left alone.
     """
 
-    place: Place
+    place: PictureStore
     most: int = 500
     keep: timedelta = timedelta(days=1)
     services: frozenset[str] = frozenset()
@@ -74,22 +75,29 @@ class Collector:
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
     kept: int = 0
     _due: datetime | None = None
+    _known: dict[str, datetime] = field(default_factory=dict)  # digests of pictures, and when they were last there
 
     def wants(self, headers: Mapping[str, str]) -> bool:
         """Whether a picture of this request would be taken: before its body is read."""
         said = {name.lower(): value for name, value in headers.items()}
         service = f"{said.get('ce-namespace', '')}/{said.get('ce-inferenceservicename', '')}"
         wanted = said.get("ce-type") == REQUEST and (not self.services or service in self.services)
-        return wanted and (self._due is None or self.now() >= self._due)
+        if not wanted or self._due is None:
+            return wanted
+        # A clock that was set back would else have it wait until then.
+        return not timedelta(0) < self._due - self.now() <= self.keep / self.most * 1.5
 
     def take(self, body: bytes) -> bool:
-        """Keeps the first picture of a request, where it has one that can be told to be one."""
+        """Keeps the first picture of a request, where it has one that can be told to be one, and that is new."""
         picture = _picture(body)
         if picture is None:
             return False
         content, kind = picture
+        digest = hashlib.sha256(content).hexdigest()[:_DIGITS]
+        if digest in self._known:
+            return False
         now = self.now()
-        name = f"{now:{_TIME}}-{hashlib.sha256(content).hexdigest()[:8]}.{kind}"
+        name = f"{now:{_TIME}}-{digest}.{kind}"
         # Before it is written: a place that is away is not asked again for each request.
         self._due = now + self.keep / self.most * (0.5 + self.chance.random())
         self.place.write_bytes(name, content, "application/octet-stream")
@@ -99,17 +107,24 @@ class Collector:
 
     def tidy(self) -> int:
         """Removes what is older than `keep`, and the oldest of more than `most`. Returns how many were removed."""
+        now = self.now()
         named = sorted((when, name) for name in self.place.names() if (when := _time_of(name)) is not None)
-        old = [name for when, name in named if when < self.now() - self.keep]
-        over = [name for _, name in named[len(old) :]][: max(len(named) - len(old) - self.most, 0)]
-        if old or over:
-            self.place.remove([*old, *over])
-        return len(old) + len(over)
+        self._known |= {name.partition("-")[2][:_DIGITS]: now for _, name in named}
+        self._known = {digest: seen for digest, seen in self._known.items() if seen >= now - self.keep}
+        # A clock that was ahead by more than that has named some that would never be old.
+        young = [name for when, name in named if abs(now - when) <= self.keep]
+        kept = set(young[-self.most :])
+        gone = [name for _, name in named if name not in kept]
+        if gone:
+            self.place.remove(gone)
+        return len(gone)
 
 
 def _time_of(name: str) -> datetime | None:
+    """When it was taken; None for a file that is not named as the collector's. A dot before it is of one that a kill
+    left half written."""
     try:
-        return datetime.strptime(name.partition("-")[0], _TIME).replace(tzinfo=UTC)
+        return datetime.strptime(name.removeprefix(".").partition("-")[0], _TIME).replace(tzinfo=UTC)
     except ValueError:
         return None
 

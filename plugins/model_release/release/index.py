@@ -140,7 +140,7 @@ class History:
         if not _RELEASE.fullmatch(release):
             return None
         content, _ = self._store.read_json(f"{RECORDS}{release}.json")
-        return None if content is None else self._parsed(release, content)
+        return None if content is None else parsed(content, release, self._store.uri)
 
     def records(self) -> Iterator[Record | VersionDamaged]:
         """Every decision record, in the order of their names; in the place of one that cannot be read, why."""
@@ -151,7 +151,7 @@ class History:
             try:
                 if isinstance(content, VersionDamaged):
                     raise content
-                yield self._parsed(key.removeprefix(RECORDS).removesuffix(".json"), content)
+                yield parsed(content, key.removeprefix(RECORDS).removesuffix(".json"), self._store.uri)
             except VersionDamaged as error:
                 yield error
 
@@ -243,15 +243,18 @@ class History:
             else:
                 yield Entry.of(record)
 
-    def _parsed(self, release: str, content: Any) -> Record:
-        try:
-            record = Record.from_dict(content)
-            if record.release != release:
-                raise RecordError(f"release: {record.release!r} is another one's name")
-            Entry.of(record).cursor  # noqa: B018 -- whatever else a list needs has to be there, too
-            return record
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise VersionDamaged(f"{self._store.uri}{RECORDS}{release}.json is no decision record: {error}") from error
+
+def parsed(content: Any, release: str, store: str) -> Record:
+    """The decision record of that name in the store. Raises `VersionDamaged` for a document that is none, or one of a
+    newer edition."""
+    try:
+        record = Record.from_dict(content)
+        if record.release != release:
+            raise RecordError(f"release: {record.release!r} is another one's name")
+        Entry.of(record).cursor  # noqa: B018 -- whatever else a list needs has to be there, too
+        return record
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise VersionDamaged(f"{store}{RECORDS}{release}.json is no decision record: {error}") from error
 
 
 def version_of(storage_uri: str | None) -> str | None:

@@ -13,7 +13,7 @@ from model_release.spec import ModelSpec
 if TYPE_CHECKING:
     from model_release.judging import Past, Policy
     from model_release.judging.bake import Bake
-    from model_release.judging.plan import Plan
+    from model_release.judging.foretold import Plan
     from model_release.judging.proposal import Proposal
     from model_release.metrics import Before, Prometheus
 

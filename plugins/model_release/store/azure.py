@@ -75,10 +75,10 @@ class AzureObjects(Objects):
         from azure.storage.blob import BlobPrefix
 
         walk = self._container.list_blobs if deep else self._container.walk_blobs
-        pages = walk(name_starts_with=prefix).by_page()
+        pages = walk(name_starts_with=prefix, include=["metadata"]).by_page()
         while (page := self._told(prefix, lambda: next(map(list, pages), None), needed=True)) is not None:
             for blob in page:
-                if not isinstance(blob, BlobPrefix):
+                if not isinstance(blob, BlobPrefix) and not _is_folder(blob):
                     tag = '"' + str(blob.etag).strip('"') + '"'  # a list has it without the quotes of a condition
                     yield Listed(str(blob.name), int(blob.size), tag, blob.last_modified)
 
@@ -132,7 +132,7 @@ class AzureObjects(Objects):
                 return None
             if status == 412 or code == "BlobAlreadyExists":
                 raise StoreContested(f"{uri}: somebody wrote it at the same moment; try again") from error
-            if status in (0, 408, 409, 429) or status >= 500:
+            if status in (0, 408, 409, 429) or status >= 500 or code in ("Md5Mismatch", "Crc64Mismatch"):
                 raise StoreUnavailable(f"{uri}: Azure answers {said}") from error
             why = _REFUSALS.get(status) or "it says no more"
             raise StoreRefused(f"{uri}: Azure refuses: {why}: {said}") from error
@@ -140,6 +140,11 @@ class AzureObjects(Objects):
             raise StoreUnavailable(f"{uri}: Azure does not answer: {error}") from error
         except azure.AzureError as error:
             raise StoreUnavailable(f"{uri}: Azure did not do it: {error}") from error
+
+
+def _is_folder(blob: Any) -> bool:
+    """Accounts with a hierarchical namespace list their folders among the blobs (docs/facts.md#other-stores)."""
+    return not blob.size and str((blob.metadata or {}).get("hdi_isfolder")).lower() == "true"
 
 
 def _code(error: Any) -> str:

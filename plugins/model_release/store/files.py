@@ -16,10 +16,11 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def digests(directory: Path) -> dict[str, str]:
-    """{relative POSIX path: SHA-256} of every file under `directory`, sorted by path."""
+def digests(directory: Path, known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """{relative POSIX path: SHA-256} of every file under `directory`, sorted by path. A digest in `known` is taken."""
     paths = sorted(path for path in directory.rglob("*") if path.is_file())
-    return {path.relative_to(directory).as_posix(): sha256(path) for path in paths}
+    names = {path.relative_to(directory).as_posix(): path for path in paths}
+    return {name: (known or {}).get(name) or sha256(path) for name, path in names.items()}
 
 
 def combined(parts: Mapping[str, str]) -> str:

@@ -102,6 +102,7 @@ class GcsObjects(Objects):
         """What the call gives; None for an object that is not there, unless it is needed. Google's errors as ours."""
         from google.api_core import exceptions as google
         from google.auth import exceptions as auth
+        from google.cloud.storage.exceptions import DataCorruption
         from requests import exceptions as web
 
         uri = f"{self._place}/{key}"
@@ -128,6 +129,8 @@ class GcsObjects(Objects):
             raise StoreRefused(f"{uri}: the credentials for Google's storage are refused: {error}; {_CURE}") from error
         except web.SSLError as error:
             raise StoreRefused(f"{uri}: the server's certificate is not trusted: {error}") from error
+        except DataCorruption as error:
+            raise StoreUnavailable(f"{uri}: it was damaged on its way, by Google's checksum; try again") from error
         except (web.RequestException, ConnectionError) as error:
             raise StoreUnavailable(f"{uri}: Google's storage does not answer: {error}") from error
 

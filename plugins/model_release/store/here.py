@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from stat import S_ISREG
 
@@ -32,12 +32,13 @@ class Here:
     def __init__(self, root: Path, limit: int, log: Callable[[str], None] | None = None) -> None:
         self._root, self._limit, self._log = root, limit, log or (lambda _: None)
 
-    def stash(self, key: str, directory: Path) -> None:
-        """Leaves the files of `directory` under `key`. Run again, they take the place of what was there."""
+    def stash(self, key: str, directory: Path, known: Mapping[str, str] | None = None) -> None:
+        """Leaves the files of `directory` under `key`, with the digests in `known` where the caller has them. Run
+        again, they take the place of what was there."""
         target = self._root / key
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            sums = files.digests(directory)
+            sums = files.digests(directory, known)
             with files.replaced(target) as fresh:
                 for name in sums:
                     _put(directory / name, fresh / name)
@@ -47,11 +48,12 @@ class Here:
             cure = "MODEL_RELEASE_BUILDS names a folder that workers may write"
             raise StoreRefused(f"{target}: a build cannot be left there: {error}; {cure}") from error
 
-    def unstash(self, key: str, directory: Path) -> None:
-        """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256."""
+    def unstash(self, key: str, directory: Path, only: Collection[str] | None = None) -> dict[str, str]:
+        """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256; with
+        `only` no file but those. Returns {name: SHA-256} of what came."""
         source = self._root / key
         try:
-            sums = json.loads((source / _RECORD).read_text(encoding="utf-8"))
+            sums = chosen(json.loads((source / _RECORD).read_text(encoding="utf-8")), only)
         except (OSError, ValueError):
             raise VersionDamaged(
                 f"{source} holds no finished build (any more); clear task resolve, and the build begins anew"
@@ -65,6 +67,7 @@ class Here:
                 if files.sha256(fresh / name) != digest:
                     raise VersionDamaged(f"{source / name} was changed after it was stashed")
         os.utime(source / _RECORD)
+        return sums
 
     def _make_room(self, build: str) -> None:
         found = []
@@ -80,6 +83,11 @@ class Here:
                 shutil.rmtree(folder, ignore_errors=True)
                 total -= size
                 self._log(f"build {folder.name} gave way: builds may have {self._limit / 1e9:.1f} GB here")
+
+
+def chosen(sums: Mapping[str, str], only: Collection[str] | None) -> dict[str, str]:
+    """Those of a stash that are asked for."""
+    return {name: digest for name, digest in sums.items() if only is None or name in only}
 
 
 def _status(path: Path) -> os.stat_result | None:

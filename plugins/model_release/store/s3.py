@@ -16,6 +16,9 @@ from model_release.store.objects import NOTHING, WHATEVER, Head, Listed, Objects
 # S3's limit for one request.
 _REMOVED_AT_ONCE = 1000
 
+# What was sent is not what came.
+_DAMAGED = ("BadDigest", "XAmzContentSHA256Mismatch", "XAmzContentChecksumMismatch")
+
 _REFUSALS = {
     "NoSuchBucket": "there is no such bucket; create it, or mend the address in the model's file",
     "InvalidAccessKeyId": "the access key is unknown; mend the Airflow connection",
@@ -45,7 +48,7 @@ def talking_about(uri: str) -> Iterator[None]:
         message = error.response.get("Error", {}).get("Message") or ""
         if code in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
             raise StoreContested(f"{uri}: somebody wrote it at the same moment; try again") from error
-        if status == 429 or status >= 500 or code in ("SlowDown", "RequestTimeout"):
+        if status == 429 or status >= 500 or code in ("SlowDown", "RequestTimeout", *_DAMAGED):
             raise StoreUnavailable(f"{uri}: S3 answers {code} ({message})") from error
         why = _REFUSALS.get(code) or _REFUSALS.get(str(status)) or message or "no reason given"
         raise StoreRefused(f"{uri}: S3 refuses {error.operation_name}: {why} ({code})") from error
@@ -57,6 +60,8 @@ def talking_about(uri: str) -> Iterator[None]:
         exceptions.HTTPClientError,
         exceptions.ConnectionError,
         exceptions.IncompleteReadError,
+        exceptions.ChecksumError,
+        exceptions.FlexibleChecksumError,
         RetriesExceededError,
     ) as error:
         raise StoreUnavailable(f"{uri}: S3 does not answer: {error}") from error

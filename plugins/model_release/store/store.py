@@ -19,7 +19,7 @@ A signature lies beside the versions, not in one: neither a version's name nor i
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -29,7 +29,7 @@ from typing import Any
 from model_release.errors import ArchiveError, SpecError, StoreUnavailable, VersionDamaged
 from model_release.store import files
 from model_release.store.bucket import Bucket, encode
-from model_release.store.here import Here
+from model_release.store.here import Here, chosen
 
 RECORD = "version.json"
 SMOKE = "smoke.json"
@@ -76,15 +76,16 @@ class Store(Bucket):
 
     # Versions
 
-    def publish(self, directory: Path, metadata: Mapping[str, Any]) -> Version:
-        """Puts the archive in `directory` into the store and returns its version.
+    def publish(self, directory: Path, metadata: Mapping[str, Any], known: Mapping[str, str] | None = None) -> Version:
+        """Puts the archive in `directory` into the store and returns its version. `known` are digests that the caller
+        has already (`unstash`); the store holds what arrives to them.
 
         Run again with equal content, or after half of it was sent, it sends what is not there. A version that is
         complete already is verified and returned as it is, with its first metadata: nothing is uploaded.
         Raises `ArchiveError` for an archive that was not checked, and `VersionDamaged` where something else lies
         under the version's name.
         """
-        sums = files.digests(directory)
+        sums = files.digests(directory, known)
         if not set(sums) - set(_BESIDE):
             raise ArchiveError(f"{directory} holds no file to serve; nothing is published")
         if SMOKE not in sums:
@@ -215,17 +216,18 @@ class Store(Bucket):
 
     # What one task leaves for the next
 
-    def stash(self, key: str, directory: Path) -> None:
-        """Leaves the files of `directory` under `builds/<key>/`, for a task on another machine.
+    def stash(self, key: str, directory: Path, known: Mapping[str, str] | None = None) -> None:
+        """Leaves the files of `directory` under `builds/<key>/`, for a task on another machine, with the digests in
+        `known` where the caller has them: whoever takes the files up holds them to these.
 
         Run again, it sends what differs; what is there alike stays, what is no longer in `directory` goes. Another run
         that makes the same may read it meanwhile.
         """
         if self._here is not None:
-            self._here.stash(_name(key), directory)
+            self._here.stash(_name(key), directory, known)
             return
         folder = f"builds/{_name(key)}/"
-        sums = files.digests(directory)
+        sums = files.digests(directory, known)
         record = encode({"files": sums})
         same = self.read(folder + STASH_RECORD) == record
         # Without its record a stash is none: nobody reads one that is being changed.
@@ -239,18 +241,19 @@ class Store(Bucket):
         # Written though it is the same: retention goes by the time of the last write.
         self.write_bytes(folder + STASH_RECORD, record, "application/json")
 
-    def unstash(self, key: str, directory: Path) -> None:
-        """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256.
+    def unstash(self, key: str, directory: Path, only: Collection[str] | None = None) -> dict[str, str]:
+        """Brings what `stash(key, …)` left into `directory`, replacing it, each file verified by its SHA-256; with
+        `only` no file but those. Returns {name: SHA-256} of what came.
         Raises `VersionDamaged` where there is no finished stash or one that was changed."""
         if self._here is not None:
-            self._here.unstash(_name(key), directory)
-            return
+            return self._here.unstash(_name(key), directory, only)
         prefix = f"builds/{_name(key)}/"
         record, _ = self.read_json(prefix + STASH_RECORD)
         if record is None:
             raise VersionDamaged(f"{self.uri}{prefix} holds no finished build; run the task before this one again")
+        sums = chosen(record["files"], only)
         with files.replaced(directory) as fresh:
-            for name, digest in record["files"].items():
+            for name, digest in sums.items():
                 target = (fresh / name).resolve()
                 if not target.is_relative_to(fresh.resolve()):
                     raise VersionDamaged(f"{self.uri}{prefix} names a file outside of it: {name!r}")
@@ -258,6 +261,7 @@ class Store(Bucket):
                 self.bring(prefix + name, target)
                 if files.sha256(target) != digest:
                     raise VersionDamaged(f"{self.uri}{prefix}{name} was changed after it was stashed")
+        return sums
 
     # Objects
 

@@ -95,7 +95,7 @@ class Resolve(BuildOperator, BaseBranchOperator):
             if run.rollout == "direct":
                 check_was_live(connections.store(self.spec.store), found["version"], ReleasedService(self.spec, run))
             records.change(self.spec, run, lambda record: _begin(record, found))
-            found["nothing_new"] = self.nothing_new(run, found, context["dag_run"].run_type == "asset_triggered")
+            found["nothing_new"] = self.nothing_new(run, found, choice, context["dag_run"].run_type)
         context["ti"].xcom_push(key="resolved", value=found)
         if found["nothing_new"]:
             return []
@@ -138,17 +138,24 @@ class Resolve(BuildOperator, BaseBranchOperator):
                 return {**seen, "version": built.name, "source": {**told, "rule": choice.rule}}
             identity = [checkpoint.fingerprint, self.spec.service.name, toolchain]
             build = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:16]
-            store.stash(f"{build}/checkpoint", checkpoint.directory)
+            store.stash(f"{build}/checkpoint", checkpoint.directory, checkpoint.digests)
             about = {"build": build, "fingerprint": checkpoint.fingerprint}
         return {**seen, **about, "source": {**told, "rule": choice.rule}}
 
-    def nothing_new(self, run: Run, found: dict[str, Any], by_event: bool) -> str | None:
+    def nothing_new(self, run: Run, found: dict[str, Any], choice: Choice, run_type: Any) -> str | None:
         """Why there is nothing to release: the version is live, or an event told of a candidate that another release
         took already; None where there is something. What it takes is noted, for the next event."""
         candidate = found.pop("candidate", None)
         if candidate and run.moves_traffic:
             store = connections.store(self.spec.store)
-            other = watching.take(store, self.spec.model, candidate, run.release, by_event=by_event)
+            other = watching.take(
+                store,
+                self.spec.model,
+                candidate,
+                run.release,
+                by_event=run_type == "asset_triggered",
+                newest=choice.revision is None and run_type != "backfill",
+            )
             if other is not None:
                 return f"{candidate} was taken by the release {other} already; nothing new."
         return NOTHING_NEW if "version" in found and self.is_live(run, found["version"]) else None
@@ -248,8 +255,8 @@ class Publish(BuildOperator):
             version = store.version(resolved["version"])
         else:
             with TemporaryDirectory(prefix="build-") as scratch:
-                store.unstash(f"{resolved['build']}/archive", Path(scratch, "archive"))
-                store.unstash(f"{resolved['build']}/export", Path(scratch, "export"))
+                sums = store.unstash(f"{resolved['build']}/archive", Path(scratch, "archive"))
+                store.unstash(f"{resolved['build']}/export", Path(scratch, "export"), only=[export.REPORT])
                 report = export.load(Path(scratch, "export")).report
                 # The rule is this run's; another run may come to the same version by another.
                 source = {key: value for key, value in resolved["source"].items() if key != "rule"}
@@ -260,7 +267,7 @@ class Publish(BuildOperator):
                     "source": source,
                     "evaluation": context["ti"].xcom_pull(task_ids="evaluate"),
                 }
-                version = store.publish(Path(scratch, "archive"), {**report, **about})
+                version = store.publish(Path(scratch, "archive"), {**report, **about}, sums)
                 if self.spec.signing and self.spec.signing.private_key:
                     keys = (self.spec.signing.private_key, self.spec.signing.public_key)
                     signing.sign_version(store, version, *(signing.key_file(key, self.root) for key in keys))

@@ -60,7 +60,7 @@ def _tell(spec: ModelSpec, told: Mapping[str, Any]) -> str:
         record = None
     else:
         if record is None:
-            sentence += "; it has not begun: another run of the model may be before it"
+            sentence += "; it has not begun: the DAG is paused, or another run of the model is before it"
         elif record.outcome is not None:
             return f"nothing: {run.release} has ended"
         elif record.traffic:

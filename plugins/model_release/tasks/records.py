@@ -34,21 +34,24 @@ def moment(when: datetime) -> str:
 
 
 def read(spec: ModelSpec, run: Run) -> Record | None:
-    """The record so far; None before the first word."""
-    from model_release.judging.record import Record
+    """The record so far; None before the first word. Raises the store's errors, and `VersionDamaged` for a document
+    that is no record, or one of a newer edition."""
+    from model_release.release.index import parsed
 
-    found, _ = connections.store(spec.store).read_json(f"releases/{run.release}.json")
-    return None if found is None else Record.from_dict(found)
+    store = connections.store(spec.store)
+    found, _ = store.read_json(f"releases/{run.release}.json")
+    return None if found is None else parsed(found, run.release, store.uri)
 
 
 def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Store | None = None) -> Record:
     """Applies `edit` to the record, which is begun where there is none, and stores it. `edit` may be called more than
-    once; what it records again replaces what it had recorded. `store` saves looking the connection up again.
+    once; what it records again replaces what it had recorded. `store` saves looking the connection up again. Errors: as
+    `read`.
 
     The index of releases is told what it shows; where it cannot be written, that is logged, and the release goes on.
     """
     from model_release.judging.record import Record
-    from model_release.release.index import Entry
+    from model_release.release.index import Entry, parsed
 
     store, key = store or connections.store(spec.store), f"releases/{run.release}.json"
     for left in reversed(range(_TRIES)):
@@ -69,7 +72,7 @@ def change(spec: ModelSpec, run: Run, edit: Callable[[Record], None], store: Sto
                 },
             )
             if found is None
-            else Record.from_dict(found)
+            else parsed(found, run.release, store.uri)
         )
         if left == _TRIES - 1:  # a try after it may find what this one wrote, though it was told that it failed
             before = None if found is None else Entry.of(record)

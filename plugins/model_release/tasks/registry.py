@@ -14,7 +14,7 @@ from copy import deepcopy
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
-from model_release.errors import ReleaseError, SpecError, StoreContested
+from model_release.errors import CheckpointError, ReleaseError, SpecError, StoreContested
 from model_release.spec import ModelSpec
 from model_release.tasks import connections
 
@@ -26,6 +26,7 @@ _PREFIX = "model_release."
 _LIVE = ("promoted", "first")
 _ENDS = (*_LIVE, "rolled_back", "failed")
 _TRIES = 5  # each lost race is another task, or the sweep, that wrote
+_LONGEST = 5_000  # characters of a tag: what every edition of MLflow takes
 _KEPT = 50  # versions in the document: what an older release says of one of them is told from what a newer one says
 _log = logging.getLogger(__name__)
 
@@ -86,19 +87,25 @@ def write(spec: ModelSpec) -> None:
         if not (_unsaid(kept) or _unmoved(kept)):
             return
         said = [_key(one) for one in _unsaid(kept)] + [_key(one) for one in filter(None, [_unmoved(kept)])]
+        before, whole = deepcopy(kept), True
         try:
             registry = connections.mlflow()
             # Where the alias stands is kept before it is moved: for a late roll-back, whatever happens in between.
             if not _know_before(registry, kept):
-                _say(registry, kept)
+                whole = _say(registry, kept)
         except ReleaseError as error:
             _log.warning("%s is not told how its release ended; the sweep tries again: %s", spec.source, error)
+            return
+        if kept == before:
             return
         try:
             store.write_json(key, kept, if_match=tag)
             overtaken = []
         except StoreContested:
             overtaken = said
+        else:
+            if not whole:
+                return
 
 
 def _noted(kept: dict[str, Any], alias: str | None, version: dict[str, Any], said: dict[str, str], ended: str) -> None:
@@ -117,9 +124,8 @@ def _noted(kept: dict[str, Any], alias: str | None, version: dict[str, Any], sai
                 kept["alias"]["before"] = stands["to"]
     elif said["outcome"] == "rolled_back" and same and stands["to"] == stands["version"]:
         # One that was never moved stays where it is.
-        kept["alias"] = (
-            {**stands, "to": stands["before"], "ended": ended, "told": False} if "before" in stands else None
-        )
+        back = {**stands, "ended": ended, "told": False, "moved": stands["told"]}
+        kept["alias"] = {**back, "to": stands["before"]} if "before" in stands else None
 
 
 def _know_before(registry: Registry, kept: dict[str, Any]) -> bool:
@@ -132,24 +138,35 @@ def _know_before(registry: Registry, kept: dict[str, Any]) -> bool:
     return True
 
 
-def _say(registry: Registry, kept: dict[str, Any]) -> None:
+def _say(registry: Registry, kept: dict[str, Any]) -> bool:
+    """Whether all of it was taken. What is refused keeps nothing else waiting."""
+    whole = True
     for one in _unsaid(kept):
-        found = registry.version(one["name"], one["version"])
-        if found is None or found.source != one["source"]:
-            _log.warning("models:/%s is gone, and is told nothing", _key(one))
-        else:
-            registry.tag(found, {_PREFIX + name: value for name, value in one["said"].items() if value})
-        one["told"] = True
+        try:
+            found = registry.version(one["name"], one["version"])
+            if found is None or found.source != one["source"]:
+                _log.warning("models:/%s is gone, and is told nothing", _key(one))
+            else:
+                registry.tag(found, {_PREFIX + name: value[:_LONGEST] for name, value in one["said"].items() if value})
+            one["told"] = True
+        except CheckpointError as error:
+            _log.warning("models:/%s is not told how its release ended; the sweep tries again: %s", _key(one), error)
+            whole = False
     if stands := _unmoved(kept):
         to = stands["to"]
         found = registry.version(stands["name"], to) if to is not None else None
-        if to is not None and (found is None or (to == stands["version"] and found.source != stands["source"])):
+        moved = bool(stands.get("moved"))  # to the version that was promoted, from where it goes back now
+        there = registry.at(stands["name"], stands["alias"]) if moved else None
+        if moved and (there is None or there.version != stands["version"]):
+            _log.warning("%s of models:/%s was moved by another hand, and stays there", stands["alias"], stands["name"])
+        elif to is not None and (found is None or (to == stands["version"] and found.source != stands["source"])):
             _log.warning("models:/%s/%s is gone; %s stays where it is", stands["name"], to, stands["alias"])
         else:
             registry.move(stands["name"], stands["alias"], to)
         stands["told"] = True
     newest = sorted(kept["tags"].items(), key=lambda item: datetime.fromisoformat(item[1]["ended"]))[-_KEPT:]
     kept["tags"] = dict(newest)
+    return whole
 
 
 def _unsaid(kept: dict[str, Any]) -> list[dict[str, Any]]:

@@ -180,10 +180,19 @@ class Smoke(ReleaseOperator, BaseBranchOperator):
                 return []
             self.ask(context, released)
             rollout = began_with(now, self.spec).rollout
-            # Nothing is beside a first deployment, and who asks for one at once does not wait for it.
-            if rollout.shadow is not None and not now.is_first and run.rollout != "direct":
+            # Nothing is beside a first deployment, and who asks for one at once does not wait for it. One that is open
+            # has passed it: this task was cleared, and stable's address gives some of it by now.
+            beside = not now.is_first and run.rollout != "direct" and now.phase in (Phase.STAGED, Phase.PROVEN)
+            if rollout.shadow is not None and beside:
                 compare(released, rollout.shadow, rollout.window, self.root, self.log)
-            released.note_by(lambda now: replace(now, phase=Phase.PROVEN) if now.phase is Phase.STAGED else now)
+            asked = now.canary
+
+            def proven(later: Release) -> Release:
+                # A try that was given up may end when the run has staged another one, which nobody asked yet.
+                staged = later.phase is Phase.STAGED and later.canary == asked
+                return replace(later, phase=Phase.PROVEN) if staged else later
+
+            released.note_by(proven)
         if now.is_first:
             return self.first
         return self.direct if run.rollout == "direct" else self.canary

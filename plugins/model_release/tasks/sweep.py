@@ -291,12 +291,12 @@ def _is_left(lease: Lease, release: Release) -> bool:
 
 def _amend(store: str, release: str, edit: Callable[[Any], None]) -> None:
     """Changes a record whose model file is gone, where the store of the service's versions has it."""
-    from model_release.judging.record import Record
+    from model_release.release.index import parsed
 
     where, key = connections.store(store), f"releases/{release}.json"
     kept, tag = where.read_json(key)
     if kept is not None:
-        record = Record.from_dict(kept)
+        record = parsed(kept, release, where.uri)
         edit(record)
         where.write_json(key, record.to_dict(), if_match=tag)
 

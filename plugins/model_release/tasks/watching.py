@@ -22,6 +22,9 @@ from model_release.tasks.aside import aside
 if TYPE_CHECKING:
     from model_release.store.store import Store
 
+# Candidates that were taken out of turn and are kept in mind.
+_NAMED = 50
+
 
 class CandidateTrigger(BaseEventTrigger):
     """Looks at a source every so often, for ever, and tells of each newest candidate that no release has taken.
@@ -50,7 +53,7 @@ class CandidateTrigger(BaseEventTrigger):
             try:
                 found = await aside(self._look)
                 now = f"The newest candidate is {found}" if found else "No candidate is there yet"
-            except ReleaseError as error:
+            except (ReleaseError, OSError) as error:  # of a folder that is away, or not to be read
                 found, now = None, f"Nothing is seen: {error}"
             if now != line:
                 self.log.info("%s: %s", self.given["model"], now)
@@ -69,11 +72,11 @@ class CandidateTrigger(BaseEventTrigger):
         try:
             reach = self._reach = self._reach or _Reach(source, self.given["store"])
             found = newest(source, base=Path(self.given["root"]), reach=reach.at, hub=reach.hub, mlflow=reach.mlflow)
-            taken = (_taken(reach.store, self.given["model"])[0] or {}) if found else {}
+            taken = _taken(reach.store, self.given["model"])[0] if found else {}
         except ReleaseError:
             self._reach = None  # keys may have been changed
             raise
-        return None if taken.get("candidate") == found else found
+        return None if found is None or _taker(taken, found) else found
 
 
 class _Reach:
@@ -92,19 +95,23 @@ class _Reach:
         return self._clients[place]
 
 
-def take(store: Store, model: str, candidate: str, release: str, *, by_event: bool) -> str | None:
+def take(store: Store, model: str, candidate: str, release: str, *, by_event: bool, newest: bool = True) -> str | None:
     """Notes that `release` takes the candidate. For a run that an event started: which other release took it already;
-    None where none did, or that one came to nothing before it was decided."""
+    None where none did, or that one came to nothing before it was decided. Without `newest` it is one that somebody
+    named, or that was the newest once: for that, what was taken before does not become new again."""
     from model_release.release.index import History
 
     for _ in range(5):  # each lost race is another run of this model, and a model has one at a time
         kept, tag = _taken(store, model)
-        other = kept["release"] if kept and kept["candidate"] == candidate and kept["release"] != release else None
-        if by_event and other is not None:
-            record = History(store).record(other)
+        other = _taker(kept, candidate)
+        if by_event and other not in (None, release):
+            record = History(store).record(str(other))
             if record is not None and record.outcome != "failed":
-                return str(other)
-        new = {"candidate": candidate, "release": release}
+                return other
+        new = {**kept, "candidate": candidate, "release": release}
+        if not newest and candidate != kept.get("candidate"):
+            named = {**kept.get("named", {}), candidate: release}
+            new = {**kept, "named": dict(list(named.items())[-_NAMED:])}
         if kept == new:
             return None
         try:
@@ -115,8 +122,16 @@ def take(store: Store, model: str, candidate: str, release: str, *, by_event: bo
     raise StoreContested(f"{store.uri}{_key(model)}: somebody writes it all the time; try again")
 
 
-def _taken(store: Store, model: str) -> tuple[Any, str | None]:
-    return store.read_json(_key(model))
+def _taker(kept: Mapping[str, Any], candidate: str) -> str | None:
+    """The release that took it; None where none did."""
+    found = kept.get("release") if kept.get("candidate") == candidate else kept.get("named", {}).get(candidate)
+    return None if found is None else str(found)
+
+
+def _taken(store: Store, model: str) -> tuple[dict[str, Any], str | None]:
+    """{"candidate": the newest that was taken, "release": by which, "named": {another one: its release}}."""
+    kept, tag = store.read_json(_key(model))
+    return kept or {}, tag
 
 
 def _key(model: str) -> str:

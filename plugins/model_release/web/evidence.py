@@ -32,11 +32,12 @@ def evidence(record: Record) -> Json:
     counted = {(step["percent"], step["opened"]): step for step in record.steps}
     rows = [_row(look, counted[look.percent, look.opened]) for look in looks]
     last = looks[-1].verdict if looks else None
+    by = _labels_of_slices(counted[looks[-1].percent, looks[-1].opened]) if looks else {}
     return {
         "steps": [_step(step) for step in record.steps],
         "looks": rows,
         "course": course(looks, counted),
-        "metrics": [_meter(metric) for metric in last.metrics] if last else [],
+        "metrics": [_meter(metric, by.get(metric.name)) for metric in last.metrics] if last else [],
         "values": [_value(asdict(value)) for value in last.values] if last else [],
         "reason": words.passed(last.reason) if last else "",
         "decision": words.decision(last.decision) if last else None,
@@ -84,7 +85,13 @@ def _side(side: Json | None) -> Json | None:
     return {"requests": side.get("requests"), "bad": dict(side.get("bad") or {})}
 
 
-def _meter(metric: MetricVerdict) -> Json:
+def _labels_of_slices(step: Json) -> dict[str, str]:
+    """{metric: the label whose values are its slices}."""
+    metrics = (step.get("policy") or {}).get("metrics") or ()
+    return {one["name"]: one["slices"]["by"] for one in metrics if one.get("slices")}
+
+
+def _meter(metric: MetricVerdict, by: str | None) -> Json:
     return {
         "name": metric.name,
         "state": words.metric(metric.state),
@@ -105,6 +112,7 @@ def _meter(metric: MetricVerdict) -> Json:
         "requests_needed": metric.requests_needed,
         "design_effect": metric.design_effect,
         "labels": [_label(one, metric) for one in metric.labels],
+        "by": by,
         "slices": [_slice(one) for one in metric.slices],
     }
 

@@ -15,8 +15,10 @@ from kubernetes import client, config, watch
 from kubernetes.client.exceptions import ApiException
 from tests.patience import LIMIT
 
+from model_release.cluster.lease import lease_name
+from sandbox import demo
 from sandbox.interfaces import Phase
-from sandbox.kube import Cluster, PortTaken
+from sandbox.kube import Cluster, PortTaken, forget
 from sandbox.kube.server import HOST
 
 ISVC = {"group": "serving.kserve.io", "version": "v1beta1", "namespace": "models", "plural": "inferenceservices"}
@@ -116,6 +118,32 @@ async def test_watch_tells_of_a_service_until_it_is_ready_and_resumes(live: Any,
     assert [r for *_, r in seen] == [False] * (len(seen) - 1) + [True]
     resumed = await off(follow, seen[1][1])
     assert resumed == seen[2:]
+
+
+async def test_what_was_forgotten_while_nothing_ran_is_not_brought_back(live: Any, api: Any, manifest: Any) -> None:
+    """With the service go its revisions, before any of their processes starts, and the lease of its releases."""
+    custom, leases = client.CustomObjectsApi(api), client.CoordinationV1Api(api)
+    for name in ("digits", "letters"):
+        await off(custom.create_namespaced_custom_object, body=manifest(name), **ISVC)
+        await off(leases.create_namespaced_lease, "models", {"metadata": {"name": lease_name(name)}})
+    await until(lambda: custom.get_namespaced_custom_object(name="digits", **ISVC), ready)
+    port = live.cluster.port
+    await live.cluster.stop()
+    live.workloads = type(live.workloads)(automatic=True)
+    for _ in range(2):
+        forget(live.state_dir, "models", "digits", demo.LEASE)
+    forget(live.state_dir / "nowhere", "models", "digits", demo.LEASE)
+    live.cluster = live.new_cluster(port)
+    await live.cluster.start()
+
+    def names() -> list[str]:
+        return [one["metadata"]["name"] for one in custom.list_namespaced_custom_object(**ISVC)["items"]]
+
+    await until(names, lambda found: found == ["letters"])
+    await until(live.workloads.running, lambda found: found == {"letters-predictor-00001"})
+    assert live.workloads.removed == [], "nothing was started to be ended"
+    kept = await off(leases.list_namespaced_lease, "models")
+    assert [one.metadata.name for one in kept.items] == [lease_name("letters")]
 
 
 async def test_an_old_version_of_a_watch_is_gone_after_a_restart(live: Any, api: Any, manifest: Any) -> None:

@@ -47,6 +47,7 @@ ENVIRONMENT = {"TS_SERVICE_ENVELOPE": "kserve"}
 _STORE = "model-store"
 _CREATED_ON = "01/01/1980 00:00:00"
 _MANIFEST = "MAR-INF/MANIFEST.json"
+_NETWORK = "model.pt"
 
 
 def is_whole(directory: Path, service: str) -> bool:
@@ -71,7 +72,8 @@ def write(
     target = directory / _STORE / f"{service}{SUFFIX}"
     for name in ("config", _STORE):
         (directory / name).mkdir()
-    stored_zip({path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}, target)
+    content = {path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}
+    stored_zip({**content, _NETWORK: export_dir / _NETWORK}, target)
     (directory / CONFIG).write_text(_config_properties(service, response_timeout, batching), encoding="utf-8")
     (directory / METRICS).write_text(_metrics_yaml(), encoding="utf-8")
 
@@ -89,12 +91,13 @@ def _pack(export_dir: Path, service: str, handler: Path, scratch: Path) -> Path:
     modules = handler_files(handler)
     for module in modules:
         copyfile(module, stage / module.name)
-    for name in ("model.pt", "model.json"):
+    for name in (_NETWORK, "model.json"):
         if not (export_dir / name).is_file():
             raise ArchiveError(f"{export_dir} lacks {name}: it is no finished export")
     copyfile(export_dir / "model.json", stage / "model.json")
-    (stage / "model.pt").symlink_to((export_dir / "model.pt").resolve())
-    arguments = ["--model-name", service, "--version", MODEL_VERSION, "--serialized-file", "model.pt"]
+    # In the network's place: the archiver only copies it, and a large one is copied once, into the archive.
+    (stage / _NETWORK).touch()
+    arguments = ["--model-name", service, "--version", MODEL_VERSION, "--serialized-file", _NETWORK]
     arguments += ["--handler", handler.name, "--extra-files", ",".join(["model.json", *(m.name for m in modules[1:])])]
     arguments += ["--archive-format", "no-archive", "--export-path", str(target)]
     program = "import json; from model_archiver.model_packaging import generate_model_archive as pack; pack(); "

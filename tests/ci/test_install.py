@@ -3,145 +3,19 @@
 from __future__ import annotations
 
 import errno
-import functools
 import hashlib
-import http.server
-import importlib.util
 import json
-import platform
 import subprocess
 import sys
-import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
+import locked
 import pytest
 
-PROJECT = Path(__file__).resolve().parents[1]
-TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
-WHEEL = f"torch-2.13.0+cpu-{TAG}-{TAG}-manylinux_2_28_{platform.machine()}.whl"
-
-
-@pytest.fixture
-def installer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """The program, in a project of two packages."""
-    spec = importlib.util.spec_from_file_location("installer_under_test", PROJECT / ".ci/install.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, spec.name, module)
-    spec.loader.exec_module(module)
-    for name, value in {"ROOT": "", "VENV": ".venv", "CACHE": ".cache", "LOCK": "uv.lock"}.items():
-        monkeypatch.setattr(module, name, tmp_path / value)
-    monkeypatch.setattr(module, "LISTED", tmp_path / "requirements.txt")
-    monkeypatch.setattr(module, "CPU", tmp_path / "torch-cpu.txt")
-    monkeypatch.setattr(module, "CPU_INDEX", "http://127.0.0.1:9/nobody")
-    (tmp_path / "requirements.txt").write_text(
-        "# made by make lock\nnvidia-cublas==13.1 ; sys_platform == 'linux'\nthing==1.0\ntorch==2.13.0\ntriton==3.7\n"
-    )
-    (tmp_path / "uv.lock").write_text(
-        "".join(
-            f'[[package]]\nname = "{name}"\nversion = "{version}"\nwheels = [{{ hash = "sha256:{digit * 64}" }}]\n'
-            for name, version, digit in (
-                ("nvidia-cublas", "13.1", "a"), ("thing", "1.0", "b"), ("torch", "2.13.0", "c"), ("triton", "3.7", "d"),
-            )
-        )
-    )  # fmt: skip
-    (tmp_path / "torch-cpu.txt").write_text(f"# made by make lock\n{'e' * 64}  {WHEEL}\n")
-    for name in ("TORCH", "UV_FIND_LINKS", "PIP_FIND_LINKS", "UV_INDEX", "UV_EXTRA_INDEX_URL", "PIP_EXTRA_INDEX_URL"):
-        monkeypatch.delenv(name, raising=False)
-    return module
-
-
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[str]:
-    """The address of a package index's folder `whl`, below tmp_path."""
-
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None: ...
-
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/whl"
-        server.shutdown()
-
-
-# Both builds of PyTorch
-
-
-def test_each_line_has_the_locks_hashes(installer: ModuleType) -> None:
-    assert installer.requirements(None).splitlines() == [
-        f"nvidia-cublas==13.1 ; sys_platform == 'linux' --hash=sha256:{'a' * 64}",
-        f"thing==1.0 --hash=sha256:{'b' * 64}",
-        f"torch==2.13.0 --hash=sha256:{'c' * 64}",
-        f"triton==3.7 --hash=sha256:{'d' * 64}",
-    ]
-
-
-def test_without_cuda_only_pytorch_and_cudas_own_differ(installer: ModuleType) -> None:
-    wheel = installer.Wheel(WHEEL, "/wheels", "e" * 64)
-    assert installer.requirements(wheel).splitlines() == [
-        f"thing==1.0 --hash=sha256:{'b' * 64}",
-        f"torch==2.13.0+cpu --hash=sha256:{'e' * 64}",
-    ]
-
-
-def test_a_folder_that_has_the_wheel_is_taken_with_the_locks_hash(installer: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / "links").mkdir()
-    (tmp_path / "links" / WHEEL).write_bytes(b"another")
-    for name in ("PIP_FIND_LINKS", "UV_FIND_LINKS"):
-        found = installer.cpu_wheel({name: f"/nowhere {tmp_path}/links"})
-        # Not the file's own hash: the installer refuses it.
-        assert found == installer.Wheel(WHEEL, f"{tmp_path}/links", "e" * 64)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        WHEEL.replace("2.13.0", "2.12.0"),
-        WHEEL.replace("+cpu", ""),
-        WHEEL.replace(TAG, "cp39"),
-        WHEEL.replace(platform.machine(), "riscv64"),
-        WHEEL.replace("manylinux_2_28", "win"),
-    ],
-)
-def test_another_wheel_is_none(installer: ModuleType, tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_bytes(b"")
-    assert installer.cpu_wheel({"PIP_FIND_LINKS": str(tmp_path)}) is None
-
-
-def test_an_index_that_has_the_wheel_is_taken(
-    installer: ModuleType, tmp_path: Path, page: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    folder = tmp_path / "whl/torch"
-    folder.mkdir(parents=True)
-    (folder / "index.html").write_text(f'<a href="/x/{WHEEL.replace("+", "%2B")}#sha256={"f" * 64}">torch</a>')
-    found = installer.cpu_wheel({"PIP_EXTRA_INDEX_URL": page})
-    assert found == installer.Wheel(WHEEL, f"{page}/torch/", "e" * 64)
-    assert capsys.readouterr().out == ""
-    # A wheel that no `make lock` saw.
-    (tmp_path / "torch-cpu.txt").write_text("# made by make lock\n")
-    found = installer.cpu_wheel({"UV_INDEX": f"pytorch={page}/"})
-    assert found == installer.Wheel(WHEEL, f"{page}/torch/", "f" * 64)
-    assert f"torch-cpu.txt has no hash of {WHEEL}" in capsys.readouterr().out
-
-
-def test_an_index_without_a_hash_is_not_believed(installer: ModuleType, tmp_path: Path, page: str) -> None:
-    folder = tmp_path / "whl/torch"
-    folder.mkdir(parents=True)
-    (folder / "index.html").write_text(f'<a href="{WHEEL}">torch</a>')
-    (tmp_path / "torch-cpu.txt").write_text("# made by make lock\n")
-    assert installer.cpu_wheel({"PIP_EXTRA_INDEX_URL": page}) is None
-
-
-def test_a_build_can_be_insisted_on(installer: ModuleType, tmp_path: Path) -> None:
-    (tmp_path / WHEEL).write_bytes(b"")
-    assert installer.cpu_wheel({"TORCH": "cuda", "PIP_FIND_LINKS": str(tmp_path)}) is None
-    with pytest.raises(installer.SetupError, match=r"^TORCH=cpu, and no wheel of torch 2\.13\.0\+cpu for Python 3"):
-        installer.cpu_wheel({"TORCH": "cpu"})
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 # What goes wrong, in one line
@@ -190,20 +64,6 @@ def test_a_disk_that_fills_up_meanwhile_is_one_line(
     monkeypatch.setattr(installer, "setup", full)
     assert installer.main([]) == 1
     assert capsys.readouterr().err.startswith("setup: the disk is full: free some space")
-
-
-def test_a_lock_that_does_not_fit_its_list_is_one_line(
-    installer: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    (tmp_path / "requirements.txt").write_text("thing==2.0\ntorch==2.13.0\n")
-    with pytest.raises(installer.SetupError, match=r"^requirements.txt has thing 2.0, and uv.lock has not: make lock"):
-        installer.requirements(None)
-    (tmp_path / "uv.lock").write_text("<<<<<<< ours\n")
-    with pytest.raises(installer.SetupError, match=r"^uv.lock cannot be read"):
-        installer.requirements(None)
-    (tmp_path / "requirements.txt").write_text("thing==2.0\n")
-    with pytest.raises(installer.SetupError, match=r"^requirements.txt pins no torch"):
-        installer.version("torch")
 
 
 def test_what_it_is_not_told_to_do_is_one_line(
@@ -329,7 +189,7 @@ def index(installer: ModuleType, tmp_path: Path, page: str, monkeypatch: pytest.
         f'[[package]]\nname = "thing"\nversion = "1.0"\nwheels = [{{ hash = "sha256:{digest}" }}]\n'
     )
     monkeypatch.setattr(installer, "find_uv", lambda: Path(uv))
-    monkeypatch.setattr(installer, "cpu_wheel", lambda _: None)
+    monkeypatch.setattr(locked, "cpu_wheel", lambda _: None)
     for name in ("UV_INDEX_URL", "PIP_INDEX_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("UV_DEFAULT_INDEX", page)
