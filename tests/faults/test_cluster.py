@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from .models import ASKED, BAKE, NAME
-from .releases import Release
 from .scene import Scene, following
 
 pytestmark = pytest.mark.faults
@@ -58,17 +57,14 @@ def test_api_down_on_the_way_to_a_promotion_for_a_minute_while_watched(scene: Sc
     with scene.api_down(60):
         assert one.state_of("canary") == "deferred", "nobody looked, and somebody decided"
     one.until("canary", "success")
-<<<<<<< HEAD
-    _down_under_decide_and(scene, one, "promote")
-=======
     with scene.api_down(resource="inferenceservices"):
         one.until("promote", "up_for_retry")
->>>>>>> main
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: ")
     end = scene.end(one, candidate)
-    for stage in ("stage", "watch", "decide", "promote"):
-        scene.row("API down", stage, one, candidate, end)
+    scene.row("API down", "stage", one, candidate, end)
+    scene.row("API down", "watch", one, candidate, end)
+    scene.row("API down", "promote", one, candidate, end)
 
 
 def test_api_down_while_rolling_back_and_settling(scene: Scene) -> None:
@@ -76,12 +72,8 @@ def test_api_down_while_rolling_back_and_settling(scene: Scene) -> None:
     one = scene.release(dag=ASKED)
     one.watching()
     one.mark("canary", "success")
-<<<<<<< HEAD
-    _down_under_decide_and(scene, one, "roll_back")
-=======
     with scene.api_down(resource="inferenceservices"):
         one.until("roll_back", "up_for_retry")
->>>>>>> main
     one.until("roll_back", "success")
     with scene.api_down():
         one.until("settle", "up_for_retry")
@@ -90,15 +82,6 @@ def test_api_down_while_rolling_back_and_settling(scene: Scene) -> None:
     end = scene.end(one, stable)
     scene.row("API down", "roll back", one, stable, end)
     scene.row("API down", "settle", one, stable, end)
-
-
-def _down_under_decide_and(scene: Scene, one: Release, task: str) -> None:
-    """`decide` needs the lease, and the task after it the service as well: what is away then strikes that one alone."""
-    with scene.api_down():
-        one.until("decide", "up_for_retry")
-    scene.api_fault_on({"resource": "inferenceservices"}, drop=True)
-    one.until(task, "up_for_retry")
-    scene.api_mended()
 
 
 def test_too_many_requests_and_a_refusal_are_met_by_the_next_look(scene: Scene) -> None:
