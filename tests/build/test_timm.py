@@ -13,15 +13,15 @@ import pytest
 import safetensors.torch
 import torch
 
-sys.path.insert(0, str(Path(__file__).parent))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "include" / "handlers"))
 
 import image_pixels
-import timm_pictures
 
 from model_release.build import original, timm_config, timm_model
 from model_release.build.source import fetch, newest
 from model_release.errors import CheckpointError
+
+from . import timm_pictures
 
 RECORDED = np.load(timm_pictures.FILE)
 CONFIG = {"architecture": "test_vit", "num_classes": 3, "label_names": ["a", "b", "c"]}

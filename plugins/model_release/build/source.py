@@ -2,9 +2,9 @@
 
 A source is a folder, a store's prefix, a repository of the hub or a model of an MLflow registry, in Hugging Face's
 format: `config.json`, `preprocessor_config.json` (or `processor_config.json`; timm's checkpoints have neither) and
-`model.safetensors` (or its index and shards). A folder or prefix either is a checkpoint itself or holds candidates, each
-in a folder named by the time it was made (`20261122T230000`): the newest one counts. In a repository the newest commit
-does, in a registry the version at which an alias stands.
+`model.safetensors` (or its index and shards). A folder or prefix either is a checkpoint itself or holds candidates,
+each in a folder named by the time it was made (`20261122T230000`): the newest one counts. In a repository the newest
+commit does, in a registry the version at which an alias stands.
 
 Only the files that matter are fetched, only safetensors are read, and a checkpoint that brings its own code is
 refused: nothing that came from outside is ever run.
@@ -146,8 +146,10 @@ def newest(
     if candidate is None:
         return None
     chosen = place.inside(candidate)
-    whole = {CONFIG} <= (there := set(chosen.names())) and there & {WEIGHTS, INDEX}
-    whole = whole and (there & {PROCESSOR, PROCESSORS} or _is_timm(chosen))
+    there = set(chosen.names())
+    if CONFIG not in there or not there & {WEIGHTS, INDEX}:
+        return None
+    whole = bool(there & {PROCESSOR, PROCESSORS}) or _is_timm(chosen)
     return _identity(chosen.origin, None) if whole else None
 
 
