@@ -59,10 +59,10 @@ class AirflowApi:
             others = []
             for error in self.call("GET", "/importErrors")["import_errors"]:
                 trace = error["stack_trace"].strip()
-                said = f"{error['filename']}: {trace.splitlines()[-1]}"
+                said = trace.splitlines()[-1]
                 if not error["filename"].endswith("model_files.py") or own in trace:
-                    raise SandboxError(said)
-                others.append(said)
+                    raise SandboxError(f"{error['filename']}: {said}")
+                others.append(said.partition(": ")[2])
             if any(dag["dag_id"] == dag_id for dag in self.call("GET", "/dags", params={"limit": 500})["dags"]):
                 return others
             time.sleep(0.3)
