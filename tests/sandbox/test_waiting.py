@@ -104,6 +104,9 @@ def test_a_supervisor_that_ends_before_it_is_ready_is_one_line(tmp_path: Path) -
             )  # fmt: skip
 
 
+NAMES = ("first", "better")
+
+
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Python that trains nothing, but says what the real one says: `sandbox.digits` below this folder."""
@@ -123,7 +126,10 @@ def test_a_candidate_is_waited_for_alone_and_the_others_go_on(training: Path, tm
         f"print('better{READY}', flush=True)\n"
     )
     shown, written = console(terminal=False)
-    with Candidates(tmp_path, tmp_path / "evaluation", shown) as candidates, Waiting(shown) as waiting:
+    with (
+        Candidates(tmp_path, tmp_path / "evaluation", shown, NAMES) as candidates,
+        Waiting(shown) as waiting,
+    ):
         candidates.wait_for("first", waiting)
         assert "first: epoch 10/10" in written.getvalue()
         assert READY not in written.getvalue()
@@ -140,13 +146,13 @@ def test_a_training_that_fails_is_one_line_and_one_that_is_left_ends(training: P
     shown, _ = console(terminal=False)
     line = r"^candidate first was not trained: No space left on device; .*training\.log says more$"
     with (
-        Candidates(tmp_path, tmp_path / "evaluation", shown) as candidates,
+        Candidates(tmp_path, tmp_path / "evaluation", shown, NAMES) as candidates,
         Waiting(shown) as waiting,
         pytest.raises(SandboxError, match=line),
     ):
         candidates.wait_for("first", waiting)
     training.write_text("import time\ntime.sleep(600)\n")
-    with Candidates(tmp_path, tmp_path / "evaluation", shown) as candidates:
+    with Candidates(tmp_path, tmp_path / "evaluation", shown, NAMES) as candidates:
         left = candidates._training
         assert left.poll() is None
     assert left.poll() is not None
