@@ -144,7 +144,7 @@ def by_peer(name: str, per_second: float, canary: float, *, seed: int = 92) -> E
     late = ACTS_IN / MINUTE
     met = np.where(np.arange(length) < looks[:, None], 1.0, np.where(np.arange(length) == looks[:, None], late, 0.0))
     codes = np.where(said == peers.PROMOTED, PROMOTE, ROLL_BACK)
-    return Ended(codes, looks + late, ((b - n * STABLE) * met).sum(axis=1))
+    return Ended(codes, (looks + late).astype(np.float64), ((b - n * STABLE) * met).sum(axis=1))
 
 
 WAYS = {

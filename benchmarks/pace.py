@@ -128,7 +128,7 @@ def measure(rates: list[float]) -> list[dict[str, Any]]:
 
 
 def is_as_wanted(one: dict[str, Any]) -> bool:
-    return one["outcome"] == one["wanted"] and one["minutes"] <= MOST[one["per_second"]]
+    return bool(one["outcome"] == one["wanted"] and one["minutes"] <= MOST[one["per_second"]])
 
 
 def page(kept: list[dict[str, Any]]) -> str:

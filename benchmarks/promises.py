@@ -24,6 +24,7 @@ LIMIT = 0.0075
 NEVER = 10**12
 
 Past = tuple[Floats, Floats]
+Forms = Iterable[tuple[str, dict[str, float]]]
 
 
 def policy(limits: dict[str, float], **more: object) -> Policy:
@@ -71,13 +72,13 @@ def false_rollbacks() -> str:
         "| traffic (180/20 a window unless said) | limits | past | rolled back | 99 % interval (at most 1 %) |",
         "|---|---|---|---:|---:|",
     ]
-    scenes: list[tuple[str, tuple[Counts, Past], Iterable[tuple[str, dict[str, float]]]]] = []
+    scenes: list[tuple[str, tuple[Counts, Past], Forms]] = []
     for rate in (0.003, 0.01, 0.02):
         for bursts, words in (((1, 10), "stable in bursts of 10"), ((10, 1), "canary in bursts of 10")):
-            forms = [("1.5 × stable, floor 0.5 %", RATIO), ("1 × stable, no floor", {"max_ratio": 1.0})]
+            forms: Forms = [("1.5 × stable, floor 0.5 %", RATIO), ("1 × stable, no floor", {"max_ratio": 1.0})]
             scenes.append((f"{rate:.1%}, {words}", draw(41, (20, 180), rate, rate, bursts, length=200), forms))
     share = np.where(np.arange(200) < 40, 2, np.where(np.arange(200) < 80, 20, 70))
-    both = [("2 % and 1.5 × stable", BOTH)]
+    both: Forms = [("2 % and 1.5 × stable", BOTH)]
     scenes.append(("0.7 %, share from 1 to 35 %", draw(42, (share, 200 - share), 0.007, 0.007, length=200), both))
     common = np.where(np.random.default_rng(43).random(200) < 0.1, 0.2, STABLE)
     scenes.append(("incidents of 20 % on both sides", draw(44, (20, 180), common, common, length=200), both))
@@ -135,7 +136,7 @@ def undecided() -> str:
         "| traffic (stable/canary a window) | past | not promoted | 99 % interval | promised | canary requests |",
         "|---|---|---:|---:|---:|---:|",
     ]
-    scenes = (
+    scenes: tuple[tuple[str, tuple[int, int], float | Floats, float, float | None], ...] = (
         ("0.3 %", (20, 180), STABLE, 1, 0.005),
         ("0.3 %, bursts of 3", (20, 180), STABLE, 3, 0.06),
         ("0.3 %, bursts of 10", (20, 180), STABLE, 10, None),

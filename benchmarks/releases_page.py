@@ -53,7 +53,7 @@ from sandbox.s3 import ModelStore  # noqa: E402
 
 SERVICES, EACH, LOADS = 50, 40, 40
 KINDS: dict[str, str | None] = {"shared": "s3://models/shared/", "own": None}
-NAMESPACES = [f"{kind}-{part}" for kind in KINDS for part in "ab"]
+NAMESPACES = tuple(f"{kind}-{part}" for kind in KINDS for part in "ab")
 
 
 class Pods:
@@ -68,6 +68,8 @@ class Pods:
 
     def log(self, key: Any, tail: int | None = None) -> str:
         return ""
+
+    def kill(self, key: Any) -> None: ...
 
     async def program(self, routes: Any) -> None: ...
 

@@ -67,7 +67,11 @@ def _surroundings(count: int) -> Iterator[dict[str, str]]:
         config = {"global": {"scrape_interval": "2s"}, "scrape_configs": [
             {"job_name": "gateway", "static_configs": [{"targets": [f"127.0.0.1:{page}"]}]}]}  # fmt: skip
         (folder / "prometheus.yml").write_text(json.dumps(config))
-        command = [programs.prometheus(), "--config.file=prometheus.yml", f"--web.listen-address=127.0.0.1:{port}"]
+        command: list[str | Path] = [
+            programs.prometheus(),
+            "--config.file=prometheus.yml",
+            f"--web.listen-address=127.0.0.1:{port}",
+        ]
         with (folder / "log").open("wb") as log:
             prometheus = subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
         store = ModelStore(folder, Ports(folder / "ports.json"))

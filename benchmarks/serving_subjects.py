@@ -249,7 +249,13 @@ async def serving(model: str, subject: Subject, cores: int) -> AsyncIterator[str
         try:
             async with aiohttp.ClientSession() as http:
                 if subject.runtime is None:
-                    command = [sys.executable, Path(__file__), "pipeline", checkpoint(model), str(port)]
+                    command: list[str | Path] = [
+                        sys.executable,
+                        Path(__file__),
+                        "pipeline",
+                        checkpoint(model),
+                        str(port),
+                    ]
                     await start(Child("pipeline", command, state_dir=folder, log=log, env=threads))
                 else:
                     kind = {"torchserve": TorchServe, "kserve": KServeServer}[subject.runtime]
@@ -287,4 +293,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    {"bare": bare, "pipeline": pipeline}[sys.argv[1]](*sys.argv[2:])
+    if sys.argv[1] == "bare":
+        bare(*sys.argv[2:])
+    else:
+        pipeline(*sys.argv[2:])

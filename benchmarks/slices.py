@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -54,7 +55,7 @@ def false_rollbacks(slices: int, number: int) -> str:
     """200 looks at canaries of which each slice is within the limit: as good as stable, and exactly at it, which is the
     worst. Promotions are not looked at."""
     beside = {"max_rate": None, "max_ratio": 1.5, "floor": 0.005}
-    scenes: list[tuple[str, dict[str, object], float, float, float]] = [
+    scenes: list[tuple[str, dict[str, Any], float, float, float]] = [
         ("as stable", {}, 0.01, 0.01, 1),
         ("every slice at `max_rate`", {}, 0.02, 0.005, 1),
         ("the same, failing in bursts of 5", {}, 0.02, 0.005, 5),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -84,3 +85,12 @@ def test_every_release_is_where_the_half_looks_for_it() -> None:
     marked = [path for path in tests.rglob("test_*.py") if re.search(r"mark\.e2e\b(?!.*walk)", path.read_text())]
     assert marked
     assert [str(path) for path in marked if f"tests/{path.relative_to(tests).parts[0]}" not in folders] == []
+
+
+def test_no_folder_of_tests_is_passed_over(pytestconfig: pytest.Config) -> None:
+    """By its defaults pytest never looks into a folder named `build`, `dist` or `venv`, and says nothing."""
+    tests = Path(__file__).parent
+    passed_over = pytestconfig.getini("norecursedirs")
+    folders = {part for file in tests.rglob("test_*.py") for part in file.relative_to(tests).parent.parts}
+    assert "build" in folders
+    assert {one: pattern for one in folders for pattern in passed_over if fnmatch(one, pattern)} == {}

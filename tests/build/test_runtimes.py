@@ -34,7 +34,7 @@ def test_what_a_runtime_says_of_itself(name: str) -> None:
     assert (ROOT / runtime.MANIFEST).is_file()
     first, *beside = [path.name for path in runtimes.handler_files(handler)]
     assert first == runtime.ENTRY
-    assert beside == [f"image_{part}.py" for part in ("headers", "input", "model", "pixels", "requests")]
+    assert beside == [f"image_{part}.py" for part in ("headers", "input", "model", "pixels", "requests", "slices")]
     assert runtimes.of_archive(Path(runtimes.archive_file(runtime, "digits"))) is runtime
 
 

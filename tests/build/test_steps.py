@@ -97,7 +97,7 @@ def test_int8_is_held_to_the_archive_that_a_release_in_float32_would_have(
 ) -> None:
     store.stash("b9/checkpoint", checkpoint.directory)
     asked: dict[str, Any] = {"fingerprint": checkpoint.fingerprint, "precision": "int8"}
-    run = partial(steps.run, root=ROOT, s3=lambda: s3.client, log=lambda _: None)
+    run = partial(steps.run, root=ROOT, reach=lambda _: s3.client, log=lambda _: None)
     said = run(store, Request("export", "b9", "tiny", **asked))
     assert said["parity"]["beside_float32"]["pictures"] == 12
     made = run(store, Request("archive", "b9", "tiny", **asked))

@@ -26,11 +26,11 @@ def _asks_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(gateway: Answering, many: int, limit: float | None = None, look: Any = lambda: None) -> Pairs:
     """Picture 7 is `b"7"`, in the folder of its last digit's parity."""
     found = Pairs(many, limit)
-    ways = [
+    stable, canary = (
         partial(Line, f"http://{host}", "digits", Gateway(gateway.url, "Bearer s3cr3t")) for host in (STABLE, CANARY)
-    ]
+    )
     pictures = ((("even", "odd")[number % 2], partial(str.encode, str(number))) for number in range(many))
-    compare(pictures, *ways, found, look)  # type: ignore[arg-type]
+    compare(pictures, stable, canary, found, look)
     return found
 
 

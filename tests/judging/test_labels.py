@@ -153,7 +153,7 @@ def test_the_order_of_labels_and_metrics_changes_nothing() -> None:
 
     def turned(side: Side) -> Side:
         counts = side.labels["predictions"] or {}
-        return Side(side.requests, side.bad, labels={"predictions": dict(reversed(counts.items()))})
+        return Side(side.requests, side.bad, labels={"predictions": dict(reversed(list(counts.items())))})
 
     mirrored = [Window(turned(one.canary), turned(one.stable)) for one in there if one.stable]
     said = policy().to_dict()

@@ -197,9 +197,9 @@ async def compared(live: Live, s3: Any) -> Pairs:
     while (isvc := InferenceService(await live.ask("GET", f"{SERVICES}/colours"))).traffic != {R1: 100, R2: 0}:
         assert time.monotonic() < deadline, f"the canary is not ready at 0 %: {isvc.traffic}"
         await asyncio.sleep(0.2)
-    ways = [partial(Line, url, "colours", live.envoy.url) for url in (stable_url(isvc), smoke_url(isvc))]
+    stable, canary = (partial(Line, url, "colours", live.envoy.url) for url in (stable_url(isvc), smoke_url(isvc)))
     pictures = chosen("s3://models/samples/", Path(), lambda _: s3, 60, "colours")
-    await asyncio.to_thread(compare, pictures, *ways, pairs, lambda: None)
+    await asyncio.to_thread(compare, pictures, stable, canary, pairs, lambda: None)
     # A release waits for half a window: then these requests are in none of the canary's.
     ended, counts = datetime.now(UTC).timestamp(), 'image_classifier_slices_total{value="none"}'
     scraped = f"min(timestamp({counts})) unless count(count by (pod) ({counts})) < 2"
