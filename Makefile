@@ -63,7 +63,7 @@ models: setup ## every image classifier of the installed transformers beside its
 kserve: setup ## KServe's own model server, in an environment of its own (.venv-kserve)
 	@"$(PYTHON)" .ci/install.py kserve
 
-release: setup $(if $(filter kserve,$(RUNTIME)),kserve) ## release the example: a first version, a better one, a bad one; RUNTIME=kserve serves it by KServe's own server, STORY=wrong ends with one that is quick and wrong
+release: setup $(if $(filter kserve,$(RUNTIME)),kserve) ## release the example: a first version, a better one, a bad one; RUNTIME=kserve serves it by KServe's own server, STORY=wrong with a bad one that only its answers tell
 	@$(BIN)/python -m sandbox release $(if $(RUNTIME),--runtime $(RUNTIME)) $(if $(STORY),--story $(STORY))
 
 walkthrough: setup ## the mission in five stages; docs/walkthrough.md and its charts anew
