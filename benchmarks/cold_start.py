@@ -92,8 +92,8 @@ async def _once(store: ModelStore, name: str, scratch: Path) -> dict[str, float]
         port = await up.enter_async_context(started(runtime, server, scratch))
         ready = time.perf_counter()
         async with aiohttp.ClientSession() as http:
-            headers = {"Content-Type": "application/json"}
-            async with http.post(f"http://127.0.0.1:{port}{PATH}", data=bodies("one")[0], headers=headers) as answer:
+            kind = {"Content-Type": "application/json"}
+            async with http.post(f"http://127.0.0.1:{port}{PATH}", data=bodies("one")[0], headers=kind) as answer:
                 answer.raise_for_status()
                 await answer.read()
         ended = time.perf_counter()

@@ -160,17 +160,20 @@ def test_a_body_over_the_limit(server: Server) -> None:
 def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -> None:
     bands = [f"{edge / 20:.2f}" for edge in range(1, 21)]
 
-    def seen() -> tuple[float, float, float]:
+    def seen() -> tuple[float, ...]:
         text = server.exposition()
         counted = [
             sample(text, "image_classifier_predictions_total", label=label, ModelName="tiny", Level="Model")
             for label in ("cat", "dog", "tench_Tinca_tinca")
         ]
-        sure = [
-            sample(text, "image_classifier_confidence_total", below=band, ModelName="tiny", Level="Model")
-            for band in bands
-        ]
-        return sum(counted), sum(sure), sample(text, "image_classifier_request_seconds_count", ModelName="tiny")
+        sure, certain = (
+            sum(
+                sample(text, f"image_classifier_{name}_total", below=band, ModelName="tiny", Level="Model")
+                for band in bands
+            )
+            for name in ("confidence", "certainty")
+        )
+        return sum(counted), sure, certain, sample(text, "image_classifier_request_seconds_count", ModelName="tiny")
 
     server.post(PREDICT, v1(picture()))
     before = seen()
@@ -178,7 +181,7 @@ def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -
         assert server.post(PREDICT, v1(picture(), picture(), picture()))[0] == 200
     server.post(PREDICT, b"garbage")
     after = seen()
-    assert tuple(now - then for now, then in zip(after, before, strict=True)) == (12, 12, 4)
+    assert tuple(now - then for now, then in zip(after, before, strict=True)) == (12, 12, 12, 4)
 
 
 def test_slices_are_what_the_requests_header_says(server: Server) -> None:

@@ -135,6 +135,12 @@ def page(small: list[Row], full: list[Row], before: str) -> str:
             "without a name are called LABEL_3, and a name that several classes have is told apart by their numbers, "
             "`crane (134)` and `crane (517)`. Both are noted in the release's log.",
             "",
+            "timm's checkpoints are read in both of their forms: as timm pushes them to the hub, and as transformers' "
+            "timm_wrapper saves them. `pretrained_cfg` says what is done to a picture, as timm's eval transform does it; "
+            "`label_names` what the classes are called, or, where there is none and as many classes as one of ImageNet's "
+            "sets has, timm's own names for that set. A build takes the networks from timm and needs no torchvision; a "
+            "server needs neither.",
+            "",
             "## Tiny configurations of every architecture",
             "",
             *_HEAD,
