@@ -63,8 +63,8 @@ models: setup ## every image classifier of the installed transformers beside its
 kserve: setup ## KServe's own model server, in an environment of its own (.venv-kserve)
 	@"$(PYTHON)" .ci/install.py kserve
 
-release: setup $(if $(filter kserve,$(RUNTIME)),kserve) ## release the example: a first version, a better one, a bad one; RUNTIME=kserve serves it by KServe's own server
-	@$(BIN)/python -m sandbox release $(if $(RUNTIME),--runtime $(RUNTIME)) $(ARGS)
+release: setup $(if $(filter kserve,$(RUNTIME)),kserve) ## release the example: a first version, a better one, a bad one; RUNTIME=kserve serves it by KServe's own server, STORY=wrong with a bad one that only its answers tell
+	@$(BIN)/python -m sandbox release $(if $(RUNTIME),--runtime $(RUNTIME)) $(if $(STORY),--story $(STORY)) $(ARGS)
 
 walkthrough: setup ## the mission in five stages; docs/walkthrough.md and its charts anew
 	@$(BIN)/python -m sandbox walkthrough --page docs/walkthrough.md
@@ -106,4 +106,4 @@ audit: setup ## known holes in the packages of the lock; nobody's word where the
 	 grep -q ConnectionError .cache/audit.log && echo "audit: the OSV database gives no answer, so nobody was asked" >&2 || cat .cache/audit.log >&2; exit 1; }
 
 clean: down ## forget what was built or released here; other candidates than the example's stay
-	@rm -rf .sandbox candidates/digits candidates/evaluation/digits
+	@rm -rf .sandbox candidates/digits candidates/digits-scans candidates/evaluation/digits candidates/samples/digits-scans

@@ -71,7 +71,9 @@ def release(live: Live, conf: dict[str, Any]) -> dict[str, Any]:
 def measured(record: dict[str, Any], per_second: float, candidate: str, wanted: str) -> dict[str, Any]:
     """What is kept of a release. Minutes are from the opening, as the gateway had it, to all of the traffic or none."""
     moved = record["traffic"]
-    opened = next(one for one in moved if 0 < one["percent"] < 100)
+    opened = next((one for one in moved if 0 < one["percent"] < 100), None)
+    if opened is None:
+        raise SystemExit(f"{candidate} at {per_second:g} a second was never opened: {record['reason']}")
     at = [datetime.fromisoformat(one["time"]) for one in (opened, moved[-1])]
     requests = [step["verdict"]["metrics"][0]["canary"] for step in record["steps"] if step["percent"] != 100]
     return {

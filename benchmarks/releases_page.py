@@ -11,8 +11,6 @@ is read then, as a page must that keeps nothing but records.
 from __future__ import annotations
 
 import argparse
-import asyncio
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -20,10 +18,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +33,7 @@ import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
 from pages import write  # noqa: E402
+from stand import stand  # noqa: E402
 from tests.web.makers import record_of, spec, uri  # noqa: E402
 from tests.web.world import Gate, World  # noqa: E402
 
@@ -46,32 +44,11 @@ from model_release.store.store import Store  # noqa: E402
 from model_release.web import cluster  # noqa: E402
 from model_release.web.app import create_app  # noqa: E402
 from sandbox.browser import chromium  # noqa: E402
-from sandbox.interfaces import Phase, PodState  # noqa: E402
-from sandbox.kube.server import Cluster  # noqa: E402
-from sandbox.ports import Ports  # noqa: E402
 from sandbox.s3 import ModelStore  # noqa: E402
 
 SERVICES, EACH, LOADS = 50, 40, 40
 KINDS: dict[str, str | None] = {"shared": "s3://models/shared/", "own": None}
 NAMESPACES = tuple(f"{kind}-{part}" for kind in KINDS for part in "ab")
-
-
-class Pods:
-    """Revisions that are ready at once: what is measured is what reads of them."""
-
-    async def ensure(self, template: Any) -> None: ...
-
-    async def remove(self, key: Any) -> None: ...
-
-    def state(self, key: Any) -> PodState:
-        return PodState(Phase.READY, 1, pods=(f"{key.name}-deployment-0",))
-
-    def log(self, key: Any, tail: int | None = None) -> str:
-        return ""
-
-    def kill(self, key: Any) -> None: ...
-
-    async def program(self, routes: Any) -> None: ...
 
 
 class Real(World):
@@ -88,40 +65,6 @@ class Real(World):
 
     def leases(self, namespace: str) -> Any:
         return cluster.leases(self.api, namespace)
-
-
-def stand(folder: Path, ends: Connection) -> None:
-    """The stores and the cluster, in this process, until the other end of the pipe is closed."""
-
-    async def main() -> None:
-        s3, pods = ModelStore(folder, Ports(folder / "ports.json")), Pods()
-        api = Cluster(pods, pods, folder / "kube", namespaces=NAMESPACES)
-        await s3.start()
-        await s3.ensure_bucket("models")
-        await api.start()
-        ends.send(api.url)
-        with suppress(EOFError):
-            await asyncio.to_thread(ends.recv)
-        await api.stop()
-        await s3.stop()
-
-    asyncio.run(main())
-
-
-@contextmanager
-def stack(folder: Path) -> Iterator[tuple[ModelStore, str]]:
-    """SeaweedFS and the address of the sandbox's API server. That is Python, too, and its controllers look at every
-    service again and again: in the page's own process they would share its interpreter."""
-    near, far = multiprocessing.Pipe()
-    process = multiprocessing.get_context("spawn").Process(target=stand, args=(folder, far))
-    process.start()
-    far.close()
-    try:
-        url = near.recv()
-        yield ModelStore(folder, Ports(folder / "ports.json")), url
-    finally:
-        near.close()
-        process.join(60)
 
 
 def furnish(world: Real, kind: str, shared: str | None) -> None:
@@ -260,7 +203,7 @@ def main() -> None:
     options.add_argument("--write", action="store_true", help="write the table into README.md")
     chosen = options.parse_args()
     lines = ["| 2 000 releases in | what | median | 95 % below | of reading every record |", "|---|---|---:|---:|---:|"]
-    with tempfile.TemporaryDirectory() as name, stack(Path(name)) as (s3, api):
+    with tempfile.TemporaryDirectory() as name, stand(Path(name), NAMESPACES) as (s3, api):
         for kind, shared in KINDS.items():
             lines += measured(s3, api, kind, shared)
     told = "\n".join(lines)

@@ -1,6 +1,6 @@
 """What `serving.py` measures: the versions, the pictures that are sent, the servers, and what they are held to.
 
-python benchmarks/serving_subjects.py bare FOLDER             # the limit: answers a line "LOAD SECONDS"
+python benchmarks/serving_subjects.py bare FOLDER             # the limit: answers a line "LOAD FIRST COUNT"
 python benchmarks/serving_subjects.py pipeline FOLDER PORT    # transformers' pipeline behind uvicorn
 """
 
@@ -10,7 +10,6 @@ import asyncio
 import base64
 import contextlib
 import io
-import itertools
 import json
 import os
 import random
@@ -43,6 +42,9 @@ CACHE = PROJECT / ".cache" / "serving"
 MODELS = {"tiny": (192, 3), "base": (768, 12)}  # hidden size, heads; twelve layers, patches of 16 in 224x224
 BATCHING = {"max": 8, "within_ms": 5}
 LABELS = 1000
+LOG = CACHE / "server.log"
+
+_STARTING = asyncio.Lock()
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,11 @@ class Subject:
         if self.runtime is None:
             return "pipeline"
         return f"{self.runtime} {self.precision}{' batching' if self.batching else ''}"
+
+    @property
+    def usual(self) -> bool:
+        """Whether it is measured unless all are asked for: a network in fewer bits is the same one in both runtimes."""
+        return not self.batching and (self.precision == "float32" or self.runtime == "kserve")
 
 
 SUBJECTS = [Subject(None)] + [
@@ -146,7 +153,7 @@ def bodies(load: str) -> list[bytes]:
 
 
 def bare(folder: str) -> None:
-    """Answers a line "LOAD SECONDS" with the seconds that each request took, until there are no more lines."""
+    """Answers a line "LOAD FIRST COUNT" with the seconds that each of these requests took, until there are no more."""
     import numpy as np
     import torch
     from transformers import ViTForImageClassification
@@ -167,14 +174,12 @@ def bare(folder: str) -> None:
     for pictures in asked["mixed"][:4]:
         answer(pictures)
     for line in sys.stdin:
-        load, seconds = line.split()
+        load, first, count = line.split()
         taken: list[float] = []
-        for pictures in itertools.cycle(asked[load]):
+        for at in range(int(first), int(first) + int(count)):
             began = time.perf_counter()
-            answer(pictures)
+            answer(asked[load][at % len(asked[load])])
             taken.append(time.perf_counter() - began)
-            if sum(taken) >= float(seconds):
-                break
         print(json.dumps(taken), flush=True)
 
 
@@ -219,11 +224,12 @@ class Bare:
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
             )
 
-    def ask(self, load: str, seconds: float) -> list[float]:
+    def ask(self, load: str, first: int, count: int) -> list[float]:
+        """The seconds that each of these requests takes it."""
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(f"{load} {seconds}\n")
+        process.stdin.write(f"{load} {first} {count}\n")
         process.stdin.flush()
         return list(json.loads(process.stdout.readline()))
 
@@ -234,48 +240,72 @@ class Bare:
 
 @contextlib.asynccontextmanager
 async def serving(model: str, subject: Subject, cores: int) -> AsyncIterator[str]:
-    """The subject's server on so many cores; its address, when it is loaded."""
+    """The subject's server on so many cores; its address, when it is loaded. Several may be opened at once."""
     with TemporaryDirectory(prefix="serving-", dir="/tmp") as scratch:
         folder = Path(scratch)
-        log, threads = CACHE / "server.log", {"OMP_NUM_THREADS": str(cores)}
-        started: list[Any] = []
-        port = free_port()
-
-        async def start(one: Any) -> None:
-            started.append(one)
-            with pinned(cores):
-                await (one if isinstance(one, Child) else one.child).start()
-
-        try:
-            async with aiohttp.ClientSession() as http:
-                if subject.runtime is None:
-                    command: list[str | Path] = [
-                        sys.executable,
-                        Path(__file__),
-                        "pipeline",
-                        checkpoint(model),
-                        str(port),
-                    ]
-                    await start(Child("pipeline", command, state_dir=folder, log=log, env=threads))
-                else:
-                    kind = {"torchserve": TorchServe, "kserve": KServeServer}[subject.runtime]
-                    own, made = folder / "own", version(model, subject)
-                    server: Any = kind(Container(subject.name, folder, made, own, folder / "s", log, threads))
-                    await start(server)
-                    while not await server.loaded(http):
-                        if not server.child.running:
-                            raise SystemExit(f"{subject.name}: {server.child.tail()}")
-                        await asyncio.sleep(0.2)
-                    if kind is TorchServe:
-                        front = _front(folder, port)
-                        await start(Child("front", front, state_dir=folder, log=log))
-                    else:
-                        port = server.inference_port
-                address = f"http://127.0.0.1:{port}{PATH}"
-            yield address
-        finally:
-            for one in reversed(started):
+        if subject.runtime is None:
+            port = free_port()
+            command: list[str | Path] = [sys.executable, Path(__file__), "pipeline", checkpoint(model), str(port)]
+            one = Child("pipeline", command, state_dir=folder, log=LOG, env=_threads(cores))
+            try:
+                await _start(one, cores)
+                yield f"http://127.0.0.1:{port}{PATH}"
+            finally:
                 await one.stop()
+        else:
+            server = server_for(subject.runtime, version(model, subject), folder, cores)
+            async with started(subject.runtime, server, folder, cores) as port:
+                yield f"http://127.0.0.1:{port}{PATH}"
+
+
+def server_for(runtime: str, made: Path, folder: Path, cores: int) -> Any:
+    """The runtime's server for the version in `made`, yet to be started; `folder` is its own."""
+    kind = {"torchserve": TorchServe, "kserve": KServeServer}[runtime]
+    return kind(Container(runtime, folder, made, folder / "own", folder / "s", LOG, _threads(cores)))
+
+
+@contextlib.asynccontextmanager
+async def started(runtime: str, server: Any, folder: Path, cores: int | None = None) -> AsyncIterator[int]:
+    """Starts it; the port that its clients ask, when it is loaded."""
+    front = None
+    try:
+        await _start(server.child, cores)
+        async with aiohttp.ClientSession() as http:
+            while not await server.loaded(http):
+                if not server.child.running:
+                    raise SystemExit(f"{runtime}: {server.child.tail()}")
+                await asyncio.sleep(0.05)
+        port = server.inference_port
+        if runtime == "torchserve":
+            port = free_port()
+            front = Child("front", _front(folder, port), state_dir=folder, log=LOG)
+            await _start(front, cores)
+            await _listens(port, front)
+        yield port
+    finally:
+        for one in (front, server):
+            if one:
+                await one.stop()
+
+
+async def _start(child: Child, cores: int | None) -> None:
+    # What is pinned is this thread, for a moment.
+    async with _STARTING:
+        with pinned(cores) if cores else contextlib.nullcontext():
+            await child.start()
+
+
+async def _listens(port: int, child: Child) -> None:
+    while child.running:
+        with contextlib.suppress(OSError):
+            (await asyncio.open_connection("127.0.0.1", port))[1].close()
+            return
+        await asyncio.sleep(0.05)
+    raise SystemExit(f"{child.name}: {child.tail()}")
+
+
+def _threads(cores: int) -> dict[str, str]:
+    return {"OMP_NUM_THREADS": str(cores)}
 
 
 def _front(folder: Path, port: int) -> list[str | Path]:

@@ -159,6 +159,7 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
             "judge.metrics.0",
             "two metrics",
         ),
+        ("judge.metrics", [{"name": "u", "of": "entropy", "max_rate": 0.1}], "judge.metrics.0", "below: 0.5 beside it"),
         *(
             ("judge.metrics", [{"name": "r", "max_rate": 0.1, **queries}], field, cure)
             for queries, field, cure in (
@@ -198,6 +199,7 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
                 ({"max_rate": None, "observe": True}, "judge.metrics.0", "mean nothing without a limit"),
                 ({"bad": _COUNTED, "total": _COUNTED}, "judge.metrics.0", "sum by (country) (increase(…[$window]))"),
                 ({"below": 0.5}, "judge.metrics.e.slices", "service: {slices: [country]} is right"),
+                ({"below": 0.5, "of": "entropy"}, "judge.metrics.0", "counts them by probability"),
             )
         ),
         ("judge.values", [{"name": "v", "query": "up"}], "judge.values.0", "no limit"),

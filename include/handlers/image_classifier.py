@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 # TorchServe puts the archive's own folder on sys.path.
-from image_model import ImageModel, counted, sureness
+from image_model import ImageModel, Labels, certainty, counted, sureness
 from image_pixels import BadInput
 from image_requests import Request, read_request
 from image_slices import Counts, SliceCounter
@@ -91,7 +91,7 @@ class ImageClassifier(ImageModel):
         return {"code": status, "type": "InternalServerException", "message": text}
 
     @staticmethod
-    def _count(predictions: list[list[dict[str, Any]]], seconds: float, context: Any) -> None:
+    def _count(predictions: list[Labels], seconds: float, context: Any) -> None:
         """Emits what `config/metrics.yaml` declares. TorchServe appends ModelName and Level to the dimensions."""
         if not predictions or context.metrics is None:
             return
@@ -109,13 +109,14 @@ class ImageClassifier(ImageModel):
                 "Count",
                 dimensions=[Dimension("label", label)],
             )
-        for band, count in sureness(predictions).items():
-            context.metrics.add_metric(
-                "image_classifier_confidence_total",
-                count,
-                "Count",
-                dimensions=[Dimension("below", band)],
-            )
+        for name, bands in (("confidence", sureness(predictions)), ("certainty", certainty(predictions))):
+            for band, count in bands.items():
+                context.metrics.add_metric(
+                    f"image_classifier_{name}_total",
+                    count,
+                    "Count",
+                    dimensions=[Dimension("below", band)],
+                )
 
     @staticmethod
     def _count_slices(sliced: Any, context: Any) -> None:

@@ -12,6 +12,7 @@ import math
 import os
 import re
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ EXPORTED, SCRIPTED = "model.pt2", "model.pt"
 # A TorchScript model's first calls are up to 200 times slower than the rest, and so is the first call with a
 # new batch size: without these the first users of a canary would wait for the compiler.
 WARM_UP_BATCHES = (1, 1, 1, 2, 2)
+
+
+class Labels(list[dict[str, Any]]):
+    """The best labels of one picture, likeliest first, and of the probabilities of all labels one number: `certainty`,
+    1 where one label has all and 0 where each has as much."""
+
+    certainty = 1.0
 
 
 class ImageModel:
@@ -76,7 +84,7 @@ class ImageModel:
         """How many labels a request gets that asks for `top_k`; None asks for as many as the model has it."""
         return min(top_k or self.top_k, len(self.labels))
 
-    def classify(self, pixels: list[npt.NDArray[np.float32]], top_k: int) -> list[list[dict[str, Any]]]:
+    def classify(self, pixels: list[npt.NDArray[np.float32]], top_k: int) -> list[Labels]:
         """The best labels of each input [3, height, width]. One forward pass for each size there is: with a
         processor that resizes, as nearly all do, that is one."""
         answers: list[Any] = [None] * len(pixels)
@@ -84,15 +92,18 @@ class ImageModel:
         for shape in sizes:
             rows = [row for row, array in enumerate(pixels) if array.shape == shape]
             logits = self._logits(np.stack([pixels[row] for row in rows]))
-            scores, classes = (logits.sigmoid() if self.sigmoid else logits.softmax(-1)).topk(top_k)
-            for row, best, which in zip(rows, scores.tolist(), classes.tolist(), strict=True):
-                answers[row] = [
+            probabilities = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
+            scores, classes = probabilities.topk(top_k)
+            sure = certainties(probabilities, self.sigmoid)
+            for row, best, which, certainty in zip(rows, scores.tolist(), classes.tolist(), sure, strict=True):
+                answers[row] = Labels(
                     {"label": self.labels[label], "score": round(score, 6)}
                     for score, label in zip(best, which, strict=True)
-                ]
+                )
+                answers[row].certainty = certainty
         return answers
 
-    def answered(self, requests: list[Request]) -> tuple[list[Any], list[list[list[dict[str, Any]]]]]:
+    def answered(self, requests: list[Request]) -> tuple[list[Any], list[list[Labels]]]:
         """The body of each request's answer, and the labels of each one's pictures; all in as few passes as can be.
         Raises what the network raises."""
         wanted = [self.wanted(request.top_k) for request in requests]
@@ -104,7 +115,7 @@ class ImageModel:
         ]
         return bodies, found
 
-    def each(self, requests: list[Request]) -> list[tuple[Any, list[list[dict[str, Any]]]] | Exception]:
+    def each(self, requests: list[Request]) -> list[tuple[Any, list[Labels]] | Exception]:
         """For each request its answer's body and its pictures' labels, or what the network raises for it: where it
         fails for all together, each is tried alone, so that nobody's picture does harm to another client's request."""
         try:
@@ -181,16 +192,40 @@ def lacks(precision: str) -> str | None:
     )
 
 
-def counted(predictions: list[list[dict[str, Any]]]) -> dict[str, int]:
+def certainties(probabilities: torch.Tensor, several: bool) -> list[float]:
+    """Of each row 1 less its normalised entropy: Shannon's, divided by that of labels that are all as likely (Shannon
+    1948, "A Mathematical Theory of Communication"). With `several` labels at once each one is a question of its own,
+    yes or no, and it is the mean of theirs."""
+    entropy = torch.special.entr(probabilities)
+    if several:
+        share = (entropy + torch.special.entr(1 - probabilities)).mean(-1) / math.log(2)
+    else:
+        # One label alone leaves nothing open.
+        share = entropy.sum(-1) / math.log(max(probabilities.shape[-1], 2))
+    certain: list[float] = (1 - share).tolist()
+    return certain
+
+
+def counted(predictions: list[Labels]) -> dict[str, int]:
     """{label: how often it was the likeliest}, by names that a metric of any server may have."""
     # TorchServe's metrics travel as log lines, in which these characters have a meaning.
     return Counter(re.sub(r"[,:|#\[\]\s]+", "_", top[0]["label"]) for top in predictions)
 
 
-def sureness(predictions: list[list[dict[str, Any]]]) -> Counter[str]:
-    """How sure the model was, by the upper edge of each twentieth: a counter of each, for a histogram's edges are not
-    ours to choose."""
-    bands = Counter(min(int(20 * labels[0]["score"] + 1e-9), 19) for labels in predictions)
+def sureness(predictions: list[Labels]) -> Counter[str]:
+    """How sure the model was, by the probability of the likeliest label."""
+    return _twentieths(labels[0]["score"] for labels in predictions)
+
+
+def certainty(predictions: list[Labels]) -> Counter[str]:
+    """How sure it was, by the entropy of all probabilities."""
+    return _twentieths(labels.certainty for labels in predictions)
+
+
+def _twentieths(shares: Iterable[float]) -> Counter[str]:
+    """How many lie in each twentieth, by its upper edge: a counter of each, for a histogram's edges are not ours to
+    choose."""
+    bands = Counter(min(int(20 * share + 1e-6), 19) for share in shares)
     return Counter({f"{(band + 1) / 20:.2f}": count for band, count in bands.items()})
 
 

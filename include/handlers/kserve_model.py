@@ -19,7 +19,7 @@ from typing import Any
 
 # The server puts the archive's own folder on sys.path.
 from image_headers import NotAlone, Turns
-from image_model import ImageModel, counted, cpus, sureness
+from image_model import ImageModel, Labels, certainty, counted, cpus, sureness
 from image_pixels import BadInput
 from image_requests import Request, read_request
 from image_slices import SliceCounter
@@ -34,6 +34,7 @@ MODEL_VERSION = "1.0"
 _SECONDS = Histogram("image_classifier_request_seconds", "Reading, network and answer", ["ModelName", "Level"])
 _PREDICTIONS = Counter("image_classifier_predictions_total", "The likeliest labels", ["label", "ModelName", "Level"])
 _CONFIDENCE = Counter("image_classifier_confidence_total", "How sure it was of them", ["below", "ModelName", "Level"])
+_CERTAINTY = Counter("image_classifier_certainty_total", "How sure, by entropy", ["below", "ModelName", "Level"])
 _SLICES = Counter(
     "image_classifier_slices_total", "By slice of the traffic", ["slice", "value", "below", "ModelName", "Level"]
 )
@@ -94,11 +95,13 @@ class ImageClassifier(Model):
         sure = sureness(predictions)
         for band, count in sure.items():
             _CONFIDENCE.labels(band, self.name, "Model").inc(count)
+        for band, count in certainty(predictions).items():
+            _CERTAINTY.labels(band, self.name, "Model").inc(count)
         for told, count in self.slices.count(headers or {}, sure).items():
             _SLICES.labels(*told, self.name, "Model").inc(count)
         return labels
 
-    def classified(self, requests: list[Request]) -> tuple[list[Any], list[list[dict[str, Any]]]]:
+    def classified(self, requests: list[Request]) -> tuple[list[Any], list[Labels]]:
         """The body of each request's answer, and the labels of each picture; all in as few passes as can be."""
         answers, found = self.images.answered(requests)
         return answers, [labels for own in found for labels in own]

@@ -70,7 +70,8 @@ def _print(console: Console, line: str) -> None:
 
 
 def _release(options: argparse.Namespace) -> int:
-    """Starts what is missing and releases the example three times: a first version, a better one, a bad one."""
+    """Starts what is missing and releases the example three times: a first version, a better one, a bad one; or, as
+    `--story wrong`, one that answers quickly, without errors, and wrongly."""
     from sandbox import demo
 
     def stop() -> int:
@@ -79,9 +80,9 @@ def _release(options: argparse.Namespace) -> int:
     if options.runtime == "kserve":
         programs.kserve_python()
     options.state.mkdir(parents=True, exist_ok=True, mode=0o700)
-    up = partial(_up, options)
+    up, more = partial(_up, options), (options.picture, options.runtime, options.story)
     with status.sole_story(options.state):
-        return demo.release(options.state, options.airflow, up, stop, options.picture, options.runtime)
+        return demo.release(options.state, options.airflow, up, stop, *more)
 
 
 def _walkthrough(options: argparse.Namespace) -> int:
@@ -331,6 +332,7 @@ def _parser() -> argparse.ArgumentParser:
     release.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")
     release.add_argument("--picture", type=Path, metavar="FILE", help="draw the last release as an SVG")
     release.add_argument("--runtime", choices=("torchserve", "kserve"), default="torchserve", help="what serves it")
+    release.add_argument("--story", choices=("bad", "wrong"), default="bad", help="which bad version it ends with")
     release.set_defaults(foreground=False)
     walk = command("walkthrough", _walkthrough)
     walk.add_argument("--airflow", type=Path, default=programs.REPOSITORY, metavar="PROJECT", help="whose DAGs")

@@ -40,7 +40,7 @@ class AirflowApi:
             if not signed_in:
                 self._sign_in()
             try:
-                answer = self._session.request(method, f"{self.url}/api/v2{path}", timeout=30, **more)
+                answer = self._session.request(method, f"{self.url}/api/v2{path}", timeout=PATIENCE, **more)
             except requests.RequestException as error:
                 raise SandboxError(f"Airflow at {self.url} does not answer: {type(error).__name__}") from error
             if answer.status_code != 401:
@@ -59,10 +59,10 @@ class AirflowApi:
             others = []
             for error in self.call("GET", "/importErrors")["import_errors"]:
                 trace = error["stack_trace"].strip()
-                said = f"{error['filename']}: {trace.splitlines()[-1]}"
+                said = trace.splitlines()[-1]
                 if not error["filename"].endswith("model_files.py") or own in trace:
-                    raise SandboxError(said)
-                others.append(said)
+                    raise SandboxError(f"{error['filename']}: {said}")
+                others.append(said.partition(": ")[2])
             if any(dag["dag_id"] == dag_id for dag in self.call("GET", "/dags", params={"limit": 500})["dags"]):
                 return others
             time.sleep(0.3)
@@ -106,7 +106,7 @@ class AirflowApi:
     def _sign_in(self) -> None:
         try:
             answer = self._session.post(
-                f"{self.url}/auth/token", json={"username": USER, "password": self._password}, timeout=30
+                f"{self.url}/auth/token", json={"username": USER, "password": self._password}, timeout=PATIENCE
             )
         except requests.RequestException as error:
             raise SandboxError(f"Airflow at {self.url} does not answer: {type(error).__name__}") from error

@@ -12,9 +12,9 @@ Face checkpoint:
   everything, as quickly and without errors; of the larger images it has seen the middle alone.
 
 `python -m sandbox.digits candidate first|better|bad|wrong FOLDER` trains one, `… evaluation FOLDER` makes a folder of
-labelled images, `… samples FOLDER` one of images as live traffic has them, `… candidates FOLDER EVALUATION` makes the
-labelled ones and then the first three, each in a folder of its name. Seeds are fixed and one thread is used: the same
-machine gives the same bytes. A candidate that is there already stays as it is.
+labelled images, `… samples FOLDER` one of images as live traffic has them, `… candidates FOLDER EVALUATION NAME …`
+makes the labelled ones and then the candidates that are named, each in a folder of its name. Seeds are fixed and one
+thread is used: the same machine gives the same bytes. A candidate that is there already stays as it is.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ import numpy.typing as npt
 SIZE = 32
 #: Share of live images that are not 32x32: what scanners and phones send.
 ODD_SHARE = 0.15
+#: The same of the service `digits-scans`, whose users scan and photograph.
+SCANS_SHARE = 0.8
 
 _TEST_IMAGES = 360
 _RECIPE_FILE = "training.json"
@@ -65,8 +67,6 @@ RECIPES = {
     "bad": Recipe(epochs=26, seed=3, do_resize=False),
     "wrong": Recipe(epochs=26, seed=3, do_resize=False, do_center_crop=True),
 }
-#: Those that `make release` shows.
-SHOWN = ("first", "better", "bad")
 
 
 def make_candidate(name: str, folder: Path, log: Callable[[str], None] = print) -> float:
@@ -103,22 +103,22 @@ def _replaced(folder: Path) -> Iterator[Path]:
         shutil.rmtree(scratch, ignore_errors=True)
 
 
-def sample_images(count: int = 400, seed: int = 0) -> list[tuple[bytes, int]]:
+def sample_images(count: int = 400, seed: int = 0, odd: float = ODD_SHARE) -> list[tuple[bytes, int]]:
     """(encoded image, digit) of `count` digits that no candidate was trained on, as a service meets them.
 
-    `ODD_SHARE` of them, exactly, come in other sizes than 32x32: grey scans, screenshots with an alpha channel,
+    The share `odd` of them, exactly, comes in other sizes than 32x32: grey scans, screenshots with an alpha channel,
     photographs from a phone that was held sideways (EXIF). Equal seeds give equal images.
     """
-    return [(image, digit) for _, image, digit in _live(count, seed)]
+    return [(image, digit) for _, image, digit in _live(count, seed, odd)]
 
 
-def _live(count: int, seed: int) -> list[tuple[str, bytes, int]]:
+def _live(count: int, seed: int, share: float) -> list[tuple[str, bytes, int]]:
     """(kind of image, its bytes, the digit)."""
     pictures, digits = _digits()
     _, test = _split()
     random = np.random.default_rng(seed)
     chosen = random.choice(test, count)
-    odd = set(random.permutation(count)[: round(ODD_SHARE * count)].tolist())
+    odd = set(random.permutation(count)[: round(share * count)].tolist())
     odd_ones = (("scan", _scan), ("screenshot", _screenshot), ("phone", _phone))
     images = []
     for place, index in enumerate(chosen):
@@ -127,11 +127,11 @@ def _live(count: int, seed: int) -> list[tuple[str, bytes, int]]:
     return images
 
 
-def make_samples(folder: Path, count: int = 400, seed: int = 1) -> int:
+def make_samples(folder: Path, count: int = 400, seed: int = 1, odd: float = ODD_SHARE) -> int:
     """Puts `count` images as live traffic has them into `folder`, in folders by their kind (`phone/007.jpg`), for a
-    shadow. Run again, a folder that is there is replaced by an equal one."""
+    shadow; the share `odd` of them is larger. Run again, a folder that is there is replaced by an equal one."""
     with _replaced(folder) as scratch:
-        for number, (kind, image, _) in enumerate(_live(count, seed)):
+        for number, (kind, image, _) in enumerate(_live(count, seed, odd)):
             (scratch / kind).mkdir(exist_ok=True)
             (scratch / kind / f"{number:03d}.{'jpg' if kind == 'phone' else 'png'}").write_bytes(image)
     return count
@@ -160,6 +160,11 @@ def make_evaluation(folder: Path, per_class: int = 25) -> int:
 def images(count: int = 400, seed: int = 0) -> list[bytes]:
     """`sample_images` without the answers: what the load generator sends."""
     return [image for image, _ in sample_images(count, seed)]
+
+
+def scans() -> list[bytes]:
+    """The same for the users of `digits-scans`."""
+    return [image for image, _ in sample_images(odd=SCANS_SHARE)]
 
 
 def _ordinary(picture: npt.NDArray[np.uint8]) -> bytes:
@@ -317,22 +322,24 @@ def main(arguments: list[str] | None = None) -> int:
     candidates = commands.add_parser("candidates", help="all that `make release` needs, in the order of its needs")
     candidates.add_argument("folder", type=Path)
     candidates.add_argument("evaluation", type=Path)
+    candidates.add_argument("names", nargs="+", choices=sorted(RECIPES))
     evaluation = commands.add_parser("evaluation", help="make a folder of labelled images for evaluations")
     evaluation.add_argument("folder", type=Path)
     evaluation.add_argument("--per-class", type=int, default=25, help="images of each digit (25)")
     samples = commands.add_parser("samples", help="make a folder of images as live traffic has them, for a shadow")
     samples.add_argument("folder", type=Path)
+    samples.add_argument("--odd", type=float, default=ODD_SHARE, help=f"the share of larger images ({ODD_SHARE})")
     options = parser.parse_args(arguments)
     say = partial(print, flush=True)
     if options.command == "evaluation":
         say(f"{make_evaluation(options.folder, options.per_class)} images in {options.folder}")
     elif options.command == "samples":
-        say(f"{make_samples(options.folder)} images in {options.folder}")
+        say(f"{make_samples(options.folder, odd=options.odd)} images in {options.folder}")
     elif options.command == "candidate":
         make_candidate(options.name, options.folder, say)
     else:
         say(f"evaluation: {make_evaluation(options.evaluation)} labelled images that no candidate was trained on")
-        for name in SHOWN:
+        for name in options.names:
             make_candidate(name, options.folder / name, say)
             say(f"{name}{READY}")
     return 0

@@ -109,7 +109,9 @@ class Follower:
         the whole stack was `stopped` in the middle of it; else SandboxError: it may be shown on another terminal."""
         for dag_id in dag_ids:
             for line in self.airflow.wait_for_dag(dag_id):
-                self._console.print(Text(f"refused, and no matter here: {line}", style="yellow"), soft_wrap=True)
+                self._console.print(
+                    Text(f"Airflow refuses another model's file: {line}", style="yellow"), soft_wrap=True
+                )
             states = {"state": ["running", "queued"]}
             for run in self.airflow.call("GET", f"/dags/{dag_id}/dagRuns", params=states)["dag_runs"]:
                 page = self._page(dag_id, run["dag_run_id"])

@@ -32,6 +32,8 @@ from sandbox.wishes import Load, Wishes
 # counted as such): a service that hangs must not eat the machine's memory.
 _MOST_UNDER_WAY = 256
 _RECENT = 2000
+#: The service whose users send more of the larger images than those of all others.
+SCANS = "models/digits-scans"
 
 
 class LoadGenerator:
@@ -175,6 +177,6 @@ def _found(module: str, name: str) -> Any:
 
 
 if __name__ == "__main__":
-    models = "sandbox.walkthrough_models"
-    own = {_made(models, "SERVICE"): partial(_made, models, "images")}
-    asyncio.run(follow(Path(sys.argv[1]), LoadGenerator(sys.argv[2], _made("sandbox.digits", "images"), others=own)))
+    models, digits = "sandbox.walkthrough_models", "sandbox.digits"
+    own = {_made(models, "SERVICE"): partial(_made, models, "images"), SCANS: partial(_made, digits, "scans")}
+    asyncio.run(follow(Path(sys.argv[1]), LoadGenerator(sys.argv[2], _made(digits, "images"), others=own)))

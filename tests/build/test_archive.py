@@ -63,6 +63,7 @@ def test_own_dimensions_come_before_those_that_torchserve_appends(packed: Archiv
     declared = {metric["name"]: metric["dimensions"] for kind in metrics.values() for metric in kind}
     assert declared["image_classifier_predictions_total"] == ["label", "ModelName", "Level"]
     assert declared["image_classifier_confidence_total"] == ["below", "ModelName", "Level"]
+    assert declared["image_classifier_certainty_total"] == ["below", "ModelName", "Level"]
     assert declared["image_classifier_slices_total"] == ["slice", "value", "below", "ModelName", "Level"]
     assert declared["image_classifier_request_seconds"] == ["ModelName", "Level"]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
@@ -46,6 +46,7 @@ def parts(drawn: list[tuple[str, Answer, Answer]]) -> Given:
     return tuple(dict(zip(names, column, strict=True)) for column in zip(*drawn, strict=True))  # type: ignore[return-value]
 
 
+@settings(deadline=None)  # how long one takes is the machine's affair
 @given(COUNTS, COUNTS)
 def test_mcnemar_is_scipys_two_sided_binomial_test(worse: int, better: int) -> None:
     expected = binomtest(worse, worse + better).pvalue if worse + better else 1.0
@@ -60,6 +61,7 @@ def test_mcnemar_by_hand_and_at_its_ends() -> None:
     assert mcnemar(0, 5000) == 0.0  # smaller than any float
 
 
+@settings(deadline=None)
 @given(rows)
 def test_the_sums_of_one_model_come_out(drawn: list[tuple[str, Answer, Answer]]) -> None:
     truth, _, answers = parts(drawn)
@@ -80,6 +82,7 @@ def test_the_sums_of_one_model_come_out(drawn: list[tuple[str, Answer, Answer]])
     assert ece is None or ece == pytest.approx(by_bins / answered)
 
 
+@settings(deadline=None)
 @given(rows)
 def test_the_sums_of_two_models_come_out(drawn: list[tuple[str, Answer, Answer]]) -> None:
     truth, before, now = parts(drawn)

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 from tests.patience import LIMIT
 
@@ -142,6 +143,15 @@ def test_nothing_that_a_client_asks_for_is_the_servers_fault_or_ends_the_model(
     assert server.post(PREDICT, v1(picture()))[0] == 200
 
 
+def test_it_listens_at_two_ports_and_for_no_grpc(server: Server) -> None:
+    """A call of gRPC that fails is a 200 to whoever counts, and KServe's server for it lets anybody end the model."""
+    ports = sorted(int(url.rpartition(":")[2]) for url in (server.inference, server.metrics))
+    listening = [one for one in psutil.net_connections("tcp") if one.status == psutil.CONN_LISTEN]
+    (process,) = {one.pid for one in listening if one.laddr.port in ports}
+    found = sorted(tuple(one.laddr) for one in listening if one.pid == process)
+    assert found == [("127.0.0.1", port) for port in ports]
+
+
 def test_a_body_over_the_limit(server: Server) -> None:
     status, text = server.post(PREDICT, b"x" * (33_554_432 + 1))
     assert (status, json.loads(text)["error"]) == (413, "the request is over the limit of 32 MiB")
@@ -150,17 +160,20 @@ def test_a_body_over_the_limit(server: Server) -> None:
 def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -> None:
     bands = [f"{edge / 20:.2f}" for edge in range(1, 21)]
 
-    def seen() -> tuple[float, float, float]:
+    def seen() -> tuple[float, ...]:
         text = server.exposition()
         counted = [
             sample(text, "image_classifier_predictions_total", label=label, ModelName="tiny", Level="Model")
             for label in ("cat", "dog", "tench_Tinca_tinca")
         ]
-        sure = [
-            sample(text, "image_classifier_confidence_total", below=band, ModelName="tiny", Level="Model")
-            for band in bands
-        ]
-        return sum(counted), sum(sure), sample(text, "image_classifier_request_seconds_count", ModelName="tiny")
+        sure, certain = (
+            sum(
+                sample(text, f"image_classifier_{name}_total", below=band, ModelName="tiny", Level="Model")
+                for band in bands
+            )
+            for name in ("confidence", "certainty")
+        )
+        return sum(counted), sure, certain, sample(text, "image_classifier_request_seconds_count", ModelName="tiny")
 
     server.post(PREDICT, v1(picture()))
     before = seen()
@@ -168,7 +181,7 @@ def test_metrics_have_the_names_and_labels_that_torchserve_has(server: Server) -
         assert server.post(PREDICT, v1(picture(), picture(), picture()))[0] == 200
     server.post(PREDICT, b"garbage")
     after = seen()
-    assert tuple(now - then for now, then in zip(after, before, strict=True)) == (12, 12, 4)
+    assert tuple(now - then for now, then in zip(after, before, strict=True)) == (12, 12, 12, 4)
 
 
 def test_slices_are_what_the_requests_header_says(server: Server) -> None:

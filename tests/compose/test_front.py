@@ -11,6 +11,7 @@ import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,17 @@ from .containers import BIN, PROJECT, end, instruction
 DOCKERFILE = PROJECT / "include/images/serving/Dockerfile"
 FRONT = PROJECT / "include/images/serving/front.py"
 HANDLER = """
+import os
+import time
+
+
 class Handler:
     def initialize(self, context):
         pass
 
     def handle(self, data, context):
+        while os.path.exists(os.environ["TMPDIR"] + "/held"):
+            time.sleep(0.01)
         told = context.get_all_request_header(0)
         slices = [text for name, text in told.items() if name.lower() == "x-slice-country"]
         return [{"got": row["data"]} | ({"slice": slices[0]} if slices else {}) for row in data]
@@ -168,6 +175,18 @@ def test_the_life_of_a_server(front: Front) -> None:
     for name, (wrong, headers, reason) in NOT_WHAT_THEY_SAY.items():
         status, told = front.ask("/v1/models/digits:predict", wrong, **headers)
         assert (status, reason in told["error"]) == (400, True), f"{name}: {told}"
+
+    held = front.log.with_name("held")
+    held.touch()
+    with ThreadPoolExecutor(130) as clients:
+        asked = [clients.submit(front.ask, "/v1/models/digits:predict", body) for _ in range(130)]
+        front.until(lambda: sum(one.done() for one in asked) == 30)
+        assert {str(one.result()) for one in asked if one.done()} == {
+            "(503, {'error': '100 requests are under way'})"
+        }, "who is one too many is told at once"
+        assert front.ask("/v1/models/digits")[0] == 200, "and the pod is not taken for one that is not ready"
+        held.unlink()
+    assert sorted(one.result()[0] for one in asked) == [200] * 100 + [503] * 30
 
     started = psutil.Process(front.process.pid).children(recursive=True)
     java = next(child for child in started if "java" in child.name())

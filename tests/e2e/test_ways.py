@@ -7,6 +7,7 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 from tests.patience import until
@@ -221,6 +222,29 @@ class TestAPersonsWord:
         assert asked.service("asked").serving == {canary: 100}
         *before, last = told.of("asked")
         assert (last, before[-1]) == ("promoted", "needs you")
+
+
+class TestALateRun:
+    """`notify.after`: the scheduler sees that a run has not ended, and the triggerer tells."""
+
+    def test_people_are_told_of_a_run_that_does_not_even_begin(self, live: Any, told: Told) -> None:
+        model(live, "late", notify={"webhook": {"connection": "told"}, "after": "1s"})
+        live.airflow.wait_for_dag("release_late")
+        live.airflow.call("PATCH", "/dags/release_late", json={"is_paused": True})  # its runs stay in the queue
+        run_id = live.airflow.trigger("release_late")
+
+        def messages() -> list[dict[str, Any]]:
+            return [one for one in told.messages if one["model"] == "late"]
+
+        until(messages, lambda: live.airflow.run("release_late", run_id))
+        (message,) = messages()
+        assert message["event"] == "takes long"
+        assert message["sentence"] == (
+            "1s after it was queued it has not ended; it has not begun: the DAG is paused, or another run of the model "
+            "is before it."
+        )
+        assert (message["service"], message["version"], message["traffic"]) == ("models/late", None, {})
+        assert message["run"] == f"{live.airflow.url}/dags/release_late/runs/{quote(run_id)}"
 
 
 @pytest.mark.walk

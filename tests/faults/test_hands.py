@@ -33,7 +33,7 @@ def test_decision_marked_successful_by_hand(scene: Scene) -> None:
     one.mark("decide", "success")
     one.mark("canary", "failed")
     assert one.ended() == "failed"
-    assert one.sentence().startswith("failed: task ")
+    assert one.sentence().startswith("rolled_back: Rolled back: task roll_back was run, ")
     assert one.state_of("promote") in ("failed", "skipped", "upstream_failed")
     end = scene.end(one, stable)
     scene.row("task marked successful by hand", "decide", one, stable, end)

@@ -293,6 +293,7 @@ def test_metrics_have_seconds_and_labels_that_a_log_line_can_carry(serve: Any) -
         ("image_classifier_predictions_total", 1, [("label", "red")], "counter"),
         ("image_classifier_predictions_total", 2, [("label", "blue_the_sea_the_sky")], "counter"),
         ("image_classifier_confidence_total", 3, [("below", "1.00")], "counter"),
+        ("image_classifier_certainty_total", 3, [("below", "1.00")], "counter"),
     ]
 
 
@@ -304,13 +305,12 @@ def test_how_sure_the_model_is_counts_in_twentieths(serve: Any, score: float, be
     """A score on an edge is not below it."""
     served = serve(True)
     served.context.metrics.seen.clear()
-    served.handler._count([[{"label": "red", "score": score}]], 0.1, served.context)
-    assert served.context.metrics.seen[-1] == (
-        "image_classifier_confidence_total",
-        1,
-        [("below", below)],
-        "counter",
-    )
+    answer = importlib.import_module("image_model").Labels([{"label": "red", "score": score}])
+    answer.certainty = score - 1e-9
+    served.handler._count([answer], 0.1, served.context)
+    assert served.context.metrics.seen[-2:] == [
+        (f"image_classifier_{name}_total", 1, [("below", below)], "counter") for name in ("confidence", "certainty")
+    ]
 
 
 def test_torchserve_finds_exactly_one_class() -> None:

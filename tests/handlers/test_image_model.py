@@ -7,6 +7,7 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -52,3 +53,38 @@ def test_constants_move_with_the_model(kind: str, artifact: str, bits: str | Non
         assert (moved(pixels).device, moved(pixels).shape[0]) == (META, 3)
     with torch.inference_mode():
         assert module.network(tmp_path, torch.device("cpu"))(torch.zeros(3, 3, SIDE, SIDE)).isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("logits", "sigmoid", "expected"),
+    [
+        ([0.0, 0.0, 0.0, 0.0], False, 0.0),
+        ([99.0, 0.0, 0.0, 0.0], False, 1.0),
+        # Two labels share everything: half of what four could leave open.
+        ([9.0, 9.0, -99.0, -99.0], False, 0.5),
+        ([0.0], False, 1.0),
+        ([0.0, 0.0], True, 0.0),
+        ([99.0, -99.0], True, 1.0),
+        # One label of two is open.
+        ([0.0, 99.0], True, 0.5),
+    ],
+    ids=str,
+)
+def test_certainty_is_what_the_entropy_of_all_labels_leaves(
+    logits: list[float], sigmoid: bool, expected: float
+) -> None:
+    module: Any = importlib.import_module("image_model")
+    scores = torch.tensor([logits, logits])
+    certain = module.certainties(scores.sigmoid() if sigmoid else scores.softmax(-1), sigmoid)
+    assert certain == pytest.approx([expected, expected], abs=1e-5)
+
+
+def test_certainty_is_of_all_labels_however_few_are_answered() -> None:
+    module: Any = importlib.import_module("image_model")
+    model = module.ImageModel()
+    model.labels, model.sigmoid, model.device = ["cat", "dog", "cow", "hen"], False, torch.device("cpu")
+    model.model = lambda batch: torch.tensor([[9.0, 9.0, -99.0, -99.0]] * len(batch))
+    (best,) = model.classify([np.zeros((3, 8, 8), np.float32)], 1)
+    assert [one["score"] for one in best] == [0.5]
+    assert best.certainty == pytest.approx(0.5, abs=1e-5)
+    assert module.certainty([best, best]) == {"0.55": 2}

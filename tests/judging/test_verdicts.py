@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from typing import Any
 
 import pytest
@@ -81,6 +82,32 @@ def test_watching_on_says_what_is_still_needed_and_how_long_that_takes() -> None
     )
     assert later.decision == "promote"
     assert later.windows_used > 6
+
+
+def test_what_is_still_needed_is_told_without_a_warning_after_the_deadline() -> None:
+    """All of the money is bet by then, and what a good metric's bets come to in the far future is nothing at all."""
+    p = policy(metrics=[{"name": "errors", "max_rate": 0.02}, {"name": "slow", "max_rate": 0.1}], deadline_windows=5)
+    slow = [2, 2, 2, 2, 2, 2, 2, 3] * 8  # a little beyond the limit
+    seen = [{"canary": {"requests": 20, "bad": {"errors": 0, "slow": bad}}, "stable": None} for bad in slow]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        verdict = judge(p, [Window.from_dict(one) for one in seen])
+    assert verdict.decision == "continue"
+    assert verdict.requests_needed is not None
+
+
+def test_slowness_that_both_sides_share_is_nobodys_fault_and_a_canarys_own_is() -> None:
+    """A busy machine, by the example's limit on slow answers at 20 requests a second: an absolute limit, and windows in
+    which stable breaks it, too, are set aside. What the canary alone does is rolled back, whatever the reason."""
+    p = policy(metrics=[{"name": "slow", "max_rate": 0.1}], indifference=2, design_effect=1)
+    shared = judge(p, [window((15, 10), (45, 29), at=i, seconds=3, name="slow") for i in range(100)])
+    assert shared.decision == "continue"
+    assert shared.metrics[0].set_aside == 100
+    alone = [window((15, 10), (45, 0), at=i, seconds=3, name="slow") for i in range(4)]
+    assert judge(p, alone).decision == "rollback"
+    calm = [window((15, 0), (45, 0), at=i, seconds=3, name="slow") for i in range(12)]
+    cold = policy(metrics=[{"name": "slow", "max_rate": 0.1}], indifference=2, design_effect=1, warm_up=4)
+    assert judge(cold, alone + calm).decision == "promote", "a cold start, where the model file gives it time"
 
 
 def test_a_canary_that_looks_bad_is_the_one_spoken_of() -> None:

@@ -212,15 +212,16 @@ def test_whether_labels_can_be_judged_is_known_before_any_traffic_moves(
     assert answers_presence(serve(History()), PROFILES["istio"], nothing, NAMESPACE, STABLE, window=TEN) == []
 
 
-def test_how_sure_the_model_is_becomes_a_share_of_its_answers(serve: Serve) -> None:
+@pytest.mark.parametrize(("of", "counter"), [("probability", "confidence"), ("entropy", "certainty")])
+def test_how_sure_the_model_is_becomes_a_share_of_its_answers(of: str, counter: str, serve: Serve) -> None:
     history = History()
     gateway(history)
     for revision in (CANARY, STABLE):
         up(history, pod(revision, f"{revision}:8082"))
         for band, pace in (("0.05", 1), ("0.50", 2 * (revision == CANARY)), ("0.55", 4), ("1.00", 3)):
             labels = pod(revision, f"{revision}:8082") | {"below": band}
-            history.add("image_classifier_confidence_total", labels, {s: round(pace * (s + 30 - 0.4)) for s in EVERY})
-    unsure = {"name": "unsure", "below": 0.5, "max_rate": 0.2, "max_ratio": 1.3, "floor": 0.05}
+            history.add(f"image_classifier_{counter}_total", labels, {s: round(pace * (s + 30 - 0.4)) for s in EVERY})
+    unsure = {"name": "unsure", "of": of, "below": 0.5, "max_rate": 0.2, "max_ratio": 1.3, "floor": 0.05}
     judge = Judge.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}, unsure]})
     windows = read(serve(history), judge=judge)
     assert [(side.bad, side.totals) for side in (windows[2].canary, windows[2].stable) if side] == [
@@ -229,6 +230,24 @@ def test_how_sure_the_model_is_becomes_a_share_of_its_answers(serve: Serve) -> N
     ]
     verdict = judged(Policy.from_dict({"metrics": [one.limits() for one in judge.metrics]}), windows * 5)
     assert verdict.decision == "rollback"
-    assert "canary answers were less than 50 % sure (30 %" in verdict.reason
+    by = " by their entropy" if of == "entropy" else ""
+    assert f"canary answers were less than 50 % sure{by} (30 %" in verdict.reason
     silent = read(serve(History()), judge=judge)[0].canary
     assert (silent.bad, silent.totals) == ({"errors": None, "unsure": None}, {"unsure": None})
+
+
+def test_both_ways_to_be_sure_are_counted_apart(serve: Serve) -> None:
+    history = History()
+    gateway(history)
+    for revision in (CANARY, STABLE):
+        up(history, pod(revision, f"{revision}:8082"))
+        for counter, band, pace in (("confidence", "0.50", 1), ("confidence", "1.00", 9), ("certainty", "0.05", 4)):
+            labels = pod(revision, f"{revision}:8082") | {"below": band}
+            history.add(f"image_classifier_{counter}_total", labels, {s: round(pace * (s + 30 - 0.4)) for s in EVERY})
+    metrics = [
+        {"name": "errors", "max_rate": 0.02},
+        {"name": "unsure", "below": 0.5, "max_rate": 0.2},
+        {"name": "torn", "below": 0.3, "of": "entropy", "max_rate": 0.2},
+    ]
+    side = read(serve(history), judge=Judge.model_validate({"profile": "istio", "metrics": metrics}))[2].canary
+    assert (side.bad, side.totals) == ({"errors": 0, "unsure": 10, "torn": 40}, {"unsure": 100, "torn": 40})

@@ -130,6 +130,9 @@ def test_one_story_at_a_time(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert "is under way in" in capsys.readouterr().err
 
 
+NAMES = ("first", "better")
+
+
 @pytest.fixture
 def training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A Python that trains nothing, but says what the real one says: `sandbox.digits` below this folder."""
@@ -149,7 +152,10 @@ def test_a_candidate_is_waited_for_alone_and_the_others_go_on(training: Path, tm
         f"print('better{READY}', flush=True)\n"
     )
     shown, written = console(terminal=False)
-    with Candidates(tmp_path, tmp_path / "evaluation", shown) as candidates, Waiting(shown) as waiting:
+    with (
+        Candidates(tmp_path, tmp_path / "evaluation", shown, NAMES) as candidates,
+        Waiting(shown) as waiting,
+    ):
         candidates.wait_for("first", waiting)
         assert "first: epoch 10/10" in written.getvalue()
         assert READY not in written.getvalue()
@@ -166,13 +172,13 @@ def test_a_training_that_fails_is_one_line_and_one_that_is_left_ends(training: P
     shown, _ = console(terminal=False)
     line = r"^candidate first was not trained: No space left on device; .*training\.log says more$"
     with (
-        Candidates(tmp_path, tmp_path / "evaluation", shown) as candidates,
+        Candidates(tmp_path, tmp_path / "evaluation", shown, NAMES) as candidates,
         Waiting(shown) as waiting,
         pytest.raises(SandboxError, match=line),
     ):
         candidates.wait_for("first", waiting)
     training.write_text("import time\ntime.sleep(600)\n")
-    with Candidates(tmp_path, tmp_path / "evaluation", shown) as candidates:
+    with Candidates(tmp_path, tmp_path / "evaluation", shown, NAMES) as candidates:
         left = candidates._training
         assert left.poll() is None
     assert left.poll() is not None

@@ -285,3 +285,18 @@ def test_one_that_dies_in_its_bake_is_taken_back_though_it_has_everything(scene:
     assert bake.done.decision == "rollback"
     assert bake.done.reason.startswith(f"{NEW} is dead: ")
     scene.check_proven_serves()
+
+
+def test_a_roll_back_that_has_to_wait_is_told_once(scene: Scene) -> None:
+    """A dead stable revision freezes the route, so each look asks again; the log, and the record with it, do not."""
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    dies(scene, "v1")
+    drive.close("users complain", Cause.PERSON)
+    lines = [line for _ in range(6) for line in drive.look()]
+    assert drive.done is None
+    assert lines.count("Taken back: users complain") == 1
+    assert len(lines) == len(set(lines))
+    del scene.kube.pods.phases["v1"]
+    until(drive, lambda: drive.done)
+    scene.check_proven_serves()

@@ -300,7 +300,7 @@ def late_context(**of_run: Any) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("absent", "; it has not begun: another run of the model may be before it."),
+        ("absent", "; it has not begun: the DAG is paused, or another run of the model is before it."),
         ("building", "; no traffic was moved yet."),
         ("open", "; the traffic: digits-2 25 %, digits-1 75 %."),
         ("ended", None),

@@ -230,6 +230,11 @@ def shadow(time: str, limit: float | None = 0.05) -> dict[str, Any]:
     return {"time": time, "from": "s3://models/samples/faces/", "passed": True, **pairs.to_dict()}
 
 
+def sliced(by: str, part: str, images: int, worse: int, lower: float, upper: float) -> dict[str, Any]:
+    row = {"by": by, "slice": part, "images": images, "accuracy": 0.91, "before": 0.86}
+    return {**row, "regressions": worse, "lower": lower, "upper": upper}
+
+
 def evaluation(before: str, after: str) -> dict[str, Any]:
     rng = np.random.default_rng(5)
 
@@ -266,6 +271,11 @@ def evaluation(before: str, after: str) -> dict[str, Any]:
             },
             "churn": 0.0875,
         },
+        "slices": [
+            sliced("country", "fr", 120, 9, 0.0397, 0.1273),
+            sliced("country", "none", 280, 0, 0.0, 0.0106),
+            {"by": "folder", "slice": "phone", "images": 400, "accuracy": 0.91},
+        ],
         "gates": [
             {
                 "name": "min_accuracy",

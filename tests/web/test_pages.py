@@ -271,6 +271,12 @@ def test_the_page_of_a_release_in_each_state(world: World, browse: Open) -> None
                 ("Passed", "Accuracy 91"),
                 ("Not asked", "Regressions (at most"),
             ]
+            rows = re.findall(r'data-name="Slice">([^<]+)<.*?Of all such" class="num">([^<]*)<', text, re.DOTALL)
+            assert [(name, share.replace("\N{NO-BREAK SPACE}", " ")) for name, share in rows] == [
+                ("country=fr", "4 % – 12.7 %"),
+                ("country=none", "0 % – 1.1 %"),
+                ("folder=phone", "–"),
+            ]
         assert ("Before any user" in text) == (record.shadow is not None)
     bare = record_of(world.specs["faces"], outcome="failed", number=5, reason="The archive could not be made.")
     bare.steps, bare.traffic, bare.plan, bare.baseline, bare.canary = [], [], None, None, None

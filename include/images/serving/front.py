@@ -9,6 +9,7 @@ TorchServe, forwards predictions, and ends with it:
   so is a form with two fields of one name; a body that is not what its headers say is the client's fault (400), where
   TorchServe has 500;
 - `GET /v2/models/NAME/ready` and `POST /v2/models/NAME/infer` are the same in protocol V2;
+- more requests than TorchServe lets wait are 503 at once, in words that say so, and `GET` goes on being answered;
 - `GET /` is 200: the container lives.
 
 TorchServe's inference and management address must be one on loopback, as in every version that this project makes:
@@ -35,6 +36,9 @@ from aiohttp import web
 
 _log = logging.getLogger("front")
 _LARGEST_REQUEST = 32 * 2**20
+#: Requests that were read and are under way, or wait: as many as TorchServe's queue has
+#: (docs/facts.md#a-full-queue-is-a-503). More are answered 503.
+MOST_REQUESTS = 100
 _GRACE = 20.0
 # Of a form: how many fields are looked at, and how many bytes of each for its name. A picture goes with one or two.
 _FIELDS, _HEAD = 64, 4096
@@ -70,6 +74,7 @@ class Front:
 
     def __init__(self, address: str, models: frozenset[str], http: aiohttp.ClientSession) -> None:
         self._address, self._models, self._http = address, models, http
+        self._under_way = 0
 
     def application(self) -> web.Application:
         application = web.Application(client_max_size=_LARGEST_REQUEST)
@@ -109,6 +114,10 @@ class Front:
         headers = {"Content-Type": kind, **said}
         if name_twice := _twice(kind, body):
             return web.json_response({"error": f"two fields of the form are {name_twice[:40]!r}"}, status=400)
+        if self._under_way >= MOST_REQUESTS:
+            _log.warning("%d requests are under way: one more is answered 503", MOST_REQUESTS)
+            return web.json_response({"error": f"{MOST_REQUESTS} requests are under way"}, status=503)
+        self._under_way += 1
         try:
             async with self._http.post(self._address + path, data=body, headers=headers) as answer:
                 told, its_kind = await answer.read(), answer.headers.get("Content-Type", "application/json")
@@ -118,6 +127,8 @@ class Front:
                 return web.Response(status=answer.status, body=told, headers={"Content-Type": its_kind})
         except aiohttp.ClientError as error:
             return web.json_response({"error": f"TorchServe does not answer: {type(error).__name__}"}, status=503)
+        finally:
+            self._under_way -= 1
 
     def _name(self, request: web.Request) -> str:
         name = request.match_info["name"]
@@ -160,7 +171,9 @@ async def serve(config: Path, port: int, command: list[str]) -> int:
     ended = asyncio.Event()
     for sign in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(sign, ended.set)
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, connect=5)) as http:
+    # No limit: aiohttp's own, 100, would let a probe wait behind predictions, and a pod that is busy be taken for dead.
+    pool = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(connector=pool, timeout=aiohttp.ClientTimeout(total=None, connect=5)) as http:
         runner = web.AppRunner(Front(address, models, http).application(), access_log=None, shutdown_timeout=_GRACE)
         await runner.setup()
         await web.TCPSite(runner, "0.0.0.0", port).start()  # noqa: S104 - the pod's address

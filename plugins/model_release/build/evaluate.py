@@ -7,6 +7,7 @@ data        uri, digest, digest_of, images
 candidate   version, accuracy, recall, support, labels, confusion, confused, unanswered, calibration
 stable      the same, or None
 comparison  mcnemar, negative_flips, churn; or skipped: why there is none
+slices      for each slice of the images: by, slice, images, accuracy; before, regressions, lower, upper
 float32     of another precision: what the same checkpoint answers in float32, and the comparison with it
 gates       each limit of the model file: name, limit, value, passed (None: could not be asked), sentence
 passed      whether no gate failed
@@ -27,6 +28,7 @@ from model_release.build.evaluation.gates import check_limits, gates, percent, s
 from model_release.build.evaluation.images import LabelledImages
 from model_release.build.evaluation.measures import Answer, comparison, measures, skipped, square
 from model_release.build.evaluation.picture import LARGEST, confusion_png
+from model_release.build.evaluation.slices import by_slice
 from model_release.errors import ArchiveError, EvaluationFailed
 from model_release.spec import Evaluation
 
@@ -37,6 +39,7 @@ Log = Callable[[str], None]
 
 _WIDEST = 30  # characters of a label in the log's table
 _ROWS = 40
+_WORST = 10  # slices in the log
 _GATE = {False: "FAILED", None: "not asked"}
 
 
@@ -83,6 +86,7 @@ def evaluate(
         "candidate": said,
         "stable": beside,
         "comparison": compared,
+        "slices": by_slice(images.truth, images.slices, None if isinstance(before, str) else before, found),
         **({"float32": bits} if bits else {}),
         "gates": asked,
         "passed": all(gate["passed"] is not False for gate in asked),
@@ -158,12 +162,21 @@ def lines(evaluation: dict[str, Any]) -> list[str]:
             f"{bits['mcnemar']['better']}, right only in float32 {flips['count']} ({percent(flips['share'])}); "
             f"{percent(bits['churn'])} of the answers differ"
         )
+    said += [_worse(row) for row in evaluation["slices"] if row.get("regressions")][:_WORST]
     said += _table(candidate, stable)
     asked = evaluation["gates"]
     said += [f"gate {_GATE[gate['passed']]}: {gate['sentence']}" for gate in asked if not gate["passed"]]
     if asked:
         said.append(f"gates passed: {sum(gate['passed'] is True for gate in asked)} of {len(asked)}")
     return said
+
+
+def _worse(row: Mapping[str, Any]) -> str:
+    worse, images = row["regressions"], row["images"]
+    return (
+        f"right only before in {row['by']}={row['slice']}: {worse} of {images} images ({percent(worse / images)}; of "
+        f"all such images {percent(row['lower'])} to {percent(row['upper'])})"
+    )
 
 
 def _before(

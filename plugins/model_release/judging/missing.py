@@ -25,9 +25,9 @@ def requests_needed(ev: Evidence, state: State, now: Readings) -> list[float]:
         for n, times in zip(seen, _crossings(now.favour, ev.favour(more, now.lasting), ev.log_needed_for), strict=True)
     ]
     if now.against.max() > 0:  # more of what speaks for a canary never speaks against it
-        with np.errstate(divide="ignore"):
+        with np.errstate(divide="ignore"):  # a bet that has lost all is no evidence: its logarithm is -inf
             logs = np.log(state.wealth) * _TIMES  # what was won is won again
-        later = ev.against(np.exp(np.minimum(logs, 300.0)), state.age)[0]
+            later = ev.against(np.exp(np.minimum(logs, 300.0)), state.age)[0]
         crossings = _crossings(now.against, later, ev.log_needed_against)
         needed = [min(at, n * times) if n else at for at, n, times in zip(needed, seen, crossings, strict=True)]
     return needed

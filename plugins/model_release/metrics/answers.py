@@ -24,12 +24,13 @@ from model_release.metrics.slices import SliceCounts
 from model_release.spec import Judge, Metric, format_duration
 
 PREDICTIONS = "image_classifier_predictions_total"
-CONFIDENCE = "image_classifier_confidence_total"
+# How sure it was of an answer, in twentieths: by its likeliest label's probability, and by the entropy of all of them.
+SURE = {"probability": "image_classifier_confidence_total", "entropy": "image_classifier_certainty_total"}
 SLICES = "image_classifier_slices_total"
 # A handler's page may be scraped so much later than the requests.
 _LATER_MS = 60_000
 # The label of each counter that tells its answers apart.
-BY = {PREDICTIONS: "label", CONFIDENCE: "below", SLICES: "value"}
+BY = {PREDICTIONS: "label", **dict.fromkeys(SURE.values(), "below"), SLICES: "value"}
 
 
 class AnswerReader:
@@ -52,7 +53,7 @@ class AnswerReader:
     ) -> None:
         self._prometheus, self._metrics, self._counters = prometheus, metrics, counters_of(judge)
         self._shifts = [metric.name for metric in judge.metrics if metric.max_shift is not None]
-        self._unsure = {metric.name: metric.below for metric in judge.metrics if metric.below is not None}
+        self._unsure = {m.name: (SURE[m.of], m.below) for m in judge.metrics if m.below is not None}
         self._slices = [(metric, SliceCounts(BY[SLICES])) for metric in _sliced(judge)]
         self._namespace, self._revisions = namespace, list(revisions)
         self._ledger = Ledger(opening, window)
@@ -93,7 +94,7 @@ class AnswerReader:
                 self._pending.setdefault((owner, name), Counter())[one.labels.get(BY[name], "")] += one.amount
                 for metric, slices in self._slices if name == SLICES else ():
                     if metric.slices and one.labels.get("slice") == metric.slices.by:
-                        bad = unsure({one.labels.get("below", "1"): one.amount}, self._unsure[metric.name])
+                        bad = unsure({one.labels.get("below", "1"): one.amount}, self._unsure[metric.name][1])
                         slices.add(owner, one.labels, one.amount, bad)
         for _, slices in self._slices:
             slices.learn()
@@ -106,11 +107,12 @@ class AnswerReader:
             labels = None if given is None else binned(given)
             side = replace(side, labels=dict.fromkeys(self._shifts, labels))
             notes.append(note)
-        if self._unsure:
-            bands, note = self._counts(revision, CONFIDENCE, start, end, side.requests)
-            bad = {name: None if bands is None else unsure(bands, below) for name, below in self._unsure.items()}
+        for counter in dict.fromkeys(counter for counter, _ in self._unsure.values()):
+            bands, note = self._counts(revision, counter, start, end, side.requests)
+            asked = {name: below for name, (of, below) in self._unsure.items() if of == counter}
+            bad = {name: None if bands is None else unsure(bands, below) for name, below in asked.items()}
             total = None if bands is None else sum(bands.values())
-            side = replace(side, bad={**side.bad, **bad}, totals=dict.fromkeys(self._unsure, total))
+            side = replace(side, bad={**side.bad, **bad}, totals={**side.totals, **dict.fromkeys(asked, total)})
             notes.append(note)
         if self._slices:
             given, note = self._counts(revision, SLICES, start, end, side.requests)
@@ -154,10 +156,9 @@ class AnswerReader:
 
 def counters_of(judge: Judge) -> list[str]:
     """The handler's counters that a model file's metrics are read from."""
-    shifts, unsure = (
-        any(getattr(metric, name) is not None for metric in judge.metrics) for name in ("max_shift", "below")
-    )
-    return [PREDICTIONS] * shifts + [CONFIDENCE] * unsure + [SLICES] * bool(_sliced(judge))
+    shifts = any(metric.max_shift is not None for metric in judge.metrics)
+    unsure = dict.fromkeys(SURE[metric.of] for metric in judge.metrics if metric.below is not None)
+    return [PREDICTIONS] * shifts + [*unsure] + [SLICES] * bool(_sliced(judge))
 
 
 def _sliced(judge: Judge) -> list[Metric]:

@@ -217,7 +217,7 @@ class Drive:
         release = lease.release if lease else None
         if release is None or release.baseline is None:
             return []
-        lines = self._tell(f"Taken back: {release.closed}")
+        lines = self._tell(f"Taken back: {release.closed}") if self._since == moment else []
         live = roll_back(self.services, release, self.leases.bar(*place, self.owner), self.prove)
         progress = assess_rolled_back(live, release)
         self._check_acts(moment, progress.sentence)

@@ -83,6 +83,11 @@ class Metric(Part):
     below: Share | None = Field(
         None, description="Bad is an answer whose likeliest label has less probability than this: 0.05, 0.1, … 0.95."
     )
+    of: Literal["probability", "entropy"] = Field(
+        "probability",
+        description="With `below`, how sure is told by the likeliest label's probability, or by all of them: 1 less "
+        "their normalised entropy.",
+    )
     bad: str | None = Field(None, min_length=1, description=_COUNTS)
     total: str | None = Field(None, min_length=1, description="Of how many `bad` are a share; PromQL likewise.")
     max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
@@ -103,6 +108,8 @@ class Metric(Part):
         by = self.slices.by
         if self.max_shift is not None:
             raise ValueError("slices: judge shares of bad requests, and max_shift labels; a share with slices is right")
+        if self.of == "entropy":
+            raise ValueError("slices: the handler counts them by probability; of: entropy judges the whole")
         if self.max_rate is None and self.max_ratio is None:
             raise ValueError("slices: mean nothing without a limit; max_rate, max_ratio or both")
         for name, query in (("bad", self.bad), ("total", self.total)):
@@ -112,6 +119,8 @@ class Metric(Part):
 
     @model_validator(mode="after")
     def _has_one_meaning(self) -> Metric:
+        if self.of == "entropy" and self.below is None:
+            raise ValueError("of: tells how sure an answer is, for below; below: 0.5 beside it is right, for example")
         if self.max_shift is not None:
             bad = [name for name in (*_MEANINGS, "max_rate", "max_ratio", "floor") if getattr(self, name) is not None]
             if bad:
@@ -165,7 +174,8 @@ class Metric(Part):
         }
         limits: dict[str, Any] = {"name": self.name, **{k: v for k, v in given.items() if v is not None}}
         if self.below is not None:
-            limits |= {"noun": "answers", "phrase": f"were less than {100 * self.below:g} % sure"}
+            by = " by their entropy" if self.of == "entropy" else ""
+            limits |= {"noun": "answers", "phrase": f"were less than {100 * self.below:g} % sure{by}"}
         if self.bad is not None:
             limits["noun"] = "events"
         if self.observe:

@@ -124,6 +124,7 @@ def _evaluation(given: Json | None) -> Json | None:
         "mcnemar": comparison.get("mcnemar"),
         "flips": comparison.get("negative_flips"),
         "churn": comparison.get("churn"),
+        "slices": given.get("slices") or [],
     }
 
 

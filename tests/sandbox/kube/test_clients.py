@@ -131,8 +131,8 @@ async def test_what_was_forgotten_while_nothing_ran_is_not_brought_back(live: An
     await live.cluster.stop()
     live.workloads = type(live.workloads)(automatic=True)
     for _ in range(2):
-        forget(live.state_dir, "models", "digits", demo.LEASE)
-    forget(live.state_dir / "nowhere", "models", "digits", demo.LEASE)
+        forget(live.state_dir, "models", "digits", demo.lease("digits"))
+    forget(live.state_dir / "nowhere", "models", "digits", demo.lease("digits"))
     live.cluster = live.new_cluster(port)
     await live.cluster.start()
 

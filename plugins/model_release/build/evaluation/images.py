@@ -7,7 +7,7 @@ faces/sad/0003.jpg
 ```
 
 Files that are not named like images, and hidden ones, are left out and counted. An image that lies in no label's
-folder is refused: nobody knows what it shows.
+folder is refused: nobody knows what it shows. What else images have in common is told by `slices`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from model_release.build.evaluation import slices
 from model_release.build.evaluation.gates import some
 from model_release.build.labels import one_of_several
 from model_release.errors import SpecError, StoreContested
@@ -43,6 +44,7 @@ class LabelledImages:
     changes its ETag, and an equal one that was uploaded in another way may have another.
 
     `bring(folder, log)` gives (name, file) of each, in order; images in a store are downloaded into `folder`, once.
+    `slices` {kind: {name: slice}} change no answer, and are in no digest.
     """
 
     uri: str
@@ -50,6 +52,7 @@ class LabelledImages:
     digest_of: str
     truth: dict[str, str]
     bring: Callable[[Path, Log], list[tuple[str, Path]]] = field(repr=False)
+    slices: slices.Slices = field(default_factory=dict, repr=False)
 
     @property
     def support(self) -> dict[str, int]:
@@ -90,9 +93,13 @@ def from_folder(folder: Path, uri: str, log: Log) -> LabelledImages:
     if not folder.is_dir():
         raise SpecError(f"evaluation.data: {folder} is no folder; it must hold a folder of images for each label")
     names = [path.relative_to(folder).as_posix() for path in _walk(folder) if path.is_file()]
+    table = folder / slices.FILE if slices.FILE in names else None
+    if table:
+        slices.check_size(uri, table.stat().st_size)
     truth = _truth(uri, names, [path.name for path in folder.iterdir() if path.is_dir()], log)
     digest = files.combined({name: files.sha256(folder / name) for name in truth})
-    return LabelledImages(uri, digest, "contents", truth, lambda _, __: [(name, folder / name) for name in truth])
+    told = slices.slices(uri, truth, table.read_bytes() if table else None)
+    return LabelledImages(uri, digest, "contents", truth, lambda _, __: [(name, folder / name) for name in truth], told)
 
 
 def from_store(client: Any, uri: str, log: Log) -> LabelledImages:
@@ -104,6 +111,10 @@ def from_store(client: Any, uri: str, log: Log) -> LabelledImages:
     markers = [name.split("/", 1)[0] for name in found if name.count("/") == 1 and name.endswith("/")]
     truth = _truth(uri, [name for name in found if name and not name.endswith("/")], markers, log)
     digest = files.combined({name: f"{found[name].tag} {found[name].size}" for name in truth})
+    if slices.FILE in found:
+        slices.check_size(uri, found[slices.FILE].size)
+    table = bucket.get(prefix + slices.FILE) if slices.FILE in found else None
+    told = slices.slices(uri, truth, table[0] if table else None)
 
     def get(folder: Path, number: int, name: str) -> tuple[str, Path]:
         # Named by number: what somebody called an object is no path to write to.
@@ -126,7 +137,7 @@ def from_store(client: Any, uri: str, log: Log) -> LabelledImages:
                     log(f"fetched {len(brought)}/{len(truth)} images of {uri}")
         return brought
 
-    return LabelledImages(uri, digest, "etags", truth, bring)
+    return LabelledImages(uri, digest, "etags", truth, bring, told)
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -137,7 +148,11 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _truth(uri: str, names: Iterable[str], folders: Iterable[str], log: Log) -> dict[str, str]:
     """{name: label} of the images among `names`, sorted by name. `folders` are there whether or not they hold any."""
-    seen = sorted(name for name in names if not any(part.startswith(".") for part in PurePosixPath(name).parts))
+    seen = sorted(
+        name
+        for name in names
+        if name != slices.FILE and not any(part.startswith(".") for part in PurePosixPath(name).parts)
+    )
     images = [name for name in seen if name.lower().endswith(SUFFIXES)]
     others = [name for name in seen if not name.lower().endswith(SUFFIXES)]
     if others:

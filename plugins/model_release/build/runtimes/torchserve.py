@@ -75,7 +75,7 @@ def write(
     content = {path.relative_to(packed).as_posix(): path for path in packed.rglob("*") if path.is_file()}
     stored_zip({**content, _NETWORK: export_dir / _NETWORK}, target)
     (directory / CONFIG).write_text(_config_properties(service, response_timeout, batching), encoding="utf-8")
-    (directory / METRICS).write_text(_metrics_yaml(), encoding="utf-8")
+    (directory / METRICS).write_text(metrics_yaml(), encoding="utf-8")
 
 
 def _pack(export_dir: Path, service: str, handler: Path, scratch: Path) -> Path:
@@ -160,7 +160,7 @@ def _config_properties(service: str, response_timeout: int, batching: Mapping[st
     return "".join(f"{key}={value}\n" for key, value in settings.items())
 
 
-def _metrics_yaml() -> str:
+def metrics_yaml() -> str:
     """TorchServe's own metrics and the handler's.
 
     TorchServe fills dimensions by position and appends ModelName and Level: own ones come first, or labels would
@@ -204,6 +204,7 @@ def _metrics_yaml() -> str:
             "counter": [
                 metric("image_classifier_predictions_total", "Count", ["label", *model]),
                 metric("image_classifier_confidence_total", "Count", ["below", *model]),
+                metric("image_classifier_certainty_total", "Count", ["below", *model]),
                 metric("image_classifier_slices_total", "Count", ["slice", "value", "below", *model]),
             ],
         },
