@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from tests.patience import until
 
 from .models import ASKED, BAKE, NAME
 from .scene import Scene, following
@@ -75,8 +76,10 @@ def test_api_down_while_rolling_back_and_settling(scene: Scene) -> None:
     with scene.api_down(resource="inferenceservices"):
         one.until("roll_back", "up_for_retry")
     one.until("roll_back", "success")
-    with scene.api_down():
-        one.until("settle", "up_for_retry")
+    with scene.api_down(resource="inferenceservices"):
+        one.until("settle", "running", "up_for_retry")
+        # One that is at it already waits in its loop; one that begins fails, and is tried again.
+        until(lambda: scene.api_faults_left()[0]["seen"], "settle read nothing")
     assert one.ended() == "failed"
     assert one.sentence().startswith("rolled_back: ")
     end = scene.end(one, stable)
