@@ -28,7 +28,7 @@ setup: ## the virtual environment with every package of the lock, and Prometheus
 lock: ## uv.lock, requirements.txt and the images' lists anew from pyproject.toml; UPGRADE=1 takes the newest versions
 	@uv=$$("$(PYTHON)" .ci/install.py uv | tail -1) && unset UV_FIND_LINKS && \
 	 $$uv lock $(if $(UPGRADE),--upgrade) && \
-	 { echo "# Made by 'make lock' from uv.lock; every package exactly as tested. Do not edit."; \
+	 { echo "# Made by 'make lock' from uv.lock; every package exactly as tested, and no other: pip takes it with --no-deps. Do not edit."; \
 	   $$uv export --quiet --frozen --no-hashes --no-annotate --no-header; } > requirements.txt
 	@uv=$$("$(PYTHON)" .ci/install.py uv | tail -1) && cd include/images/serving-kserve && \
 	 grep -E '^(torch|numpy|pillow|pillow-heif)==' ../../../requirements.txt > .constraints && \

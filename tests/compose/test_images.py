@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
@@ -100,7 +101,10 @@ def listed(*lists: Path) -> dict[str, str]:
 
 
 def closure(packages: list[str]) -> set[str]:
-    """The packages that these packages need, by what is installed here; of CUDA nothing, which is not."""
+    """The packages that these packages need, by what is installed here; of CUDA nothing, which is not, and nothing that
+    pyproject.toml overrides away."""
+    uv = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["uv"]
+    overridden = {one.name: one.marker for one in map(Requirement, uv["override-dependencies"])}
     found: set[str] = set()
     left = [Requirement(name) for name in packages]
     while left:
@@ -112,6 +116,7 @@ def closure(packages: list[str]) -> set[str]:
             found.add(key)
             for text in metadata.requires(requirement.name) or []:
                 needed = Requirement(text)
+                needed.marker = overridden.get(needed.name, needed.marker)
                 if needed.marker is None or needed.marker.evaluate({"extra": extra}):
                     left.append(needed)
     return {key.split("[")[0] for key in found}
