@@ -14,9 +14,10 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 
-# Where each half looks. The tests of the browser, of the models and of labels are no releases: they are there so that
-# both halves take about as long.
+# Where each half looks. The tests from the browser's on are no releases: they are there so that both halves take about
+# as long.
 _FIRST = ["tests/e2e", "tests/faults", "tests/browser", "tests/models", "tests/sandbox/test_quick_and_wrong.py"]
+_FIRST += ["tests/build/test_kserve.py", "tests/build/test_kserve_server.py"]
 HALVES = {"releases": _FIRST, "rest": ["tests", *(f"--ignore={place}" for place in _FIRST)]}
 MARKS = "not faults and not walk"
 _COUNTS = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed|xpassed|deselected)")

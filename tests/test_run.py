@@ -60,13 +60,16 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         "models/test_a.py": ["stack"],
         "sandbox/test_a.py": ["stack"],
         "sandbox/test_quick_and_wrong.py": ["stack"],
+        "build/test_a.py": ["stack"],
+        "build/test_kserve.py": ["stack"],
+        "build/test_kserve_server.py": ["stack"],
     }
     for name, own in marks.items():
         file = tmp_path / "tests" / name
         file.parent.mkdir(parents=True, exist_ok=True)
         said = ", ".join(f"pytest.mark.{one}" for one in own)
         file.write_text(f"import pytest\npytestmark = [{said}]\ndef test_it(): pass\n")
-    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\n")
+    (tmp_path / "pytest.ini").write_text("[pytest]\naddopts = --import-mode=importlib\nnorecursedirs = .*\n")
 
     def found(where: list[str]) -> set[str]:
         command = [sys.executable, "-m", "pytest", "-p", "no:asyncio", "-qq", "--collect-only", "-m", MARKS, *where]
@@ -74,9 +77,10 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         return set(re.findall(r"tests/(\S+\.py)", said.split("warnings summary")[0]))
 
     first, second = (found(half) for half in HALVES.values())
-    of_labels = "sandbox/test_quick_and_wrong.py"
-    assert first == {"faults/test_b.py", "e2e/test_a.py", "browser/test_b.py", "models/test_a.py", of_labels}
-    assert second == {"release/test_a.py", "release/test_b.py", "sandbox/test_a.py"}
+    beside = {"browser/test_b.py", "models/test_a.py", "sandbox/test_quick_and_wrong.py"}
+    beside |= {"build/test_kserve.py", "build/test_kserve_server.py"}
+    assert first == {"faults/test_b.py", "e2e/test_a.py", *beside}
+    assert second == {"release/test_a.py", "release/test_b.py", "sandbox/test_a.py", "build/test_a.py"}
 
 
 def test_every_release_is_where_the_half_looks_for_it() -> None:

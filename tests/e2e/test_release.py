@@ -306,7 +306,10 @@ def test_all_of_it_stays_below_three_gigabytes(story: Story) -> None:
     assert max(one.pytorch for one in seen) > 50, "the models that serve have PyTorch"
     most = max(seen, key=lambda one: one.ours)
     print(most)
-    assert most.ours < 3000, most
+    # Of stable, the canary, and the one that is restored. On a busy machine one that has no traffic any more takes its
+    # time to go, and that is counted only as far as one of them weighs.
+    servers = sum(name.endswith(" java") for name in most.processes)
+    assert most.ours < 3000 + 320 * max(0, servers - 3), most
 
 
 @pytest.mark.parametrize("name", RELEASES)

@@ -108,7 +108,10 @@ class Cluster:
 
         registry.admission[INFERENCE_SERVICES.id] = admit
         seed.plant(registry, self._domain, self._namespaces)
-        self._runner = web.AppRunner(self._application(registry), handle_signals=False, shutdown_timeout=0.5)
+        # Without a line for each request: who starts the sandbox is shown what its log says.
+        self._runner = web.AppRunner(
+            self._application(registry), access_log=None, handle_signals=False, shutdown_timeout=0.5
+        )
         await self._runner.setup()
         try:
             await self._listen(self._runner)
