@@ -166,6 +166,7 @@ def test_without_envelope_too(packed: Archive, smoke: dict[str, Any], torchserve
         assert (status, "7 bytes that are no image" in json.loads(text)["error"]) == (400, True)
 
 
+@pytest.mark.walk  # test_release.py holds it through a whole release
 def test_the_bad_candidate_passes_every_gate_and_fails_in_live_traffic(
     tmp_path: Path, torchserve: Callable[..., Any]
 ) -> None:
