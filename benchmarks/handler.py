@@ -24,9 +24,9 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from pages import write
+
 PROJECT = Path(__file__).resolve().parents[1]
-README = PROJECT / "benchmarks" / "README.md"
-MARK = "<!-- handler -->"
 PAIRS = 60
 COUNTED = 50  # times beside each pair: once takes less than a clock can tell
 
@@ -163,10 +163,7 @@ def main() -> None:
     table += "".join(f"| {name} | {' | '.join(cells)} |\n" for name, cells in rows.items())
     print(table)
     if options.write:
-        text = README.read_text(encoding="utf-8")
-        head, _, tail = text.partition(f"{MARK}\n\n")
-        rest = tail.partition("\n\n")[2]
-        README.write_text(f"{head}{MARK}\n\n{table}\n{rest}", encoding="utf-8")
+        write({"handler": table.strip()})
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pages import write
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
@@ -23,7 +24,6 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 import courses  # noqa: E402
 import peers  # noqa: E402
 import promises  # noqa: E402
-from pages import write  # noqa: E402
 
 from model_release.judging import Judge, Policy, Window, judge  # noqa: E402
 from model_release.judging.simulate import bad_requests, interval, outcomes  # noqa: E402

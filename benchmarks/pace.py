@@ -26,13 +26,13 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from pages import write
 
 HERE = Path(__file__).resolve().parent
 PROJECT = HERE.parent
 sys.path[:0] = [str(PROJECT), str(PROJECT / "tests")]
 
 from conftest import Live  # noqa: E402
-from pages import write  # noqa: E402
 
 KEPT = HERE / "pace.json"
 NAME, DAG = "pace", "release_pace"

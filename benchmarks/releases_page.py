@@ -24,6 +24,9 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from pages import write
+from stand import stand
+
 HERE = Path(__file__).parent
 ROOT = HERE.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "plugins"), str(ROOT / "include")]
@@ -32,8 +35,6 @@ import requests  # noqa: E402
 import uvicorn  # noqa: E402
 from fastapi import FastAPI  # noqa: E402
 from kubernetes.client import ApiClient, Configuration, CustomObjectsApi  # noqa: E402
-from pages import write  # noqa: E402
-from stand import stand  # noqa: E402
 from tests.web.makers import record_of, spec, uri  # noqa: E402
 from tests.web.world import Gate, World  # noqa: E402
 

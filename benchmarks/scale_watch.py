@@ -21,6 +21,7 @@ from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 if TYPE_CHECKING:
     from model_release.cluster.change import Baseline
@@ -244,7 +245,7 @@ class _Looks:
                 raise SystemExit(f"this watch was to go on: {lines}")
             return lines
 
-        Drive.look = counted  # type: ignore[method-assign, assignment]
+        mock.patch.object(Drive, "look", counted).start()
 
     def begin(self) -> None:
         self.looks, self.late, self._cpu = 0, 0.0, time.process_time()

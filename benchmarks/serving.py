@@ -52,6 +52,7 @@ from typing import Any
 import aiohttp
 import cold_start
 from pages import write
+from scipy import stats
 from serving_subjects import CACHE, MODELS, SUBJECTS, Bare, Subject, bodies, report, say, serving, version
 
 HERE = Path(__file__).resolve().parent
@@ -61,8 +62,6 @@ CLIENTS, CLIENTS_OF_A_BATCH = 4, 8
 SHARE = 0.7
 #: Requests of which a p99 is given.
 ENOUGH = 100
-# The 0.975 quantile of Student's t by degrees of freedom, from 1 on.
-_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
 
 
 @dataclass(frozen=True)
@@ -196,7 +195,7 @@ def interval(upper: Sequence[float], lower: Sequence[float]) -> tuple[float, flo
     logs = [math.log(one / other) for one, other in zip(upper, lower, strict=True)]
     if len(logs) < 2:
         return math.exp(logs[0]), 0.0, math.inf
-    half = _T[min(len(logs) - 1, len(_T)) - 1] * statistics.stdev(logs) / math.sqrt(len(logs))
+    half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
     mean = statistics.mean(logs)
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 

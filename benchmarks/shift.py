@@ -15,11 +15,11 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from pages import write
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
-from pages import write  # noqa: E402
 
 from model_release.judging.shift_simulate import Courses, courses, moved  # noqa: E402
 from model_release.judging.simulate import interval  # noqa: E402

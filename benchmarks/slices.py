@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pages import write
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
-from pages import write  # noqa: E402
 
 from model_release.judging import Policy  # noqa: E402
 from model_release.judging.simulate import interval, outcomes  # noqa: E402

@@ -23,8 +23,8 @@ from model_release.errors import ReleaseError
 PROJECT = Path(__file__).resolve().parents[1]
 sys.path.append(str(PROJECT / "include" / "handlers"))
 
-import image_input  # type: ignore[import-not-found] # noqa: E402
-import image_pixels  # type: ignore[import-not-found] # noqa: E402
+import image_input  # noqa: E402
+import image_pixels  # noqa: E402
 
 SECRET = "s3cr3t-t0ken"
 OPTIONS: dict[str, Any] = {
@@ -169,7 +169,7 @@ def all_of(error: BaseException) -> str:
     """The error with everything that it came from, as a log shows it, its objects' reprs included."""
     chain, parts = [error], []
     while chain[-1].__cause__ or chain[-1].__context__:
-        chain.append(chain[-1].__cause__ or chain[-1].__context__)  # type: ignore[arg-type]
+        chain.append(chain[-1].__cause__ or chain[-1].__context__)
     for one in chain:
         parts += ["".join(traceback.format_exception(one)), repr(one), repr(vars(one))]
     return "\n".join(parts)

@@ -296,7 +296,7 @@ def test_durations_read_back(text: str) -> None:
 
 @pytest.mark.parametrize("profile", sorted(BUCKET_EDGES_MS))
 def test_policy_takes_every_edge_of_its_profile(tmp_path: Path, profile: str) -> None:
-    for edge in BUCKET_EDGES_MS[profile]:  # type: ignore[index]
+    for edge in BUCKET_EDGES_MS[profile]:
         metric = {"name": "slow", "above": format_duration(timedelta(milliseconds=edge)), "max_rate": 0.1}
         load(written(tmp_path, changed("judge", {"profile": profile, "metrics": [metric]})))
 
@@ -354,4 +354,4 @@ def test_the_allowance_is_shared_by_the_canary_and_its_bake_whatever_the_steps(t
     assert [metric.name for metric in baking.metrics] == ["errors"], "nothing stands beside a promoted revision"
     assert baking.metrics[0].max_ratio is None
     assert at_step.metrics[0].slices == baking.metrics[0].slices
-    assert (baking.metrics[0].slices.by, baking.metrics[0].slices.at_least) == ("country", 200)  # type: ignore[union-attr]
+    assert (baking.metrics[0].slices.by, baking.metrics[0].slices.at_least) == ("country", 200)

@@ -52,7 +52,7 @@ def _site() -> Iterator[Site]:
             return getattr(site.world, name)
 
     outer = FastAPI()
-    outer.mount(PREFIX, create_app(Exchanged(), Gate(everybody="ada"), PREFIX))  # type: ignore[arg-type]
+    outer.mount(PREFIX, create_app(Exchanged(), Gate(everybody="ada"), PREFIX))
 
     @outer.get("/airflow")
     def airflow(theme: str = "dark") -> Any:

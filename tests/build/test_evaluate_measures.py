@@ -43,7 +43,7 @@ Given = tuple[dict[str, str], dict[str, Answer], dict[str, Answer]]
 
 def parts(drawn: list[tuple[str, Answer, Answer]]) -> Given:
     names = [f"{number}.png" for number in range(len(drawn))]
-    return tuple(dict(zip(names, column, strict=True)) for column in zip(*drawn, strict=True))  # type: ignore[return-value]
+    return tuple(dict(zip(names, column, strict=True)) for column in zip(*drawn, strict=True))
 
 
 @settings(deadline=None)  # how long one takes is the machine's affair

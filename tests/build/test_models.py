@@ -125,7 +125,7 @@ def test_build_fold_goes_from_the_request_into_the_file_and_its_toolchain(
     toolchain = export.toolchain(HANDLER, fold=True)
     asked = steps.Request("export", "b1", "tiny", "f" * 64, toolchain, fold=True)
     assert steps.Request(**json.loads(json.dumps(asdict(asked)))) == asked
-    steps.run(Folder(tmp_path), asked, ROOT, lambda _: None, lambda _: None)  # type: ignore[arg-type]
+    steps.run(Folder(tmp_path), asked, ROOT, lambda _: None, lambda _: None)
     made = export.load(tmp_path / "b1" / "export")
     assert norms(made.directory / "model.pt") == 0
     assert made.report["toolchain"] == toolchain != export.toolchain(HANDLER), "another version than the unfolded one"

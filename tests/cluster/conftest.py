@@ -87,7 +87,7 @@ class FrontDoor:
 
 
 def spec_of(**service: Any) -> ModelSpec:
-    return ModelSpec.model_validate({**SPEC, "service": {**SPEC["service"], **service}})  # type: ignore[dict-item]
+    return ModelSpec.model_validate({**SPEC, "service": {**SPEC["service"], **service}})
 
 
 def wanted(version: str, **service: Any) -> dict[str, Any]:
@@ -115,7 +115,7 @@ class Live:
         """What Knative's garbage collector does to a revision that is in no traffic."""
 
         async def delete() -> None:
-            registry = self.cluster._controller._revisions.registry  # type: ignore[union-attr]
+            registry = self.cluster._controller._revisions.registry
             registry.delete(REVISIONS, "models", revision)
 
         asyncio.run_coroutine_threadsafe(delete(), self.loop).result(10)

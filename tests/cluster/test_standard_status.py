@@ -106,7 +106,7 @@ def step(live: StandardService, canary: str | None = NEW, **said: Any) -> tuple[
     services = Services(live)
     baseline = Baseline("1", OLD, template("old"), "s3://m/old/")
     release = left("models", "digits", baseline, canary, **said)
-    return settle_step(services, release, lambda _: None), services.written  # type: ignore[arg-type]
+    return settle_step(services, release, lambda _: None), services.written
 
 
 def test_a_name_waits_for_the_gateway() -> None:
@@ -149,7 +149,7 @@ def test_a_promotion_is_over_when_nobody_else_is_in_the_route() -> None:
 def test_a_baseline_without_a_template_cannot_come_back() -> None:
     services = Services(seen("new", shares={NEW: 100}))
     release = left("models", "digits", Baseline("1", OLD), NEW)
-    progress = settle_step(services, release, lambda _: None)  # type: ignore[arg-type]
+    progress = settle_step(services, release, lambda _: None)
     assert progress.state is State.FAILED
     assert "its template is not on record; release its version anew" in str(progress)
     assert services.written == []

@@ -210,7 +210,7 @@ def test_a_value_that_is_not_one_number_is_told(
     monkeypatch.setattr(metrics, "presence", lambda *_, **__: Presence(True, "seen", "up"))
     monkeypatch.setattr(metrics, "bucket_edges", lambda *_: ())
     monkeypatch.setattr(metrics, "request_rate", lambda *_: 60.0)
-    asks = {**SPEC, "judge": {**SPEC["judge"], "values": [{"name": "queue", "query": "up", "max": 3}]}}  # type: ignore[dict-item]
+    asks = {**SPEC, "judge": {**SPEC["judge"], "values": [{"name": "queue", "query": "up", "max": 3}]}}
     world.prometheus().numbers = numbers  # type: ignore[attr-defined]
     asked = World(ModelSpec.model_validate(asks), world.role, world.cluster, world.store, world.prometheus)
     (line,) = [one for one in found(asked)["metrics"] if one.sentence.startswith("judge.values.queue")]

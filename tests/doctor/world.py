@@ -87,7 +87,7 @@ def kube(tmp_path: Path) -> Iterator[Any]:
 def world(kube: Any) -> World:
     spec = ModelSpec.model_validate(SPEC)
     store, prometheus = Store(), Prometheus()
-    return World(spec, ROLE, lambda: kube.client, lambda: store, lambda: prometheus)  # type: ignore[arg-type, return-value]
+    return World(spec, ROLE, lambda: kube.client, lambda: store, lambda: prometheus)
 
 
 def deployed(kube: Any, spec: ModelSpec) -> None:

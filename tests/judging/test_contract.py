@@ -155,9 +155,7 @@ def test_one_window_at_a_time_says_the_same_as_all_at_once() -> None:
 
 
 def test_policies_and_windows_survive_json() -> None:
-    p = Policy.from_dict(
-        {**EXAMPLE["policy"], "values": [{"name": "depth", "max": 4.0, "query": "q"}]}  # type: ignore[dict-item]
-    )
+    p = Policy.from_dict({**EXAMPLE["policy"], "values": [{"name": "depth", "max": 4.0, "query": "q"}]})
     assert Policy.from_dict(json.loads(json.dumps(p.to_dict()))) == p
     w = Window.from_dict(
         {
@@ -176,6 +174,6 @@ def test_the_errors_are_value_errors() -> None:
     with pytest.raises(ValueError, match=r"policy\.steps"):
         Policy.from_dict({"metrics": [{"name": "e", "max_rate": 0.1}], "steps": 0})
     with pytest.raises(EvidenceError, match=r"windows\[0\]"):
-        judge(policy(max_rate=0.1), [{"canary": {}}])  # type: ignore[list-item]
+        judge(policy(max_rate=0.1), [{"canary": {}}])
     with pytest.raises(PolicyError, match=r"false_promotion"):
         policy(max_rate=0.1, false_promotion=0.9)

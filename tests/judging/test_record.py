@@ -194,7 +194,7 @@ def test_replay_with_another_policy_says_what_it_would_have_decided(
     out = capsys.readouterr().out
     assert "promote" in out
     assert out.splitlines()[-1].endswith(record.reason)
-    lenient["metrics"][0]["name"] = "slow"  # type: ignore[index]
+    lenient["metrics"][0]["name"] = "slow"
     (tmp_path / "lenient.json").write_text(json.dumps(lenient))
     assert main(["--replay", str(tmp_path / "record.json"), "--policy", str(tmp_path / "lenient.json")]) == 2
     assert capsys.readouterr().err == "policy.metrics[0].name: 'slow' was not counted; counted are errors\n"

@@ -189,7 +189,7 @@ def test_what_is_offered_to_choose_from(stack: tuple[Profile, Prometheus]) -> No
     for variable in document("service.json", name)["templating"]["list"]:
         if variable["type"] != "query":
             continue
-        match, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()  # type: ignore[union-attr]
+        match, label = re.fullmatch(r"label_values\((.+), (\w+)\)", variable["query"]["query"]).groups()
         values = prometheus.label_values(label, filled(match), after=milliseconds(at(0)), until=milliseconds(at(NOW)))
         if variable["regex"]:
             keeps = re.compile(variable["regex"].strip("/").replace("\\/", "/"))

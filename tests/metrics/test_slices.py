@@ -190,7 +190,7 @@ RETURNS = Metric(
     bad="sum by (country) (increase(returned_total{revision='$revision'}[$window]))",
     total="sum by (country) (increase(orders_total{revision='$revision'}[$window]))",
     max_rate=0.1,
-    slices={"by": "country"},  # type: ignore[arg-type]
+    slices={"by": "country"},
 )
 
 

@@ -20,7 +20,8 @@ from pathlib import Path
 
 import torch
 import transformers
-from cases import FULL, Case, kinds, tiny
+from cases import Case, kinds, tiny
+from full import FULL
 from run import LIMIT, Row, row
 
 ROOT = Path(__file__).resolve().parents[2]

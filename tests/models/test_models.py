@@ -13,8 +13,10 @@ import transformers
 # `python tests/models` has its own folder on the path, and these modules know each other by that.
 sys.path.insert(0, str(Path(__file__).parent))
 
-from cases import FULL, REFUSED, TINY, Case, kinds, tiny
+from cases import REFUSED, Case, kinds, tiny
+from full import FULL
 from run import LIMIT, Row, row
+from small import TINY
 
 #: One of each architecture, and what is refused or passes beside it.
 CASES = [case for case in tiny() if not case.name or case.kind == "pp_lcnet" or str(case) in REFUSED]

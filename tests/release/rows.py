@@ -40,7 +40,7 @@ class Row:
 
 
 def world(percent: int | None = 30, gateway: int | None = None, **more: object) -> World:
-    return World(live(percent, gateway=gateway), NOW, **more)  # type: ignore[arg-type]
+    return World(live(percent, gateway=gateway), NOW, **more)
 
 
 def seen(metadata: dict[str, Any] | int | None = 30, *, prev: str = "m-00001", silent: bool = False) -> World:

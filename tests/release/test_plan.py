@@ -92,12 +92,12 @@ def test_a_bake_that_the_file_does_not_give_is_the_plans(known: Any) -> None:
     hardly = seen(unsaid)
     assert hardly.bake is not None
     assert hardly.bake.minutes == 10 == unsaid.rollout.baked.total_seconds() / 60, "three windows tell too little"
-    given = seen(spec(rollout={**SPEC["rollout"], "bake": "2m"}))  # type: ignore[dict-item]
+    given = seen(spec(rollout={**SPEC["rollout"], "bake": "2m"}))
     assert given.bake is not None
     assert given.bake.minutes == 2
     assert as_chosen(spec(), 30, 7).rollout == spec().rollout, "what the file gives stands"
     beside = {"metrics": [{"name": "errors", "max_ratio": 1.5, "floor": 0.02}]}
-    alone = spec(rollout=unsaid.rollout.model_dump(mode="json"), judge={**SPEC["judge"], **beside})  # type: ignore[dict-item]
+    alone = spec(rollout=unsaid.rollout.model_dump(mode="json"), judge={**SPEC["judge"], **beside})
     found = seen(alone)
     assert (found.bake, found.to_dict()["bake_minutes"]) == (None, 0), "nothing stands beside what is promoted"
     assert as_chosen(alone, 30, 7).rollout.bake is None
@@ -118,10 +118,10 @@ def test_what_cannot_end_in_time_is_refused_and_a_person_asked_is_a_way_to_go_on
     asking = seen(spec(approval="on_inconclusive"))
     assert (asking.refusal, asking.trouble) == ("", found.trouble)
     assert seen(spec(approval="before_promote")).refusal, "that person is asked when the judge is sure"
-    going = seen(spec(rollout={**SPEC["rollout"], "if_too_slow": "go"}))  # type: ignore[dict-item]
+    going = seen(spec(rollout={**SPEC["rollout"], "if_too_slow": "go"}))
     assert (going.refusal, going.trouble) == ("", found.trouble)
     assert going.goes == "it is tried all the same, by rollout.if_too_slow: go"
-    patient = spec(rollout={**SPEC["rollout"], "deadline": "6h"})  # type: ignore[dict-item]
+    patient = spec(rollout={**SPEC["rollout"], "deadline": "6h"})
     assert seen(patient).trouble == ""
 
 

@@ -85,7 +85,7 @@ def test_the_parts_that_are_not_ready_are_named_until_none_is_left(tmp_path: Pat
 
     lines = ["Starting airflow, envoy, s3", "  s3          ready after  1.0 s", None, "  airflow     ready after", None]
     supervisor = Supervisor(log, lines, ready)
-    command._show_until_ready(tmp_path, supervisor, log, said.append, looked.append)  # type: ignore[arg-type]
+    command._show_until_ready(tmp_path, supervisor, log, said.append, looked.append)
     assert [line.split()[0] for line in said] == ["Starting", "s3", "airflow"]
     assert looked == ["airflow, envoy", "envoy"]
 
@@ -100,7 +100,7 @@ def test_a_supervisor_that_ends_before_it_is_ready_is_one_line(tmp_path: Path) -
         log.write_text("")
         with pytest.raises(SandboxError, match=re.escape(line)):
             command._show_until_ready(
-                tmp_path, Supervisor(log, lines, None), log, lambda _: None, lambda _: None  # type: ignore[arg-type]
+                tmp_path, Supervisor(log, lines, None), log, lambda _: None, lambda _: None
             )  # fmt: skip
 
 

@@ -77,7 +77,7 @@ class Outlets(dict[Any, Any]):
     def __missing__(self, key: Any) -> SimpleNamespace:
         added: list[Any] = []
         self[key] = SimpleNamespace(extra={}, added=added, add=lambda asset, extra: added.append((asset, extra)))
-        return self[key]  # type: ignore[no-any-return]
+        return self[key]
 
 
 @pytest.fixture

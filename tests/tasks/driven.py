@@ -70,7 +70,7 @@ class Scene:
             services=self.kube.services,
             leases=self.kube.leases,
             owner=OWNER,
-            watch=lambda some: self.at(some[-1].percent, some[-1].beside_question),  # type: ignore[arg-type, return-value]
+            watch=lambda some: self.at(some[-1].percent, some[-1].beside_question),
             prove=lambda live: None,
             window=timedelta(seconds=3),
             patience=timedelta(minutes=10),

@@ -42,7 +42,7 @@ class Drive:
         if isinstance(look, Exception):
             raise look
         if not self._looks:
-            self.done = Done("promote", "0 of 300")  # type: ignore[assignment]
+            self.done = Done("promote", "0 of 300")
         return look
 
 

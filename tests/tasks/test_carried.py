@@ -111,7 +111,7 @@ def recorded(spec: ModelSpec, done: Sequence[Watch]) -> Record:
         moved: list[Any] = []  # noqa: RUF012
 
     record = Record.new("r", model="digits", service="models/digits", version=None, started=OPENED.isoformat())
-    driving.put(record, spec, driving.counted(Done()))  # type: ignore[arg-type]
+    driving.put(record, spec, driving.counted(Done()))
     return Record.from_json(record.to_json())
 
 

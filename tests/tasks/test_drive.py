@@ -110,7 +110,7 @@ def test_a_drive_that_is_killed_anywhere_is_gone_on_with_by_the_next_one(scene: 
         return real(*words)
 
     first = scene.drive()
-    first.services = type("Services", (), {"get": staticmethod(get), "change": scene.kube.services.change})()  # type: ignore[assignment]
+    first.services = type("Services", (), {"get": staticmethod(get), "change": scene.kube.services.change})()
     try:
         for _ in range(killed_after + 1):
             first.look()
@@ -215,7 +215,7 @@ def test_another_hand_between_the_read_and_the_write_ends_in_a_roll_back(
 def test_the_watch_of_a_stretch_is_made_once(scene: Scene) -> None:
     drive, made = scene.drive(), list[Any]()
     inner = drive.watch
-    drive.watch = lambda some: made.append(some[-1]) or inner(some)  # type: ignore[func-returns-value]
+    drive.watch = lambda some: made.append(some[-1]) or inner(some)
     until(drive, lambda: scene.at(25).looks > 2)
     assert [stretch.percent for stretch in made] == [25]
 

@@ -152,7 +152,7 @@ def test_what_cannot_be_settled_keeps_the_lease_and_is_told_first(
     ti.states["settle"] = "failed"
     with pytest.raises(ReleaseFailed, match="task settle failed: models/digits is not settled: nobody knows"):
         ending.report()
-    assert ending.kube.leases.read("models", "digits").holder == ending.owner.identity  # type: ignore[union-attr]
+    assert ending.kube.leases.read("models", "digits").holder == ending.owner.identity
 
 
 def test_what_another_release_has_taken_since_is_told_by_the_record(ending: Ending, record: Record) -> None:

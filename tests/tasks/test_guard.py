@@ -300,7 +300,7 @@ def test_a_service_may_be_called_as_the_guard_is(guarded: Guarded) -> None:
     for name in ("release-guard", "guard"):
         leases.acquire("models", name, OWNER)
     guarded.guard.look()
-    assert leases.guard("models").release is None  # type: ignore[union-attr]
+    assert leases.guard("models").release is None
     assert sorted(one.service for one in leases.within("models")) == ["digits", "guard", "release-guard"]
 
 

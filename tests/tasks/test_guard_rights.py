@@ -58,7 +58,7 @@ def in_standard_mode(scene: Scene, spec: ModelSpec) -> None:
     other = spec.model_copy(update={"service": service})
     made = scene.kube.services.create(wanted(other, "v1"))
     while not isinstance(made, StandardService):
-        made = scene.kube.services.get("models", "letters")  # type: ignore[assignment]
+        made = scene.kube.services.get("models", "letters")
 
 
 def test_a_right_that_is_missing_is_named_before_it_is_needed(scene: Scene) -> None:

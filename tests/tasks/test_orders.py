@@ -42,8 +42,8 @@ def test_no_task_goes_on_after_an_order_to_roll_back(spec: ModelSpec, context: A
 
     released = object.__new__(ReleasedService)
     released.spec, released.namespace, released.name = spec, "models", "digits"
-    released.run = SimpleNamespace(dag_id=OWNER.dag_id, run_id=OWNER.run_id, url="", installation=OWNER.installation)  # type: ignore[assignment]
-    released.leases = Leases()  # type: ignore[assignment]
+    released.run = SimpleNamespace(dag_id=OWNER.dag_id, run_id=OWNER.run_id, url="", installation=OWNER.installation)
+    released.leases = Leases()
     for forward in (released.claim, released.baseline, lambda: released.note(phase=Phase.OPEN)):
         with pytest.raises(RolledBack, match="Rolled back by anna: because"):
             forward()

@@ -171,7 +171,7 @@ def counted(spec: ModelSpec, before: Past | None, how_many: int) -> dict[str, An
         watches = {(50, WATCHED.opened_at): watched(spec, before, how_many)}  # noqa: RUF012
         moved: list[Any] = []  # noqa: RUF012
 
-    return driving.counted(Done())  # type: ignore[arg-type]
+    return driving.counted(Done())
 
 
 def new() -> Record:

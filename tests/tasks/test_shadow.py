@@ -53,7 +53,7 @@ class Scene:
 
     def smoke(self, shadow: dict[str, Any] | None = None, rollout: str = "auto") -> Any:
         spec = ModelSpec.model_validate(
-            {**SPEC, "rollout": {**SPEC["rollout"], **({"shadow": shadow} if shadow else {})}}  # type: ignore[dict-item]
+            {**SPEC, "rollout": {**SPEC["rollout"], **({"shadow": shadow} if shadow else {})}}
         )
         self.context["params"]["rollout"] = rollout
         task = Smoke(task_id="smoke", root=self.root, spec=spec, first="go_live", direct="go_direct", canary="canary")

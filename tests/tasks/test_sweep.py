@@ -269,8 +269,8 @@ def test_what_a_dead_settle_had_barred_is_barred_for_the_next(world: World) -> N
     world.leases.acquire("models", "digits", died, over=owner)
     world.leases.bar("models", "digits", died)("b")
     lease = world.leases.acquire("models", "digits", following, over=died)
-    assert lease.release.inherited.owner == owner  # type: ignore[union-attr]
-    assert lease.release.left.barred == ("a", "b")  # type: ignore[union-attr]
+    assert lease.release.inherited.owner == owner
+    assert lease.release.left.barred == ("a", "b")
     assert Release(died).left == Release(died)
 
 

@@ -119,7 +119,7 @@ def test_each_new_candidate_is_told_once(
         second,
     ]
     assert events.during(None) == [second], "a triggerer that starts anew tells again of what no release took"
-    take(store, "digits", f"directory:candidates/digits/{second}", "digits-1", by_event=True)  # type: ignore[arg-type]
+    take(store, "digits", f"directory:candidates/digits/{second}", "digits-1", by_event=True)
     assert events.during(None, None) == []
 
 
@@ -254,13 +254,13 @@ def test_a_release_that_failed_took_nothing(resolve: Any) -> None:
 
 
 def test_two_that_take_it_at_one_moment_are_one_after_the_other(store: Store) -> None:
-    store.before_write = lambda: take(store, "digits", "A", "r1", by_event=True)  # type: ignore[arg-type, assignment]
+    store.before_write = lambda: take(store, "digits", "A", "r1", by_event=True)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(History, "record", lambda *_: Record.new("r1", model="", service="", version=None, started=""))
-        assert take(store, "digits", "A", "r2", by_event=True) == "r1"  # type: ignore[arg-type]
-    store.write_json = lambda *_, **__: (_ for _ in ()).throw(StoreContested("x"))  # type: ignore[method-assign]
+        assert take(store, "digits", "A", "r2", by_event=True) == "r1"
+    store.write_json = lambda *_, **__: (_ for _ in ()).throw(StoreContested("x"))
     with pytest.raises(StoreContested, match="somebody writes it all the time"):
-        take(store, "digits", "B", "r3", by_event=False)  # type: ignore[arg-type]
+        take(store, "digits", "B", "r3", by_event=False)
 
 
 # As Airflow sees it
@@ -347,7 +347,7 @@ def test_the_page_shows_a_dag_that_follows() -> None:
     asset = live_asset(ModelSpec.model_validate({**SPEC, "model": "faces"}))
     event = SimpleNamespace(asset=asset, source_aliases=[], extra={"uri": "s3://models/faces/versions/1/"})
     # Not by `Asset.ref`: docs/facts.md#runs-by-an-assets-name-see-no-event.
-    seen = TriggeringAssetEventsAccessor.build([event])  # type: ignore[list-item]
+    seen = TriggeringAssetEventsAccessor.build([event])
     told = following.get_task("which").python_callable(triggering_asset_events=seen)
     assert told == "s3://models/faces/versions/1/"
     (scheduled,) = following.timetable.asset_condition.objects

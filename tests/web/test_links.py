@@ -60,7 +60,7 @@ def test_a_task_pushes_its_links_when_it_begins(monkeypatch: pytest.MonkeyPatch)
     assert pushed["_link_GrafanaLink"].startswith("http://grafana:3000/d/model-release-service-istio?")
     # Airflow asks each link of the task when it has ended, and takes what it answers.
     monkeypatch.setattr(links.XCom, "get_value", lambda *, ti_key, key: pushed.get(key))
-    shown = {link.name: link.get_link(None, ti_key=None) for link in links.LINKS}  # type: ignore[arg-type]
+    shown = {link.name: link.get_link(None, ti_key=None) for link in links.LINKS}
     assert shown == {
         "Release": pushed["_link_ReleaseLink"],
         "Service": pushed["_link_ServiceLink"],

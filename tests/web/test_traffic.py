@@ -43,10 +43,10 @@ def test_requests_add_up_over_codes_and_bad_ones_are_a_share(world: World) -> No
             "latency": [],
         },
     )
-    assert told["requests"]["digits-predictor-00002"][-1] == 10  # type: ignore[index]
-    assert told["bad"]["digits-predictor-00002"][-1] == pytest.approx(0.1)  # type: ignore[index]
-    assert told["bad"]["digits-predictor-00001"][-1] is None, "no request has no share"  # type: ignore[index]
-    assert told["requests"]["digits-predictor-00001"][0] is None, "no sample is a gap"  # type: ignore[index]
+    assert told["requests"]["digits-predictor-00002"][-1] == 10
+    assert told["bad"]["digits-predictor-00002"][-1] == pytest.approx(0.1)
+    assert told["bad"]["digits-predictor-00001"][-1] is None, "no request has no share"
+    assert told["requests"]["digits-predictor-00001"][0] is None, "no sample is a gap"
 
 
 def test_what_is_not_this_service_and_no_number_is_left_out(world: World) -> None:
@@ -62,7 +62,7 @@ def test_what_is_not_this_service_and_no_number_is_left_out(world: World) -> Non
         },
     )
     assert told["revisions"] == ["digits-predictor-00001"]
-    assert set(told["requests"]["digits-predictor-00001"]) == {None}  # type: ignore[index]
+    assert set(told["requests"]["digits-predictor-00001"]) == {None}
 
 
 @pytest.mark.parametrize("shown", RANGES)

@@ -251,7 +251,7 @@ def parsed(content: Any, release: str, store: str) -> Record:
         record = Record.from_dict(content)
         if record.release != release:
             raise RecordError(f"release: {record.release!r} is another one's name")
-        Entry.of(record).cursor  # noqa: B018 -- whatever else a list needs has to be there, too
+        _ = Entry.of(record).cursor  # whatever else a list needs has to be there, too
         return record
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise VersionDamaged(f"{store}{RECORDS}{release}.json is no decision record: {error}") from error

@@ -52,7 +52,7 @@ class LabelledImages:
     digest_of: str
     truth: dict[str, str]
     bring: Callable[[Path, Log], list[tuple[str, Path]]] = field(repr=False)
-    slices: slices.Slices = field(default_factory=dict, repr=False)
+    slices: slices.Kinds = field(default_factory=dict, repr=False)
 
     @property
     def support(self) -> dict[str, int]:

@@ -34,7 +34,7 @@ MOST = 50
 NONE, OTHER, FOLDER = "none", "other", "folder"
 _LONGEST = 60  # characters of a slice's name
 
-Slices = Mapping[str, Mapping[str, str]]  # {kind: {image: slice}}
+Kinds = Mapping[str, Mapping[str, str]]  # {kind: {image: slice}}
 
 
 def check_size(uri: str, size: int) -> None:
@@ -95,7 +95,7 @@ def _columns(file: str, images: set[str], content: bytes) -> dict[str, dict[str,
     return found
 
 
-def by_slice(truth: Truth, told: Slices, stable: Answers | None, candidate: Answers) -> list[dict[str, Any]]:
+def by_slice(truth: Truth, told: Kinds, stable: Answers | None, candidate: Answers) -> list[dict[str, Any]]:
     """How well each slice is answered: `by` (the kind) and `slice`, `images`, `accuracy`, and, beside `stable`,
     `before` (its accuracy) and `regressions`, images that it answers right and the candidate wrong. With 95 %
     confidence each, of all images of such a slice a share above `lower`, and one below `upper`, are regressions
