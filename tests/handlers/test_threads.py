@@ -14,6 +14,7 @@ import pytest
 from image_headers import NotAlone, Turns, memory
 from image_input import BadInput, read_image
 from PIL import Image
+from tests.patience import until
 
 from model_release.build.runtimes import kserve
 
@@ -68,6 +69,7 @@ def test_who_limits_the_memory_is_alone() -> None:
         pass
     last = threading.Thread(target=alone)
     last.start()
+    until(lambda: turns._waiting or "alone" in seen, "nobody waits to be alone")
     others.set()
     for thread in (*threads, last):
         thread.join()
