@@ -20,6 +20,7 @@ WINDOWS = 180  # of 10 s: half an hour
 BOTH = {"max_rate": 0.02, "max_ratio": 1.5, "floor": 0.005}
 RATIO = {"max_ratio": 1.5, "floor": 0.005}
 STABLE = 0.003
+ILL = 0.2  # of a stable that stays ill
 LIMIT = 0.0075
 NEVER = 10**12
 
@@ -153,6 +154,10 @@ def undecided() -> str:
             asked = f"{sides[1]}/{sides[0]}"
             said = told(hits, RELEASES, promised if given is not None else None)
             lines.append(f"| {name} ({asked}) | {which} | {said} | {words} | {windows.mean() * sides[0]:.0f} |")
+    ill, past = draw(67, (20, 180), STABLE, ILL, before=STABLE)
+    codes, windows = outcomes(policy({"max_rate": LIMIT}, indifference=2), ill, past, final=True)
+    said = told(int((codes != PROMOTE).sum()), RELEASES, 0.01)
+    lines.append(f"| 0.3 %, stable at 20 % all along (180/20) | yes | {said} | 1.0% | {windows.mean() * 20:.0f} |")
     return "\n".join(lines)
 
 
@@ -164,8 +169,10 @@ def at_twice_the_limit() -> str:
     ]
     asked = policy(BOTH, indifference=2, false_rollback=1e-300)
 
-    def line(name: str, counts: Counts, past: Past | None, which: str, promised: float | None) -> None:
-        hits = int((outcomes(asked, counts, past, final=True)[0] == PROMOTE).sum())
+    def line(
+        name: str, counts: Counts, past: Past | None, which: str, promised: float | None, by: Policy = asked
+    ) -> None:
+        hits = int((outcomes(by, counts, past, final=True)[0] == PROMOTE).sum())
         lines.append(f"| {name} | {which} | {told(hits, RELEASES, promised)} |")
 
     for sides in ((20, 180), (70, 130), (100, 900)):
@@ -174,6 +181,11 @@ def at_twice_the_limit() -> str:
             name = f"bursts of {burst} ({sides[1]}/{sides[0]})"
             line(name, counts, past, "yes", 0.06 if burst == 10 else 0.05)
             line(name, counts, None, "none", None)
+    for burst in (1, 3, 10):
+        counts, past = draw(74, (20, 180), 2 * LIMIT, ILL, (burst, burst), before=STABLE)
+        name = f"bursts of {burst}, stable at 20 % all along (180/20)"
+        alone = policy({"max_rate": LIMIT}, indifference=2, false_rollback=1e-300)
+        line(name, counts, past, "yes", 0.06 if burst == 10 else 0.05, alone)
     for before in (0.0001, 0.01):
         counts, past = draw(72, (20, 180), 2 * LIMIT, STABLE, before=before)
         line("independent (180/20)", counts, past, f"wrong: {before:.2%}", None)

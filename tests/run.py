@@ -1,8 +1,8 @@
-"""`make test`: all tests as two pytest runs side by side, followed line by line, with one summary of both.
+"""`make test`: all tests as three pytest runs side by side, followed line by line, with one summary of all.
 
-Whole releases mostly wait, and all the rest mostly counts: side by side they take half the time on two cores. A line is
-shown as soon as its file is done, and each half minute what a long file is at; what failed is told when both have
-ended, and the last line counts both together.
+Whole releases mostly wait, models and simulations mostly count, and the rest does both: side by side they leave two
+cores little to wait for. A line is shown as soon as its file is done, with the minutes so far, and each half minute
+what a long file is at; what failed is told when all have ended, and the last line counts them together.
 """
 
 from __future__ import annotations
@@ -11,27 +11,32 @@ import re
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from dataclasses import dataclass, field
 
-# Where each half looks. The tests from the browser's on are no releases: they are there so that both halves take about
-# as long.
-_FIRST = ["tests/e2e", "tests/faults", "tests/browser", "tests/models", "tests/sandbox/test_quick_and_wrong.py"]
-_FIRST += ["tests/build/test_kserve.py", "tests/build/test_kserve_server.py"]
-HALVES = {"releases": _FIRST, "rest": ["tests", *(f"--ignore={place}" for place in _FIRST)]}
+_RELEASES = ["tests/e2e", "tests/faults", "tests/browser", "tests/sandbox/test_quick_and_wrong.py"]
+_COUNTING = ["tests/build", "tests/models", "tests/handlers", "tests/judging"]
+# Where each part looks.
+PARTS = {
+    "releases": _RELEASES,
+    "counting": _COUNTING,
+    "rest": ["tests", *(f"--ignore={place}" for place in _RELEASES + _COUNTING)],
+}
 MARKS = "not faults and not walk"
 _COUNTS = re.compile(r"(\d+) (passed|failed|error|skipped|xfailed|xpassed|deselected)")
 _LAST = re.compile(r"^=*\s*(?:\d+ \w+(?:, )?)+ in [\d.]+s")
 
 
 @dataclass
-class Half:
+class Part:
     """One run of pytest: its exit code, its last line's counts, and what it says after its tests have run."""
 
     name: str
     code: int | None = None
     counts: Counter[str] = field(default_factory=Counter)
     told: list[str] = field(default_factory=list)
+    begun: float = field(default_factory=time.monotonic)
     at: str = ""  # the line of the file that is being tested, as far as it came
 
     def run(self, command: list[str]) -> None:
@@ -46,7 +51,11 @@ class Half:
             line, self.at = self.at, ""
             self.hear(line)
         self.code = process.wait()
-        print(f"{self.name:8} │ ended: {said(self.counts)}", flush=True)
+        self.say(f"ended: {said(self.counts)}")
+
+    def say(self, line: str) -> None:
+        minutes, seconds = divmod(round(time.monotonic() - self.begun), 60)
+        print(f"{minutes:02}:{seconds:02} {self.name:8} │ {line}", flush=True)
 
     def hear(self, line: str) -> None:
         if _LAST.match(line):
@@ -54,7 +63,7 @@ class Half:
         if self.told or re.match(r"=+ (ERRORS|FAILURES|warnings summary|short test summary)", line):
             self.told.append(line)
         elif line.strip("= ") and not line.startswith("="):
-            print(f"{self.name:8} │ {line}", flush=True)
+            self.say(line)
 
 
 def said(counts: Counter[str]) -> str:
@@ -63,34 +72,34 @@ def said(counts: Counter[str]) -> str:
     return f"{counts['passed']} passed, {counts['failed'] + counts['error']} failed{more}"
 
 
-def together(halves: list[Half]) -> tuple[int, str]:
+def together(parts: list[Part]) -> tuple[int, str]:
     """The exit code, and the last line."""
-    line = said(sum((half.counts for half in halves), Counter()))
-    bad = [half for half in halves if half.code]
+    line = said(sum((part.counts for part in parts), Counter()))
+    bad = [part for part in parts if part.code]
     # No test failed there, and yet it is not well: a crash, nothing collected, interrupted. 1 is "tests failed".
-    ended = [f"the {half.name} ended with code {half.code}" for half in bad if half.code != 1]
-    return max((abs(half.code or 0) for half in halves), default=1), "; ".join([line, *ended])
+    ended = [f"the {part.name} ended with code {part.code}" for part in bad if part.code != 1]
+    return max((abs(part.code or 0) for part in parts), default=1), "; ".join([line, *ended])
 
 
 def main() -> int:
-    halves = [Half(name) for name in HALVES]
+    parts = [Part(name) for name in PARTS]
     # One -v takes back the -q of pyproject.toml: a line for each file.
     pytest = [sys.executable, "-m", "pytest", "-v", "--no-header", "--color=no", "-m", MARKS]
-    commands = [[*pytest, *where] for where in HALVES.values()]
-    threads = [threading.Thread(target=half.run, args=(of,)) for half, of in zip(halves, commands, strict=True)]
+    commands = [[*pytest, *where] for where in PARTS.values()]
+    threads = [threading.Thread(target=part.run, args=(of,)) for part, of in zip(parts, commands, strict=True)]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads):
-        before = [half.at for half in halves]
+        before = [part.at for part in parts]
         for thread in threads:
             thread.join(30 / len(threads))
-        for half, at in zip(halves, before, strict=True):
-            if half.code is None and half.at and half.at == at:
-                print(f"{half.name:8} │ {at} …", flush=True)
-    for half in halves:
-        if half.code:
-            print(f"\n{half.name}:", *half.told, sep="\n")
-    code, line = together(halves)
+        for part, at in zip(parts, before, strict=True):
+            if part.code is None and part.at and part.at == at:
+                part.say(f"{at} …")
+    for part in parts:
+        if part.code:
+            print(f"\n{part.name}:", *part.told, sep="\n")
+    code, line = together(parts)
     print(f"\n{line}")
     return code
 

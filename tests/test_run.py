@@ -1,4 +1,4 @@
-"""`make test` counts both of its halves, and is never green when one of them is not."""
+"""`make test` counts all of its parts, and is never green when one of them is not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
-from tests.run import HALVES, MARKS, Half, together
+from tests.run import MARKS, PARTS, Part, together
 
 PASSED = "tests/test_spec.py ....  [100%]\n===== 4 passed, 7 deselected in 75.31s (0:01:15) =====\n"
 FAILED = (
@@ -18,35 +18,34 @@ FAILED = (
 )
 
 
-def half(name: str, output: str, code: int) -> Half:
+def part(name: str, output: str, code: int) -> Part:
     end = f"sys.exit({code})" if code >= 0 else f"os.kill(os.getpid(), {-code})"
     program = f"import os, sys; sys.stdout.write({output!r}); sys.stdout.flush(); {end}"
-    one = Half(name)
+    one = Part(name)
     one.run([sys.executable, "-c", program])
     return one
 
 
-def test_both_halves_are_counted_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    assert together([half("releases", PASSED, 0), half("rest", PASSED, 0)]) == (0, "8 passed, 0 failed")
-    assert (
-        "releases │ tests/test_spec.py ....  [100%]\nreleases │ ended: 4 passed, 0 failed\n" in capsys.readouterr().out
-    )
+def test_all_parts_are_counted_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert together([part("releases", PASSED, 0), part("rest", PASSED, 0)]) == (0, "8 passed, 0 failed")
+    lines = r"00:0\d releases │ tests/test_spec\.py \.{4}  \[100%\]\n00:0\d releases │ ended: 4 passed, 0 failed\n"
+    assert re.match(lines, capsys.readouterr().out)
 
 
 def test_what_failed_is_told_at_the_end_and_not_among_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    failed = half("rest", FAILED, 1)
-    assert together([half("releases", PASSED, 0), failed]) == (1, "6 passed, 3 failed, 1 skipped")
+    failed = part("rest", FAILED, 1)
+    assert together([part("releases", PASSED, 0), failed]) == (1, "6 passed, 3 failed, 1 skipped")
     assert "assert 0" not in capsys.readouterr().out
     assert "E  assert 0" in failed.told
 
 
 @pytest.mark.parametrize(("output", "code"), [("", -9), ("no tests ran in 0.10s\n", 5), ("collected 3 items\n", 3)])
-def test_a_half_that_crashed_or_found_nothing_is_not_well(output: str, code: int) -> None:
-    ended, line = together([half("releases", output, code), half("rest", PASSED, 0)])
+def test_a_part_that_crashed_or_found_nothing_is_not_well(output: str, code: int) -> None:
+    ended, line = together([part("releases", output, code), part("rest", PASSED, 0)])
     assert (ended, line) == (abs(code), f"4 passed, 0 failed; the releases ended with code {code}")
 
 
-def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> None:
+def test_the_parts_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> None:
     """Played with a small tree of the same folders and marks: collecting the whole one takes half a minute."""
     marks = {
         "e2e/test_a.py": ["e2e"],
@@ -54,15 +53,14 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         "faults/test_a.py": ["faults"],
         "faults/test_b.py": ["e2e"],
         "release/test_a.py": [],
-        "release/test_b.py": ["simulation"],
+        "judging/test_a.py": ["simulation"],
         "browser/test_a.py": ["e2e", "walk"],
         "browser/test_b.py": [],
         "models/test_a.py": ["stack"],
+        "handlers/test_a.py": [],
         "sandbox/test_a.py": ["stack"],
         "sandbox/test_quick_and_wrong.py": ["stack"],
         "build/test_a.py": ["stack"],
-        "build/test_kserve.py": ["stack"],
-        "build/test_kserve_server.py": ["stack"],
     }
     for name, own in marks.items():
         file = tmp_path / "tests" / name
@@ -76,15 +74,15 @@ def test_the_halves_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> No
         said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True).stdout
         return set(re.findall(r"tests/(\S+\.py)", said.split("warnings summary")[0]))
 
-    first, second = (found(half) for half in HALVES.values())
-    beside = {"browser/test_b.py", "models/test_a.py", "sandbox/test_quick_and_wrong.py"}
-    beside |= {"build/test_kserve.py", "build/test_kserve_server.py"}
-    assert first == {"faults/test_b.py", "e2e/test_a.py", *beside}
-    assert second == {"release/test_a.py", "release/test_b.py", "sandbox/test_a.py", "build/test_a.py"}
+    assert {name: found(where) for name, where in PARTS.items()} == {
+        "releases": {"faults/test_b.py", "e2e/test_a.py", "browser/test_b.py", "sandbox/test_quick_and_wrong.py"},
+        "counting": {"models/test_a.py", "build/test_a.py", "judging/test_a.py", "handlers/test_a.py"},
+        "rest": {"release/test_a.py", "sandbox/test_a.py"},
+    }
 
 
-def test_every_release_is_where_the_half_looks_for_it() -> None:
-    folders = HALVES["releases"]
+def test_every_release_is_where_the_part_looks_for_it() -> None:
+    folders = PARTS["releases"]
     tests = Path(__file__).parent
     marked = [path for path in tests.rglob("test_*.py") if re.search(r"mark\.e2e\b(?!.*walk)", path.read_text())]
     assert marked

@@ -67,6 +67,7 @@ def test_every_model_file_of_the_project_loads_and_the_schema_is_current() -> No
 
 
 _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
+_RETURNS = {"bad": _COUNTED, "total": _COUNTED}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +174,16 @@ _COUNTED = "sum(increase(orders_total{revision='$revision'}[$window]))"
                     "judge.metrics.0.bad",
                     "rate(…) gives no count",
                 ),
+            )
+        ),
+        *(
+            ("judge.metrics", [{"name": "r", "max_rate": 0.1, "delay": "6h", **more}], field, cure)
+            for more, field, cure in (
+                ({}, "judge.metrics.0", "bad of total; the others are counted at once"),
+                (_RETURNS | {"max_rate": None, "max_ratio": 2, "floor": 0.1}, "judge.metrics.0", "a max_rate is right"),
+                (_RETURNS | {"max_ratio": 2, "floor": 0.1}, "judge.metrics.0", "no max_ratio"),
+                (_RETURNS | {"delay": "0s"}, "judge.metrics.0.delay", "longer than 0s"),
+                (_RETURNS, "judge", "nothing decides before the promotion"),
             )
         ),
         (
@@ -324,6 +335,20 @@ def test_what_is_watched_on_needs_a_limit_that_can_be_judged_without_stable(
         SpecError, match=f"rollout.{next(iter(watched))} .* a max_rate for one of judge.metrics is right"
     ):
         load(written(tmp_path, content | {"rollout": watched}))
+
+
+def test_what_is_known_late_is_judged_in_a_bake_that_waits_for_it(tmp_path: Path) -> None:
+    late = {"name": "wrong", "max_rate": 0.1, "delay": "6h", **_RETURNS}
+    content = changed("judge", {"metrics": [{"name": "errors", "max_rate": 0.02}, late]})
+    unsaid = load(written(tmp_path, content))
+    assert unsaid.baked == timedelta(hours=6, minutes=10), "as long as anything else, once it is known"
+    names = [[metric["name"] for metric in unsaid.policy(percent)["metrics"]] for percent in (10, None)]
+    assert names == [["errors"], ["errors", "wrong"]]
+    assert unsaid.policy(None)["deadline_windows"] == 370 * 6
+    given = load(written(tmp_path, content | {"rollout": {"bake": "7h"}}))
+    assert given.baked == timedelta(hours=7)
+    with pytest.raises(SpecError, match=r"rollout\.bake 6h is over before what has a delay of 6h is known; longer"):
+        load(written(tmp_path, content | {"rollout": {"bake": "6h"}}))
 
 
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:

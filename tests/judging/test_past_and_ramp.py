@@ -184,6 +184,25 @@ def test_windows_in_which_stable_was_ill_are_set_aside_and_said_so() -> None:
     assert judge(p, dead).decision == "rollback", "the canary is worse than an ill stable, all the same"
 
 
+def test_a_good_canary_does_not_wait_for_a_stable_that_stays_ill() -> None:
+    """Rolled back it would be back on what fails: all windows together show that the canary keeps its limit."""
+    p, usual = policy(max_rate=0.02, max_ratio=1.5, floor=0.005, indifference=2), past_of([1] * 720)
+    beside = [window((20, 0), (180, 120), at=i) for i in range(60)]
+    verdict = judge(p, beside, usual)
+    assert (verdict.decision, verdict.metrics[0].set_aside) == ("promote", verdict.windows_used)
+    assert "; stable failed in 7 windows; " in verdict.reason
+    alone = policy(max_rate=0.02, indifference=2)
+    healthy = judge(alone, [window((20, 0), (180, 1), at=i) for i in range(60)], usual)
+    ill = judge(alone, beside, usual)
+    assert healthy.windows_used < ill.windows_used <= 1.6 * healthy.windows_used, "the price of looking twice"
+    late = judge(p, beside[: verdict.windows_used - 1], usual, final=True)
+    assert late.decision == "promote", "at the deadline the windows count that stable spent ill, as most were such"
+    as_bad = [window((20, 1), (180, 120), at=i) for i in range(60)]
+    assert judge(p, as_bad, usual, final=True).decision == "inconclusive", (
+        "5 % of errors are too many, whatever stable does"
+    )
+
+
 def test_a_canary_of_which_nothing_works_needs_two_windows() -> None:
     verdict = judge(policy(**LIMITS), [window((6, 6), (180, 0), at=i) for i in range(5)])
     assert (verdict.decision, verdict.windows_used) == ("rollback", 2)

@@ -97,7 +97,7 @@ def test_a_record_of_the_first_edition_is_replayed_and_what_is_decided_otherwise
     other = first_edition(0.05, "promote")
     (line,) = other.differences()
     assert line.startswith(
-        "steps[0]: edition 1 of the judge decided promote, edition 3 decides rollback: Rolled back: "
+        "steps[0]: edition 1 of the judge decided promote, edition 4 decides rollback: Rolled back: "
     )
 
 
@@ -105,7 +105,7 @@ def test_the_command_says_which_edition_had_judged(tmp_path: Path, capsys: pytes
     (tmp_path / "record.json").write_text(first_edition(0.05, "rollback").to_json())
     assert main(["--replay", str(tmp_path / "record.json")]) == 0
     *_, edition, last = capsys.readouterr().out.splitlines()
-    assert edition == "judged by edition 1, replayed by edition 3 of the judge"
+    assert edition == "judged by edition 1, replayed by edition 4 of the judge"
     assert last == "the replay gives the recorded decisions"
 
 

@@ -183,6 +183,38 @@ def test_what_is_no_share_is_no_data_and_refused_before_any_traffic_moves(
     assert "\n" not in str(refused.value)
 
 
+def test_what_is_known_late_may_have_no_series_until_it_is_due(serve: Callable[[History], Prometheus]) -> None:
+    """Before, there is nothing to be known of: 0 of 0. From then on nothing is no data; and what comes early counts."""
+    late = RETURNS.model_copy(update={"delay": timedelta(seconds=15)})
+    windows = [Window(Side(10, {}), None, at(s).isoformat(), at(s + 10).isoformat()) for s in (0, 10)]
+
+    def read(prometheus: Prometheus) -> list[Window]:
+        names = {"namespace": NAMESPACE, "service": "digits"}
+        one = ValueReader(prometheus, [], **names, canary=CANARY, stable=None, shares=[late], since=at(0))
+        return [one.measured(window) for window in windows]
+
+    before, due = read(serve(History()))
+    assert (before.canary.bad, before.canary.totals, before.error) == ({"returns": 0}, {"returns": 0}, None)
+    assert (due.canary.bad, due.canary.totals) == ({"returns": None}, {"returns": None})
+    assert "gives no series" in (due.error or "")
+    history = History()
+    orders(history, CANARY, 20, 10)
+    early = read(serve(history))[0]
+    assert (early.canary.bad, early.canary.totals) == ({"returns": 100}, {"returns": 200})
+    policy = Policy.from_dict({"metrics": [{"name": "returns", "max_rate": 0.1}], "guard": True})
+    assert judge(policy, [early] * 20).decision == "rollback", "evidence against waits for no delay"
+    assert judge(policy, [before] * 20).decision == "continue"
+
+
+def test_what_is_known_late_is_asked_of_stable_over_the_whole_delay(serve: Callable[[History], Prometheus]) -> None:
+    history = History()
+    orders(history, STABLE, 40, 8)
+    late = RETURNS.model_copy(update={"delay": timedelta(seconds=20)})
+    names = {"namespace": NAMESPACE, "service": "digits", "revision": STABLE}
+    told = list(check_shares(serve(history), [late], timedelta(seconds=10), at(10), **names))
+    assert told == ["judge.metrics.returns: 160 of 800 in the last 20s"]
+
+
 def test_a_share_that_can_be_counted_is_told_before_any_traffic_moves(serve: Callable[[History], Prometheus]) -> None:
     history = History()
     orders(history, STABLE, 40, 8)

@@ -19,6 +19,7 @@ from model_release.spec import ModelSpec
 STARTED = "2026-02-01T00:00:00Z"
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
 PROMETHEUS: Any = object()
+LABELS = 'sum(increase(labels_total{revision="$revision"}[$window]))'
 
 
 def spec(**more: Any) -> ModelSpec:
@@ -88,6 +89,14 @@ def test_a_bake_that_the_file_does_not_give_is_the_plans(known: Any) -> None:
     assert busy.bake.minutes == busy.to_dict()["bake_minutes"] == 5
     assert busy.sentences[-1] == busy.bake.sentence
     assert as_chosen(unsaid, 30, busy.bake.minutes).rollout.baked == timedelta(minutes=5)
+    late = {"name": "wrong", "max_rate": 0.1, "delay": "6h", **dict.fromkeys(("bad", "total"), LABELS)}
+    waits = unsaid.model_validate(
+        {**unsaid.model_dump(mode="json"), "judge": {**SPEC["judge"], "metrics": [*SPEC["judge"]["metrics"], late]}}
+    )
+    longer = seen(waits)
+    assert longer.bake is not None
+    assert longer.bake.minutes == longer.to_dict()["bake_minutes"] >= 365, "from where what is late begins to be known"
+    assert as_chosen(waits, 30, longer.bake.minutes).baked == timedelta(minutes=longer.bake.minutes)
     known(Before(counted(36, windows=3), 12.0, 3))
     hardly = seen(unsaid)
     assert hardly.bake is not None

@@ -22,6 +22,7 @@ from .state import (
     BAD,
     CALM_CANARY,
     CALM_STABLE,
+    CANARY_SQUARES,
     COLUMNS,
     FLOOR_BAD,
     FLOOR_REQUESTS,
@@ -184,6 +185,7 @@ class Evidence:
         bet_rate, for_rate, for_floor, calm = self._kept(recent)
         for where, total, bad in ((CALM_STABLE, m * calm, s * calm), (CALM_CANARY, n * calm, b * calm)):
             steps[..., where] = np.stack([total, bad, total > 0, bad * bad / np.maximum(total, 1.0)], axis=-1)
+        steps[..., CANARY_SQUARES] = b * b / np.maximum(n, 1.0)
         steps[..., RATE_REQUESTS], steps[..., RATE_BAD] = n * for_rate, b * for_rate
         steps[..., FLOOR_REQUESTS], steps[..., FLOOR_BAD] = n * for_floor, b * for_floor
         steps[..., ASIDE] = (self._has_rate & ~(bet_rate & for_rate)) & (n > 0)
@@ -282,7 +284,12 @@ class Evidence:
         burst = (design * few + 1) / 2
         rate, ratio = self._for_each(sums, design * few)
         most = self.policy.deadline_risk if risk is None else risk
-        by_rate = clusters.tail(sums[..., RATE_BAD], sums[..., RATE_REQUESTS], self._beyond_rate, burst) <= most
+        # Which windows are taken is stable's to say, never the canary's counts: one test, of one size.
+        mostly_ill = 2 * sums[..., RATE_REQUESTS] <= sums[..., REQUESTS]
+        bad = np.where(mostly_ill, sums[..., BAD], sums[..., RATE_BAD])
+        requests = np.where(mostly_ill, sums[..., REQUESTS], sums[..., RATE_REQUESTS])
+        of_rate = np.where(mostly_ill, (self._own_design(sums, design * few) + 1) / 2, burst)
+        by_rate = clusters.tail(bad, requests, self._beyond_rate, of_rate) <= most
         by_floor = clusters.tail(sums[..., FLOOR_BAD], sums[..., FLOOR_REQUESTS], self._beyond_floor, burst) <= most
         out: Bools = ((rate >= self.log_needed_for) | by_rate) & (
             (ratio >= self.log_needed_for) | (by_floor & self.has_floor)
@@ -300,9 +307,9 @@ class Evidence:
 
     def _for_each(self, sums: Floats, design: Floats) -> tuple[Floats, Floats]:
         """log evidence that the absolute limit is kept, and that beside stable; inf for a limit that is not there."""
-        burst = ((design + 1) / 2)[..., None]
 
-        def alone(bad: int, requests: int, limit: Floats, alternative: Floats) -> Floats:
+        def alone(bad: int, requests: int, design: Floats, limit: Floats, alternative: Floats) -> Floats:
+            burst = ((design + 1) / 2)[..., None]
             shape = (*alternative.shape[:-1], len(clusters.FRACTIONS))
             fractions = np.concatenate([np.broadcast_to(clusters.FRACTIONS, shape), alternative], axis=-1)
             logs = clusters.log_evidence(
@@ -310,10 +317,16 @@ class Evidence:
             )
             return clusters.mixed(logs, self._log_weights)
 
-        rate = alone(RATE_BAD, RATE_REQUESTS, self._beyond_rate, self._alternatives["rate"])
+        to_rate = self._beyond_rate, self._alternatives["rate"]
+        rate = alone(RATE_BAD, RATE_REQUESTS, design, *to_rate)
+        aside = sums[..., RATE_REQUESTS] < sums[..., REQUESTS]
+        if aside.any():
+            # A good canary beside a stable that stays ill must not wait for it: the mean with what all windows say.
+            every = alone(BAD, REQUESTS, self._own_design(sums, design), *to_rate)
+            rate = np.where(aside, np.logaddexp(rate, every) - math.log(2), rate)
         ratio = clusters.mixed(sums[..., RELATIVE] / design[..., None], self._log_weights) + self._relative_part
         if self.has_floor.any():
-            floor = alone(FLOOR_BAD, FLOOR_REQUESTS, self._beyond_floor, self._alternatives["floor"])
+            floor = alone(FLOOR_BAD, FLOOR_REQUESTS, design, self._beyond_floor, self._alternatives["floor"])
             ratio = np.logaddexp(ratio, floor + self._floor_part)
         return np.where(self.has_rate, rate, np.inf), np.where(self.has_ratio, ratio, np.inf)
 
@@ -337,6 +350,14 @@ class Evidence:
         looked = np.maximum(np.maximum(windows, sums[..., WINDOWS]), 1.0) + self._windows_before
         design = np.clip(np.maximum(stable, canary), 1.0, LARGEST_DESIGN)
         return design, 1 + FEW_WINDOWS / looked**4
+
+    def _own_design(self, sums: Floats, design: Floats) -> Floats:
+        """The design effect where windows count that were set aside: the canary's own over all of them, if larger."""
+        n, b, windows, squares = (sums[..., column] for column in (REQUESTS, BAD, WINDOWS, CANARY_SQUARES))
+        seen, worth = dispersion(n, b, windows, squares)
+        return np.clip(
+            np.maximum(design, (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)), 1.0, LARGEST_DESIGN
+        )
 
     def _usual_rate(self, before: Floats, steps: Floats) -> Floats:
         """Stable's usual rate (..., T, C) as it is known before each window: over its past and this release, taken so

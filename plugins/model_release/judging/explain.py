@@ -151,7 +151,8 @@ def _metric(
             words, rate_is_worse = slices.fact(), slices.rate_is_worse
         words += slices.note(canary["requests"], waiting=standing == "undecided" and not policy.guard)
     if aside:
-        words += f"; stable was failing too, {plural(aside, 'window')} set aside"
+        seen = plural(aside, "window")
+        words += f"; stable was failing too, {seen} set aside" if standing != "pass" else f"; stable failed in {seen}"
     if standing == "fail" and dead:
         rows = plural(int(state.dead[i, 0]), "window")
         reason = f"{words}; nothing worked in the last {rows}, and stable did"

@@ -19,7 +19,7 @@ from .verdict import Verdict
 from .window import Window, windows_from
 
 FORMAT = 1
-EDITION = 3  # of the judge that records name; a step that names none was judged by the first
+EDITION = 4  # of the judge that records name; a step that names none was judged by the first
 Carried = tuple[str, int]  # when a step was opened, and how many of its windows
 Outcome = Literal["promoted", "rolled_back", "first", "nothing_new", "inconclusive", "failed", "published"]
 OUTCOMES: tuple[str, ...] = get_args(Outcome)

@@ -16,11 +16,12 @@ Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
 # Columns of `State.sums`. Totals of both sides; stable and canary over calm windows (requests, bad, windows, Σ bad²/n);
-# the canary where the two limits on it alone were judged; windows set aside; then the relative alternatives.
+# the canary where the two limits on it alone were judged; windows set aside; the canary's Σ bad²/n over all windows;
+# then the relative alternatives.
 REQUESTS, BAD, WINDOWS, STABLE_REQUESTS, STABLE_BAD, STABLE_WINDOWS, STABLE_SQUARES = range(7)
 CALM_STABLE, CALM_CANARY = slice(7, 11), slice(11, 15)
-RATE_REQUESTS, RATE_BAD, FLOOR_REQUESTS, FLOOR_BAD, ASIDE = range(15, 20)
-RELATIVE = slice(20, 20 + len(clusters.FRACTIONS) + 1)
+RATE_REQUESTS, RATE_BAD, FLOOR_REQUESTS, FLOOR_BAD, ASIDE, CANARY_SQUARES = range(15, 21)
+RELATIVE = slice(21, 21 + len(clusters.FRACTIONS) + 1)
 COLUMNS = RELATIVE.stop
 
 

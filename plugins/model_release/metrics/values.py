@@ -17,13 +17,18 @@ from model_release.metrics.slices import SliceCounts, Told
 from model_release.spec import Metric, Value, format_duration
 
 
+class NoSeries(MetricsRefused):
+    """A query gives nothing at all: it asks for what is not there, or not yet."""
+
+
 class ValueReader:
     """Adds to a window what each query gave at the window's end, for the canary and for stable: a number for a value,
     two counts for a share (`bad` of `total`).
 
     Asked again about the same window it gives the same numbers, as long as Prometheus keeps them. NaN is kept and
     judged as such. An empty answer, more than one series and a query that fails are None, and the window says why:
-    none of them is ever success.
+    none of them is ever success. Only a share with a `delay` may have no series before that is over, counted from
+    `since`: there is nothing to be known of yet, and 0 of 0 says so.
     """
 
     def __init__(
@@ -36,11 +41,12 @@ class ValueReader:
         canary: str,
         stable: str | None,
         shares: Sequence[Metric] = (),
+        since: datetime | None = None,
     ) -> None:
         self._prometheus, self._values = prometheus, values
         self._shares = [metric for metric in shares if metric.bad is not None and metric.total is not None]
         self._slices = {m.name: SliceCounts(m.slices.by) for m in self._shares if m.slices is not None}
-        self._names = {"namespace": namespace, "service": service}
+        self._since, self._names = since, {"namespace": namespace, "service": service}
         self._revisions = {"canary": canary} if stable is None else {"canary": canary, "stable": stable}
 
     def measured(self, window: Window) -> Window:
@@ -80,7 +86,11 @@ class ValueReader:
                 for name, (of, wrong) in found.items():
                     self._slices[metric.name].add(revision, {metric.slices.by: name}, of, wrong)
         except (MetricsUnavailable, MetricsRefused) as error:
-            troubles.append(f"{metric.name}: {error}")
+            waits = metric.delay and self._since and end < self._since + metric.delay
+            if waits and isinstance(error, NoSeries):
+                bad = total = 0
+            else:
+                troubles.append(f"{metric.name}: {error}")
         return replace(side, bad={**side.bad, metric.name: bad}, totals={**side.totals, metric.name: total})
 
     def _measure(self, query: str, end: datetime) -> float:
@@ -128,7 +138,7 @@ def _numbers(prometheus: Prometheus, asked: str, end: datetime, by: str | None) 
             name = series.labels.get(by) or NONE
             found[name] = found.get(name, 0.0) + series.samples[-1][1]
         if not found:
-            raise MetricsRefused(f"{asked} gives no series at {end.isoformat()}; one for each {by} is needed")
+            raise NoSeries(f"{asked} gives no series at {end.isoformat()}; one for each {by} is needed")
     for number in found.values():
         if not math.isfinite(number) or number < 0:
             raise MetricsRefused(f"{asked} gives {number:g}, which is no count")
@@ -138,7 +148,8 @@ def _numbers(prometheus: Prometheus, asked: str, end: datetime, by: str | None) 
 def _one(prometheus: Prometheus, query: str, end: datetime) -> float:
     series = prometheus.query(query, end).series
     if len(series) != 1 or not series[0].samples:
-        raise MetricsRefused(f"{query} gives {len(series) or 'no'} series at {end.isoformat()}; one is needed")
+        refused = MetricsRefused if series else NoSeries
+        raise refused(f"{query} gives {len(series) or 'no'} series at {end.isoformat()}; one is needed")
     return series[0].samples[-1][1]
 
 
@@ -155,14 +166,15 @@ def check_shares(
                 for name in re.findall(r"([a-zA-Z_:][a-zA-Z0-9_:]*)\s*(?:\{[^}]*\}\s*)?\[", query):
                     if (kind := prometheus.kind(name)) not in ("counter", "histogram", "summary", None):
                         raise MetricsRefused(f"{name} is a {kind}, and only counters can be counted; query: {query}")
-            found = counted(prometheus, metric, window, now, **names)
+            asked = max(window, metric.delay or window)
+            found = counted(prometheus, metric, asked, now, **names)
             if metric.slices is not None and not found.keys() - {NONE}:
                 raise MetricsRefused(f"no series has the label {metric.slices.by}; query: {metric.total}")
         except (MetricsRefused, MetricsUnavailable) as error:
             raise type(error)(f"judge.metrics.{metric.name}: {error}") from error
         total, bad = (sum(pair[k] for pair in found.values()) for k in (0, 1))
         slices = "" if metric.slices is None else f", in {len(found)} slices by {metric.slices.by}"
-        yield f"judge.metrics.{metric.name}: {bad} of {total} in the last {format_duration(window)}{slices}"
+        yield f"judge.metrics.{metric.name}: {bad} of {total} in the last {format_duration(asked)}{slices}"
 
 
 def filled(query: str, **names: str) -> str:

@@ -3,7 +3,7 @@ page before anything moves."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -121,14 +121,16 @@ def _bake(spec: ModelSpec, per_second: float, past: Past | None, *, known: bool)
 
     if not spec.bakes:
         return None
-    rollout = spec.rollout
-    return bake(
+    # What is known late says nothing before: the bake is that much longer.
+    late, rollout = spec.judge.delay.total_seconds() / 60, spec.rollout
+    found = bake(
         Policy.from_dict(spec.policy(None)),
         requests_per_second=per_second,
         window_seconds=rollout.window.total_seconds(),
         past=past,
-        minutes=None if rollout.bake is None and known else rollout.baked.total_seconds() / 60,
+        minutes=None if rollout.bake is None and known else spec.baked.total_seconds() / 60 - late,
     )
+    return replace(found, minutes=found.minutes + late)
 
 
 def as_chosen(spec: ModelSpec, deadline: float, bake: float = 0.0) -> ModelSpec:

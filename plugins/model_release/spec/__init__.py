@@ -105,6 +105,16 @@ class ModelSpec(Part):
         return self
 
     @model_validator(mode="after")
+    def _what_is_known_late_is_waited_for(self) -> ModelSpec:
+        bake, delay = self.rollout.bake, self.judge.delay
+        if delay and bake is not None and bake <= delay:
+            raise ValueError(
+                f"rollout.bake {format_duration(bake)} is over before what has a delay of {format_duration(delay)} is "
+                "known; longer than that is right, or no bake, and the plan chooses it"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _metrics_fit_the_mode(self) -> ModelSpec:
         if self.service.mode == "standard" and self.judge.profile not in ("istio", "istio-destination"):
             raise ValueError(
@@ -135,6 +145,12 @@ class ModelSpec(Part):
         return self._can_judge_alone
 
     @property
+    def baked(self) -> timedelta:
+        """How long what is promoted is watched on: of a release that began, what was chosen for it. Where the model
+        file does not say, what is known late is waited for, and then watched as long as anything else."""
+        return self.rollout.baked + (self.judge.delay if self.rollout.bake is None else timedelta(0))
+
+    @property
     def _can_judge_alone(self) -> bool:
         return any(metric.max_rate is not None and not metric.observe for metric in self.judge.metrics)
 
@@ -155,8 +171,8 @@ class ModelSpec(Part):
         """What `judging.Policy.from_dict` reads: one test for the whole canary, whatever its share.
 
         `None` is the bake after promotion: the canary has become the stable revision, there is nothing beside it,
-        and limits against stable cannot be judged. It is a test of its own, and has half of the allowance for false
-        roll-backs.
+        and limits against stable cannot be judged; what is known late is judged only then. It is a test of its own,
+        and has half of the allowance for false roll-backs.
 
         Args:
             percent: the share that is under way.
@@ -169,6 +185,7 @@ class ModelSpec(Part):
         metrics = [
             metric.limits() | ({"edges": list(edges)} if (edges := self.judge.edges_of(metric)) else {})
             for metric in self.judge.metrics
+            if percent is None or metric.delay is None
         ]
         values = [value.model_dump(exclude_none=True) for value in self.judge.values]
         if percent is None:
@@ -185,7 +202,7 @@ class ModelSpec(Part):
             way = {"shares": [step / 100 for step in rollout.steps]}
         # A person may take their time, and what turns bad meanwhile is to be found as fast.
         asked = self.answer_within if self.approval != "never" else timedelta(0)
-        longest = rollout.baked if percent is None else rollout.longest + asked
+        longest = self.baked if percent is None else rollout.longest + asked
         return {
             "false_rollback": self.judge.false_rollback,
             "false_promotion": self.judge.false_promotion,

@@ -90,6 +90,11 @@ class Metric(Part):
     )
     bad: str | None = Field(None, min_length=1, description=_COUNTS)
     total: str | None = Field(None, min_length=1, description="Of how many `bad` are a share; PromQL likewise.")
+    delay: PositiveDuration | None = Field(
+        None,
+        description="With `bad`: what came of an answer is known up to so much later; judged after the promotion, in "
+        "a bake that is longer.",
+    )
     max_rate: Share | None = Field(None, description="The share that may never be exceeded.")
     max_ratio: float | None = Field(
         None, ge=1, allow_inf_nan=False, description="Times stable's share that is still accepted."
@@ -115,6 +120,21 @@ class Metric(Part):
         for name, query in (("bad", self.bad), ("total", self.total)):
             if query is not None and not re.search(rf"\bby\s*\([^)]*\b{by}\b[^)]*\)", query):
                 raise ValueError(f"{name}: gives no series for each slice; sum by ({by}) (increase(…[$window])) does")
+        return self
+
+    @model_validator(mode="after")
+    def _is_late_with_a_limit_of_its_own(self) -> Metric:
+        if self.delay is None:
+            return self
+        if self.bad is None:
+            raise ValueError(
+                "delay: is for what queries of your own count, bad of total; the others are counted at once"
+            )
+        if self.max_rate is None or self.max_ratio is not None:
+            raise ValueError(
+                "delay: what is known that late is judged after the promotion, with no stable beside it; a max_rate is "
+                "right, and no max_ratio"
+            )
         return self
 
     @model_validator(mode="after")
@@ -247,6 +267,11 @@ class Judge(Part):
         description="Burstiness of failures, assumed until stable's own windows show it; 1 where requests fail alone.",
     )
 
+    @property
+    def delay(self) -> timedelta:
+        """How long after an answer the last of what is judged by is known."""
+        return max((metric.delay for metric in self.metrics if metric.delay is not None), default=timedelta(0))
+
     def edges_of(self, metric: Metric) -> tuple[float, ...]:
         """The other edges of the histogram, in milliseconds, at which a limit on durations beside stable is compared:
         those within a tenth and ten times of it. A shift that leaves the limit's own edge alone is seen there."""
@@ -263,10 +288,12 @@ class Judge(Part):
             raise ValueError(f"two metrics are called {doubled[0]!r}")
         if all(metric.observe for metric in self.metrics):
             raise ValueError("every metric is only observed; at least one must decide")
+        if all(metric.observe or metric.delay for metric in self.metrics):
+            raise ValueError("every metric has a delay, so nothing decides before the promotion; one without is right")
         shifts = [metric.name for metric in self.metrics if metric.max_shift is not None]
         if len(shifts) > 1:
             raise ValueError(f"{shifts[0]} and {shifts[1]} limit the same labels; one max_shift is enough")
-        if all(metric.observe or metric.max_shift is not None for metric in self.metrics):
+        if all(metric.observe or metric.delay or metric.max_shift is not None for metric in self.metrics):
             raise ValueError("max_shift alone would promote a canary that fails; judge a share of bad requests, too")
         edges = BUCKET_EDGES_MS[self.profile]
         for metric in self.metrics:

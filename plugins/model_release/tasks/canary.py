@@ -198,7 +198,7 @@ class Bake(CanarySensor):
         self._drive(run, released.note_by(advance.bake))
 
     def _longest(self, spec: ModelSpec) -> timedelta:
-        return 2 * spec.rollout.baked + spec.rollout.ready_within
+        return 2 * spec.baked + spec.rollout.ready_within
 
 
 class Decide(ReleaseOperator, BaseBranchOperator):

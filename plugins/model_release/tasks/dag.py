@@ -137,11 +137,13 @@ def _schedule(spec: ModelSpec, project: Path) -> Any:
 
 def _documentation(spec: ModelSpec) -> str:
     """Markdown, for whoever opens the DAG. The model file is part of it: a change of it is a new version of the DAG."""
-    limits = ", ".join(metric.name for metric in spec.judge.metrics if not metric.observe)
+    limits = ", ".join(metric.name for metric in spec.judge.metrics if not (metric.observe or metric.delay))
     given = spec.rollout.deadline
     deadline = "that the plan chooses" if given is None else f"of {format_duration(given)}"
     chosen = "as long as the plan chooses" if spec.rollout.bake is None else format_duration(spec.rollout.bake)
-    bake = f", then watched for {chosen}" if spec.bakes else ""
+    late = ", ".join(metric.name for metric in spec.judge.metrics if metric.delay and not metric.observe)
+    known = f" (by {late}, too, known up to {format_duration(spec.judge.delay)} after an answer)" if late else ""
+    bake = f", then watched for {chosen}{known}" if spec.bakes else ""
     return "\n\n".join(
         [
             f"Builds the newest candidate of `{spec.model}` and puts it live on `{spec.service.key}`: "

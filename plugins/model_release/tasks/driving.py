@@ -183,6 +183,7 @@ class Watches:
                 canary=canary.revision,
                 stable=stable,
                 shares=metrics,
+                since=opened,
             ),
             percent=one.percent,
             policy=policy,
@@ -199,7 +200,7 @@ def _end(spec: ModelSpec, stretches: Sequence[Watched]) -> tuple[datetime, timed
     opened = datetime.fromisoformat(str(one.opened_at))
     if one.percent is None:
         doubtful = any(before.confidence is not None for before in stretches)
-        return opened + (2 if doubtful else 1) * rollout.baked, None
+        return opened + (2 if doubtful else 1) * spec.baked, None
     if one.beside_question:
         return opened + spec.answer_within, None
     asked = max((place for place, before in enumerate(stretches) if before.beside_question), default=-1)

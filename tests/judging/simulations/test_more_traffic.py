@@ -60,6 +60,20 @@ def swing(rate: float) -> Floats:
     return rate * np.repeat([1.0, 10.0, 1.0], 60)
 
 
+@pytest.mark.parametrize("burst", [1, 3, 10])
+def test_beside_a_stable_that_stays_ill_a_good_canary_is_promoted_and_one_at_twice_the_limit_is_not(
+    burst: float,
+) -> None:
+    usual = draw(33, (20, 180), 0.003, 0.003, (burst, burst))[1]
+    patient = judged_by({"max_rate": 0.02}, indifference=2, false_rollback=1e-300)
+    good, _ = draw(34, (20, 180), 0.003, 0.2, (burst, burst))
+    promoted = outcomes(patient, good, usual, final=True)[0] == PROMOTE
+    assert promoted.mean() >= {1: 0.99, 3: 0.95, 10: 0.8}[burst]
+    bad, _ = draw(35, (20, 180), 0.04, 0.2, (burst, burst))
+    promoted = outcomes(patient, bad, usual, final=True)[0] == PROMOTE
+    assert promoted.mean() <= (0.06 if burst == 10 else 0.05) + 3 * (0.05 * 0.95 / RELEASES) ** 0.5
+
+
 @pytest.mark.parametrize("rate", [0.003, 0.01, 0.019])
 @pytest.mark.parametrize("bursts", [(1, 10), (10, 1)])
 @pytest.mark.parametrize("with_past", [True, False])
