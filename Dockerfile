@@ -4,7 +4,7 @@
 #
 # The packages are the set that the tests ran with, and each file is held to its hash. PyTorch comes as its CPU build;
 # for a GPU build give --build-arg TORCH=cuda.
-FROM python:3.11.13-slim-bookworm
+FROM python:3.11.13-slim-bookworm@sha256:86adf8dbadc3d6e82ee5dd2c74bec2e1c2467cdad47886280501df722372d2e1
 
 ARG TORCH=cpu
 ARG PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu

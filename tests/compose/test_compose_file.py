@@ -121,7 +121,8 @@ def test_images_are_pinned_or_built_here(resolved: dict[str, Any]) -> None:
             assert tag == "local", name
             assert Path(service["build"]["context"], service["build"]["dockerfile"]).is_file(), name
         else:
-            assert re.fullmatch(r"v?\d+\.\d+(\.\d+)?(-[a-z]+)?", tag), f"{name}: {service['image']}"
+            pinned = r"v?\d+\.\d+(\.\d+)?(-[a-z]+)?@sha256:[0-9a-f]{64}"
+            assert re.fullmatch(pinned, tag), f"{name}: {service['image']}"
 
 
 def test_airflow_finds_the_four_connections_and_shares_one_secret(resolved: dict[str, Any]) -> None:

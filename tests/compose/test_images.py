@@ -56,6 +56,13 @@ def test_hadolint_has_nothing_to_say(dockerfile: Path) -> None:
     assert done.returncode == 0, done.stdout
 
 
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=names)
+def test_what_others_build_is_taken_by_digest(dockerfile: Path) -> None:
+    """A tag may mean another image tomorrow."""
+    (base,) = [words for kind, words in instructions(dockerfile) if kind == "FROM"]
+    assert re.fullmatch(r"[a-z/]+:[\w.-]+@sha256:[0-9a-f]{64}", base)
+
+
 def test_hadolint_would_say_something(tmp_path: Path) -> None:
     (tmp_path / "Dockerfile").write_text("FROM python\nRUN pip install torch\n")
     done = hadolint(tmp_path / "Dockerfile")

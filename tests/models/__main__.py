@@ -6,6 +6,7 @@ state of the code. With --tiny or --full, only that half is tried, and no page w
 
 from __future__ import annotations
 
+import argparse
 import ast
 import hashlib
 import json
@@ -199,15 +200,19 @@ def main() -> int:
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
     transformers.utils.logging.set_verbosity_error()
     transformers.utils.logging.disable_progress_bar()
-    asked = [word for word in sys.argv[1:] if not word.startswith("--")]
-    kept, half = "--kept" in sys.argv, {"--tiny", "--full"} & set(sys.argv)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", help="what the cases begin with; all unless said")
+    half = parser.add_mutually_exclusive_group()
+    for name in ("--kept", "--tiny", "--full"):
+        half.add_argument(name, action="store_true")
+    asked = parser.parse_args()
 
     def chosen(cases: Iterable[Case]) -> list[Case]:
-        return [case for case in cases if not asked or any(str(case).startswith(name) for name in asked)]
+        return [case for case in cases if not asked.names or any(str(case).startswith(name) for name in asked.names)]
 
-    small = tried(chosen(tiny()), own_process=False, only_kept=kept or "--full" in half)
-    full = tried(chosen(FULL), own_process=True, only_kept=kept or "--tiny" in half)
-    if not asked and not half:
+    small = tried(chosen(tiny()), own_process=False, only_kept=asked.kept or asked.full)
+    full = tried(chosen(FULL), own_process=True, only_kept=asked.kept or asked.tiny)
+    if not (asked.names or asked.tiny or asked.full):
         PAGE.write_text(page(small, full, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
     return 1 if any(each.wrong for each in (*small, *full)) else 0
 

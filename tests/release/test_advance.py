@@ -39,6 +39,12 @@ TABLE = {
         recorded=(("opened_at", NOW), ("watches", (Watched(10, NOW),))),
     ),
     "no evidence yet": Row(opened(30), world(), Look()),
+    "its run has failed and settles it: what changes now is no other hand's": Row(
+        replace(opened(30), trouble="task canary failed: lost"),
+        world(0, judged="promote"),
+        Done("rollback", "task canary failed: lost"),
+        recorded=(("closed", None), ("percent", 30)),
+    ),
     "evidence for it at the first share: the next one": Row(
         opened(10),
         world(10, judged="promote"),

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from model_release.cluster.change import Baseline
 from model_release.cluster.lease import Lease
 from model_release.cluster.release import Cause, Owner, Phase, Release
 from model_release.errors import NotSettled, ReleaseFailed, RolledBack
@@ -117,6 +118,25 @@ def test_one_that_was_turned_back_fails_its_run_with_the_sentence(
     assert (record.outcome, record.reason, record.cause) == ("rolled_back", EVIDENCE, Cause.EVIDENCE)
     assert record.ended == "2026-03-01T02:20:00.000+00:00", "said again, it keeps its time"
     assert counted == [("rolled_back", Cause.EVIDENCE)]
+
+
+def test_what_failed_is_recorded_before_anything_is_taken_back(
+    ending: Ending, record: Record, ti: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A trigger that still drives the canary would take the settled template for another hand's change, and say so."""
+    ending.claims(lambda now: replace(now, baseline=Baseline(revision="m-00001")))
+    ti.states |= {"canary": "failed"}
+    seen: list[str | None] = []
+
+    def settle(*_: Any) -> str:
+        seen.append(ending.last.trouble)
+        return "settled"
+
+    monkeypatch.setattr(ReleasedService, "settle", settle)
+    monkeypatch.setattr(ReleasedService, "record_traffic", lambda *_: None)
+    ending.settle()
+    assert seen == [ending.last.trouble]
+    assert str(seen[0]).startswith("task canary failed: ")
 
 
 def test_a_task_that_was_killed_is_told_by_its_name(ending: Ending, record: Record, ti: Any) -> None:

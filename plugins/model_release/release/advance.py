@@ -129,6 +129,8 @@ def advance(release: Release, canary: Canary, world: World, rules: Rules) -> tup
 
     Asked again in the same world after it was done, it says to look, or the same once more, which then does no harm.
     """
+    if release.trouble is not None:
+        return release, Done("rollback", release.trouble)  # its run has failed and settles it: this hand lets go
     if release.order is not None and release.order.kind == "roll_back":
         release = release.close(str(release.order), Cause.PERSON)
     if release.closed is None and release.watches and (dead := death_of(world.live, canary.revision)):

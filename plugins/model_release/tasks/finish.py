@@ -36,13 +36,16 @@ class Settle(ReleaseOperator):
             return f"this run holds no claim on {self.spec.service.key}; nothing to settle"
         # A claim that was marked successful by hand may still have had in hand what an earlier run had left.
         left, sentence, order = now.left, "nothing was touched", now.order
+        trouble = trouble_of(context["ti"], run, but=self.task_id)
         if left.baseline is not None:
+            if trouble is not None:
+                # Whoever still drives this canary would take what is done here for another hand's change.
+                released.note(going_back=True, trouble=trouble)
             sentence = released.settle(left, self.log.info)
             live = released.live()
             released.record_traffic("settle", live.serving.get(str(now.canary), 0) if live else 0, live)
         if order is not None:
             released.record(lambda record: record.record_approval(order.when, order.who, order.kind, order.why))
-        trouble = trouble_of(context["ti"], run, but=self.task_id)
 
         def ended(release: Release) -> Release:
             return replace(release, phase=Phase.SETTLED, trouble=trouble)
