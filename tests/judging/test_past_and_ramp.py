@@ -203,6 +203,21 @@ def test_a_good_canary_does_not_wait_for_a_stable_that_stays_ill() -> None:
     )
 
 
+def test_an_incident_of_stables_is_no_burst_from_its_first_window_on() -> None:
+    """Three windows pass until it is known that it lasts: then they are taken out again, however they were read."""
+    p = policy(max_rate=0.02, indifference=2, min_requests=10**9)
+    well, ill = [((20, 0), (180, int(i % 3 == 0))) for i in range(60)], [((20, 0), (180, 90))] * 4
+
+    def dispersion(counts: list[Any]) -> float:
+        one = Judge(p)
+        one.extend(window(canary, stable, at=i) for i, (canary, stable) in enumerate(counts))
+        return float(one.verdict().metrics[0].design_effect)
+
+    usual = dispersion(well[:16])
+    assert dispersion([*well[:16], *ill[:3]]) > 5 * usual, "as yet it may be a burst"
+    assert dispersion([*well[:16], *ill]) == usual
+
+
 def test_a_canary_of_which_nothing_works_needs_two_windows() -> None:
     verdict = judge(policy(**LIMITS), [window((6, 6), (180, 0), at=i) for i in range(5)])
     assert (verdict.decision, verdict.windows_used) == ("rollback", 2)

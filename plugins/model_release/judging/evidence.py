@@ -143,7 +143,7 @@ class Evidence:
             0,
             np.zeros((*releases, hypotheses, len(bets.BETS))),
             np.zeros((*releases, every, COLUMNS)),
-            np.zeros((*releases, 5, every, 5)),
+            np.zeros((*releases, 5, every, 6)),
             np.zeros((*releases, self._main)),
             dead,
             np.zeros((*releases, every)),
@@ -178,13 +178,16 @@ class Evidence:
                 terms.hot(s, m, self._rate),
                 terms.hot(s, m, self._ratio * self._floor),
                 terms.hot(s, m, self._ratio * usual_rate),
+                np.zeros_like(m),
             ],
             axis=-1,
         )
         recent = np.concatenate([state.recent, now], axis=-3)
         bet_rate, for_rate, for_floor, calm = self._kept(recent)
+        recent[..., 5:, :, 5] = calm
         for where, total, bad in ((CALM_STABLE, m * calm, s * calm), (CALM_CANARY, n * calm, b * calm)):
-            steps[..., where] = np.stack([total, bad, total > 0, bad * bad / np.maximum(total, 1.0)], axis=-1)
+            steps[..., where] = terms.dispersed(total, bad)
+        steps[..., CALM_STABLE] -= self._onset(recent)
         steps[..., CANARY_SQUARES] = b * b / np.maximum(n, 1.0)
         steps[..., RATE_REQUESTS], steps[..., RATE_BAD] = n * for_rate, b * for_rate
         steps[..., FLOOR_REQUESTS], steps[..., FLOOR_BAD] = n * for_floor, b * for_floor
@@ -392,6 +395,21 @@ class Evidence:
         rate, floor, high = (lasting(recent[..., 5:, :, k] > 0, recent[..., :5, :, k] > 0) for k in (2, 3, 4))
         calm = np.where(self._has_ratio, ~high, ~(rate & self._has_rate))
         return ~ill, ~(rate & self._has_rate), ~(floor & self._has_ratio), calm
+
+    def _onset(self, recent: Floats) -> Floats:
+        """What stable's incidents had put among its calm windows when nobody could know yet that they would last, to be
+        taken out in the window in which that is known: (..., T, C, 4)."""
+        hot = np.where(self._has_ratio, recent[..., 4], recent[..., 2] * self._has_rate) > 0
+        calm, length = recent[..., 5] > 0, recent.shape[-3] - 5
+        out = np.zeros((*recent.shape[:-3], length, recent.shape[-2], 4))
+        waits = ~calm[..., 5:, :]
+        for back in range(1, 6):
+            then = slice(5 - back, 5 - back + length)
+            early = waits & hot[..., then, :] & calm[..., then, :]
+            m, s = recent[..., then, :, 0], recent[..., then, :, 1]
+            out += terms.dispersed(m * early, s * early)
+            waits = waits & calm[..., then, :]  # what came before an earlier one was taken out then
+        return out
 
     def _dead(self, state: State) -> Bools:
         """Whether nothing works any more, (..., M), by the limit that a good canary keeps."""

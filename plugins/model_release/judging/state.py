@@ -52,7 +52,8 @@ class State:
     age: int
     wealth: Floats  # (..., hypotheses, bets)
     sums: Floats  # (..., C, COLUMNS)
-    recent: Floats  # (..., 5, C, 5): requests, bad ones, and which limits they broke; a path: (..., 5 + T, C, 5)
+    # (..., 5, C, 6): requests, bad ones, which limits they broke, whether it counts for bursts; of a path 5 + T.
+    recent: Floats
     silent: Floats  # (..., M): windows without data in a row
     dead: Floats  # (..., M, 2): windows in a row in which nothing worked, and whether anything ever did
     usual: Floats  # (..., C): stable's usual rate as it was taken in the last window

@@ -71,6 +71,11 @@ def totals(counts: Floats | None, requests: Floats, owner: list[int]) -> Floats:
     return np.concatenate([counts, counts[..., owner]], axis=-1) if owner else counts
 
 
+def dispersed(total: Floats, bad: Floats) -> Floats:
+    """What a window adds to the sums that dispersion is measured from: (..., 4)."""
+    return np.stack([total, bad, total > 0, bad * bad / np.maximum(total, 1.0)], axis=-1)
+
+
 def running(before: Floats, steps: Floats) -> Floats:
     """Sums after each window. The sum so far is the first term, so one window at a time gives the same bits."""
     before = before[..., None, :, : steps.shape[-1]]

@@ -61,15 +61,17 @@ def swing(rate: float) -> Floats:
 
 
 @pytest.mark.parametrize("burst", [1, 3, 10])
+@pytest.mark.parametrize("well", [0, 5])
 def test_beside_a_stable_that_stays_ill_a_good_canary_is_promoted_and_one_at_twice_the_limit_is_not(
-    burst: float,
+    burst: float, well: int
 ) -> None:
+    ill = np.where(np.arange(180) < well, 0.003, 0.2)
     usual = draw(33, (20, 180), 0.003, 0.003, (burst, burst))[1]
     patient = judged_by({"max_rate": 0.02}, indifference=2, false_rollback=1e-300)
-    good, _ = draw(34, (20, 180), 0.003, 0.2, (burst, burst))
+    good, _ = draw(34, (20, 180), 0.003, ill, (burst, burst))
     promoted = outcomes(patient, good, usual, final=True)[0] == PROMOTE
     assert promoted.mean() >= {1: 0.99, 3: 0.95, 10: 0.8}[burst]
-    bad, _ = draw(35, (20, 180), 0.04, 0.2, (burst, burst))
+    bad, _ = draw(35, (20, 180), 0.04, ill, (burst, burst))
     promoted = outcomes(patient, bad, usual, final=True)[0] == PROMOTE
     assert promoted.mean() <= (0.06 if burst == 10 else 0.05) + 3 * (0.05 * 0.95 / RELEASES) ** 0.5
 
