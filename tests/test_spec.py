@@ -183,7 +183,7 @@ _RETURNS = {"bad": _COUNTED, "total": _COUNTED}
                 (_RETURNS | {"max_rate": None, "max_ratio": 2, "floor": 0.1}, "judge.metrics.0", "a max_rate is right"),
                 (_RETURNS | {"max_ratio": 2, "floor": 0.1}, "judge.metrics.0", "no max_ratio"),
                 (_RETURNS | {"delay": "0s"}, "judge.metrics.0.delay", "longer than 0s"),
-                (_RETURNS, "judge", "nothing decides before the promotion"),
+                (_RETURNS, "judge", "every metric that decides has a delay, so none does before the promotion"),
             )
         ),
         (
@@ -349,6 +349,10 @@ def test_what_is_known_late_is_judged_in_a_bake_that_waits_for_it(tmp_path: Path
     assert given.baked == timedelta(hours=7)
     with pytest.raises(SpecError, match=r"rollout\.bake 6h is over before what has a delay of 6h is known; longer"):
         load(written(tmp_path, content | {"rollout": {"bake": "6h"}}))
+    beside = {"name": "errors", "max_ratio": 2, "floor": 0.01}
+    assert load(written(tmp_path, changed("judge", {"metrics": [beside, late]}))).bakes
+    with pytest.raises(SpecError, match="is seen in the bake after the promotion, and there is none where no metric"):
+        load(written(tmp_path, changed("judge", {"metrics": [beside, late | {"observe": True}]})))
 
 
 def test_a_ramp_stands_in_place_of_the_steps(tmp_path: Path) -> None:

@@ -110,6 +110,18 @@ def test_a_promotion_that_the_judge_has_begun_is_finished(live: Any) -> None:
     assert order_of(live) is None
 
 
+@pytest.mark.parametrize("facts", [{}, {"phase": Phase.PROMOTED, "word": "0 of 300"}])
+def test_where_the_run_has_failed_and_could_not_be_settled_an_order_is_done_all_the_same(
+    live: Any, facts: dict[str, Any]
+) -> None:
+    """Beside a stable that does not answer any more, settle has nothing to go back to, and the canary stays open."""
+    opened(live, facts={**facts, "trouble": "task canary failed: lost"})
+    assert promote(live, seconds=LIMIT).startswith(f"models/digits: {R2} has all of the traffic")
+    order = order_of(live)
+    assert order is not None
+    assert (order.kind, order.who, order.revision) == ("promote", "anna", R2)
+
+
 def test_a_promotion_that_its_run_has_settled_meanwhile_is_told_as_done(live: Any) -> None:
     owner, canary = opened(live, facts={"phase": Phase.PROMOTED, "word": "0 of 300"})
 

@@ -45,6 +45,11 @@ TABLE = {
         Done("rollback", "task canary failed: lost"),
         recorded=(("closed", None), ("percent", 30)),
     ),
+    "its run has failed, and a person has ordered the promotion since: all of it": Row(
+        replace(opened(30), phase=Phase.PROMOTED, order=order("promote"), word="because", trouble="task canary failed"),
+        world(30),
+        Promote(30),
+    ),
     "evidence for it at the first share: the next one": Row(
         opened(10),
         world(10, judged="promote"),

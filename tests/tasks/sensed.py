@@ -69,6 +69,10 @@ def world(monkeypatch: pytest.MonkeyPatch, ti: Any) -> World:
             seen.claim.check_goes_on()
             return seen.claim
 
+        def resumed(self) -> Release:
+            seen.claim = replace(self.claim(), trouble=None)
+            return seen.claim
+
         def held(self) -> Release:
             return seen.claim
 

@@ -49,6 +49,17 @@ class TestTheSensor:
         assert waits.timeout is not None
         assert waits.timeout > len(spec.rollout.steps) * spec.rollout.deadline + spec.answer_within
 
+    def test_a_run_that_is_cleared_goes_on_in_spite_of_what_its_settle_had_recorded(
+        self, spec: ModelSpec, context: Any, world: World
+    ) -> None:
+        """A settle that cannot end keeps the lease, with what had failed in it; the drive would let go at once."""
+        world.claim = replace(OPEN, trouble="task canary failed: lost")
+        deferred(sensor(spec).execute, context)
+        assert world.claim == OPEN
+        world.claim = replace(PROMOTED, trouble="task bake failed: lost")
+        deferred(Bake(task_id="bake", spec=spec).execute, context)
+        assert (world.claim.phase, world.claim.trouble) == (Phase.BAKING, None)
+
     def test_a_canary_that_never_answered_gets_nothing(self, spec: ModelSpec, context: Any, world: World) -> None:
         world.claim = replace(world.claim, phase=Phase.STAGED, watches=())
         with pytest.raises(CanaryLost, match="task smoke did not ask digits-00002"):

@@ -11,7 +11,7 @@ import pytest
 
 from model_release.cluster.change import Baseline
 from model_release.cluster.lease import Lease
-from model_release.cluster.release import Cause, Owner, Phase, Release
+from model_release.cluster.release import Cause, Order, Owner, Phase, Release
 from model_release.errors import NotSettled, ReleaseFailed, RolledBack
 from model_release.judging.record import Record
 from model_release.release.outcome import Outcome
@@ -137,6 +137,28 @@ def test_what_failed_is_recorded_before_anything_is_taken_back(
     ending.settle()
     assert seen == [ending.last.trouble]
     assert str(seen[0]).startswith("task canary failed: ")
+
+
+def test_what_was_ordered_before_that_is_what_is_settled(
+    ending: Ending, record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A promotion that was ordered while settle asked how its run had failed must not be taken back unheard."""
+    ending.claims(lambda now: replace(now, baseline=Baseline(revision="m-00001"), phase=Phase.OPEN, canary="m-00002"))
+    order = Order("promote", "anna", "because", "at two", "m-00002")
+
+    def trouble_of(*_: Any, **__: Any) -> str:
+        ending.kube.leases.update(
+            "models", "digits", ending.owner, lambda now: replace(now, order=order, phase=Phase.PROMOTED)
+        )
+        return "task canary failed: lost"
+
+    seen: list[Phase] = []
+    monkeypatch.setattr(finish, "trouble_of", trouble_of)
+    monkeypatch.setattr(ReleasedService, "settle", lambda _, left, *__: seen.append(left.phase) or "settled")
+    monkeypatch.setattr(ReleasedService, "record_traffic", lambda *_: None)
+    ending.settle()
+    assert seen == [Phase.PROMOTED]
+    assert [one["who"] for one in record.approvals] == ["anna"]
 
 
 def test_a_task_that_was_killed_is_told_by_its_name(ending: Ending, record: Record, ti: Any) -> None:

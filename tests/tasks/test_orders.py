@@ -49,6 +49,10 @@ def test_no_task_goes_on_after_an_order_to_roll_back(spec: ModelSpec, context: A
             forward()
     assert released.held() == claim
     assert released.note(going_back=True, phase=Phase.CLOSING).phase is Phase.CLOSING
+    with pytest.raises(RolledBack, match="Rolled back by anna: because"):
+        released.resumed()
+    claim = Release(OWNER, trouble="task canary failed: lost")
+    assert released.resumed() == Release(OWNER), "what had failed in a run that was cleared is over"
 
 
 class TestTheDags:

@@ -129,7 +129,7 @@ def advance(release: Release, canary: Canary, world: World, rules: Rules) -> tup
 
     Asked again in the same world after it was done, it says to look, or the same once more, which then does no harm.
     """
-    if release.trouble is not None:
+    if release.trouble is not None and not _is_ordered(release, canary):
         return release, Done("rollback", release.trouble)  # its run has failed and settles it: this hand lets go
     if release.order is not None and release.order.kind == "roll_back":
         release = release.close(str(release.order), Cause.PERSON)

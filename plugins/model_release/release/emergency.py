@@ -125,6 +125,7 @@ def promote_anyway(
         raise CanaryLost(f"{namespace}/{name}: no release is under way, so there is no canary to promote")
     if not release.promoted:
         _check_open(services, release)
+    if not release.promoted or release.trouble is not None:  # of a run that failed no hand promotes without an order
         order = person.order("promote", release.canary)
         lease = leases.update(namespace, name, release.owner, lambda now: _ordered(now, order))
         release = lease.release or release

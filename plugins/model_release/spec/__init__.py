@@ -107,6 +107,11 @@ class ModelSpec(Part):
     @model_validator(mode="after")
     def _what_is_known_late_is_waited_for(self) -> ModelSpec:
         bake, delay = self.rollout.bake, self.judge.delay
+        if delay and bake is None and not self.bakes:
+            raise ValueError(
+                "what has a delay is seen in the bake after the promotion, and there is none where no metric that "
+                "decides can be judged without stable; a max_rate for one of judge.metrics is right"
+            )
         if delay and bake is not None and bake <= delay:
             raise ValueError(
                 f"rollout.bake {format_duration(bake)} is over before what has a delay of {format_duration(delay)} is "

@@ -289,7 +289,9 @@ class Judge(Part):
         if all(metric.observe for metric in self.metrics):
             raise ValueError("every metric is only observed; at least one must decide")
         if all(metric.observe or metric.delay for metric in self.metrics):
-            raise ValueError("every metric has a delay, so nothing decides before the promotion; one without is right")
+            raise ValueError(
+                "every metric that decides has a delay, so none does before the promotion; one without is right"
+            )
         shifts = [metric.name for metric in self.metrics if metric.max_shift is not None]
         if len(shifts) > 1:
             raise ValueError(f"{shifts[0]} and {shifts[1]} limit the same labels; one max_shift is enough")

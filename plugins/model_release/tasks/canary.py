@@ -40,7 +40,7 @@ class CanarySensor(ReleaseOperator, BaseSensorOperator):
 
     def release(self, context: Any, run: Run) -> Any:
         released = ReleasedService(self.spec, run)
-        now, canary = released.claim(), released.canary()
+        now, canary = released.resumed(), released.canary()
         service.check_answered(now)
         links.push_for(context["ti"], self.spec, [name for name in (canary.revision, canary.baseline) if name])
         if now.watches and now.watches[-1].beside_question and not now.promoted:
@@ -190,7 +190,7 @@ class Bake(CanarySensor):
         from model_release.release import advance
 
         released = ReleasedService(self.spec, run)
-        now = released.claim()
+        now = released.resumed()
         if now.promoted_at is None:
             raise CanaryLost("nothing was promoted in this run; clear the run's task promote")
         names = [name for name in (now.canary, now.stable.revision) if name]

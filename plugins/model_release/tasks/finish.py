@@ -35,16 +35,16 @@ class Settle(ReleaseOperator):
         if now is None or now.owner.identity != released.owner.identity:
             return f"this run holds no claim on {self.spec.service.key}; nothing to settle"
         # A claim that was marked successful by hand may still have had in hand what an earlier run had left.
-        left, sentence, order = now.left, "nothing was touched", now.order
-        trouble = trouble_of(context["ti"], run, but=self.task_id)
-        if left.baseline is not None:
+        sentence, trouble = "nothing was touched", trouble_of(context["ti"], run, but=self.task_id)
+        if now.left.baseline is not None:
             if trouble is not None:
-                # Whoever still drives this canary would take what is done here for another hand's change.
-                released.note(going_back=True, trouble=trouble)
-            sentence = released.settle(left, self.log.info)
+                # Whoever still drives this canary would take what is done here for another hand's change. By what
+                # was decided before this word, it is settled: the drive decides nothing after it.
+                now = released.note(going_back=True, trouble=trouble)
+            sentence = released.settle(now.left, self.log.info)
             live = released.live()
             released.record_traffic("settle", live.serving.get(str(now.canary), 0) if live else 0, live)
-        if order is not None:
+        if (order := now.order) is not None:
             released.record(lambda record: record.record_approval(order.when, order.who, order.kind, order.why))
 
         def ended(release: Release) -> Release:

@@ -57,7 +57,7 @@ class Stage(ReleaseOperator):
         if change.kind is Kind.NOTHING and change.revision == baseline.revision:
             released.note(cause=Cause.NOTHING_NEW)
             return change.sentence
-        now = released.claim()
+        now = released.resumed()
         if live is not None and change.kind is Kind.NEW and now.template is not None:
             baseline = self._after_another(released, now, live, wanted)
             now = released.claim()
@@ -226,7 +226,7 @@ class GoLive(ReleaseOperator):
         from model_release.release.outcome import outcome_of
 
         released = ReleasedService(self.spec, run)
-        now, canary = released.claim(), released.canary()
+        now, canary = released.resumed(), released.canary()
         word = self.word(now, run)
         if not now.promoted:
             # Before the write: whoever comes after a crash has to know that this revision was proven.

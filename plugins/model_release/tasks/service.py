@@ -62,6 +62,12 @@ class ReleasedService:
         release.check_goes_on()
         return release
 
+    def resumed(self) -> Release:
+        """`claim`, for a task that moves the release on. What a `settle` that could not end had recorded as failed is
+        over with it: the run was cleared since, and goes on. Again: the same. Errors: see `claim`."""
+        now = self.claim()
+        return now if now.trouble is None else self.note(trouble=None)
+
     def held(self) -> Release:
         """`claim`, for what has to be done even when the release goes no further."""
         lease = self.leases.read(self.namespace, self.name)
