@@ -121,6 +121,9 @@ class Scene(Harm):
         """Starts `rollback_…` or `promote_…` from its form: the run's state in the end, and what its task said."""
         return self.ordered(dag, self.airflow.trigger(dag, {"reason": reason}))
 
+    def is_over(self, dag: str, run_id: str) -> bool:
+        return self.airflow.run(dag, run_id)["state"] in ("success", "failed")
+
     def ordered(self, dag: str, run_id: str) -> tuple[str, str]:
         """How an order ended that was given in this run."""
         state = str(self.live.finished(dag, run_id)["state"])

@@ -24,13 +24,14 @@ def test_build_killed_and_its_store_away_and_its_upload_cut(scene: Scene) -> Non
     one.kill_task("export")
     one.until("archive", "running")
     scene.live.sandbox("stop", "s3")
-    one.until("archive", "up_for_retry")
+    # Steps of a build on one machine share a folder, so the archive may be done without the store.
+    one.until("publish", "up_for_retry")
     scene.live.sandbox("start", "s3")
     one.until("publish", "running")
     # In the midst of it, or at its very beginning: the server is killed, and started again by its supervisor.
     scene.crash("s3")
     assert one.ended() == "success"
-    assert [one.tries(task) > 1 for task in ("export", "archive")] == [True, True]
+    assert [one.tries(task) > 1 for task in ("export", "publish")] == [True, True]
     (made,) = set(scene.stored()) - before
     end = scene.end(one, stable)
     scene.row("kill -9 of the task", "build", one, stable, end)

@@ -135,7 +135,7 @@ def test_what_could_not_be_settled_is_an_incident_whatever_was_decided() -> None
     trouble = "task settle failed: nobody answers"
     assert unsettled(outcome_of(PROMOTED), trouble) == Outcome("failed", trouble)
     back = unsettled(outcome_of(opened(30).close("9 of 30", Cause.EVIDENCE)), trouble)
-    assert (back.kind, back.sentence) == ("rolled_back", f"9 of 30 {trouble}")
+    assert (back.kind, back.sentence) == ("failed", f"{trouble}; turned back before: 9 of 30")
 
 
 def test_what_the_sweep_finds_is_told_with_what_it_did() -> None:

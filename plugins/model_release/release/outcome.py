@@ -93,9 +93,8 @@ def unclaimed(
 
 def unsettled(outcome: Outcome, trouble: str) -> Outcome:
     """The same, where the service could not be settled: an incident, whatever was decided before."""
-    if outcome.kind == "rolled_back":
-        return replace(outcome, sentence=f"{outcome.sentence} {trouble}")
-    return Outcome("failed", trouble, outcome.cause)
+    before = f"; turned back before: {outcome.sentence}" if outcome.kind == "rolled_back" else ""
+    return Outcome("failed", f"{trouble}{before}", outcome.cause)
 
 
 def swept(release: Release, stands: bool, line: str) -> Outcome:
