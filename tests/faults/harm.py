@@ -148,13 +148,15 @@ class Harm:
     def standing_still(self, word: str, *, newcomers: bool = True) -> Iterator[None]:
         """The processes of Airflow that have this word in their title are stopped (SIGSTOP), and with `newcomers` those
         that come meanwhile, too; in the end they go on."""
-        ended, still, began = Event(), dict[int, psutil.Process](), time.time()
+        ended, still = Event(), dict[int, psutil.Process]()
+        # By their numbers: when a process began is told by another clock than now is.
+        there = {one.pid for one in process.processes(self.live.state)}
 
         def stop_all() -> None:
             while not ended.wait(0.3):
                 for one in process.processes(self.live.state):
                     with contextlib.suppress(psutil.Error):
-                        is_new = one.create_time() > began and not newcomers
+                        is_new = one.pid not in there and not newcomers
                         if one.pid not in still and not is_new and word in " ".join(one.cmdline()):
                             one.suspend()
                             still[one.pid] = one
