@@ -187,7 +187,8 @@ class Evidence:
         recent[..., 5:, :, 5] = calm
         for where, total, bad in ((CALM_STABLE, m * calm, s * calm), (CALM_CANARY, n * calm, b * calm)):
             steps[..., where] = terms.dispersed(total, bad)
-        steps[..., CALM_STABLE] -= self._onset(recent)
+        if not calm.all():
+            steps[..., CALM_STABLE] -= self._onset(recent)
         steps[..., CANARY_SQUARES] = b * b / np.maximum(n, 1.0)
         steps[..., RATE_REQUESTS], steps[..., RATE_BAD] = n * for_rate, b * for_rate
         steps[..., FLOOR_REQUESTS], steps[..., FLOOR_BAD] = n * for_floor, b * for_floor
