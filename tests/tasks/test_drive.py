@@ -52,7 +52,7 @@ def test_a_ramp_gives_the_share_that_the_judge_says_and_promotes_from_any(scene:
     until(other, lambda: other.done)
     assert other.done == Done("promote", "0 of 300")
     assert scene.serving == {NEW: 100}
-    assert [move.percent for move in (*drive.moved, *other.moved)] == [2, 20, 100]
+    assert [move.percent for move in other.moved] == [2, 20, 100], "whoever ends it tells the whole way"
 
 
 def test_a_ramp_takes_back_from_whatever_share(scene: Scene) -> None:
@@ -121,6 +121,11 @@ def test_a_drive_that_is_killed_anywhere_is_gone_on_with_by_the_next_one(scene: 
     assert drive.done is not None
     assert drive.done.decision == "promote"
     assert [one.percent for one in scene.claim.watches] == [25, 50]
+    assert [(move.change, move.revisions) for move in drive.moved] == [
+        ("open_25", {NEW: 25, STABLE: 75}),
+        ("open_50", {NEW: 50, STABLE: 50}),
+        ("promote", {NEW: 100}),
+    ]
     assert scene.serving == {NEW: 100}
 
 

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 from tests.metrics.conftest import Server
@@ -96,18 +95,16 @@ def test_a_ramp_comes_to_its_end_by_real_counts(scene: Scene, page: Process, spe
             moved=[],
         )
 
-    one, looks, pause, moved = drive(), 0, threading.Event(), list[Any]()
+    one, looks, pause = drive(), 0, threading.Event()
     with Users(scene, page, slower):
         while one.done is None:
             one.look()
             looks += 1
-            moved += [move.percent for move in one.moved]
-            one.moved.clear()
             driving.put(record, ramped, driving.counted(one))
             if looks % 9 == 0 and one.done is None:
                 one = drive()
             pause.wait(min(one.pause, 0.5))
-    claim = scene.claim
+    claim, moved = scene.claim, [move.percent for move in one.moved]
     assert moved == [*sorted(moved[:-1]), moved[-1]], "never less than before, until its end"
     assert [one.percent for one in claim.watches] == moved[:-1]
     assert record.differences() == []

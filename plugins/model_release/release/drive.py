@@ -89,6 +89,7 @@ class Drive:
         moment = now or datetime.now(UTC)
         try:
             release = self._renewed()
+            self._take_over(release)
             live = self.services.get(self.canary.namespace, self.canary.name)
             watch = self._under_way(release)
             # Before all that Prometheus may keep waiting: what the cluster or a person says is more than it can.
@@ -130,6 +131,17 @@ class Drive:
         if release is None:
             raise ServiceBusy(f"the lease of {self.canary.namespace}/{self.canary.name} has no release in it any more")
         return release
+
+    def _take_over(self, release: Release) -> None:
+        """The shares that another hand has opened, which did not live to tell of it."""
+        told = {(one.time, one.percent) for one in self.moved}
+        for one in release.watches:
+            opened, percent = one.opened_at, one.percent
+            is_share = percent is not None and not one.again and not one.beside_question
+            if opened is None or percent is None or not is_share or (opened, percent) in told:
+                continue
+            revisions = {self.canary.revision: percent, str(self.canary.baseline): 100 - percent}
+            self.moved.append(Moved(opened, f"open_{percent}", percent, revisions))
 
     def _under_way(self, release: Release) -> Watch | None:
         """The watch of the stretch that is under way, when its windows have begun."""
