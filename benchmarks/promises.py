@@ -157,7 +157,8 @@ def undecided() -> str:
     ill, past = draw(67, (20, 180), STABLE, ILL, before=STABLE)
     codes, windows = outcomes(policy({"max_rate": LIMIT}, indifference=2), ill, past, final=True)
     said = told(int((codes != PROMOTE).sum()), RELEASES, 0.01)
-    lines.append(f"| 0.3 %, stable at 20 % all along (180/20) | yes | {said} | 1.0% | {windows.mean() * 20:.0f} |")
+    name = "0.3 %, `max_rate` 0.75 % alone, stable at 20 % all along (180/20)"
+    lines.append(f"| {name} | yes | {said} | 1.0% | {windows.mean() * 20:.0f} |")
     return "\n".join(lines)
 
 
@@ -183,7 +184,7 @@ def at_twice_the_limit() -> str:
             line(name, counts, None, "none", None)
     for burst in (1, 3, 10):
         counts, past = draw(74, (20, 180), 2 * LIMIT, ILL, (burst, burst), before=STABLE)
-        name = f"bursts of {burst}, stable at 20 % all along (180/20)"
+        name = f"bursts of {burst}, `max_rate` alone, stable at 20 % all along (180/20)"
         alone = policy({"max_rate": LIMIT}, indifference=2, false_rollback=1e-300)
         line(name, counts, past, "yes", 0.06 if burst == 10 else 0.05, alone)
     for before in (0.0001, 0.01):

@@ -20,7 +20,6 @@ from pages import write
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
-
 from model_release.judging.shift_simulate import Courses, courses, moved  # noqa: E402
 from model_release.judging.simulate import interval  # noqa: E402
 from model_release.judging.state import Floats  # noqa: E402

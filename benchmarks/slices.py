@@ -21,7 +21,6 @@ from pages import write
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "plugins")]
 
-
 from model_release.judging import Policy  # noqa: E402
 from model_release.judging.simulate import interval, outcomes  # noqa: E402
 from model_release.judging.slices_simulate import releases  # noqa: E402

@@ -28,8 +28,8 @@ def part(name: str, output: str, code: int) -> Part:
 
 def test_all_parts_are_counted_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     assert together([part("releases", PASSED, 0), part("rest", PASSED, 0)]) == (0, "8 passed, 0 failed")
-    lines = r"00:0\d releases │ tests/test_spec\.py \.{4}  \[100%\]\n00:0\d releases │ ended: 4 passed, 0 failed\n"
-    assert re.match(lines, capsys.readouterr().out)
+    lines = [re.sub(r"^\d\d:\d\d ", "", line) for line in capsys.readouterr().out.splitlines()]
+    assert lines[:2] == ["releases │ tests/test_spec.py ....  [100%]", "releases │ ended: 4 passed, 0 failed"]
 
 
 def test_what_failed_is_told_at_the_end_and_not_among_what_goes_on(capsys: pytest.CaptureFixture[str]) -> None:

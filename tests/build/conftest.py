@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.models.small import SMALL
 from tests.patience import LIMIT
 
 from model_release.build import runtimes
@@ -43,26 +44,18 @@ def tiny_model(kind: str = "vit", labels: tuple[str, ...] = LABELS) -> Any:
     import transformers
 
     names = {"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}}
-    small = {
-        "image_size": 32,
-        "patch_size": 8,
-        "hidden_size": 32,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 64,
-    }
     torch.manual_seed(0)
     if kind == "vit":
-        return transformers.ViTForImageClassification(transformers.ViTConfig(**small, **names))
+        return transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, **names))
     if kind == "deit":
-        return transformers.DeiTForImageClassification(transformers.DeiTConfig(**small, **names))
+        return transformers.DeiTForImageClassification(transformers.DeiTConfig(**SMALL, **names))
     if kind == "beit":
-        return transformers.BeitForImageClassification(transformers.BeitConfig(**small, **names))
+        return transformers.BeitForImageClassification(transformers.BeitConfig(**SMALL, **names))
     if kind == "convnext":
         config = transformers.ConvNextConfig(hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], image_size=32, **names)
         return transformers.ConvNextForImageClassification(config)
     if kind == "siglip":
-        siglip = transformers.SiglipConfig(vision_config=small, text_config={"hidden_size": 32}, **names)
+        siglip = transformers.SiglipConfig(vision_config=SMALL, text_config={"hidden_size": 32}, **names)
         return transformers.SiglipForImageClassification(siglip)
     assert kind == "resnet"
     config = transformers.ResNetConfig(embedding_size=8, hidden_sizes=[8, 8, 16, 16], depths=[1, 1, 1, 1], **names)

@@ -15,7 +15,7 @@ from model_release.cluster.inference_service import STOP
 from model_release.cluster.progress import Progress, State
 from model_release.errors import CanaryLost, NotSettled
 
-from .test_emergency import opened, order_of, promote, roll_back
+from .by_hand import opened, order_of, promote, roll_back
 
 R1, R2 = "digits-predictor-00001", "digits-predictor-00002"
 

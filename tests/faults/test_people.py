@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from tests.patience import until
 
@@ -38,6 +40,7 @@ def test_promoted_from_the_form_and_rolled_back_from_the_form_afterwards(scene: 
     assert one.ended() == "success"
     assert one.sentence().startswith("promoted: Promoted in spite of the judge by admin: looked at it myself")
     end = scene.end(one, candidate)
+    promoted = end.revision
     scene.row("person: promote_faults", "watch", one, candidate, end)
     for part in ("prometheus", "s3"):
         scene.live.sandbox("stop", part)
@@ -55,6 +58,12 @@ def test_promoted_from_the_form_and_rolled_back_from_the_form_afterwards(scene: 
             # Nobody can be asked what the restored template should answer: its revision gets nothing.
             assert f"{before} has all of the traffic; its template could not be brought back yet" in said
             assert scene.service.serving == {before: 100}
+        else:
+            answered = scene.answers().get(promoted, Counter())["200"]
+            until(
+                lambda: scene.answers().get(promoted, Counter())["200"] > answered,
+                "nobody answers users while the revision before is on its way",
+            )
     finally:
         for part in ("prometheus", "s3"):
             scene.live.sandbox("start", part)

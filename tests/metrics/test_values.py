@@ -213,6 +213,8 @@ def test_what_is_known_late_is_asked_of_stable_over_the_whole_delay(serve: Calla
     names = {"namespace": NAMESPACE, "service": "digits", "revision": STABLE}
     told = list(check_shares(serve(history), [late], timedelta(seconds=10), at(10), **names))
     assert told == ["judge.metrics.returns: 160 of 800 in the last 20s"]
+    with pytest.raises(MetricsRefused, match=r"where nothing may be known of stable yet, `or vector\(0\)` in the"):
+        list(check_shares(serve(History()), [late], timedelta(seconds=10), at(10), **names))
 
 
 def test_a_share_that_can_be_counted_is_told_before_any_traffic_moves(serve: Callable[[History], Prometheus]) -> None:

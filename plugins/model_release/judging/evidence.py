@@ -42,9 +42,8 @@ from .state import (
     State,
 )
 
-# How much the assumed design effect weighs, in windows fully worth of measuring it; and a canary's, assumed to be 1.
+# How much the assumed design effect weighs, in windows fully worth of measuring it.
 ASSUMED_WEIGHT = 0.15
-CANARY_WEIGHT = 4.0
 # A past of stable's is worth so many windows at most: bursts change.
 PAST_WEIGHT = 100.0
 # One or two windows cannot show bursts: counts weigh 21 times less in the first, twice less after the second.
@@ -188,7 +187,8 @@ class Evidence:
         for where, total, bad in ((CALM_STABLE, m * calm, s * calm), (CALM_CANARY, n * calm, b * calm)):
             steps[..., where] = terms.dispersed(total, bad)
         if not calm.all():
-            steps[..., CALM_STABLE] -= self._onset(recent)
+            hot = np.where(self._has_ratio, recent[..., 4], recent[..., 2] * self._has_rate) > 0
+            steps[..., CALM_STABLE] -= terms.onset(recent[..., 0], recent[..., 1], hot, recent[..., 5] > 0)
         steps[..., CANARY_SQUARES] = b * b / np.maximum(n, 1.0)
         steps[..., RATE_REQUESTS], steps[..., RATE_BAD] = n * for_rate, b * for_rate
         steps[..., FLOOR_REQUESTS], steps[..., FLOOR_BAD] = n * for_floor, b * for_floor
@@ -276,8 +276,7 @@ class Evidence:
     def favour(self, sums: Floats, design: Floats) -> Floats:
         """log evidence for (..., M): every limit is kept, and the weakest counts."""
         rate, ratio = self._for_each(sums, design)
-        out: Floats = np.minimum(rate, ratio)
-        return np.where(self.has_rate | self.has_ratio, out, -np.inf)
+        return np.where(self.has_rate | self.has_ratio, np.minimum(rate, ratio), -np.inf)
 
     def at_deadline(self, state: State, risk: float | None = None) -> Bools:
         """Whether each metric (..., M) is shown to keep its limits by all that was seen, at one look that was fixed
@@ -305,9 +304,8 @@ class Evidence:
         releases, whatever the number of looks, as far as the bursts are those that were seen."""
         sums = state.sums[..., : self._main, :]
         design, few = self._design_effect(sums)
-        burst = (design * few + 1) / 2
-        bad, requests = sums[..., BAD], sums[..., REQUESTS]
-        return clusters.lower(bad, requests, burst), clusters.upper(bad, requests, burst)
+        seen = sums[..., BAD], sums[..., REQUESTS], (design * few + 1) / 2
+        return clusters.lower(*seen), clusters.upper(*seen)
 
     def _for_each(self, sums: Floats, design: Floats) -> tuple[Floats, Floats]:
         """log evidence that the absolute limit is kept, and that beside stable; inf for a limit that is not there."""
@@ -348,20 +346,15 @@ class Evidence:
         # What both have counted is told once how sure it is: by all of it.
         counted = (worth + weight) * terms.surely(counted, worth + self.usual.worth)
         stable = (counted + ASSUMED_WEIGHT * self.policy.design_effect) / (worth + self._assumed)
-        n, b, own_windows, own_squares = np.moveaxis(sums[..., CALM_CANARY], -1, 0)
-        seen, worth = dispersion(n, b, own_windows, own_squares)
-        canary = (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)
+        canary = terms.shrunk(*dispersion(*np.moveaxis(sums[..., CALM_CANARY], -1, 0)))
         looked = np.maximum(np.maximum(windows, sums[..., WINDOWS]), 1.0) + self._windows_before
         design = np.clip(np.maximum(stable, canary), 1.0, LARGEST_DESIGN)
         return design, 1 + FEW_WINDOWS / looked**4
 
     def _own_design(self, sums: Floats, design: Floats) -> Floats:
         """The design effect where windows count that were set aside: the canary's own over all of them, if larger."""
-        n, b, windows, squares = (sums[..., column] for column in (REQUESTS, BAD, WINDOWS, CANARY_SQUARES))
-        seen, worth = dispersion(n, b, windows, squares)
-        return np.clip(
-            np.maximum(design, (worth * seen + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)), 1.0, LARGEST_DESIGN
-        )
+        own = dispersion(*(sums[..., column] for column in (REQUESTS, BAD, WINDOWS, CANARY_SQUARES)))
+        return np.minimum(np.maximum(design, terms.shrunk(*own)), LARGEST_DESIGN)
 
     def _usual_rate(self, before: Floats, steps: Floats) -> Floats:
         """Stable's usual rate (..., T, C) as it is known before each window: over its past and this release, taken so
@@ -396,21 +389,6 @@ class Evidence:
         rate, floor, high = (lasting(recent[..., 5:, :, k] > 0, recent[..., :5, :, k] > 0) for k in (2, 3, 4))
         calm = np.where(self._has_ratio, ~high, ~(rate & self._has_rate))
         return ~ill, ~(rate & self._has_rate), ~(floor & self._has_ratio), calm
-
-    def _onset(self, recent: Floats) -> Floats:
-        """What stable's incidents had put among its calm windows when nobody could know yet that they would last, to be
-        taken out in the window in which that is known: (..., T, C, 4)."""
-        hot = np.where(self._has_ratio, recent[..., 4], recent[..., 2] * self._has_rate) > 0
-        calm, length = recent[..., 5] > 0, recent.shape[-3] - 5
-        out = np.zeros((*recent.shape[:-3], length, recent.shape[-2], 4))
-        waits = ~calm[..., 5:, :]
-        for back in range(1, 6):
-            then = slice(5 - back, 5 - back + length)
-            early = waits & hot[..., then, :] & calm[..., then, :]
-            m, s = recent[..., then, :, 0], recent[..., then, :, 1]
-            out += terms.dispersed(m * early, s * early)
-            waits = waits & calm[..., then, :]  # what came before an earlier one was taken out then
-        return out
 
     def _dead(self, state: State) -> Bools:
         """Whether nothing works any more, (..., M), by the limit that a good canary keeps."""

@@ -10,7 +10,8 @@ import math
 
 import numpy as np
 
-from .evidence import CANARY_WEIGHT, Evidence
+from . import terms
+from .evidence import Evidence
 from .foretold import MetricPlan, Plan, why_never
 from .past import Past
 from .planned import ENOUGH, Planned
@@ -135,8 +136,7 @@ def stable_of(policy: Policy, past: Past | None) -> tuple[Floats, Floats, list[b
             continue
         calm = usual.windows[i] >= len(past.windows) / 2
         rates[i] = usual.rate[i] if calm else usual.bad[i] / usual.requests[i]
-        worth = float(usual.worth[i])
-        design = (worth * float(usual.dispersion[i]) + CANARY_WEIGHT) / (worth + CANARY_WEIGHT)
+        design = float(terms.shrunk(usual.dispersion[i], usual.worth[i]))
         bursts[i], known[i] = (max(design, 1.0) + 1) / 2, True
     return rates, bursts, known
 

@@ -9,6 +9,7 @@ import numpy as np
 from .state import Bools, Floats
 
 LARGEST_LOG = 230.0  # evidence is reported up to 1e100: enough for anyone, far from overflow
+SHRUNK_BY = 4.0  # windows fully worth of measuring a dispersion, in which bad requests are taken to come alone
 # Of a dispersion that is not known well, so many of its own deviations are added.
 UNSURE = 1.0
 
@@ -74,6 +75,27 @@ def totals(counts: Floats | None, requests: Floats, owner: list[int]) -> Floats:
 def dispersed(total: Floats, bad: Floats) -> Floats:
     """What a window adds to the sums that dispersion is measured from: (..., 4)."""
     return np.stack([total, bad, total > 0, bad * bad / np.maximum(total, 1.0)], axis=-1)
+
+
+def onset(stable: Floats, bad: Floats, hot: Bools, calm: Bools) -> Floats:
+    """What stable's incidents had put among its calm windows when nobody could know yet that they would last, to be
+    taken out in the window in which that is known: (..., T, C, 4). Each is (..., 5 + T, C), with five windows before:
+    stable's requests and bad ones, whether a limit was broken, and whether the window was counted as calm."""
+    length = calm.shape[-2] - 5
+    waits = ~calm[..., 5:, :]
+    out = np.zeros((*waits.shape, 4))
+    for back in range(1, 6):
+        then = slice(5 - back, 5 - back + length)
+        early = waits & hot[..., then, :] & calm[..., then, :]
+        out += dispersed(stable[..., then, :] * early, bad[..., then, :] * early)
+        waits = waits & calm[..., then, :]  # what came before an earlier one was taken out then
+    return out
+
+
+def shrunk(seen: Floats, worth: Floats) -> Floats:
+    """A dispersion, taken for 1 as far as its windows cannot tell."""
+    out: Floats = (worth * seen + SHRUNK_BY) / (worth + SHRUNK_BY)
+    return out
 
 
 def running(before: Floats, steps: Floats) -> Floats:

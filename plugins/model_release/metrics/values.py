@@ -171,7 +171,9 @@ def check_shares(
             if metric.slices is not None and not found.keys() - {NONE}:
                 raise MetricsRefused(f"no series has the label {metric.slices.by}; query: {metric.total}")
         except (MetricsRefused, MetricsUnavailable) as error:
-            raise type(error)(f"judge.metrics.{metric.name}: {error}") from error
+            late = metric.delay and isinstance(error, NoSeries)
+            right = "; where nothing may be known of stable yet, `or vector(0)` in the query says so" if late else ""
+            raise type(error)(f"judge.metrics.{metric.name}: {error}{right}") from error
         total, bad = (sum(pair[k] for pair in found.values()) for k in (0, 1))
         slices = "" if metric.slices is None else f", in {len(found)} slices by {metric.slices.by}"
         yield f"judge.metrics.{metric.name}: {bad} of {total} in the last {format_duration(asked)}{slices}"
