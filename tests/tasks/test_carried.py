@@ -20,6 +20,7 @@ from model_release.judging.record import Record
 from model_release.release.look import Watch
 from model_release.spec import Metric, ModelSpec
 from model_release.tasks import connections, driving
+from model_release.tasks.canary import Bake
 
 from .sensed import CANARY, OPENED
 
@@ -295,6 +296,27 @@ def test_a_hand_made_anew_records_also_what_the_first_one_could_not(spec: ModelS
     record = recorded(spec, [again])
     assert [(step["percent"], len(step["windows"])) for step in record.steps] == [(25, 3), (50, 3)]
     assert record.differences() == []
+
+
+def test_a_bake_waits_for_what_is_known_late(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its reader is told since when, and nothing ends it before; where the file says how long, that is said with it."""
+    counts = "sum(increase(labels_total{revision='$revision'}[$window]))"
+    late = Metric(name="wrong", bad=counts, total=counts, delay=timedelta(hours=6), max_rate=0.1)
+    judged = spec.judge.model_copy(update={"metrics": (*spec.judge.metrics, late)})
+    unsaid = spec.rollout.model_copy(update={"bake": None})
+    one = spec.model_copy(update={"judge": judged, "rollout": unsaid})
+    begun = Watched(None, OPENED.isoformat())
+    assert driving._end(one, [begun]) == (OPENED + timedelta(hours=6, minutes=10), None)
+    longest = Bake(task_id="bake", spec=one)._longest(one)
+    assert longest > timedelta(hours=12, minutes=20), "twice that, where less was shown"
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(metrics, "WindowReader", lambda *_, **__: None)
+    monkeypatch.setattr(metrics, "ValueReader", lambda *_, **given: asked.update(given))
+    monkeypatch.setattr(connections, "prometheus", lambda: None)
+    watches(one)([begun])
+    assert (asked["since"], late in asked["shares"]) == (OPENED, True)
+    watches(one)([Watched(25, OPENED.isoformat())])
+    assert late not in asked["shares"], "while the canary is open it says nothing"
 
 
 def test_the_bake_is_a_test_of_its_own(spec: ModelSpec, traffic: Traffic) -> None:
