@@ -203,6 +203,18 @@ def test_a_good_canary_does_not_wait_for_a_stable_that_stays_ill() -> None:
     )
 
 
+def test_beside_a_stable_that_stays_ill_the_canarys_own_bursts_count() -> None:
+    """As many bad requests, one by one and at once: in bursts they say less, also where no window is calm."""
+    p, usual = policy(max_rate=0.02, indifference=2, min_requests=10**9), past_of([1] * 720)
+
+    def favour(bad: list[int]) -> float:
+        seen = judge(p, [window((20, one), (180, 120), at=i) for i, one in enumerate(bad)], usual)
+        assert seen.metrics[0].set_aside == len(bad)
+        return float(seen.metrics[0].evidence_for or 0)
+
+    assert favour([0, 0, 0, 0, 1] * 8) > 1000 * favour(([0] * 19 + [4]) * 2)
+
+
 def test_an_incident_of_stables_is_no_burst_from_its_first_window_on() -> None:
     """Three windows pass until it is known that it lasts: then they are taken out again, however they were read."""
     p = policy(max_rate=0.02, indifference=2, min_requests=10**9)

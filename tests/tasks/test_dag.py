@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import runpy
 import shutil
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -68,6 +69,12 @@ def test_what_is_promoted_is_watched_on_unless_the_file_says_otherwise_or_nothin
     said = spec(steps=[30])
     assert wiring(said)["promote"] == {"bake"}
     assert "then watched for as long as the plan chooses" in (release_dag(said, PROJECT).doc_md or "")
+    counts = "sum(increase(labels_total{revision='$revision'}[$window]))"
+    late = Metric(name="wrong", bad=counts, total=counts, delay=timedelta(hours=6), max_rate=0.1)
+    judged = said.judge.model_copy(update={"metrics": (*said.judge.metrics, late)})
+    told = release_dag(said.model_copy(update={"judge": judged}), PROJECT).doc_md or ""
+    assert "as the plan chooses (by wrong, too, known up to 6h after an answer)" in told
+    assert "evidence on errors, slow, from" in told, "what is known late gives a canary nothing"
     beside = Metric(name="errors", max_ratio=1.5, floor=0.005)
     alone = said.model_copy(update={"judge": said.judge.model_copy(update={"metrics": (beside,)})})
     assert wiring(alone)["promote"] == {"settle"}

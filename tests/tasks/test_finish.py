@@ -139,6 +139,15 @@ def test_what_failed_is_recorded_before_anything_is_taken_back(
     assert str(seen[0]).startswith("task canary failed: ")
 
 
+def test_a_run_that_was_cleared_since_takes_that_word_away_and_goes_on(ending: Ending, spec: ModelSpec) -> None:
+    """Where settle cannot end it keeps the lease, with what had failed in it; again there is nothing to take away."""
+    ending.claims(lambda now: replace(now, trouble="task canary failed: lost"))
+    released = ReleasedService(spec, ending.run)
+    for _ in range(2):
+        assert released.resumed().trouble is None
+        assert ending.last.trouble is None
+
+
 def test_what_was_ordered_before_that_is_what_is_settled(
     ending: Ending, record: Record, monkeypatch: pytest.MonkeyPatch
 ) -> None:
