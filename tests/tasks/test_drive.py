@@ -3,6 +3,7 @@ two writes, when two of them drive the same canary, and when other hands are the
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
+from model_release.cluster.progress import Progress, State
 from model_release.cluster.release import Cause, Owner, Phase
 from model_release.errors import CanaryLost, NotSettled, ServiceBusy
 from model_release.release import advance
@@ -305,3 +307,19 @@ def test_a_roll_back_that_has_to_wait_is_told_once(scene: Scene) -> None:
     del scene.kube.pods.phases["v1"]
     until(drive, lambda: drive.done)
     scene.check_proven_serves()
+
+
+def test_what_a_change_waits_for_is_told_once_though_it_comes_and_goes(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A controller that reads late says now that the route is frozen, now that the gateway has not yet taken it."""
+    drive = scene.drive()
+    until(drive, lambda: scene.at(25).looks)
+    drive.close("users complain", Cause.PERSON)
+    monkeypatch.setattr("model_release.cluster.settle.roll_back", lambda *_: scene.kube.live())
+    said = itertools.cycle(["frozen", "not taken yet"])
+    monkeypatch.setattr(
+        "model_release.cluster.settle.assess_rolled_back", lambda *_: Progress(State.WAITING, next(said))
+    )
+    lines = [line for _ in range(6) for line in drive.look()]
+    assert lines == ["Taken back: users complain", "frozen", "not taken yet"]

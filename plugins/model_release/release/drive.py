@@ -70,7 +70,8 @@ class Drive:
     done: Done | None = None
     _since: datetime | None = None  # when the change that is on its way was asked for
     _doing: Action | None = None
-    _told: str = ""
+    _said: str = ""  # last, of that change
+    _told: set[str] = field(default_factory=set)  # all that was said of it
 
     @property
     def pause(self) -> float:
@@ -156,7 +157,7 @@ class Drive:
     def _world(self, live: InferenceService | None, watch: Watch | None, moment: datetime) -> World:
         stuck = None
         if self._since is not None and isinstance(self._doing, Shift) and moment - self._since >= ROUTE:
-            stuck = f"The share has not taken effect within {ROUTE.seconds // 60} minutes: {self._told}"
+            stuck = f"The share has not taken effect within {ROUTE.seconds // 60} minutes: {self._said}"
         now = moment.isoformat(timespec="milliseconds")
         if watch is None:
             # What is on its way is there for what the last watch said.
@@ -197,6 +198,7 @@ class Drive:
 
         if type(action) is not type(self._doing):
             self._since = moment
+            self._told.clear()
         self._doing = action
         match action:
             case Shift(percent):
@@ -259,6 +261,9 @@ class Drive:
         return under_way.blind(error, moment)
 
     def _tell(self, line: str) -> list[str]:
-        """The line, when it is new."""
-        told, self._told = self._told, line
-        return [] if line == told else [line]
+        """The line, when it is new: what a change waits for may come and go while it is on its way."""
+        self._said = line
+        if line in self._told:
+            return []
+        self._told.add(line)
+        return [line]
