@@ -89,18 +89,29 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
     if options["do_center_crop"]:
         crop = options["crop_size"]
         pixels = _center_crop(pixels, crop["height"], crop["width"], options.get("round_crop", False))
+    levels = _levels(options)
+    if options.get("do_flip_channel_order"):
+        pixels, levels = pixels[..., ::-1], levels[:, ::-1]
+    result = np.empty((3, *pixels.shape[:2]), np.float32)
+    for channel in range(3):
+        np.take(levels[:, channel], pixels[..., channel], out=result[channel], mode="clip")
+    return result
+
+
+def _levels(options: Mapping[str, Any]) -> Pixels:
+    """What the processor makes of each of the 256 levels in each channel, [256, 3]: computed once for a level, and not
+    for each pixel that has it, which is the same to the last bit."""
+    levels: npt.NDArray[Any] = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 3, axis=1)
     if options["do_rescale"]:
-        pixels = (pixels.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
+        levels = (levels.astype(np.float64) * options["rescale_factor"]).astype(np.float32)
         if options.get("rescale_offset"):
-            pixels -= 1
+            levels -= 1
     if options["do_normalize"]:
-        pixels = pixels.astype(np.float32) - np.asarray(options["image_mean"], np.float32)
+        levels = levels.astype(np.float32) - np.asarray(options["image_mean"], np.float32)
     # EfficientNet's divides once more.
     for _ in range(bool(options["do_normalize"]) + bool(options.get("include_top"))):
-        pixels = pixels.astype(np.float32) / np.asarray(options["image_std"], np.float32)
-    if options.get("do_flip_channel_order"):
-        pixels = pixels[..., ::-1]
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1), dtype=np.float32)
+        levels = levels.astype(np.float32) / np.asarray(options["image_std"], np.float32)
+    return levels.astype(np.float32)
 
 
 def keeps_shape(options: Mapping[str, Any]) -> bool:
