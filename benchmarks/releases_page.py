@@ -40,9 +40,9 @@ from tests.web.world import Gate, World  # noqa: E402
 
 from model_release.cluster.leases import Leases  # noqa: E402
 from model_release.cluster.release import Owner  # noqa: E402
+from model_release.cluster.services import InferenceServices  # noqa: E402
 from model_release.release.index import History  # noqa: E402
 from model_release.store.store import Store  # noqa: E402
-from model_release.web import cluster  # noqa: E402
 from model_release.web.app import create_app  # noqa: E402
 from sandbox.browser import chromium  # noqa: E402
 from sandbox.s3 import ModelStore  # noqa: E402
@@ -62,10 +62,10 @@ class Real(World):
         return History(Store(self.client, store))
 
     def services(self, namespace: str) -> Any:
-        return cluster.services(self.api, namespace)
+        return InferenceServices(self.api).within(namespace)
 
     def leases(self, namespace: str) -> Any:
-        return cluster.leases(self.api, namespace)
+        return {one.service: one for one in Leases(self.api).within(namespace)}
 
 
 def furnish(world: Real, kind: str, shared: str | None) -> None:

@@ -144,11 +144,11 @@ def _run_of(spec: ModelSpec) -> Run:
 def _opened(place: dict[str, str], count: int) -> list[dict[str, Any]]:
     """`count` releases whose canary has 10 % of the traffic; what the task of each hands to its trigger."""
     from model_release.cluster import rollout
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
     from model_release.cluster.manifest import load_base, manifest
     from model_release.cluster.progress import State, wait
     from model_release.cluster.release import Owner, Phase
+    from model_release.cluster.services import InferenceServices
     from model_release.tasks import connections, driving
 
     _connect(place)

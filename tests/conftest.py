@@ -81,7 +81,7 @@ class Live:
 
     def service(self, name: str = "digits", namespace: str = "models") -> Any:
         """The live InferenceService, or None."""
-        from model_release.cluster.inference_service import InferenceServices
+        from model_release.cluster.services import InferenceServices
 
         return InferenceServices(self.cluster).get(namespace, name)
 

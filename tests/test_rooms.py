@@ -5,32 +5,42 @@ from __future__ import annotations
 import ast
 import re
 from collections import defaultdict
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[1]
 PACKAGE = PROJECT / "plugins" / "model_release"
 
 
-def room_of(module: str) -> str | None:
-    """`model_release.tasks.dag` is in `tasks`."""
-    parts = module.split(".")
-    return parts[1] if parts[0] == "model_release" and len(parts) > 1 else None
+def files() -> dict[str, set[str]]:
+    """{file: files that it imports}, as modules; also inside of functions, and what only a type checker reads."""
+    paths = {".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+    modules = {name.removesuffix(".__init__"): path for name, path in paths.items()}
+    found: dict[str, set[str]] = {}
+    for module, path in modules.items():
+        found[module] = set()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                found[module] |= {alias.name for alias in node.names} & modules.keys()
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                below = {f"{node.module}.{alias.name}" for alias in node.names}
+                of_files = below & modules.keys()
+                found[module] |= of_files | ({node.module} & modules.keys() if below - of_files else set())
+    return found
 
 
 def imports() -> dict[str, set[str]]:
-    """{room: rooms that it imports from}, inside of functions too."""
+    """{room: rooms that it imports from}."""
     found: dict[str, set[str]] = defaultdict(set)
-    for path in PACKAGE.rglob("*.py"):
-        here = path.relative_to(PACKAGE).with_suffix("").parts[0]
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            modules: list[str] = []
-            if isinstance(node, ast.Import):
-                modules = [alias.name for alias in node.names]
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                modules = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-            found[here] |= {room for module in modules if (room := room_of(module)) and (PACKAGE / room).is_dir()}
-        found[here].discard(here)
+    for module, others in files().items():
+        found[room_of(module)] |= {room_of(other) for other in others} - {room_of(module), ""}
     return found
+
+
+def room_of(module: str) -> str:
+    """`model_release.tasks.dag` is in `tasks`; `model_release.errors` is in none."""
+    name = ".".join(module.split(".")[1:2])
+    return name if name and (PACKAGE / name).is_dir() else ""
 
 
 def drawn() -> dict[str, int]:
@@ -49,3 +59,7 @@ def test_imports_run_the_way_that_the_readme_draws() -> None:
 
 def test_the_judge_knows_of_nothing() -> None:
     assert imports()["judging"] == set()
+
+
+def test_no_file_imports_itself_by_way_of_others() -> None:
+    TopologicalSorter(files()).prepare()  # CycleError names those that do

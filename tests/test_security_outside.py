@@ -201,7 +201,7 @@ def test_no_token_of_the_cluster_is_in_an_error_or_a_log(
 ) -> None:
     from kubernetes.client import ApiClient, Configuration
 
-    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.services import InferenceServices
 
     caplog.set_level(logging.INFO)
     configuration = Configuration(host="http://127.0.0.1:9" if gone else echo)

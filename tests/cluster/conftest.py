@@ -19,10 +19,11 @@ from tests.releases import OWNER, left
 from model_release.cluster import manifest as manifests
 from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary
-from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.leases import Leases
 from model_release.cluster.progress import Progress, State, wait
 from model_release.cluster.release import Owner
+from model_release.cluster.services import InferenceServices
 from model_release.cluster.settle import settle
 from model_release.spec import ModelSpec
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route

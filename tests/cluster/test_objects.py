@@ -18,10 +18,10 @@ from kubernetes.client import ApiClient, Configuration
 from tests.patience import LIMIT
 
 from model_release.cluster import objects
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.leases import Leases
 from model_release.cluster.objects import WriteConflict
 from model_release.cluster.release import Owner
+from model_release.cluster.services import InferenceServices
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
 
 ROOT = Path(__file__).parents[2]

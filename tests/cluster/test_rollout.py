@@ -11,7 +11,7 @@ import pytest
 from tests.releases import OWNER
 
 from model_release.cluster import rollout
-from model_release.cluster.change import Baseline, Canary, Kind
+from model_release.cluster.change import Baseline, Canary, Novelty
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.progress import Patience, State
 from model_release.errors import (
@@ -104,14 +104,14 @@ def test_stage_again_closes_an_open_canary(live: Any, asked: Asked) -> None:
 
 
 def test_plan(live: Any, asked: Asked) -> None:
-    assert rollout.plan_change(None, asked("v1")).kind is Kind.FIRST
+    assert rollout.plan_change(None, asked("v1")).kind is Novelty.FIRST
     live.released("v1")
-    assert rollout.plan_change(live.get(), asked("v1")).kind is Kind.NOTHING
-    assert rollout.plan_change(live.get(), asked("v2")).kind is Kind.NEW
+    assert rollout.plan_change(live.get(), asked("v1")).kind is Novelty.NOTHING
+    assert rollout.plan_change(live.get(), asked("v2")).kind is Novelty.NEW
     live.stage("v2")
     change = rollout.plan_change(live.get(), asked("v2"))
-    assert (change.kind, change.revision) == (Kind.STAGED, R2)
-    assert rollout.plan_change(live.get(), asked("v1")).kind is Kind.NEW
+    assert (change.kind, change.revision) == (Novelty.STAGED, R2)
+    assert rollout.plan_change(live.get(), asked("v1")).kind is Novelty.NEW
 
 
 @pytest.mark.parametrize("percent", [-1, 0, 100, 101])
@@ -308,9 +308,9 @@ def test_retyped_quantities_are_no_change(live: Any, asked: Asked) -> None:
     live.released("v1")
     assert live.get().template["model"]["resources"]["limits"] == {"cpu": "1", "memory": "1Gi"}, "the API's form"
     same = asked("v1", resources={"cpu": "1000m", "memory": "1024Mi"})
-    assert rollout.plan_change(live.get(), same).kind is Kind.NOTHING
-    assert rollout.plan_change(live.get(), asked("v1", resources={"cpu": "2"})).kind is Kind.NEW
-    assert rollout.plan_change(live.get(), asked("v1", service_account="s3-read-only")).kind is Kind.NEW
+    assert rollout.plan_change(live.get(), same).kind is Novelty.NOTHING
+    assert rollout.plan_change(live.get(), asked("v1", resources={"cpu": "2"})).kind is Novelty.NEW
+    assert rollout.plan_change(live.get(), asked("v1", service_account="s3-read-only")).kind is Novelty.NEW
 
 
 def test_a_field_taken_out_of_the_model_file_goes(live: Any, asked: Asked) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
-from model_release.cluster.change import Baseline, Kind
+from model_release.cluster.change import Baseline, Novelty
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.progress import Patience, State
 from model_release.cluster.standard.view import StandardService
@@ -60,7 +60,7 @@ def test_settings_go_along_with_a_version_and_never_alone(standard: Any, asked: 
     limits = standard.get().template["model"]["resources"]["limits"]
     assert limits == {"cpu": "2", "memory": "1Gi"}
     assert standard.get().template["maxReplicas"] == 3
-    assert rollout.plan_change(standard.get(), asked("v2", **standard.service)).kind is Kind.NOTHING
+    assert rollout.plan_change(standard.get(), asked("v2", **standard.service)).kind is Novelty.NOTHING
 
 
 def test_what_a_canary_cannot_take_out_is_refused(standard: Any, asked: Asked) -> None:

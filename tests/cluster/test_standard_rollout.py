@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from model_release.cluster import rollout
-from model_release.cluster.change import Baseline, Canary, Kind
+from model_release.cluster.change import Baseline, Canary, Novelty
 from model_release.cluster.manifest import predictor_name
 from model_release.cluster.progress import Progress, State
 from model_release.cluster.smoke import smoke_url, stable_url
@@ -184,14 +184,14 @@ def _at(live: StandardService, percent: int) -> list[dict[str, Any]]:
 
 
 def test_plan(standard: Any, asked: Asked) -> None:
-    assert rollout.plan_change(None, asked("v1")).kind is Kind.FIRST
+    assert rollout.plan_change(None, asked("v1")).kind is Novelty.FIRST
     standard.released("v1")
-    assert rollout.plan_change(standard.get(), asked("v1")).kind is Kind.NOTHING
-    assert rollout.plan_change(standard.get(), asked("v2")).kind is Kind.NEW
+    assert rollout.plan_change(standard.get(), asked("v1")).kind is Novelty.NOTHING
+    assert rollout.plan_change(standard.get(), asked("v2")).kind is Novelty.NEW
     standard.stage("v2")
     change = rollout.plan_change(standard.get(), asked("v2"))
-    assert (change.kind, change.revision) == (Kind.STAGED, V2)
-    assert rollout.plan_change(standard.get(), asked("v3")).kind is Kind.NEW
+    assert (change.kind, change.revision) == (Novelty.STAGED, V2)
+    assert rollout.plan_change(standard.get(), asked("v3")).kind is Novelty.NEW
 
 
 def test_another_canary_takes_the_place_of_a_leftover(standard: Any) -> None:

@@ -14,10 +14,10 @@ from tests.tasks.cluster import Pods, cluster, wanted
 from tests.tasks.conftest import SPEC
 
 from model_release.cluster import rollout
-from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.services import InferenceServices
 from model_release.doctor import World
 from model_release.errors import MetricsUnavailable, StoreContested, StoreRefused, StoreUnavailable
-from model_release.metrics.prometheus import Answer, Series
+from model_release.metrics.prometheus import Result, Series
 from model_release.spec import ModelSpec
 
 ROLE = Path(__file__).parents[2] / "include" / "manifests" / "role.yaml"
@@ -63,12 +63,12 @@ class Prometheus:
     numbers = 1
     away = False
 
-    def query(self, promql: str, at: datetime | None = None) -> Answer:
+    def query(self, promql: str, at: datetime | None = None) -> Result:
         if self.away:
             raise MetricsUnavailable("refused")
         now = datetime.now(UTC).timestamp()
         one = Series({}, [(round(now * 1000), now)])
-        return Answer([one] if promql == "time()" else [one] * self.numbers)
+        return Result([one] if promql == "time()" else [one] * self.numbers)
 
     def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
         return []

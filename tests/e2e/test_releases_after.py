@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from model_release.store.objects import address, objects
+from model_release.store.clients import objects
+from model_release.store.objects import address
 
 from .conftest import Story, Told
 from .witnesses import DAG

@@ -16,7 +16,7 @@ import requests
 import yaml
 from tests.patience import LIMIT
 
-from model_release.cluster.inference_service import InferenceServices
+from model_release.cluster.services import InferenceServices
 from model_release.cluster.standard.routes import shares
 from model_release.judging.record import Record
 from sandbox.kube.rbac import needed, permissions

@@ -209,7 +209,8 @@ class Scene(Harm):
 
     def half_versions(self) -> list[str]:
         """Prefixes in the store that some version could be mistaken for."""
-        from model_release.store.objects import address, objects
+        from model_release.store.clients import objects
+        from model_release.store.objects import address
 
         store = self.live.store(f"s3://models/{NAME}/")
         whole = {version.name for version in store.versions()}

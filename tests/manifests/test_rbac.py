@@ -91,7 +91,7 @@ def test_nobody_may_everything_and_only_people_may_look_around() -> None:
 
 
 def test_the_page_only_looks() -> None:
-    """`web/cluster.py` makes one LIST of each, and `tests/web/test_access.py` holds that the page changes nothing."""
+    """`within` of both makes one LIST of each, and `tests/web/test_access.py` holds that the page changes nothing."""
     assert allowed(ROLES, "airflow/airflow-api-server") == {
         Permission("models", *ISVC, "list"),
         Permission("models", *LEASE, "list"),

@@ -9,7 +9,7 @@ import pytest
 from model_release.cluster.change import Baseline
 from model_release.cluster.release import Cause, Phase, Release
 from model_release.errors import ReleaseFailed, RolledBack
-from model_release.release.outcome import Kind, Outcome, outcome_of, swept, unclaimed, unsettled
+from model_release.release.outcome import Ending, Outcome, outcome_of, swept, unclaimed, unsettled
 from model_release.tasks import notify
 from model_release.web import words
 
@@ -24,7 +24,7 @@ class Row:
     """An end, and what log, page and people are told of it."""
 
     release: Release
-    kind: Kind
+    kind: Ending
     sentence: str
     cause: str | None
     badge: str
@@ -112,7 +112,7 @@ def test_every_cause_has_its_row() -> None:
 @pytest.mark.parametrize(
     ("kind", "error"), [("rolled_back", RolledBack), ("failed", ReleaseFailed), ("promoted", None), ("published", None)]
 )
-def test_the_runs_state_is_the_outcomes(kind: Kind, error: type[Exception] | None) -> None:
+def test_the_runs_state_is_the_outcomes(kind: Ending, error: type[Exception] | None) -> None:
     outcome = Outcome(kind, "why")
     if error is None:
         outcome.check("line")

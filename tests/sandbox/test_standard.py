@@ -17,9 +17,9 @@ from tests.patience import LIMIT, come
 from tests.releases import left
 
 from model_release.cluster import rollout
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.manifest import load_base, manifest, predictor_name
 from model_release.cluster.progress import Progress, State, wait
+from model_release.cluster.services import InferenceServices
 from model_release.cluster.settle import settle
 from model_release.cluster.smoke import smoke, smoke_url
 from model_release.spec import ModelSpec

@@ -16,8 +16,9 @@ from kubernetes.client import ApiClient, Configuration
 from tests.patience import LIMIT
 
 from model_release.cluster import manifest as manifests
-from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.leases import Leases
+from model_release.cluster.services import InferenceServices
 from model_release.spec import ModelSpec
 from sandbox.interfaces import Phase, PodState, RevisionKey, RevisionTemplate, Route
 from sandbox.kube.controller import Timing

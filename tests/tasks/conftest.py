@@ -105,8 +105,8 @@ def context(ti: TaskInstance) -> dict[str, Any]:
 
 @pytest.fixture
 def kube(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Kube]:
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
     from model_release.tasks import connections
     from model_release.tasks.triggers import LeaseTrigger, RevisionTrigger
 

@@ -20,10 +20,10 @@ from tests.patience import LIMIT
 from model_release.build.evaluation import answers
 from model_release.cluster import manifest as manifests
 from model_release.cluster import rollout
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Owner
+from model_release.cluster.services import InferenceServices
 from model_release.errors import ClusterUnavailable, EvaluationFailed, SpecError
 from model_release.spec import Evaluation, ModelSpec
 from model_release.store.store import Store, Version

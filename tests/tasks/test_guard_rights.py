@@ -7,9 +7,9 @@ from pathlib import Path
 import yaml
 from kubernetes.client import ApiClient
 
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.lease import LEASE_SECONDS
 from model_release.cluster.leases import Leases
+from model_release.cluster.services import InferenceServices
 from model_release.cluster.standard.view import StandardService
 from model_release.release.guard import Guard
 from model_release.release.rights import NEEDED, missing

@@ -26,10 +26,11 @@ from model_release.build.training import Trained
 from model_release.errors import TrainingFailed
 from model_release.model_file import load
 from model_release.spec import ModelSpec
-from model_release.tasks import connections, retrain
+from model_release.tasks import connections
 from model_release.tasks.assets import candidate_asset
 from model_release.tasks.base import RETRIES
-from model_release.tasks.retrain import Offer, Train, retrain_dag
+from model_release.tasks.retrain import retrain_dag
+from model_release.tasks.train import Offer, Train, candidate_of
 
 from .parsing import HEAVY, Parsing
 
@@ -139,11 +140,11 @@ def test_the_dag_file_makes_one_dag_for_each_training_and_imports_nothing_heavy(
 
 
 def test_all_tries_of_a_run_make_one_candidate(context: dict[str, Any]) -> None:
-    assert retrain.candidate_of(context) == "20260301T020000"
+    assert candidate_of(context) == "20260301T020000"
     context["dag_run"].data_interval_end = datetime(2026, 2, 28, 23, tzinfo=UTC)
-    assert retrain.candidate_of(context) == "20260301T020000", "asked for by hand, not found as the schedule's last"
+    assert candidate_of(context) == "20260301T020000", "asked for by hand, not found as the schedule's last"
     context["dag_run"].run_type = "scheduled"
-    assert retrain.candidate_of(context) == "20260228T230000", "of the interval, however late it runs"
+    assert candidate_of(context) == "20260228T230000", "of the interval, however late it runs"
 
 
 def test_a_run_by_hand_trains_where_cron_schedules_have_intervals(context: dict[str, Any]) -> None:
@@ -152,9 +153,9 @@ def test_a_run_by_hand_trains_where_cron_schedules_have_intervals(context: dict[
     timetable = CronDataIntervalTimetable("@weekly", timezone="UTC")
     interval = timetable.infer_manual_data_interval(run_after=pendulum.instance(context["dag_run"].run_after))
     context["dag_run"].run_type, context["dag_run"].data_interval_end = "scheduled", interval.end
-    scheduled = retrain.candidate_of(context)
+    scheduled = candidate_of(context)
     context["dag_run"].run_type = "manual"
-    assert retrain.candidate_of(context) > scheduled
+    assert candidate_of(context) > scheduled
 
 
 def test_train_calls_what_the_model_file_names(context: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,10 +14,11 @@ from kubernetes.client import CustomObjectsApi
 from tests.patience import LIMIT, until
 
 from model_release.cluster import rollout
-from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.lease import Lease
 from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Phase, Release, Watched
+from model_release.cluster.services import InferenceServices
 from model_release.errors import CanaryLost, ClusterUnavailable, VersionDamaged
 from model_release.spec import ModelSpec
 from model_release.tasks import connections, driving, records

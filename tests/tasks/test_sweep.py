@@ -13,11 +13,11 @@ import pytest
 
 from model_release.cluster import rollout
 from model_release.cluster.change import Baseline, Canary
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State, wait
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
 from model_release.cluster.rollout import death_of
+from model_release.cluster.services import InferenceServices
 from model_release.errors import NotSettled
 from model_release.judging.record import Record
 from model_release.spec import ModelSpec

@@ -16,11 +16,11 @@ from tests.patience import LIMIT
 
 from model_release.cluster import progress, rollout
 from model_release.cluster.change import Baseline
-from model_release.cluster.inference_service import InferenceServices
 from model_release.cluster.lease import Lease
 from model_release.cluster.leases import Leases
 from model_release.cluster.progress import State
 from model_release.cluster.release import Owner
+from model_release.cluster.services import InferenceServices
 from model_release.errors import ClusterUnavailable
 from model_release.spec import ModelSpec
 from model_release.tasks import triggers

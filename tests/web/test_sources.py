@@ -16,9 +16,9 @@ from tests.patience import LIMIT
 
 from model_release.cluster.leases import Leases
 from model_release.cluster.release import Owner
+from model_release.cluster.services import InferenceServices
 from model_release.errors import ClusterRefused, ClusterUnavailable, StoreUnavailable
 from model_release.tasks import connections
-from model_release.web import cluster
 from model_release.web.airflow import AirflowSources
 from model_release.web.sources import gather, read
 
@@ -160,15 +160,15 @@ def test_services_and_leases_of_one_namespace(kube: Any) -> None:
             },
         )
     Leases(kube).acquire("models", "faces", Owner("release_faces", "r1", "http://a", "http://a"), "faces-1")
-    found = cluster.services(kube, "models")
+    found = InferenceServices(kube).within("models")
     assert set(found) == {"digits", "faces"}
     assert found["digits"].key == "models/digits"
-    held = cluster.leases(kube, "models")
+    held = {one.service: one for one in Leases(kube).within("models")}
     assert set(held) == {"faces"}
     assert held["faces"].release is not None
     assert held["faces"].release.record == "faces-1"
-    assert cluster.services(kube, "others").keys() == {"digits"}
-    assert cluster.leases(kube, "others") == {}
+    assert InferenceServices(kube).within("others").keys() == {"digits"}
+    assert Leases(kube).within("others") == []
 
 
 def test_a_cluster_that_is_away_is_told() -> None:
@@ -176,7 +176,7 @@ def test_a_cluster_that_is_away_is_told() -> None:
 
     away = ApiClient(Configuration(host="http://127.0.0.1:9"))
     with pytest.raises((ClusterUnavailable, ClusterRefused), match="list inferenceservices models/"):
-        cluster.services(away, "models")
+        InferenceServices(away).within("models")
 
 
 def test_the_cluster_is_told_that_the_page_calls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

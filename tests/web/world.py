@@ -16,7 +16,7 @@ from fastapi import HTTPException, Request
 from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.lease import Lease
 from model_release.judging.record import Record
-from model_release.metrics.prometheus import Answer, Series
+from model_release.metrics.prometheus import Result, Series
 from model_release.release.index import Entry, Page
 from model_release.spec import ModelSpec
 from model_release.web.sources import Models
@@ -134,12 +134,12 @@ class _Prometheus:
     def __exit__(self, *_: object) -> None:
         return None
 
-    def query(self, promql: str, moment: datetime | None = None) -> Answer:
+    def query(self, promql: str, moment: datetime | None = None) -> Result:
         self.world.reads["query"] += 1
         if self.world.fault.prometheus:
             raise self.world.fault.prometheus
         assert moment is not None
-        return Answer(self.world.lines(promql, moment) if self.world.lines else [])
+        return Result(self.world.lines(promql, moment) if self.world.lines else [])
 
 
 @dataclass

@@ -81,7 +81,7 @@ def check(runtime: Any, archive: Path, reference: dict[str, Any]) -> dict[str, A
 
 def _open(runtime: Any, folder: Path, name: str) -> Any:
     try:
-        return runtime.Opened(folder, name)
+        return runtime.Loaded(folder, name)
     except ImportError as error:
         absent = " in the serving image" if (error.name or "").partition(".")[0] in ABSENT else ""
         raise Refusal(f"{runtime.ENTRY} does not load in a bare environment: {error}{absent}") from error

@@ -17,7 +17,8 @@ from typing import Any
 from model_release.build.evaluation.images import SUFFIXES
 from model_release.cluster.pairs import LARGEST_PICTURE, Picture
 from model_release.errors import SpecError, StoreUnavailable
-from model_release.store.objects import address, objects
+from model_release.store.clients import objects
+from model_release.store.objects import address
 
 #: As many files are looked at: a place may hold millions.
 LISTED = 100_000

@@ -28,7 +28,7 @@ ANY = -1  # any share will do
 DIRECT = "to another version goes DAG release_MODEL with Version, Roll-out `direct` and a note"
 
 
-class Kind(StrEnum):
+class Novelty(StrEnum):
     """What a release would change."""
 
     FIRST = "first deployment"
@@ -41,7 +41,7 @@ class Kind(StrEnum):
 class Change:
     """What is left to do until the manifest's template is live, and the revision that already has it, if any."""
 
-    kind: Kind
+    kind: Novelty
     sentence: str
     revision: str | None = None
 

@@ -22,7 +22,8 @@ from model_release.cluster.release import Release
 from model_release.errors import ClusterRefused
 
 if TYPE_CHECKING:
-    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.inference_service import InferenceService
+    from model_release.cluster.services import InferenceServices
 
 # The words of Knative's Configuration, with the last ones of the container.
 _FAILED = re.compile(r'Revision "([^"]+)" failed with message: (.*)', re.DOTALL)

@@ -8,15 +8,18 @@ with these functions, and a line in `mode_of` and in `mode_named`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from model_release.cluster import knative, standard
 from model_release.cluster.change import ANY, Baseline, Canary, Change, Prove, Remember
-from model_release.cluster.inference_service import InferenceService, InferenceServices, Template
+from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.manifest import Manifest
 from model_release.cluster.progress import Progress
 from model_release.cluster.release import Release
 from model_release.cluster.standard.view import StandardService
+
+if TYPE_CHECKING:
+    from model_release.cluster.services import InferenceServices
 
 V = TypeVar("V", bound=InferenceService, contravariant=True)
 

@@ -10,17 +10,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic, tell_unmoved
+from model_release.cluster.change import (
+    ANY,
+    Baseline,
+    Canary,
+    Change,
+    Novelty,
+    tell_stopped,
+    tell_traffic,
+    tell_unmoved,
+)
 from model_release.cluster.dead import and_frozen
-from model_release.cluster.inference_service import MADE_BY, STOP, InferenceService, InferenceServices, Template
+from model_release.cluster.inference_service import MADE_BY, STOP, InferenceService, Template
 from model_release.cluster.manifest import MANAGED_BY, Manifest, without_none
 from model_release.cluster.manifest import mode_of as mode_asked
 from model_release.cluster.modes import mode_named, mode_of
 from model_release.cluster.objects import retrying
 from model_release.cluster.progress import Progress, State
 from model_release.errors import CanaryLost, ClusterRefused, ClusterUnavailable, ForeignService, SpecError
+
+if TYPE_CHECKING:
+    from model_release.cluster.services import InferenceServices
 
 # Seconds for a gateway to take the stable predictor out of the traffic before its name changes hands (Standard mode).
 DRAIN_SECONDS = 60.0
@@ -38,7 +50,7 @@ def plan_change(live: InferenceService | None, wanted: Manifest) -> Change:
         RevisionFailed: the same template was already rolled out without a canary, by another hand, and fails.
     """
     if live is None:
-        return Change(Kind.FIRST, f"{_key(wanted)} does not exist yet and will be created")
+        return Change(Novelty.FIRST, f"{_key(wanted)} does not exist yet and will be created")
     check_ours(live, mode_asked(wanted))
     return mode_of(live).plan_change(live, wanted)
 

@@ -12,15 +12,19 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from model_release.cluster.change import Prove, Remember, tell_stopped, tell_traffic
-from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.manifest import MANAGED_BY
 from model_release.cluster.modes import mode_of
 from model_release.cluster.objects import retrying
 from model_release.cluster.progress import Progress, State, wait
 from model_release.cluster.release import Phase, Release
 from model_release.errors import NotSettled
+
+if TYPE_CHECKING:
+    from model_release.cluster.services import InferenceServices
 
 
 def settle(

@@ -29,8 +29,8 @@ from model_release.errors import SpecError
 
 if TYPE_CHECKING:
     from model_release.cluster.change import Baseline, Prove
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
     from model_release.release.emergency import Person
 
 # As for a roll-back by a run: a split takes seconds, a baseline that has to start anew takes as long as it takes.
@@ -120,8 +120,8 @@ def _promote(client: Any, namespace: str, name: str, options: argparse.Namespace
 
 
 def _hands(client: Any) -> tuple[InferenceServices, Leases]:
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
 
     return InferenceServices(client), Leases(client)
 

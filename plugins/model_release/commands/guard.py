@@ -42,8 +42,8 @@ def register(commands: Any) -> None:
 
 
 def _guard(options: argparse.Namespace) -> str:
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
     from model_release.release.guard import INTERVAL, Guard
 
     client = surroundings.cluster(options.kubeconfig)

@@ -178,8 +178,8 @@ def _prune(options: argparse.Namespace) -> str:
 
 
 def _cluster(client: Any) -> Cluster:
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
     from model_release.release.retention import Cluster
 
     return Cluster(str(client.configuration.host), InferenceServices(client), Leases(client))
@@ -203,8 +203,8 @@ def _sign(options: argparse.Namespace) -> str:
 
 def _traffic(options: argparse.Namespace, spec: ModelSpec, history: History) -> dict[str, int] | str:
     """Each version's percent now; a cluster that does not answer is told, and the list goes on."""
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
     from model_release.release import live
 
     namespace, name = spec.service.namespace, spec.service.name

@@ -79,7 +79,7 @@ def around(
     options: argparse.Namespace, spec: ModelSpec
 ) -> tuple[Prometheus | None, InferenceService | None, list[str]]:
     """Prometheus and the service as they are now; None for what cannot be reached, with why."""
-    from model_release.cluster.inference_service import InferenceServices
+    from model_release.cluster.services import InferenceServices
     from model_release.tasks.preflight import world
 
     if options.sandbox is not None:

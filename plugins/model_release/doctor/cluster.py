@@ -209,9 +209,9 @@ def _wrapped(what: str, runtime: dict[str, Any], spec: ModelSpec) -> Iterator[Fi
 
 def service(client: Any, spec: ModelSpec) -> tuple[InferenceService | None, list[Finding]]:
     """The live InferenceService, and whether a release of ours could be staged on it."""
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
     from model_release.cluster.rollout import check_ours
+    from model_release.cluster.services import InferenceServices
 
     key = spec.service.key
     findings: list[Finding] = []

@@ -13,7 +13,7 @@ from .plan import stable_of
 from .policy import Policy, PolicyError
 from .sentences import duration, share, times
 from .verdict import ROLL_BACK
-from .whole import Ended, Service
+from .whole import Ended, Traffic
 
 # A bake that is chosen, in minutes: the least one, and how far is looked for it, the last of which is the longest one.
 # So many of those that it is for are found by it.
@@ -58,7 +58,7 @@ def bake(
     if not (math.isfinite(requests_per_second) and requests_per_second >= 0):
         raise PolicyError(f"requests_per_second: {requests_per_second!r} is not a rate of 0 or more")
     rates, bursts, _ = stable_of(policy, past)
-    service = Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
+    traffic = Traffic(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
     worse = max(2.0, policy.indifference)
 
     def ended(length: float) -> list[Ended]:
@@ -66,11 +66,11 @@ def bake(
         asked = replace(policy, guard=True, traffic=1.0, shares=(), ramp=None, deadline_windows=windows)
         found = []
         for i, metric in enumerate(policy.metrics):
-            if metric.observe or metric.max_rate is None or not service.per_window:
+            if metric.observe or metric.max_rate is None or not traffic.per_window:
                 continue
             canary = rates.copy()
             canary[i] = min(worse * metric.max_rate, 1.0)
-            found.append(whole.releases(asked, service, canary, windows))
+            found.append(whole.releases(asked, traffic, canary, windows))
         return found
 
     def found(length: float) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 from .policy import Policy
 from .sentences import bound, duration, number, share, times
 from .ways import Way
-from .whole import Service
+from .whole import Traffic
 
 # Releases are possible where at least so many good canaries are promoted by the deadline.
 POSSIBLE = 0.5
@@ -93,11 +93,11 @@ def refusal(plan: Plan) -> str:
     )
 
 
-def why_never(policy: Policy, service: Service, limits: Sequence[float], shares: Sequence[float]) -> str:
+def why_never(policy: Policy, traffic: Traffic, limits: Sequence[float], shares: Sequence[float]) -> str:
     """Why no number of requests would ever promote a canary as good as stable; nothing where one may."""
-    if not service.per_window:
+    if not traffic.per_window:
         return "the service has no traffic, so nothing can be decided; send it some or wait for it"
-    for metric, rate, limit in zip(policy.metrics, service.rates.tolist(), limits, strict=True):
+    for metric, rate, limit in zip(policy.metrics, traffic.rates.tolist(), limits, strict=True):
         if metric.observe:
             continue
         if 0 < limit <= rate:

@@ -19,7 +19,7 @@ from .policy import Metric, Policy, PolicyError
 from .state import Floats
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 from .ways import ways
-from .whole import Service, releases, shares_of
+from .whole import Traffic, releases, shares_of
 
 # A deadline that is chosen, in minutes: so many releases of good canaries have been decided by then; the least one; and
 # how far is looked for it, the last of which is the longest one.
@@ -53,7 +53,7 @@ def plan(
     counts = None if not past else past.counts(policy)
     planned = Planned(
         policy,
-        Service(requests_per_second * window_seconds, rates, bursts, counts),
+        Traffic(requests_per_second * window_seconds, rates, bursts, counts),
         max(1, int(deadline_minutes * 60 / window_seconds)),
         window_seconds / 60,
     )
@@ -66,9 +66,9 @@ def chosen_deadline(
     """The minutes after which 99 % of the releases of a canary as good as stable have come to a decision, from 10
     minutes to a day. Parameters and errors as in `plan`; the same input gives the same deadline."""
     rates, bursts, _ = stable_of(policy, past)
-    service = Service(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
-    for horizon in _HORIZONS if service.per_window else ():
-        ended = releases(policy, service, rates, max(1, int(horizon * 60 / window_seconds)))
+    traffic = Traffic(requests_per_second * window_seconds, rates, bursts, None if not past else past.counts(policy))
+    for horizon in _HORIZONS if traffic.per_window else ():
+        ended = releases(policy, traffic, rates, max(1, int(horizon * 60 / window_seconds)))
         over = np.sort(ended.windows[ended.codes != CONTINUE])
         needed = math.ceil(_DECIDED * len(ended.codes))
         if needed <= len(over):
@@ -79,10 +79,10 @@ def chosen_deadline(
 
 def _plan(planned: Planned, per_second: float, deadline_minutes: float, known: list[bool]) -> Plan:
     policy, shares = planned.policy, shares_of(planned.policy)
-    limits = [limit_of(m, float(p)) for m, p in zip(policy.metrics, planned.service.rates, strict=True)]
+    limits = [limit_of(m, float(p)) for m, p in zip(policy.metrics, planned.traffic.rates, strict=True)]
     deciding = [i for i, m in enumerate(policy.metrics) if not m.observe]
-    never = why_never(policy, planned.service, limits, shares)
-    failing = [i for i in deciding if limits[i] <= planned.service.rates[i]]
+    never = why_never(policy, planned.traffic, limits, shares)
+    failing = [i for i in deciding if limits[i] <= planned.traffic.rates[i]]
     in_time, needed, slowest = 0.0, None, (failing or deciding)[0]
     if not never:
         ended = planned.good(planned.deadline, final=True)
@@ -102,7 +102,7 @@ def _plan(planned: Planned, per_second: float, deadline_minutes: float, known: l
         slowest=policy.metrics[slowest].name,
         never=never,
         metrics=tuple(_metric(planned, i, limits[i], known=known[i]) for i in deciding),
-        ways=ways(planned, slowest, limits[slowest], needed) if planned.service.per_window else (),
+        ways=ways(planned, slowest, limits[slowest], needed) if planned.traffic.per_window else (),
     )
 
 
@@ -112,8 +112,8 @@ def _metric(planned: Planned, i: int, limit: float, *, known: bool) -> MetricPla
     found = ended.by(ROLL_BACK, ENOUGH)
     return MetricPlan(
         name=planned.policy.metrics[i].name,
-        stable_rate=float(f"{planned.service.rates[i]:.3g}"),
-        burst=float(f"{planned.service.bursts[i]:.2g}"),
+        stable_rate=float(f"{planned.traffic.rates[i]:.3g}"),
+        burst=float(f"{planned.traffic.bursts[i]:.2g}"),
         known=known,
         limit=float(f"{limit:.4g}"),
         worse=worse,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from .policy import Policy
 from .verdict import PROMOTE, ROLL_BACK
-from .whole import Ended, Service, releases
+from .whole import Ended, Traffic, releases
 
 ENOUGH = 0.8  # four of five
 # How far beyond the deadline is looked for the time that a good canary would need, in deadlines.
@@ -19,20 +19,20 @@ class Planned:
     """A release to be planned: everything in windows. `minutes` are those of one."""
 
     policy: Policy
-    service: Service
+    traffic: Traffic
     deadline: int
     minutes: float
 
     def good(self, windows: int, *, final: bool = False) -> Ended:
         """Canaries as good as stable."""
-        return releases(self.policy, self.service, self.service.rates, windows, final=final)
+        return releases(self.policy, self.traffic, self.traffic.rates, windows, final=final)
 
     def needed(self, policy: Policy, ended: Ended | None = None) -> float | None:
         """The windows after which four of five good canaries are promoted by this policy."""
         for times in (1, *_BEYOND):
             if ended is None or times > 1:
                 ended = releases(
-                    policy, self.service, self.service.rates, self.deadline * times, until=(PROMOTE, ENOUGH)
+                    policy, self.traffic, self.traffic.rates, self.deadline * times, until=(PROMOTE, ENOUGH)
                 )
             if (found := ended.by(PROMOTE, ENOUGH)) is not None:
                 return found
@@ -42,13 +42,13 @@ class Planned:
 
     def bad(self, i: int, rate: float) -> Ended:
         """Canaries at that rate of one metric."""
-        canary = self.service.rates.copy()
+        canary = self.traffic.rates.copy()
         canary[i] = min(rate, 1.0)
-        return releases(self.policy, self.service, canary, self.deadline, until=(ROLL_BACK, ENOUGH))
+        return releases(self.policy, self.traffic, canary, self.deadline, until=(ROLL_BACK, ENOUGH))
 
     def smallest(self, i: int, low: float) -> float | None:
         """The rate from which on four of five are found within the deadline; by bisection, rounded up."""
-        if not self.service.per_window or self.bad(i, 1.0).by(ROLL_BACK, ENOUGH) is None:
+        if not self.traffic.per_window or self.bad(i, 1.0).by(ROLL_BACK, ENOUGH) is None:
             return None
         high = 1.0
         for _ in range(5):

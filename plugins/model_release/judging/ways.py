@@ -36,7 +36,7 @@ def ways(planned: Planned, slowest: int, limit: float, now: float | None) -> tup
     def minutes(windows: float | None) -> float | None:
         return None if windows is None else float(f"{windows * planned.minutes:.3g}")
 
-    metric, to = policy.metrics[slowest], float(f"{_WIDER * max(limit, planned.service.rates[slowest]):.2g}")
+    metric, to = policy.metrics[slowest], float(f"{_WIDER * max(limit, planned.traffic.rates[slowest]):.2g}")
     changes = widened(metric, to)
     if changes and to <= 0.5:
         wider = Metric(**{**vars(metric), **dict(changes)})

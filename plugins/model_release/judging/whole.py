@@ -28,7 +28,7 @@ _WINDOWS = 240
 
 
 @dataclass(frozen=True)
-class Service:
+class Traffic:
     """What a service's traffic is taken to be: requests in a window, and for each metric (M) the share of bad ones on
     stable and the mean length of their bursts. `past`: stable's windows before, requests and bad ones, each (H, M)."""
 
@@ -56,7 +56,7 @@ class Ended:
 
 def releases(
     policy: Policy,
-    service: Service,
+    traffic: Traffic,
     canary: Floats,
     windows: int,
     *,
@@ -66,8 +66,8 @@ def releases(
     """Releases of a canary whose shares of bad requests are `canary` (M), each over `windows` at most. `final`: what is
     open then has its look at the deadline. `until`: no more is asked than when so many of them have ended with that
     code."""
-    first = shares_of(policy)[0] if policy.ramp is None else ramp.begin(policy.ramp, service.per_window)
-    return _Course(policy, service, canary).run(first, windows, final, until)
+    first = shares_of(policy)[0] if policy.ramp is None else ramp.begin(policy.ramp, traffic.per_window)
+    return _Course(policy, traffic, canary).run(first, windows, final, until)
 
 
 def shares_of(policy: Policy) -> tuple[float, ...]:
@@ -82,10 +82,10 @@ def shares_of(policy: Policy) -> tuple[float, ...]:
 class _Course:
     """Releases side by side."""
 
-    def __init__(self, policy: Policy, service: Service, canary: Floats) -> None:
+    def __init__(self, policy: Policy, traffic: Traffic, canary: Floats) -> None:
         # The split is the one that was asked for: it is not in question here.
-        self.policy, self.service, self.canary = replace(policy, traffic=None), service, canary
-        self.evidence = Evidence(self.policy, service.past)
+        self.policy, self.traffic, self.canary = replace(policy, traffic=None), traffic, canary
+        self.evidence = Evidence(self.policy, traffic.past)
         self.rules = Rules(self.evidence)
         self._rng = np.random.default_rng(1)
         self._deciding = np.array([not m.observe for m in policy.metrics])
@@ -120,18 +120,18 @@ class _Course:
         return Ended(codes, ended * each + self.policy.warm_up, shown.mean(axis=0) * each)
 
     def _counts(self, share: Floats, length: int, each: int) -> Counts:
-        shape, total = (RELEASES, length), self.service.per_window * each
+        shape, total = (RELEASES, length), self.traffic.per_window * each
         n = self._rng.poisson(np.broadcast_to((total * share)[:, None], shape)).astype(float)
         m = self._rng.poisson(np.broadcast_to((total * (1 - share))[:, None], shape)).astype(float)
         least = min(part for part in (share.min(), 1 - share.max()) if part > 0)
         longest = max(1, int(total * least))  # a promoted canary is alone
 
         def bad(requests: Floats, rates: Floats) -> Floats:
-            pairs = zip(rates.tolist(), self.service.bursts.tolist(), strict=True)
+            pairs = zip(rates.tolist(), self.traffic.bursts.tolist(), strict=True)
             drawn = [bad_requests(self._rng, requests, rate, burst, longest) for rate, burst in pairs]
             return np.stack(drawn, axis=-1)
 
-        return Counts(n, bad(n, self.canary), m, bad(m, self.service.rates))
+        return Counts(n, bad(n, self.canary), m, bad(m, self.traffic.rates))
 
     def _said(self, path: State, readings: Readings, share: Floats) -> Ints:
         said = self.rules.codes(path, readings, share[:, None])
@@ -158,5 +158,5 @@ class _Course:
             return share
         calm = ((readings.against[:, -1] < math.log(ramp.DOUBTFUL)) | ~self._deciding).all(axis=1)
         upper = self.evidence.interval(end)[1][:, 0, self._deciding].max(axis=-1)
-        level = ramp.level(policy.ramp, self.service.per_window, upper)
+        level = ramp.level(policy.ramp, self.traffic.per_window, upper)
         return np.where(calm, np.maximum(level, share), share)

@@ -6,17 +6,17 @@ from .answers import answers_presence
 from .observed import Presence, bucket_edges, check_limits, presence, quantile, request_rate
 from .past import Before, read_before
 from .profiles import PROFILES, RevisionMetrics, profile
-from .prometheus import Answer, Prometheus, Series
+from .prometheus import Prometheus, Result, Series
 from .slices import slices_presence
 from .values import ValueReader
 from .windows import WindowReader, read_windows
 
 __all__ = [
     "PROFILES",
-    "Answer",
     "Before",
     "Presence",
     "Prometheus",
+    "Result",
     "RevisionMetrics",
     "Series",
     "ValueReader",

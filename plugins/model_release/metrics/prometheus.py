@@ -43,7 +43,7 @@ class Series:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Result:
     """What a query gave, whole."""
 
     series: list[Series]
@@ -144,9 +144,9 @@ class Prometheus:
         called again."""
         self._end = time.monotonic() + seconds
 
-    def query(self, promql: str, at: datetime | None = None) -> Answer:
+    def query(self, promql: str, at: datetime | None = None) -> Result:
         """An instant query; `at` is now unless said. Each series of a vector has one sample, a scalar has no labels."""
-        return Answer(self._query(promql, None if at is None else milliseconds(at)))
+        return Result(self._query(promql, None if at is None else milliseconds(at)))
 
     def raw(self, series_selector: str, after: int, until: int) -> list[Series]:
         """Every sample that was scraped in (after, until], both in milliseconds since the epoch."""

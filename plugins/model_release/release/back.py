@@ -16,9 +16,9 @@ from model_release.errors import NotSettled
 
 if TYPE_CHECKING:
     from model_release.cluster.change import Prove, Remember
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
     from model_release.cluster.release import Owner, Release
+    from model_release.cluster.services import InferenceServices
 
 
 def take_back(

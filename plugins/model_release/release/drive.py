@@ -18,9 +18,10 @@ from model_release.release.advance import Action, Done, Look, Opened, Promote, R
 
 if TYPE_CHECKING:
     from model_release.cluster.change import Canary, Prove
-    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.inference_service import InferenceService
     from model_release.cluster.leases import Leases
     from model_release.cluster.release import Cause, Owner, Release, Watched
+    from model_release.cluster.services import InferenceServices
     from model_release.release.look import Watch
 
 # A change of the split reaches the gateway in seconds; minutes mean that something is wrong.

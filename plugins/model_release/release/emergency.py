@@ -13,11 +13,12 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
 
 from model_release.cluster.change import DIRECT, Baseline, Prove, Remember, tell_stopped, tell_traffic
-from model_release.cluster.inference_service import InferenceService, InferenceServices
+from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.lease import Held, Lease
 from model_release.cluster.leases import Leases
 from model_release.cluster.progress import Progress, State, wait
 from model_release.cluster.release import Cause, Order, Owner, Phase, Release, Watched
+from model_release.cluster.services import InferenceServices
 from model_release.cluster.settle import is_clean, settle
 from model_release.errors import CanaryLost, ClusterUnavailable, NotSettled, ServiceBusy, SmokeFailed, SpecError
 from model_release.release.advance import Rules

@@ -25,10 +25,11 @@ from model_release.cluster.settle import assess_rolled_back, roll_back
 from model_release.errors import ClusterUnavailable, ReleaseError
 
 if TYPE_CHECKING:
-    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.inference_service import InferenceService
     from model_release.cluster.lease import Lease
     from model_release.cluster.leases import Leases
     from model_release.cluster.release import Release
+    from model_release.cluster.services import InferenceServices
 
 # Seconds between two looks at all leases.
 INTERVAL = 2.0

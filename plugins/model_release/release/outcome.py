@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from model_release.cluster.release import Release
     from model_release.judging.record import Record
 
-Kind = Literal["promoted", "first", "rolled_back", "nothing_new", "published", "failed"]
+Ending = Literal["promoted", "first", "rolled_back", "nothing_new", "published", "failed"]
 
 # What a release that failed had touched: nothing, the spec at 0 %, or users.
 REFUSED, BEFORE_TRAFFIC = "refused", "before traffic"
@@ -28,7 +28,7 @@ class Outcome:
     """What became of a release. `kind` is the decision record's word; `cause` says what turned it back or how far one
     that failed had come, in a word; `sentence` is what people read."""
 
-    kind: Kind
+    kind: Ending
     sentence: str
     cause: str | None = None
 
@@ -69,7 +69,7 @@ def recorded(record: Record) -> Outcome | None:
         return None
     if record.outcome == "inconclusive":
         return Outcome("rolled_back", record.reason, Cause.DEADLINE)
-    return Outcome(cast(Kind, record.outcome), record.reason, record.cause)
+    return Outcome(cast(Ending, record.outcome), record.reason, record.cause)
 
 
 def unclaimed(

@@ -18,10 +18,11 @@ from model_release.release.index import History, version_of
 from model_release.release.live import Revisions, baselines, unknown
 
 if TYPE_CHECKING:
-    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.inference_service import InferenceService
     from model_release.cluster.lease import Lease
     from model_release.cluster.leases import Leases
     from model_release.cluster.release import Owner
+    from model_release.cluster.services import InferenceServices
     from model_release.judging.record import Record
     from model_release.spec.build import Keep
     from model_release.store.store import Store, Version

@@ -1,4 +1,5 @@
-"""The clients of stores that are not S3, of what an Airflow connection says, or of the machine's own credentials."""
+"""Which class speaks to which kind of store; and the clients of those that are not S3, of what an Airflow connection
+says, or of the machine's own credentials."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from typing import Any
 
 from model_release.errors import SpecError
 from model_release.store.gcs import Google
-from model_release.store.objects import Address
+from model_release.store.objects import Address, Objects
 
 GCS, AZURE = "model_store_gcs", "model_store_azure"
 
@@ -35,6 +36,21 @@ class Given:
             host = f"{said.get('schema') or 'https'}://{host}"
         port = f":{said['port']}" if host and said.get("port") else ""
         return cls(said.get("login") or "", said.get("password") or "", f"{host}{port}", said.get("extra") or {})
+
+
+def objects(client: Any, where: Address) -> Objects:
+    """The objects of a bucket, through the client of its kind: boto3's, `gcs.Google`, or Azure's BlobServiceClient."""
+    if where.kind == "gs":
+        from model_release.store.gcs import GcsObjects
+
+        return GcsObjects(client, where)
+    if where.kind == "abfs":
+        from model_release.store.azure import AzureObjects
+
+        return AzureObjects(client, where)
+    from model_release.store.s3 import S3Objects
+
+    return S3Objects(client, where.bucket)
 
 
 def gcs(given: Given, *, quick: bool = False) -> Google:

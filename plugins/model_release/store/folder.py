@@ -16,8 +16,9 @@ from typing import Any
 
 from model_release.errors import CheckpointError, StoreUnavailable, TrainingFailed
 from model_release.store import files
+from model_release.store.clients import objects
 from model_release.store.download import Download
-from model_release.store.objects import NOTHING, address, objects
+from model_release.store.objects import NOTHING, address
 
 Log = Callable[[str], None]
 

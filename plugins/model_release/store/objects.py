@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 from model_release.errors import SpecError
 from model_release.spec.units import AZURE_ACCOUNT, AZURE_CONTAINER, GCS_BUCKET, S3_BUCKET
@@ -135,18 +134,3 @@ class Objects(ABC):
     @abstractmethod
     def clock(self) -> datetime | None:
         """The server's time, as it says in the header of an answer; whole seconds."""
-
-
-def objects(client: Any, where: Address) -> Objects:
-    """The objects of a bucket, through the client of its kind: boto3's, `gcs.Google`, or Azure's BlobServiceClient."""
-    if where.kind == "gs":
-        from model_release.store.gcs import GcsObjects
-
-        return GcsObjects(client, where)
-    if where.kind == "abfs":
-        from model_release.store.azure import AzureObjects
-
-        return AzureObjects(client, where)
-    from model_release.store.s3 import S3Objects
-
-    return S3Objects(client, where.bucket)

@@ -26,7 +26,7 @@ _DECISIONS = {PROMOTE: "promote", BACK: "rollback", LONGER: "watch longer"}
 
 
 @dataclass(frozen=True)
-class Answer:
+class Choice:
     """What a person chose, and why."""
 
     chosen: str
@@ -43,11 +43,11 @@ class Answer:
         return f"{self.who} says {self.decision}" + (f": {self.reason}." if self.reason else ".")
 
 
-def read(event: dict[str, Any]) -> Answer:
+def read(event: dict[str, Any]) -> Choice:
     """The answer as Airflow gives it."""
     (chosen,) = event["chosen_options"]
     who = str((event.get("responded_by_user") or {}).get("name") or "somebody unknown")
-    return Answer(chosen, who, str((event.get("params_input") or {}).get("reason") or ""))
+    return Choice(chosen, who, str((event.get("params_input") or {}).get("reason") or ""))
 
 
 def ask(ti: Any, spec: ModelSpec, run: Run, now: Release, why: str, asked: datetime) -> None:

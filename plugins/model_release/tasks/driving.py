@@ -70,9 +70,10 @@ def past(spec: ModelSpec, release: Release, claimed: datetime) -> tuple[Past, st
 def drive(spec: ModelSpec, canary: Canary, run: Run, hand: str, before: Past | None) -> Drive:
     """A drive that goes on from what the lease says. `hand` calls the cluster, and is named as who looked; `before` is
     what `past` found."""
-    from model_release.cluster.inference_service import InferenceService, InferenceServices
+    from model_release.cluster.inference_service import InferenceService
     from model_release.cluster.leases import Leases
     from model_release.cluster.release import Owner
+    from model_release.cluster.services import InferenceServices
     from model_release.tasks.proof import prover
 
     client = connections.cluster(hand)

@@ -22,8 +22,8 @@ from model_release.tasks.run import Run
 
 if TYPE_CHECKING:
     from model_release.cluster.change import Baseline, Prove
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
+    from model_release.cluster.services import InferenceServices
     from model_release.release.emergency import ByHand, Person
 
 # As for the commands: a split takes seconds, a baseline that has to start anew takes as long as it takes.
@@ -76,9 +76,9 @@ class EmergencyOperator(ReleaseOperator):
     ui_color = "#fde8e8"
 
     def release(self, context: Any, run: Run) -> str:
-        from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.leases import Leases
         from model_release.cluster.release import Owner
+        from model_release.cluster.services import InferenceServices
         from model_release.release.emergency import Person
 
         client = connections.cluster()

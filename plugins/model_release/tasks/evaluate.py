@@ -100,9 +100,9 @@ def stable_uri(spec: ModelSpec, run: Run, limits: Evaluation) -> tuple[str | Non
 
 def serving(spec: ModelSpec) -> str | None:
     """The storage URI of what is stable; None when nothing is, or nobody knows it."""
-    from model_release.cluster.inference_service import InferenceServices
     from model_release.cluster.leases import Leases
     from model_release.cluster.rollout import stable_template
+    from model_release.cluster.services import InferenceServices
 
     service, client = spec.service, connections.cluster()
     live = InferenceServices(client).get(service.namespace, service.name)

@@ -44,7 +44,7 @@ class Stage(ReleaseOperator):
         self.root = root
 
     def release(self, context: Any, run: Run) -> Any:
-        from model_release.cluster.change import Kind
+        from model_release.cluster.change import Novelty
         from model_release.cluster.rollout import plan_change, stage
         from model_release.release.plan import as_chosen
 
@@ -54,11 +54,11 @@ class Stage(ReleaseOperator):
         baseline, live = released.baseline(), released.live()
         change = plan_change(live, wanted)
         self.log.info("%s", change.sentence)
-        if change.kind is Kind.NOTHING and change.revision == baseline.revision:
+        if change.kind is Novelty.NOTHING and change.revision == baseline.revision:
             released.note(cause=Cause.NOTHING_NEW)
             return change.sentence
         now = released.resumed()
-        if live is not None and change.kind is Kind.NEW and now.template is not None:
+        if live is not None and change.kind is Novelty.NEW and now.template is not None:
             baseline = self._after_another(released, now, live, wanted)
             now = released.claim()
         if baseline.revision is not None:

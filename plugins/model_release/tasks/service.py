@@ -31,8 +31,8 @@ class ReleasedService:
     """Clients are made when it is: once for each task."""
 
     def __init__(self, spec: ModelSpec, run: Run) -> None:
-        from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.leases import Leases
+        from model_release.cluster.services import InferenceServices
 
         client = connections.cluster()
         self.spec, self.run = spec, run
@@ -117,14 +117,14 @@ class ReleasedService:
 
     def has_live(self, wanted: dict[str, Any]) -> bool:
         """Whether the manifest's revision has all of the traffic by name, and no release is changing that."""
-        from model_release.cluster.change import Kind
+        from model_release.cluster.change import Novelty
         from model_release.cluster.rollout import plan_change
 
         lease, live = self.leases.read(self.namespace, self.name), self.live()
         if live is None or (lease is not None and lease.holder is not None):
             return False
         change = plan_change(live, wanted)
-        return change.kind is Kind.NOTHING and not live.is_split and live.gateway == {change.revision: 100}
+        return change.kind is Novelty.NOTHING and not live.is_split and live.gateway == {change.revision: 100}
 
     def verified(self, assess: Callable[[], Progress], say: Callable[[str], None]) -> Progress:
         """Waits until the change that was just written has taken effect, by the names of revisions.

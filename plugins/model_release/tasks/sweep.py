@@ -122,9 +122,9 @@ class Sweep(BaseOperator):
             return self.sweep(context["dag_run"])
 
     def sweep(self, dag_run: Any) -> list[str]:
-        from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.leases import Leases
         from model_release.cluster.release import Owner
+        from model_release.cluster.services import InferenceServices
 
         base, run_id = installation(), str(dag_run.run_id)
         me = Owner(SWEEP, run_id, f"{base}/dags/{SWEEP}/runs/{quote(run_id)}", base)

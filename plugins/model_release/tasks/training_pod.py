@@ -17,7 +17,7 @@ from model_release.spec import ModelSpec
 from model_release.tasks import connections
 from model_release.tasks.base import telling
 from model_release.tasks.pods import NO_SIDECAR
-from model_release.tasks.retrain import candidate_of, sources, trainable
+from model_release.tasks.train import candidate_of, sources, trainable
 
 # Nodes with a GPU may have to be started first, and images with CUDA take minutes to pull.
 _START = 1800

@@ -113,9 +113,9 @@ class RevisionTrigger(_ReleaseTrigger):
 
     async def wait(self) -> AsyncGenerator[TriggerEvent]:
         from model_release.cluster.change import Baseline
-        from model_release.cluster.inference_service import InferenceServices
         from model_release.cluster.progress import Patience, Progress, State
         from model_release.cluster.rollout import assess_staged
+        from model_release.cluster.services import InferenceServices
 
         services = InferenceServices(await aside(connections.cluster, "triggerer"))
         wanted, template = self.given["wanted"], self.given["template"]

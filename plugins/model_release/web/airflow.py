@@ -92,14 +92,14 @@ class AirflowSources:
         return _Lazily(lambda: History(Store(self._reach(store), store)))
 
     def services(self, namespace: str) -> dict[str, InferenceService]:
-        from model_release.web import cluster
+        from model_release.cluster.services import InferenceServices
 
-        return cluster.services(self._cluster(), namespace)
+        return InferenceServices(self._cluster()).within(namespace)
 
     def leases(self, namespace: str) -> dict[str, Lease]:
-        from model_release.web import cluster
+        from model_release.cluster.leases import Leases
 
-        return cluster.leases(self._cluster(), namespace)
+        return {one.service: one for one in Leases(self._cluster()).within(namespace)}
 
     def prometheus(self) -> Prometheus:
         from model_release.tasks import connections

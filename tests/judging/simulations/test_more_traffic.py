@@ -124,7 +124,7 @@ def test_by_a_ramp_good_canaries_are_promoted_in_minutes_and_bad_ones_taken_back
     """Whole releases, the shares after the evidence; benchmarks/courses.py has more of them, and the others' rules."""
     requests = np.full((720, 1), 10.0 * per_second)
     past = requests, bad_requests(np.random.default_rng(46), requests, np.full(requests.shape, 0.003))
-    stable = whole.Service(10 * per_second, np.array([0.003]), np.ones(1), past)
+    stable = whole.Traffic(10 * per_second, np.array([0.003]), np.ones(1), past)
 
     def ended(rate: float, code: int, **way: Any) -> float:
         """The minutes after which half of them have ended so, of half an hour."""

@@ -58,7 +58,7 @@ class Handler:
 
     def __init__(self, archive: Path, folder: Path) -> None:
         unpack(archive, folder)
-        self._opened: runtimes.Opened = runtimes.of_archive(archive).Opened(folder, archive.stem)
+        self._opened: runtimes.Loaded = runtimes.of_archive(archive).Loaded(folder, archive.stem)
         self.threads = 1
         holder = self._opened.holder
         if hasattr(holder, "model"):

@@ -24,7 +24,8 @@ from model_release.build.evaluation.gates import some
 from model_release.build.labels import one_of_several
 from model_release.errors import SpecError, StoreContested
 from model_release.store import files
-from model_release.store.objects import address, objects
+from model_release.store.clients import objects
+from model_release.store.objects import address
 
 Log = Callable[[str], None]
 

@@ -4,7 +4,7 @@ A version, whichever runtime serves it, is `config/` (settings) and `model-store
 the network, `model.json` and the code that reads and answers requests. On a cluster its ServingRuntime is called
 `model-release-<NAME>` unless the model file names another (`service.runtime`), and answers V1 and V2.
 
-The lower half of a module, `Opened`, is run where this package is not installed (`build.bare_check`), so a module
+The lower half of a module, `Loaded`, is run where this package is not installed (`build.bare_check`), so a module
 imports nothing of the project at its top.
 """
 
@@ -27,8 +27,8 @@ _STORE = "model-store/"
 _ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 
 
-class Opened(Protocol):
-    """An unpacked archive that answers in this process. Made as `Opened(folder, name)`; raises whatever keeps it from
+class Loaded(Protocol):
+    """An unpacked archive that answers in this process. Made as `Loaded(folder, name)`; raises whatever keeps it from
     loading. `holder.model` is the network, which may be replaced by one that is called alike."""
 
     holder: Any
@@ -70,7 +70,7 @@ class Runtime(Protocol):
     SETTINGS: tuple[str, ...]
     ENVIRONMENT: Mapping[str, str]
     CONFIG: str
-    Opened: Any
+    Loaded: Any
 
     def is_whole(self, directory: Path, service: str) -> bool:
         """Whether `write` has ended in this folder."""

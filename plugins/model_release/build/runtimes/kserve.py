@@ -115,7 +115,7 @@ def _stand_in() -> None:
             vars(sys.modules[home]).update(names)
 
 
-class Opened:
+class Loaded:
     """The archive's own model class, loaded as the server loads it. `holder.model` is the network."""
 
     def __init__(self, folder: Path, name: str) -> None:

@@ -295,7 +295,7 @@ def _stand_in() -> None:
         vars(sys.modules[home]).update(names)
 
 
-class Opened:
+class Loaded:
     """An archive's own handler, loaded as TorchServe loads it. `holder.model` is the network, where it has one."""
 
     def __init__(self, folder: Path, _name: str) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_stopped, tell_traffic
+from model_release.cluster.change import ANY, Baseline, Canary, Change, Novelty, tell_stopped, tell_traffic
 from model_release.cluster.dead import and_frozen
 from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.manifest import Manifest, holds, matches, replacement, template_of
@@ -21,16 +21,16 @@ def plan_change(live: InferenceService, wanted: Manifest) -> Change:
     """See `cluster.rollout.plan_change`; the service is ours and in the right mode."""
     revision, percent = live.latest_created, live.canary_percent
     if live.rolled_out is None:
-        return Change(Kind.FIRST, f"{live.key} exists and no revision of it was ever ready", revision)
+        return Change(Novelty.FIRST, f"{live.key} exists and no revision of it was ever ready", revision)
     if not matches(live, wanted):
-        return Change(Kind.NEW, f"{live.key} gets a new template; {live.rolled_out} serves meanwhile")
+        return Change(Novelty.NEW, f"{live.key} gets a new template; {live.rolled_out} serves meanwhile")
     if not live.is_split:
         if live.model_status.transition in ("BlockedByFailedLoad", "InvalidSpec"):
             raise RevisionFailed(f"{live.key} already has this template, without a canary, and {failure_of(live)}")
         end = "has all of the traffic" if live.serving == {revision: 100} else "is taking over all of the traffic"
-        return Change(Kind.NOTHING, f"nothing new: {revision} already has this template and {end}", revision)
+        return Change(Novelty.NOTHING, f"nothing new: {revision} already has this template and {end}", revision)
     staged = revision if revision != live.rolled_out else None
-    return Change(Kind.STAGED, f"{live.key} already has this template, at {percent} %", staged)
+    return Change(Novelty.STAGED, f"{live.key} already has this template, at {percent} %", staged)
 
 
 def baseline_of(live: InferenceService, wanted: Manifest, known: Baseline | None) -> Baseline:
@@ -73,9 +73,9 @@ def check_kept(dry_run: Callable[[], InferenceService], wanted: Manifest) -> Non
 
 def stage_patch(live: InferenceService, wanted: Manifest, change: Change, *, first: bool) -> dict[str, Any] | None:
     """What is left to write until `wanted` stands at 0 % or, `first`, alone; None for nothing."""
-    if change.kind is Kind.NOTHING or (first and matches(live, wanted)):
+    if change.kind is Novelty.NOTHING or (first and matches(live, wanted)):
         return None
-    if change.kind is Kind.STAGED:
+    if change.kind is Novelty.STAGED:
         return split(live, 0) if live.canary_percent else None
     predictor = replacement(live.template, template_of(wanted))
     predictor["canaryTrafficPercent"] = None if first else 0

@@ -9,7 +9,7 @@ rolled out means "one version further back" to KServe, which is right after a pr
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_release.cluster.change import (
     DIRECT,
@@ -21,12 +21,15 @@ from model_release.cluster.change import (
     tell_unmoved,
 )
 from model_release.cluster.dead import and_frozen, death_of, let_go
-from model_release.cluster.inference_service import InferenceService, InferenceServices, Template
+from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.knative.rollout import split
 from model_release.cluster.manifest import holds, replacement
 from model_release.cluster.progress import Progress, State
 from model_release.cluster.release import Release
 from model_release.errors import SmokeFailed
+
+if TYPE_CHECKING:
+    from model_release.cluster.services import InferenceServices
 
 # Seconds for which the baseline itself may be down, which keeps the route, and with it the proof, from moving on. A
 # container that crashes again and again is started again after five minutes at the latest.

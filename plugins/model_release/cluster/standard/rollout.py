@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from model_release.cluster.change import ANY, Baseline, Canary, Change, Kind, tell_traffic
+from model_release.cluster.change import ANY, Baseline, Canary, Change, Novelty, tell_traffic
 from model_release.cluster.dead import and_frozen
 from model_release.cluster.inference_service import InferenceService, Template
 from model_release.cluster.manifest import Manifest, holds, replacement, template_of
@@ -33,19 +33,19 @@ def plan_change(live: StandardService, wanted: Manifest) -> Change:
         RevisionFailed: the stable predictor has this template already, and fails.
     """
     if live.rolled_out is None:
-        return Change(Kind.FIRST, f"{live.key} exists and was never ready", live.stable)
+        return Change(Novelty.FIRST, f"{live.key} exists and was never ready", live.stable)
     asked = template_of(wanted)
     if live.entry is not None and has_staged(live, wanted):
         return Change(
-            Kind.STAGED, f"{live.key} has this version already, at {live.canary_percent} %", live.latest_created
+            Novelty.STAGED, f"{live.key} has this version already, at {live.canary_percent} %", live.latest_created
         )
     if live.stable_template.get("model", {}).get("storageUri") != asked["model"]["storageUri"]:
-        return Change(Kind.NEW, f"{live.key} gets a new canary; {live.stable} serves meanwhile")
+        return Change(Novelty.NEW, f"{live.key} gets a new canary; {live.stable} serves meanwhile")
     _check_same(live, wanted)
     if live.entry is None and live.model_status.transition in ("BlockedByFailedLoad", "InvalidSpec"):
         raise RevisionFailed(f"{live.key} already has this template, without a canary, and {failure_of(live)}")
     end = "has all of the traffic" if live.serving == {live.stable: 100} else "is stable, but has not all traffic"
-    return Change(Kind.NOTHING, f"nothing new: {live.stable} already has this template and {end}", live.stable)
+    return Change(Novelty.NOTHING, f"nothing new: {live.stable} already has this template and {end}", live.stable)
 
 
 def _check_same(live: StandardService, wanted: Manifest) -> None:
@@ -108,9 +108,9 @@ def stage_patch(live: StandardService, wanted: Manifest, change: Change, *, firs
     The service's size (replicas) is taken over at once: it is no predictor's own.
     """
     asked = template_of(wanted)
-    if change.kind is Kind.NOTHING:
+    if change.kind is Novelty.NOTHING:
         return None
-    if change.kind is Kind.STAGED:
+    if change.kind is Novelty.STAGED:
         return split(live, 0) if live.canary_percent else None
     metadata = {key: wanted["metadata"].get(key, {}) for key in ("labels", "annotations")}
     if first:

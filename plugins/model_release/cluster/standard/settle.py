@@ -7,10 +7,10 @@ two writes as any other; what was promoted serves meanwhile.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from model_release.cluster.change import RESTORE_GRACE, Prove, Remember, tell_stopped, tell_traffic
-from model_release.cluster.inference_service import InferenceServices, Template
+from model_release.cluster.inference_service import Template
 from model_release.cluster.manifest import holds, predictor_name, replacement
 from model_release.cluster.progress import Progress, State
 from model_release.cluster.release import Release
@@ -18,6 +18,9 @@ from model_release.cluster.standard.entry import canary_entry, content
 from model_release.cluster.standard.rollout import promotion, split, trouble_of
 from model_release.cluster.standard.view import SCALING, StandardService
 from model_release.errors import SmokeFailed
+
+if TYPE_CHECKING:
+    from model_release.cluster.services import InferenceServices
 
 
 def step(
