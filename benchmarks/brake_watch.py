@@ -269,18 +269,26 @@ class Watched:
 
     def by_guard(self, harm: contextlib.AbstractContextManager[Any]) -> float:
         """A canary that nobody can look at any more, from the last look."""
-        one = self.scene.release(dag=ASKED)
-        canary = one.watching()
+        one, canary = self._looked_at()
         with harm:
             gone = self.watcher.gone(canary, 300)
             looked = self.watcher.looked
         self.finish(one)
         return gone - looked
 
-    def by_guard_deleted(self) -> float:
-        """The same, when somebody deletes the deferred task."""
+    def _looked_at(self) -> tuple[Any, str]:
+        """A release and its canary, when the watcher has seen a look at it: else the time would count from one at the
+        release before."""
+        began = time.time()
         one = self.scene.release(dag=ASKED)
         canary = one.watching()
+        while self.watcher.looked < began:
+            time.sleep(INTERVAL)
+        return one, canary
+
+    def by_guard_deleted(self) -> float:
+        """The same, when somebody deletes the deferred task."""
+        one, canary = self._looked_at()
         with self.scene.unswept():
             one.delete("canary")
             gone, looked = self.watcher.gone(canary, 300), self.watcher.looked
