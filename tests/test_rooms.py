@@ -22,11 +22,19 @@ def files() -> dict[str, set[str]]:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Import):
                 found[module] |= {alias.name for alias in node.names} & modules.keys()
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                below = {f"{node.module}.{alias.name}" for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                where = _where(node, module, path)
+                below = {f"{where}.{alias.name}" for alias in node.names}
                 of_files = below & modules.keys()
-                found[module] |= of_files | ({node.module} & modules.keys() if below - of_files else set())
+                found[module] |= of_files | ({where} & modules.keys() if below - of_files else set())
     return found
+
+
+def _where(node: ast.ImportFrom, module: str, path: Path) -> str:
+    """The module that is imported from, `from .state import …` in its full name."""
+    package = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
+    above = package[: len(package) - node.level + 1] if node.level else []
+    return ".".join([*above, *([node.module] if node.module else [])])
 
 
 def imports() -> dict[str, set[str]]:

@@ -90,11 +90,11 @@ def preprocess(image: Image.Image, options: Mapping[str, Any]) -> Pixels:
         crop = options["crop_size"]
         pixels = _center_crop(pixels, crop["height"], crop["width"], options.get("round_crop", False))
     levels = _levels(options)
-    if options.get("do_flip_channel_order"):
-        pixels, levels = pixels[..., ::-1], levels[:, ::-1]
+    order = (2, 1, 0) if options.get("do_flip_channel_order") else (0, 1, 2)
     result = np.empty((3, *pixels.shape[:2]), np.float32)
-    for channel in range(3):
-        np.take(levels[:, channel], pixels[..., channel], out=result[channel], mode="clip")
+    for place, channel in enumerate(order):
+        # No level is over 255: `clip` only spares NumPy a copy in which it would look for one.
+        np.take(levels[:, channel], pixels[..., channel], out=result[place], mode="clip")
     return result
 
 

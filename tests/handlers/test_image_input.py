@@ -131,6 +131,13 @@ def test_pixels_are_the_processors(name: str, size: tuple[int, int]) -> None:
     np.testing.assert_array_equal(result, expected(own, picture))
 
 
+def test_channels_are_turned_round_when_each_has_been_normalised_by_its_own_mean() -> None:
+    options = options_of(processor("mobilevit"))
+    options |= {"do_normalize": True, "image_mean": [0.0, 0.25, 0.5], "image_std": [1.0, 0.5, 0.25]}
+    result = preprocess(Image.new("RGB", (40, 40), (51, 102, 204)), options)
+    np.testing.assert_allclose(result[:, 0, 0], [(0.8 - 0.5) / 0.25, (0.4 - 0.25) / 0.5, 0.2], rtol=1e-6)
+
+
 def transparent_palette() -> bytes:
     image = Image.fromarray(photo(57, 40)).quantize(32)
     return encoded(image, transparency=3)

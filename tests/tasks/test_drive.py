@@ -323,3 +323,13 @@ def test_what_a_change_waits_for_is_told_once_though_it_comes_and_goes(
     )
     lines = [line for _ in range(6) for line in drive.look()]
     assert lines == ["Taken back: users complain", "frozen", "not taken yet"]
+
+
+def test_what_two_changes_wait_for_alike_is_told_of_each(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    frozen = Progress(State.WAITING, "frozen")
+    monkeypatch.setattr("model_release.cluster.rollout.assess_split", lambda *_: frozen)
+    monkeypatch.setattr("model_release.cluster.settle.assess_rolled_back", lambda *_: frozen)
+    drive = scene.drive()
+    assert drive.look() == ["frozen"]
+    drive.close("users complain", Cause.PERSON)
+    assert drive.look() == ["Taken back: users complain", "frozen"]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from model_release.errors import SpecError
-from model_release.store.gcs import Google
+from model_release.store.gcs import GcsObjects, Google
 from model_release.store.objects import Address, Objects
 
 GCS, AZURE = "model_store_gcs", "model_store_azure"
@@ -41,8 +41,6 @@ class Given:
 def objects(client: Any, where: Address) -> Objects:
     """The objects of a bucket, through the client of its kind: boto3's, `gcs.Google`, or Azure's BlobServiceClient."""
     if where.kind == "gs":
-        from model_release.store.gcs import GcsObjects
-
         return GcsObjects(client, where)
     if where.kind == "abfs":
         from model_release.store.azure import AzureObjects

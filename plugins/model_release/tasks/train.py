@@ -41,12 +41,8 @@ def candidate_of(context: Any) -> str:
     return candidate_name(end or dag_run.run_after)
 
 
-class Train(BaseOperator):
-    """Trains by the callable `training.run`, in a process of its own on this worker.
-
-    Run again, it finds the finished candidate; a half-made one was never visible. A refusal of the training itself (it
-    raised, took too long, left no checkpoint) is not tried again; a worker that was lost is.
-    """
+class _Training(BaseOperator):
+    """A task of one model's training. `root` is the folder that holds dags/ and include/."""
 
     ui_color = "#e6f4ea"
 
@@ -54,6 +50,14 @@ class Train(BaseOperator):
         super().__init__(**kwargs)
         self.spec = spec
         self.root = root
+
+
+class Train(_Training):
+    """Trains by the callable `training.run`, in a process of its own on this worker.
+
+    Run again, it finds the finished candidate; a half-made one was never visible. A refusal of the training itself (it
+    raised, took too long, left no checkpoint) is not tried again; a worker that was lost is.
+    """
 
     def execute(self, context: Any) -> dict[str, Any]:
         from model_release.build import training
@@ -80,19 +84,12 @@ class Train(BaseOperator):
         raise InterruptedError("training was stopped with its task")
 
 
-class Offer(BaseOperator):
+class Offer(_Training):
     """Emits the event of the model's asset for the candidate of this run; for an image, first checks what it wrote and
     makes that a candidate.
 
     Run again, it says the same of the same candidate; a release of it finds nothing new.
     """
-
-    ui_color = "#e6f4ea"
-
-    def __init__(self, *, spec: ModelSpec, root: Path, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.spec = spec
-        self.root = root
 
     def execute(self, context: Any) -> dict[str, Any]:
         with telling(self, context):
