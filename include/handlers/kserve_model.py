@@ -43,16 +43,17 @@ _SLICES = Counter(
 class ImageClassifier(Model):
     """What the server calls: `load` once, then `preprocess` and `predict` for each request.
 
-    Pictures are read in as many threads as the pod has CPUs; forward passes run one after the other in a thread of
-    their own, which has torch's threads: the event loop answers probes meanwhile. What limits the memory of the whole
-    process while it is read (AVIF) is read while nothing else is read or passed. With `batching`, a pass is made of up
-    to `max` requests; the first of them waits `within_ms` for others, or not at all where as many are there already.
+    Pictures are read in as many threads as the pod has CPUs; the network is asked in a thread of its own: the event
+    loop answers probes meanwhile. What limits the memory of the whole process while it is read (AVIF) is read while
+    nothing else is read or passed. What waits for the network goes together until each CPU has a picture, and nobody
+    waits for others; with `batching`, up to `max` requests go together, and the first of them waits `within_ms` for
+    others, or not at all where as many are there already.
     """
 
     def __init__(self, name: str, folder: Path, batching: Mapping[str, int] | None = None) -> None:
         super().__init__(name)
         self._folder, self.images, self.slices = folder, ImageModel(), SliceCounter()
-        self._most, self._within = (batching["max"], batching["within_ms"] / 1000) if batching else (1, 0.0)
+        self._batching = batching
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Any]]] = queue.SimpleQueue()
         self._turns = Turns()
         self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")
@@ -102,15 +103,21 @@ class ImageClassifier(Model):
         return labels
 
     def classified(self, requests: list[Request]) -> tuple[list[Any], list[Labels]]:
-        """The body of each request's answer, and the labels of each picture; all in as few passes as can be."""
+        """The body of each request's answer, and the labels of each picture; all in as few batches as can be."""
         answers, found = self.images.answered(requests)
         return answers, [labels for own in found for labels in own]
 
+    def _more(self, batch: list[Request]) -> bool:
+        """Whether another request may go with these."""
+        if self._batching:
+            return len(batch) < self._batching["max"]
+        return sum(len(request.inputs) for request in batch) < self.images.cores
+
     def _pass(self) -> None:
-        """Answers what waits, as much as one pass may take. A client that has gone is not answered for."""
+        """Answers what waits, as much as may go together. A client that has gone is not answered for."""
         batch: list[tuple[Request, Future[Any]]] = []
-        until = time.monotonic() + self._within
-        while len(batch) < self._most:
+        until = time.monotonic() + (self._batching["within_ms"] / 1000 if self._batching else 0.0)
+        while self._more([request for request, _ in batch]):
             try:
                 one = self._waiting.get(timeout=max(0.0, until - time.monotonic()) if batch else 0.0)
             except queue.Empty:

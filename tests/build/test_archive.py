@@ -43,7 +43,7 @@ def test_kserves_layout(packed: Archive) -> None:
     snapshot = json.loads(settings["model_snapshot"])
     ((name, ((version, model),)),) = ((name, tuple(v.items())) for name, v in snapshot["models"].items())
     assert (name, version, model["marName"]) == ("tiny", "1.0", "tiny.mar")
-    assert (model["batchSize"], model["minWorkers"]) == (1, 1)
+    assert (model["batchSize"], model["maxBatchDelay"], model["minWorkers"]) == (2, 0, 1)
 
 
 def test_t3_a_request_may_take_as_long_as_the_model_file_says(exported: Any, packed: Archive, tmp_path: Path) -> None:
@@ -52,9 +52,12 @@ def test_t3_a_request_may_take_as_long_as_the_model_file_says(exported: Any, pac
     def seconds(made: Archive) -> Any:
         return json.loads(properties(made)["model_snapshot"])["models"]["tiny"]["1.0"]["responseTimeout"]
 
-    assert seconds(packed) == 60, "the default of service.timeout"
+    assert seconds(packed) == 2 * 60, "the default of service.timeout, for each of two that may go together"
     patient = archive(exported.directory, "tiny", HANDLER, tmp_path / "patient", response_timeout=300)
-    assert seconds(patient) == 300
+    assert seconds(patient) == 2 * 300
+    settings = {"response_timeout": 300, "batching": {"max": 8, "within_ms": 5}}
+    together = archive(exported.directory, "tiny", HANDLER, tmp_path / "together", **settings)
+    assert seconds(together) == 300, "of the whole batch"
     assert patient.sha256 == packed.sha256, "the model is the same"
 
 

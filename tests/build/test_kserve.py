@@ -23,7 +23,7 @@ from model_release.errors import ArchiveError, CheckpointError
 from model_release.store import files
 
 from .conftest import HANDLER, KSERVE, ROOT, MakeCheckpoint, run_here, tiny_model
-from .test_served import picture
+from .test_served import picture, v1
 
 pytestmark = pytest.mark.stack
 
@@ -151,23 +151,41 @@ def test_an_archive_that_would_fail_is_found_before_it_is_published(
         check(load(tmp_path / "x", "tiny"), program.directory)
 
 
-def test_requests_that_wait_go_through_the_network_together(version: Archive, program: Export, tmp_path: Path) -> None:
+def test_what_is_said_of_batching_changes_no_archive(version: Archive, program: Export, tmp_path: Path) -> None:
     batching = {"max": 4, "within_ms": 5}
     batched = archive(program.directory, "tiny", KSERVE, tmp_path / "batched", batching=batching)
     assert json.loads((batched.directory / "config" / "serving.json").read_text())["batching"] == batching
-    assert batched.sha256 == version.sha256, "and no archive, so its evaluation, is another"
+    assert batched.sha256 == version.sha256, "so its evaluation is the same one"
+
+
+@pytest.mark.parametrize(
+    ("batching", "cores", "expected"),
+    [
+        ({"max": 4, "within_ms": 5}, 2, [4, 2]),  # as many as may
+        (None, 2, [2, 2, 1, 1]),  # a picture for each CPU: the fifth request has two
+        (None, 1, [1, 1, 1, 1, 1, 1]),
+        (None, 8, [6]),
+    ],
+    ids=str,
+)
+def test_requests_that_wait_go_through_the_network_together(
+    batching: dict[str, int] | None, cores: int, expected: list[int], version: Archive, tmp_path: Path
+) -> None:
     runtimes.kserve._stand_in()  # type: ignore[attr-defined]
     with zipfile.ZipFile(version.file) as packed:
         packed.extractall(tmp_path / "x")
     model = importlib.import_module("kserve_model").ImageClassifier("tiny", tmp_path / "x", batching)
     model.load()
-    network, passes = model.images.model, []
-    model.images.model = lambda pixels: passes.append(len(pixels)) or network(pixels)
+    model.images.deal_out_to(cores)
+    each, together = model.images.each, []
+    model.images.each = lambda requests: together.append(len(requests)) or each(requests)
 
-    async def asked(pictures: list[bytes]) -> list[Any]:
+    two = v1(picture((9, 9)), picture(mode="1"))
+
+    async def asked(bodies: list[bytes]) -> list[Any]:
         held = threading.Event()
         model._network.submit(held.wait)
-        read = [model.read({"body": one}) for one in pictures]
+        read = [model.read({"body": one}) for one in bodies]
         waiting = [asyncio.ensure_future(model.predict((one, 0.0))) for one in read]
         gone = asyncio.ensure_future(model.predict((read[0], 0.0)))
         await asyncio.sleep(0)
@@ -175,10 +193,12 @@ def test_requests_that_wait_go_through_the_network_together(version: Archive, pr
         held.set()
         return list(await asyncio.gather(*waiting))
 
-    pictures = [picture(), picture((40, 61), "L"), picture(mode="P"), picture((9, 9)), picture(mode="1")]
-    together = asyncio.run(asked(pictures))
-    assert passes == [4, 1], "as many as may, and for one whose client has gone nothing is done"
-    for one, pictured in zip(together, pictures, strict=True):
-        (alone,) = model.classified([model.read({"body": pictured})])[0]
-        assert [label["label"] for label in one] == [label["label"] for label in alone]
-        assert [label["score"] for label in one] == pytest.approx([label["score"] for label in alone], abs=1e-5)
+    bodies = [picture(), picture((40, 61), "L"), picture(mode="P"), picture((9, 9)), two, picture(mode="1")]
+    answers = asyncio.run(asked(bodies))
+    assert together == expected, "and for one whose client has gone nothing is done"
+    for answer, body in zip(answers, bodies, strict=True):
+        (alone,) = model.classified([model.read({"body": body})])[0]
+        found, same = (one["predictions"] if body is two else [one] for one in (answer, alone))
+        for one, other in zip(found, same, strict=True):
+            assert [label["label"] for label in one] == [label["label"] for label in other]
+            assert [label["score"] for label in one] == pytest.approx([label["score"] for label in other], abs=1e-5)

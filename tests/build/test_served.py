@@ -233,22 +233,31 @@ def test_sample_images_are_alike_for_equal_seeds_and_hold_their_share_of_odd_one
     assert {label for _, label in images} == set(range(10))
 
 
-def test_a_batch_of_requests_is_answered_as_each_alone(
-    packed: Archive, exported: Export, torchserve: Callable[..., Any], tmp_path: Path
+@pytest.mark.parametrize(
+    ("batching", "together_at_most"),
+    [({"max": 4, "within_ms": 200}, (4, 200)), (None, (2, 0))],
+    ids=["batching", "usual"],
+)
+def test_requests_that_go_together_are_answered_as_each_alone(
+    batching: dict[str, int] | None,
+    together_at_most: tuple[int, int],
+    packed: Archive,
+    exported: Export,
+    torchserve: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     """Pictures are taken as they are here, so one of another size is what the network cannot take."""
     described = json.loads((exported.directory / "model.json").read_text())
     described["preprocessing"]["do_resize"] = False
     shutil.copytree(exported.directory, tmp_path / "export")
     (tmp_path / "export" / "model.json").write_text(json.dumps(described))
-    batching = {"max": 4, "within_ms": 200}
     made = archive(tmp_path / "export", "tiny", HANDLER, tmp_path / "made", batching=batching)
     assert made.sha256 != packed.sha256
     asked = [v1(picture()), v1(picture((64, 64))), b"garbage", v1(picture(), picture(mode="L"))]
     with torchserve(made.directory, "tiny") as server:
         with urllib.request.urlopen(f"{server.inference}/models/tiny") as answer:
             (told,) = json.loads(answer.read())
-        assert (told["batchSize"], told["maxBatchDelay"]) == (4, 200)
+        assert (told["batchSize"], told["maxBatchDelay"]) == together_at_most
         alone = [server.post(PREDICT.format("tiny"), body) for body in asked]
         with ThreadPoolExecutor(4) as clients:
             together = list(clients.map(lambda body: server.post(PREDICT.format("tiny"), body), asked * 3))

@@ -153,13 +153,15 @@ def test_a_multi_label_model_gives_each_label_its_own_probability(serve: Any) ->
     assert scores == pytest.approx({LABELS[0]: sure, LABELS[1]: sure, LABELS[2]: 0.5}, abs=1e-5)
 
 
-def test_all_instances_go_through_the_model_at_once(serve: Any) -> None:
+@pytest.mark.parametrize(("cores", "expected"), [(1, [12]), (2, [6, 6])])
+def test_all_instances_go_through_the_model_at_once(cores: int, expected: list[int], serve: Any) -> None:
     served = serve(True)
+    served.handler.deal_out_to(cores)
     batches: list[int] = []
     model = served.handler.model
     served.handler.model = lambda batch: batches.append(len(batch)) or model(batch)
     served.ask({"instances": [{"data": text(image)} for image in (RED, GREEN, BLUE) * 4]})
-    assert batches == [12]
+    assert batches == expected
 
 
 def test_rows_without_envelope_stand_and_fall_alone(serve: Any) -> None:

@@ -4,6 +4,8 @@ mixes with the CPU as little as a GPU does, and computes nothing."""
 from __future__ import annotations
 
 import importlib
+import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -88,3 +90,70 @@ def test_certainty_is_of_all_labels_however_few_are_answered() -> None:
     assert [one["score"] for one in best] == [0.5]
     assert best.certainty == pytest.approx(0.5, abs=1e-5)
     assert module.certainty([best, best]) == {"0.55": 2}
+
+
+class Network:
+    """A network of one number a picture; `seen` has each pass: its pictures, its thread and how many torch gave it."""
+
+    def __init__(self, *, bad: float | None = None) -> None:
+        self.seen: list[tuple[int, int, int]] = []
+        self.bad, self.together = bad, threading.Barrier(1)
+
+    def __call__(self, batch: torch.Tensor) -> torch.Tensor:
+        self.together.wait(60)
+        self.seen.append((len(batch), threading.get_ident(), torch.get_num_threads()))
+        if self.bad is not None and (batch[:, 0, 0, 0] == self.bad).any():
+            raise RuntimeError("it cannot take this one")
+        return torch.stack([batch[:, 0, 0, 0], torch.zeros(len(batch))], dim=1)
+
+
+def asked(network: Network, cores: int, pictures: int) -> list[float]:
+    """The probability of each picture's first label, with a network on so many CPUs. Picture n is n / 100 all over."""
+    module: Any = importlib.import_module("image_model")
+    model = module.ImageModel()
+    model.labels, model.sigmoid, model.device, model.model = ["a", "b"], True, torch.device("cpu"), network
+    model.preprocessing, model.input_size = {"do_resize": True}, (8, 8)
+    before = torch.get_num_threads()
+    torch.set_num_threads(cores)
+    try:
+        model.deal_out_to(cores)
+        answers = model.classify([np.full((3, 8, 8), n / 100, np.float32) for n in range(pictures)], 2)
+        assert torch.get_num_threads() == cores, "who asks keeps all"
+    finally:
+        torch.set_num_threads(before)
+    return [one["score"] for labels in answers for one in labels if one["label"] == "a"]
+
+
+@pytest.mark.parametrize(
+    ("cores", "pictures", "parts", "threads"),
+    [
+        (1, 1, [1], 1),
+        (1, 3, [3], 1),
+        (4, 1, [1], 4),
+        (4, 2, [1, 1], 2),
+        (4, 3, [1, 1, 1], 1),
+        (3, 8, [3, 3, 2], 1),
+        (2, 130, [32, 32, 32, 32, 1, 1], 1),  # no more than 64 at once
+        (1, 65, [64, 1], 1),
+    ],
+)
+def test_pictures_are_dealt_out_to_cpus(cores: int, pictures: int, parts: list[int], threads: int) -> None:
+    network = Network()
+    scores = asked(network, cores, pictures)
+    assert sorted(size for size, _, _ in network.seen) == sorted(parts)
+    assert {given for _, _, given in network.seen} == {threads}
+    assert scores == pytest.approx([1 / (1 + math.exp(-n / 100)) for n in range(pictures)], abs=1e-6), "in order"
+
+
+def test_cpus_work_at_the_same_time() -> None:
+    network = Network()
+    network.together = threading.Barrier(3)  # raises unless three are in it at once
+    asked(network, 3, 3)
+    assert len({thread for _, thread, _ in network.seen}) == 3
+
+
+def test_one_that_fails_is_told_when_the_others_are_done() -> None:
+    network = Network(bad=0.0)
+    with pytest.raises(RuntimeError, match="it cannot take this one"):
+        asked(network, 3, 6)
+    assert [size for size, _, _ in network.seen] == [2, 2, 2]

@@ -123,11 +123,13 @@ def _config_properties(service: str, response_timeout: int, batching: Mapping[st
         "minWorkers": 1,
         "maxWorkers": 1,
         # The handler takes the envelope's place, which reads one request a batch (docs/facts.md#one-request-a-batch).
-        "batchSize": batching["max"] if batching else 1,
-        "maxBatchDelay": batching["within_ms"] if batching else 10,
-        # Counted from when a batch goes to the worker. One that takes longer answers nobody in time, however many
-        # requests are in it: the worker is then taken for dead.
-        "responseTimeout": response_timeout,
+        # Unless more are asked for, one that waits goes along, and none is waited for (docs/facts.md#no-delay): the
+        # handler deals their pictures out to the CPUs.
+        "batchSize": batching["max"] if batching else 2,
+        "maxBatchDelay": batching["within_ms"] if batching else 0,
+        # Counted from when a batch goes to the worker: one that takes longer is taken for dead. `batching` promises that
+        # a whole batch does not; of the two that go together without, each may take as long as one alone.
+        "responseTimeout": response_timeout if batching else 2 * response_timeout,
         # Seconds. How long loading may take is rollout.ready_within's to say; TorchServe's own 120 would end it before.
         "startupTimeout": 3600,
     }
