@@ -13,12 +13,14 @@ from model_release.judging.record import Record
 from model_release.web.course import LINES, course
 from model_release.web.evidence import evidence
 
+from .conftest import Open
 from .makers import NOW, record_of, spec
+from .world import World
 
 ONE = spec("faces")
 
 
-def ill_record(looks: int = 12, ill: range = range(4, 9)) -> Record:
+def ill_record(looks: int = 12, ill: range = range(4, 9), min_requests: int = 10**6) -> Record:
     """A canary of which stable fails, too, for some windows."""
     windows = []
     for i in range(looks):
@@ -34,7 +36,7 @@ def ill_record(looks: int = 12, ill: range = range(4, 9)) -> Record:
             )
         )
     record = record_of(ONE, outcome=None)
-    policy = Policy.from_dict(ONE.policy(10) | {"min_requests": 10**6})
+    policy = Policy.from_dict(ONE.policy(10) | {"min_requests": min_requests})
     judge = Judge(policy, Past())
     judge.extend(windows)
     record.steps = []
@@ -81,6 +83,24 @@ def test_windows_that_were_set_aside_are_marked() -> None:
     assert sum(aside) == metric["set_aside"] > 0
     assert not any(aside[:4]), "nothing was wrong yet"
     assert not any(told["course"]["metrics"]["slow"]["aside"])
+
+
+@pytest.mark.parametrize(
+    ("min_requests", "state", "said"),
+    [
+        (10**6, "undecided", "Stable was failing too: {} windows set aside."),
+        (1, "pass", "Stable failed in {} windows."),
+    ],
+)
+def test_what_is_said_of_a_failing_stable_is_true_of_how_it_ended(
+    min_requests: int, state: str, said: str, world: World, browse: Open
+) -> None:
+    """What passes keeps its limit with those windows and without them: none of them is set aside any more."""
+    record = next(one for one in world.records.values() if one.model == "faces")
+    record.steps[:] = ill_record(60, range(40, 45), min_requests).steps
+    (metric, _) = evidence(record)["metrics"]
+    assert metric["state"]["name"] == state
+    assert said.format(metric["set_aside"]) in browse().get(f"/releases/{record.release}").text
 
 
 def test_evidence_that_is_carried_has_no_gap_and_one_that_begins_anew_has() -> None:

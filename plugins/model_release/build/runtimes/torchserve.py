@@ -127,8 +127,8 @@ def _config_properties(service: str, response_timeout: int, batching: Mapping[st
         # handler deals their pictures out to the CPUs.
         "batchSize": batching["max"] if batching else 2,
         "maxBatchDelay": batching["within_ms"] if batching else 0,
-        # Counted from when a batch goes to the worker: one that takes longer is taken for dead. `batching` promises that
-        # a whole batch does not; of the two that go together without, each may take as long as one alone.
+        # Counted from when a batch goes to the worker: one that takes longer is taken for dead. `batching` promises
+        # that no whole batch does; of the two that go together without, each may take as long as one alone.
         "responseTimeout": response_timeout if batching else 2 * response_timeout,
         # Seconds. How long loading may take is rollout.ready_within's to say; TorchServe's own 120 would end it before.
         "startupTimeout": 3600,
