@@ -12,6 +12,7 @@ import pytest
 from model_release.judging import Judge, Past, Policy, judge
 from model_release.judging.__main__ import main
 from model_release.judging.record import Record, RecordError
+from model_release.judging.replay import Replays
 
 from .builders import policy, window
 
@@ -203,3 +204,46 @@ def test_replay_with_another_policy_says_what_it_would_have_decided(
 def test_a_missing_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--replay", str(tmp_path / "none.json")]) == 2
     assert capsys.readouterr().err.endswith("none.json: No such file or directory\n")
+
+
+def test_a_step_that_has_grown_is_replayed_from_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = released(0.0, final=True, length=12)
+    kept, judged = Replays(2), []
+    add = Judge.add
+    monkeypatch.setattr(Judge, "add", lambda one, window: judged.append(window) or add(one, window))
+    for windows, final in ((5, False), (5, True), (9, False), (12, True), (12, True)):
+        grown = Record.from_json(whole.to_json())  # as it is read from the store each time
+        grown.steps[0] |= {"windows": grown.steps[0]["windows"][:windows], "final": final}
+        del grown.steps[1:]
+        looks, again = grown.replay(kept=kept), len(judged)
+        assert looks == grown.replay()
+        del judged[again:]
+    assert len(judged) == 12, "each window once"
+
+
+@pytest.mark.parametrize("changed", ["policy", "past", "a window", "fewer windows"])
+def test_a_step_that_is_another_one_is_replayed_from_its_beginning(changed: str) -> None:
+    record, kept = released(0.0, length=12), Replays(2)
+    before = Record.from_json(record.to_json()).replay(kept=kept)
+    if changed == "policy":
+        record.steps[0]["policy"]["metrics"][0]["max_rate"] = 0.5
+    elif changed == "past":
+        record.record_past(Past.from_dict({"windows": [{"requests": 200, "bad": {"errors": 1}}] * 30}))
+        record.steps[0].pop("past", None)
+    elif changed == "a window":
+        record.steps[0]["windows"][3]["canary"]["bad"]["errors"] = 3
+    else:
+        del record.steps[0]["windows"][6:]
+    now = record.replay(kept=kept)
+    assert now == record.replay()
+    assert now != before
+
+
+def test_no_more_steps_are_kept_than_were_wanted() -> None:
+    kept = Replays(2)
+    records = [released(0.0, length=2) for _ in range(3)]
+    for name, one in zip("abc", records, strict=True):
+        one.release = name
+    for one in (*records[:2], records[0], records[2]):
+        assert one.replay(kept=kept) == one.replay()
+    assert [key[0] for key in kept._kept] == ["a", "c"], "b was not asked for longest"

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 from .judge import Judge
 from .past import Past
 from .policy import Policy
-from .replay import Look, asked_for, placed
+from .replay import Look, Replay, Replays, asked_for, placed
 from .verdict import Verdict
 from .window import Window, windows_from
 
@@ -194,42 +194,46 @@ class Record:
             raise RecordError(f"record: not JSON: {refusal}") from None
         return cls.from_dict(data)
 
-    def replay(self, policy: Policy | None = None) -> list[Look]:
+    def replay(self, policy: Policy | None = None, kept: Replays | None = None) -> list[Look]:
         """Every look of every step judged again, by the recorded policies or by another one.
 
         With the recorded policies the last look of each step gives the recorded verdict, unless an older edition of the
         judge had said it. Another policy keeps what belongs to the release and not to taste: each step's
-        own `traffic` and `steps`, the shares or the ramp, and what a person had answered.
+        own `traffic` and `steps`, the shares or the ramp, and what a person had answered. `kept` remembers what was
+        judged by the recorded policies, for the next time.
         """
         looks = []
         for i, step in enumerate(self.steps):
-            if not isinstance(step, Mapping):
-                raise RecordError(f"steps[{i}]: a mapping is expected here, not {type(step).__name__}")
-            try:
-                recorded = Policy.from_dict(step["policy"], f"steps[{i}].policy")
-                windows = windows_from(step["windows"], f"steps[{i}].windows")
-                before = self.carried(step)
-                percent, opened, final = step["percent"], step["opened"], bool(step["final"])
-            except KeyError as missing:
-                raise RecordError(f"steps[{i}].{missing.args[0]}: is missing") from None
-            if not isinstance(percent, int) or not isinstance(opened, str):
-                raise RecordError(f"steps[{i}]: percent {percent!r} or opened {opened!r} is no percent and time")
-            if policy is not None:
-                recorded = placed(policy, recorded)
-                windows = [asked_for(window, recorded) for window in windows]
-                before = [asked_for(window, recorded) for window in before]
-            one = Judge(recorded, self.past_of(step))
-            one.extend(before)
-            for n, window in enumerate(windows, start=1):
-                verdict = one.add(window)
-                if n == len(windows) and final and not one.decided:
-                    verdict = one.verdict(final=True)
-                looks.append(Look(percent, opened, n, window.end, verdict))
-                if one.decided:
-                    break
-            if not windows:
-                looks.append(Look(percent, opened, 0, None, one.verdict(final=final)))
+            one = self._replayed(i, step, policy, kept if policy is None else None)
+            looks += one.looked(whole=len(one.taken) == len(step["windows"]), final=bool(step["final"]))
         return looks
+
+    def _replayed(self, i: int, step: Any, policy: Policy | None, kept: Replays | None) -> Replay:
+        """A step, with all of its windows judged again until one decided."""
+        if not isinstance(step, Mapping):
+            raise RecordError(f"steps[{i}]: a mapping is expected here, not {type(step).__name__}")
+        try:
+            recorded = Policy.from_dict(step["policy"], f"steps[{i}].policy")
+            percent, opened, entries, _ = (step[name] for name in ("percent", "opened", "windows", "final"))
+            before, past = self.carried(step), self.past_of(step)
+        except KeyError as missing:
+            raise RecordError(f"steps[{i}].{missing.args[0]}: is missing") from None
+        if not isinstance(percent, int) or not isinstance(opened, str):
+            raise RecordError(f"steps[{i}]: percent {percent!r} or opened {opened!r} is no percent and time")
+        used = recorded if policy is None else placed(policy, recorded)
+        key, began = (self.release, percent, opened), (used, before, past)
+        one = kept.take(key, began, entries) if kept is not None and isinstance(entries, list) else None
+        windows = windows_from(entries, f"steps[{i}].windows", len(one.taken) if one else 0)
+        if policy is not None:
+            windows = [asked_for(window, used) for window in windows]
+            before = [asked_for(window, used) for window in before]
+        if one is None:
+            one = Replay(percent, opened, began, Judge(used, past))
+            one.judge.extend(before)
+        one.go_on(entries[len(one.taken) :], windows)
+        if kept is not None:
+            kept.keep(key, one)
+        return one
 
     @property
     def editions(self) -> tuple[int, ...]:

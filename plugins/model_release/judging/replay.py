@@ -1,9 +1,14 @@
-"""What a replay shows, and how another policy than the recorded one takes a step's place."""
+"""What a replay shows, what may be kept of it, and how another policy than the recorded one takes a step's place."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
+from .judge import Judge
 from .policy import Policy
 from .verdict import Verdict
 from .window import EvidenceError, Side, Window
@@ -27,6 +32,60 @@ class Look:
         """The look as one line for a log or a terminal."""
         when = f"{self.end}  " if self.end else ""
         return f"{when}{self.percent:>3} %  window {self.window:>3}  {self.verdict.decision:<12}  {self.verdict.reason}"
+
+
+@dataclass
+class Replay:
+    """One step as far as it was replayed. `began`: all that its judge was told before the first window."""
+
+    percent: int
+    opened: str
+    began: tuple[Any, ...]
+    judge: Judge
+    taken: list[Any] = field(default_factory=list)  # the windows, as recorded
+    looks: list[Look] = field(default_factory=list)
+
+    def go_on(self, recorded: Sequence[Any], windows: Sequence[Window]) -> None:
+        """Looks once more after each of these windows, until one decides."""
+        for entry, window in zip(recorded, windows, strict=True):
+            if self.judge.decided:
+                return
+            self.taken.append(entry)
+            self.looks.append(Look(self.percent, self.opened, len(self.taken), window.end, self.judge.add(window)))
+
+    def looked(self, *, whole: bool, final: bool) -> list[Look]:
+        """Every look. `whole`: no more windows were recorded, so that with `final` the last look was the deadline's."""
+        if not self.looks:
+            return [Look(self.percent, self.opened, 0, None, self.judge.verdict(final=final))]
+        if not (whole and final) or self.judge.decided:
+            return list(self.looks)
+        return [*self.looks[:-1], replace(self.looks[-1], verdict=self.judge.verdict(final=True))]
+
+
+class Replays:
+    """What is kept of replays, so that a step that has grown goes on from where it stood. For a page, which asks every
+    few seconds: six hours of a bake are seconds of judging. The looks are those that there are without.
+
+    May be used by several threads: what one of them has under way, another one begins anew.
+    """
+
+    def __init__(self, steps: int) -> None:
+        self._most, self._lock = steps, threading.Lock()
+        self._kept: OrderedDict[Hashable, Replay] = OrderedDict()
+
+    def take(self, key: Hashable, began: tuple[Any, ...], recorded: Sequence[Any]) -> Replay | None:
+        """What was kept of a step, if it began like this and these windows begin with those that it has taken in."""
+        with self._lock:
+            one = self._kept.pop(key, None)
+        return one if one and one.began == began and one.taken == list(recorded[: len(one.taken)]) else None
+
+    def keep(self, key: Hashable, one: Replay) -> None:
+        """Keeps it for whoever asks next; what is too many is forgotten, the one first that nobody has asked for."""
+        with self._lock:
+            self._kept[key] = one
+            self._kept.move_to_end(key)
+            while len(self._kept) > self._most:
+                self._kept.popitem(last=False)
 
 
 def placed(policy: Policy, recorded: Policy) -> Policy:

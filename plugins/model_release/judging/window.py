@@ -256,8 +256,8 @@ class Window:
         return out
 
 
-def windows_from(data: Any, path: str = "windows") -> list[Window]:
-    """A list of windows from JSON; the error names the window's place in the list."""
+def windows_from(data: Any, path: str = "windows", first: int = 0) -> list[Window]:
+    """A list of windows from JSON, from the `first` on; the error names the window's place in the list."""
     if isinstance(data, (str, bytes, Mapping)) or not isinstance(data, Iterable):
         raise EvidenceError(f"{path}: a list of windows is expected here, not {type(data).__name__}")
-    return [Window.from_dict(entry, f"{path}[{i}]") for i, entry in enumerate(data)]
+    return [Window.from_dict(entry, f"{path}[{i}]") for i, entry in enumerate(data) if i >= first]

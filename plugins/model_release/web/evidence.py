@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from model_release.web import words
@@ -11,10 +12,13 @@ from model_release.web.course import course, progress, seconds, share
 
 if TYPE_CHECKING:
     from model_release.judging.record import Record
-    from model_release.judging.replay import Look
+    from model_release.judging.replay import Look, Replays
     from model_release.judging.verdict import LabelShare, MetricVerdict, SliceVerdict, Verdict
 
 Json = dict[str, Any]
+
+# Of how many steps the looks are kept, which a page asks for again and again: 7 MB for six hours of two metrics.
+_STEPS_KEPT = 8
 
 __all__ = ["evidence", "is_bake", "progress", "seconds"]
 
@@ -28,7 +32,7 @@ def evidence(record: Record) -> Json:
     Raises:
         RecordError, EvidenceError, PolicyError: the record's counts cannot be judged; each is a ValueError.
     """
-    looks = record.replay()
+    looks = record.replay(kept=_replays())
     counted = {(step["percent"], step["opened"]): step for step in record.steps}
     rows = [_row(look, counted[look.percent, look.opened]) for look in looks]
     last = looks[-1].verdict if looks else None
@@ -43,6 +47,13 @@ def evidence(record: Record) -> Json:
         "decision": words.decision(last.decision) if last else None,
         "still": _still(last),
     }
+
+
+@cache
+def _replays() -> Replays:
+    from model_release.judging.replay import Replays
+
+    return Replays(steps=_STEPS_KEPT)
 
 
 def is_bake(step: Json) -> bool:
