@@ -29,10 +29,6 @@ logger = logging.getLogger(__name__)
 
 EXPORTED, SCRIPTED = "model.pt2", "model.pt"
 
-# A TorchScript model's first calls are up to 200 times slower than the rest, and so is the first call with a
-# new batch size: without these the first users of a canary would wait for the compiler.
-WARM_UP_BATCHES = (1, 1, 2, 2)
-
 
 class Labels(list[dict[str, Any]]):
     """The best labels of one picture, likeliest first, and of the probabilities of all labels one number: `certainty`,
@@ -63,7 +59,6 @@ class ImageModel:
         self.described = Model(name, version, self.preprocessing, self.input_size, description["activation"])
         if "OMP_NUM_THREADS" not in os.environ:
             torch.set_num_threads(cpus())
-        self.deal_out_to(torch.get_num_threads())
         self._load(folder, gpu)
         if self.device.type == "cpu" and (lacking := lacks(description.get("precision", "float32"))):
             logger.warning("%s", lacking)
@@ -87,11 +82,11 @@ class ImageModel:
     def _load_on(self, device: torch.device, folder: Path) -> None:
         self.device = device
         self.model = network(folder, device)
-        if device.type != "cpu":
-            self.deal_out_to(1)
-        for batch in WARM_UP_BATCHES:
-            self._forward(np.zeros((batch, 3, *self.input_size), np.float32))
-            self._logits(np.zeros((batch * self.cores, 3, *self.input_size), np.float32))
+        self.deal_out_to(torch.get_num_threads() if device.type == "cpu" else 1)
+        # A TorchScript model's first calls are up to 200 times slower than the rest, and so are the first two with
+        # several pictures: the first users of a canary would wait for the compiler.
+        for batch in (1, 1, 1, 2 * self.cores, 2 * self.cores):
+            self._logits(np.zeros((batch, 3, *self.input_size), np.float32))
 
     def deal_out_to(self, cores: int) -> None:
         """From now on the pictures of a batch are dealt out to so many CPUs; with one of them, or on a GPU (1), they go
@@ -149,7 +144,8 @@ class ImageModel:
             return self._forward(batch)
 
         def share(part: npt.NDArray[np.float32]) -> torch.Tensor:
-            torch.set_num_threads(self.cores // shares)  # of this thread alone
+            if torch.get_num_threads() != self.cores // shares:
+                torch.set_num_threads(self.cores // shares)  # of this thread alone
             return self._forward(part)
 
         under_way = [self._dealt.submit(share, part) for part in np.array_split(batch, shares)]

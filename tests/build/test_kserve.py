@@ -190,6 +190,7 @@ def test_requests_that_wait_go_through_the_network_together(
         gone = asyncio.ensure_future(model.predict((read[0], 0.0)))
         await asyncio.sleep(0)
         gone.cancel()
+        await asyncio.wait([gone])
         held.set()
         return list(await asyncio.gather(*waiting))
 
