@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
@@ -99,12 +99,9 @@ class ImageModel:
         return min(top_k or self.top_k, len(self.labels))
 
     def classify(self, pixels: list[npt.NDArray[np.float32]], top_k: int) -> list[Labels]:
-        """The best labels of each input [3, height, width]. One batch for each size there is (with a processor that
-        resizes, as nearly all do, that is one), and none larger than one request's may be: memory grows with it."""
+        """The best labels of each input [3, height, width], in as few batches as can be."""
         answers: list[Any] = [None] * len(pixels)
-        sizes = {array.shape: None for array in pixels}
-        same = ([row for row, array in enumerate(pixels) if array.shape == shape] for shape in sizes)
-        for rows in (every[at : at + MAX_INSTANCES] for every in same for at in range(0, len(every), MAX_INSTANCES)):
+        for rows in _batches(pixels):
             logits = self._logits(np.stack([pixels[row] for row in rows]))
             probabilities = logits.sigmoid() if self.sigmoid else logits.softmax(-1)
             scores, classes = probabilities.topk(top_k)
@@ -172,6 +169,15 @@ class ImageModel:
             logger.error("the model answered with NaN or infinity for a batch of %d", len(batch))
             raise RuntimeError("the model answered with NaN or infinity")
         return logits
+
+
+def _batches(pixels: list[npt.NDArray[np.float32]]) -> Iterator[list[int]]:
+    """The places of those that go together. One batch for each size there is: with a processor that resizes, as nearly
+    all do, that is one. None is larger than one request's may be: memory grows with it."""
+    for shape in dict.fromkeys(array.shape for array in pixels):
+        rows = [row for row, array in enumerate(pixels) if array.shape == shape]
+        for first in range(0, len(rows), MAX_INSTANCES):
+            yield rows[first : first + MAX_INSTANCES]
 
 
 def network(folder: Path, device: torch.device) -> Any:
