@@ -54,7 +54,7 @@ walk: setup ## the long walks as tests: the mission in five stages, Standard mod
 faults: setup ## break parts during releases; writes tests/faults/README.md (an hour)
 	@FAULTS_TABLE=tests/faults/README.md $(BIN)/python -m pytest tests/faults
 
-soak: setup ## 30 releases with faults at random, and a watcher outside of Airflow; benchmarks/soak.json (two hours)
+soak: setup ## 30 releases with faults at random, and a watcher outside of Airflow; benchmarks/soak.json (an hour)
 	@$(BIN)/python benchmarks/soak.py
 
 models: setup ## every image classifier of the installed transformers beside its pipeline; docs/models.md anew

@@ -1,9 +1,10 @@
 """Releases one after another, each with a fault at random, and a watcher outside of Airflow: is a canary ever open that
 nobody looks at for longer than its lease lasts?
 
-    python benchmarks/soak.py                 # 30 releases: some two hours; `make soak`
+    python benchmarks/soak.py                 # 30 releases: about an hour; `make soak`
     python benchmarks/soak.py --releases 5    # as many more as there are not yet
     python benchmarks/soak.py --seed 7        # the same faults in the same order
+    python benchmarks/soak.py --write         # the table of what was kept into this folder's README, and run nothing
 
 The watcher reads the gateway's own weights five times a second, and from the lease who looked last (brake_watch.py). Of
 each release is kept, in soak.json: the fault, how it ended, and for how long a canary had users while nobody looked, at
@@ -18,6 +19,7 @@ import json
 import random
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import Any
 from brake_watch import Watched, stack
 from faults.models import ASKED, BAD, BAKE, DAG
 from faults.releases import Release
+from pages import write
 
 from sandbox.process import processes
 
@@ -145,6 +148,19 @@ def one_release(watched: Watched, dice: random.Random, *, number: int) -> dict[s
     }
 
 
+def table(kept: list[dict[str, Any]]) -> str:
+    """A line for each fault: how its releases ended, and the longest time in which nobody looked."""
+    lines = ["| fault | releases | promoted | rolled back | failed | open and looked at by nobody, at most |"]
+    lines += ["|---|---:|---:|---:|---:|---:|"]
+    for fault in sorted({one["fault"] for one in kept}):
+        rows = [one for one in kept if one["fault"] == fault]
+        endings = Counter(one["ended"].partition(":")[0] for one in rows)
+        counts = [str(endings.pop(ending, 0)) for ending in ("promoted", "rolled_back", "failed")]
+        assert not endings, f"{fault}: {endings}"
+        lines.append(f"| {fault} | {len(rows)} | {' | '.join(counts)} | {max(one['longest'] for one in rows):.1f} s |")
+    return "\n".join(lines)
+
+
 def read() -> list[dict[str, Any]]:
     return list(json.loads(KEPT.read_text(encoding="utf-8"))) if KEPT.exists() else []
 
@@ -153,8 +169,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--releases", type=int, default=30)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--write", action="store_true", help="write the table into README.md, and run nothing")
     options = parser.parse_args()
-    kept = soak(options.releases, options.seed)
+    kept = read() if options.write else soak(options.releases, options.seed)
+    if options.write:
+        write({"soak": table(kept)})
     longest = max((one["longest"] for one in kept), default=0.0)
     print(f"{len(kept)} releases; open and looked at by nobody for {longest:.1f} s at the longest ({MOST:.0f} may be)")
     return 1 if longest > MOST else 0

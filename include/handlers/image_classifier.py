@@ -4,7 +4,7 @@ The archive holds `model.pt` (TorchScript), `model.json` (labels, input size, pr
 `image_*.py` beside it: requests, files, headers, pixels, the model. Needs torch, Pillow and NumPy.
 
 Requests: what `image_requests` reads, with TorchServe's envelopes (`TS_SERVICE_ENVELOPE=kserve` or `kservev2`, as
-KServe runs it) and without, alike. All images of a request go through the model in one forward pass.
+KServe runs it) and without, alike. All images of a request are one batch.
 
 Answers: for each image the `top_k` likeliest labels, `[{"label": "cat", "score": 0.93}, …]`, best first, in the shape
 of the request's protocol. Scores are probabilities: softmax, or sigmoid for a multi-label model, as

@@ -51,7 +51,7 @@ AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 #: Pillow reads WebP through libwebp's decoder of animations, which holds five copies of the picture.
 MAX_WEBP_PIXELS = 25_000_000
-#: One request is one forward pass, and its memory grows with each instance.
+#: One request is one batch, and its memory grows with each instance.
 MAX_INSTANCES = 64
 #: All pictures of a request, before they are made small: a black picture of 50 megapixels is a file of some kilobytes,
 #: and half a second's work.

@@ -29,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 EXPORTED, SCRIPTED = "model.pt2", "model.pt"
 
+# A TorchScript model's first calls are up to 200 times slower than the rest, and so is the first call with a
+# new batch size: without these the first users of a canary would wait for the compiler.
+WARM_UP_BATCHES = (1, 1, 1, 2, 2)
+
 
 class Labels(list[dict[str, Any]]):
     """The best labels of one picture, likeliest first, and of the probabilities of all labels one number: `certainty`,
@@ -83,10 +87,8 @@ class ImageModel:
         self.device = device
         self.model = network(folder, device)
         self.deal_out_to(torch.get_num_threads() if device.type == "cpu" else 1)
-        # A TorchScript model's first calls are up to 200 times slower than the rest, and so are the first two with
-        # several pictures: the first users of a canary would wait for the compiler.
-        for batch in (1, 1, 1, 2 * self.cores, 2 * self.cores):
-            self._logits(np.zeros((batch, 3, *self.input_size), np.float32))
+        for batch in WARM_UP_BATCHES:
+            self._forward(np.zeros((batch, 3, *self.input_size), np.float32))
 
     def deal_out_to(self, cores: int) -> None:
         """From now on the pictures of a batch are dealt out to so many CPUs; with one of them, or on a GPU (1), they go

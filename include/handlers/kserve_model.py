@@ -45,15 +45,16 @@ class ImageClassifier(Model):
 
     Pictures are read in as many threads as the pod has CPUs; the network is asked in a thread of its own: the event
     loop answers probes meanwhile. What limits the memory of the whole process while it is read (AVIF) is read while
-    nothing else is read or passed. What waits for the network goes together until each CPU has a picture, and nobody
-    waits for others; with `batching`, up to `max` requests go together, and the first of them waits `within_ms` for
-    others, or not at all where as many are there already.
+    nothing else is read or passed. What waits for the network goes together as long as each CPU has one picture at the
+    most; with `batching`, up to `max` requests go together, and the first of them waits `within_ms` for others, or not
+    at all where as many are there already.
     """
 
     def __init__(self, name: str, folder: Path, batching: Mapping[str, int] | None = None) -> None:
         super().__init__(name)
         self._folder, self.images, self.slices = folder, ImageModel(), SliceCounter()
         self._batching = batching
+        self._held: list[tuple[Request, Future[Any]]] = []  # taken from the queue, and of the next pass
         self._waiting: queue.SimpleQueue[tuple[Request, Future[Any]]] = queue.SimpleQueue()
         self._turns = Turns()
         self._readers, self._network = ThreadPoolExecutor(cpus(), "reader"), ThreadPoolExecutor(1, "network")
@@ -107,20 +108,21 @@ class ImageClassifier(Model):
         answers, found = self.images.answered(requests)
         return answers, [labels for own in found for labels in own]
 
-    def _more(self, batch: list[Request]) -> bool:
-        """Whether another request may go with these."""
-        if self._batching:
-            return len(batch) < self._batching["max"]
-        return sum(len(request.inputs) for request in batch) < self.images.cores
-
     def _pass(self) -> None:
         """Answers what waits, as much as may go together. A client that has gone is not answered for."""
         batch: list[tuple[Request, Future[Any]]] = []
-        until = time.monotonic() + (self._batching["within_ms"] / 1000 if self._batching else 0.0)
-        while self._more([request for request, _ in batch]):
+        most, within = (
+            (self._batching["max"], self._batching["within_ms"]) if self._batching else (self.images.cores, 0)
+        )
+        until = time.monotonic() + within / 1000
+        while len(batch) < most:
             try:
-                one = self._waiting.get(timeout=max(0.0, until - time.monotonic()) if batch else 0.0)
+                left = max(0.0, until - time.monotonic()) if batch else 0.0
+                one = self._held.pop() if self._held else self._waiting.get(timeout=left)
             except queue.Empty:
+                break
+            if batch and not self._batching and sum(len(request.inputs) for request, _ in [*batch, one]) > most:
+                self._held.append(one)  # for the next pass: nobody's one picture waits for all of those
                 break
             if one[1].set_running_or_notify_cancel():
                 batch.append(one)

@@ -163,6 +163,7 @@ def test_what_is_said_of_batching_changes_no_archive(version: Archive, program: 
     [
         ({"max": 4, "within_ms": 5}, 2, [4, 2]),  # as many as may
         (None, 2, [2, 2, 1, 1]),  # a picture for each CPU: the fifth request has two
+        (None, 5, [4, 2]),  # the fifth would make it six pictures, and waits for the next pass
         (None, 1, [1, 1, 1, 1, 1, 1]),
         (None, 8, [6]),
     ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -208,7 +209,7 @@ def test_a_missing_record_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_a_step_that_has_grown_is_replayed_from_where_it_stood(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = released(0.0, final=True, length=12)
-    kept, judged = Replays(2), []
+    kept, judged = Replays(looks=99), []
     add = Judge.add
     monkeypatch.setattr(Judge, "add", lambda one, window: judged.append(window) or add(one, window))
     for windows, final in ((5, False), (5, True), (9, False), (12, True), (12, True)):
@@ -223,7 +224,7 @@ def test_a_step_that_has_grown_is_replayed_from_where_it_stood(monkeypatch: pyte
 
 @pytest.mark.parametrize("changed", ["policy", "past", "a window", "fewer windows"])
 def test_a_step_that_is_another_one_is_replayed_from_its_beginning(changed: str) -> None:
-    record, kept = released(0.0, length=12), Replays(2)
+    record, kept = released(0.0, length=12), Replays(looks=99)
     before = Record.from_json(record.to_json()).replay(kept=kept)
     if changed == "policy":
         record.steps[0]["policy"]["metrics"][0]["max_rate"] = 0.5
@@ -239,11 +240,39 @@ def test_a_step_that_is_another_one_is_replayed_from_its_beginning(changed: str)
     assert now != before
 
 
-def test_no_more_steps_are_kept_than_were_wanted() -> None:
-    kept = Replays(2)
+def test_no_more_looks_are_kept_than_were_wanted() -> None:
+    kept = Replays(looks=4)
     records = [released(0.0, length=2) for _ in range(3)]
     for name, one in zip("abc", records, strict=True):
         one.release = name
     for one in (*records[:2], records[0], records[2]):
         assert one.replay(kept=kept) == one.replay()
     assert [key[0] for key in kept._kept] == ["a", "c"], "b was not asked for longest"
+    long = released(0.0, length=9)
+    long.replay(kept=kept)
+    assert [len(one.looks) for one in kept._kept.values()] == [9], "the last one stays"
+
+
+def test_what_is_kept_is_nobodys_until_it_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread may take it at once, and go on with it."""
+    whole = released(0.0, length=9)
+    early, kept, keep = Record.from_json(whole.to_json()), Replays(looks=99), Replays.keep
+    del early.steps[0]["windows"][5:]
+
+    def at_once(one: Replays, *what: Any) -> None:
+        keep(one, *what)
+        monkeypatch.setattr(Replays, "keep", keep)
+        whole.replay(kept=one)
+
+    monkeypatch.setattr(Replays, "keep", at_once)
+    assert early.replay(kept=kept) == early.replay()
+
+
+def test_a_step_that_is_decided_by_what_it_carries_has_one_look() -> None:
+    """By another policy a step before it may have been enough."""
+    record = released(0.0)
+    first, second = record.steps
+    second["carried"] = [[first["opened"], len(first["windows"])]]
+    stricter = policy(max_rate=0.02, max_ratio=1.5, floor=0.005, min_requests=1, indifference=50)
+    look = record.replay(stricter)[-1]
+    assert (look.percent, look.window, look.end) == (30, 1, second["windows"][0]["end"])

@@ -202,19 +202,16 @@ class Record:
         own `traffic` and `steps`, the shares or the ramp, and what a person had answered. `kept` remembers what was
         judged by the recorded policies, for the next time.
         """
-        looks = []
-        for i, step in enumerate(self.steps):
-            one = self._replayed(i, step, policy, kept if policy is None else None)
-            looks += one.looked(whole=len(one.taken) == len(step["windows"]), final=bool(step["final"]))
-        return looks
+        steps = (self._replayed(i, step, policy, kept if policy is None else None) for i, step in enumerate(self.steps))
+        return [look for looks in steps for look in looks]
 
-    def _replayed(self, i: int, step: Any, policy: Policy | None, kept: Replays | None) -> Replay:
-        """A step, with all of its windows judged again until one decided."""
+    def _replayed(self, i: int, step: Any, policy: Policy | None, kept: Replays | None) -> list[Look]:
+        """The looks of a step, with all of its windows judged again until one decided."""
         if not isinstance(step, Mapping):
             raise RecordError(f"steps[{i}]: a mapping is expected here, not {type(step).__name__}")
         try:
             recorded = Policy.from_dict(step["policy"], f"steps[{i}].policy")
-            percent, opened, entries, _ = (step[name] for name in ("percent", "opened", "windows", "final"))
+            percent, opened, entries, final = (step[name] for name in ("percent", "opened", "windows", "final"))
             before, past = self.carried(step), self.past_of(step)
         except KeyError as missing:
             raise RecordError(f"steps[{i}].{missing.args[0]}: is missing") from None
@@ -231,9 +228,10 @@ class Record:
             one = Replay(percent, opened, began, Judge(used, past))
             one.judge.extend(before)
         one.go_on(entries[len(one.taken) :], windows)
+        looks = one.looked(whole=len(one.taken) == len(entries), final=bool(final))
         if kept is not None:
             kept.keep(key, one)
-        return one
+        return looks
 
     @property
     def editions(self) -> tuple[int, ...]:

@@ -48,7 +48,7 @@ class Replay:
     def go_on(self, recorded: Sequence[Any], windows: Sequence[Window]) -> None:
         """Looks once more after each of these windows, until one decides."""
         for entry, window in zip(recorded, windows, strict=True):
-            if self.judge.decided:
+            if self.looks and self.judge.decided:  # one look there is also where what was carried decides
                 return
             self.taken.append(entry)
             self.looks.append(Look(self.percent, self.opened, len(self.taken), window.end, self.judge.add(window)))
@@ -66,11 +66,12 @@ class Replays:
     """What is kept of replays, so that a step that has grown goes on from where it stood. For a page, which asks every
     few seconds: six hours of a bake are seconds of judging. The looks are those that there are without.
 
-    May be used by several threads: what one of them has under way, another one begins anew.
+    May be used by several threads: what one of them has under way, another one begins anew. Of more `looks` than are
+    wanted the steps are forgotten first that nobody has asked for; the last one is kept, however many it has.
     """
 
-    def __init__(self, steps: int) -> None:
-        self._most, self._lock = steps, threading.Lock()
+    def __init__(self, looks: int) -> None:
+        self._most, self._lock = looks, threading.Lock()
         self._kept: OrderedDict[Hashable, Replay] = OrderedDict()
 
     def take(self, key: Hashable, began: tuple[Any, ...], recorded: Sequence[Any]) -> Replay | None:
@@ -80,11 +81,11 @@ class Replays:
         return one if one and one.began == began and one.taken == list(recorded[: len(one.taken)]) else None
 
     def keep(self, key: Hashable, one: Replay) -> None:
-        """Keeps it for whoever asks next; what is too many is forgotten, the one first that nobody has asked for."""
+        """Keeps it for whoever asks next, who may be at it at once: it is no longer the caller's."""
         with self._lock:
+            self._kept.pop(key, None)
             self._kept[key] = one
-            self._kept.move_to_end(key)
-            while len(self._kept) > self._most:
+            while len(self._kept) > 1 and sum(len(step.looks) for step in self._kept.values()) > self._most:
                 self._kept.popitem(last=False)
 
 

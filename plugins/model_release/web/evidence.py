@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-# Of how many steps the looks are kept, which a page asks for again and again: 7 MB for six hours of two metrics.
-_STEPS_KEPT = 8
+# How many looks are kept, which a page asks for again and again: two days of windows of 10 s, in 60 MB.
+_LOOKS_KEPT = 20_000
 
 __all__ = ["evidence", "is_bake", "progress", "seconds"]
 
@@ -53,7 +53,7 @@ def evidence(record: Record) -> Json:
 def _replays() -> Replays:
     from model_release.judging.replay import Replays
 
-    return Replays(steps=_STEPS_KEPT)
+    return Replays(looks=_LOOKS_KEPT)
 
 
 def is_bake(step: Json) -> bool:
