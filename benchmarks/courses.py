@@ -17,7 +17,7 @@ from promises import BOTH, RELEASES, STABLE, policy
 from model_release.judging import Policy, ramp
 from model_release.judging.evidence import Evidence
 from model_release.judging.rules import Rules
-from model_release.judging.state import REQUESTS, Counts, Floats, State
+from model_release.judging.state import REQUESTS, Counts, EvidenceState, Floats
 from model_release.judging.verdict import CONTINUE, PROMOTE, ROLL_BACK
 
 Ints = npt.NDArray[np.int_]
@@ -102,9 +102,9 @@ def judged(asked: Policy, per_second: float, canary: float, *, seed: int = 91) -
     return Ended(codes, minutes, hurt)
 
 
-def _some(state: State, which: npt.NDArray[np.bool_]) -> State:
-    kept = {one.name: getattr(state, one.name) for one in fields(State)}
-    return State(**{name: value if name == "age" else value[which] for name, value in kept.items()})
+def _some(state: EvidenceState, which: npt.NDArray[np.bool_]) -> EvidenceState:
+    kept = {one.name: getattr(state, one.name) for one in fields(EvidenceState)}
+    return EvidenceState(**{name: value if name == "age" else value[which] for name, value in kept.items()})
 
 
 Rule = Callable[[Floats, Floats], tuple[Ints, Ints]]

@@ -37,9 +37,9 @@ from .state import (
     WINDOWS,
     Bools,
     Counts,
+    EvidenceState,
     Floats,
     Readings,
-    State,
 )
 
 # How much the assumed design effect weighs, in windows fully worth of measuring it.
@@ -134,11 +134,11 @@ class Evidence:
             for name, limit in (("rate", self._beyond_rate), ("floor", self._beyond_floor))
         }
 
-    def start(self, releases: tuple[int, ...] = ()) -> State:
+    def start(self, releases: tuple[int, ...] = ()) -> EvidenceState:
         every = self._main + len(self._owner)
         hypotheses = len(self._rates) + 2 * len(self._ratios)
         dead = np.zeros((*releases, self._main, 2))
-        return State(
+        return EvidenceState(
             0,
             np.zeros((*releases, hypotheses, len(bets.BETS))),
             np.zeros((*releases, every, COLUMNS)),
@@ -149,7 +149,7 @@ class Evidence:
             np.zeros((*releases, split.ALTERNATIVES)),
         )
 
-    def extend(self, state: State, counts: Counts) -> State:
+    def extend(self, state: EvidenceState, counts: Counts) -> EvidenceState:
         """The path of states after each of the T windows of `counts`, T at least 1."""
         canary = terms.totals(counts.canary_totals, counts.canary_requests, self._owner)
         stable = terms.totals(counts.stable_totals, counts.stable_requests, self._owner)
@@ -213,7 +213,7 @@ class Evidence:
             if counts.share is not None:
                 wanted = np.where(np.isnan(counts.share), wanted, counts.share)
         both = counts.canary_requests + counts.stable_requests
-        return State(
+        return EvidenceState(
             state.age,
             bets.wealth(state.wealth, excess, state.age, self._idle),
             terms.running(state.sums, steps),
@@ -224,7 +224,7 @@ class Evidence:
             split.extend(state.split, counts.canary_requests, both, wanted),
         )
 
-    def read(self, state: State, ages: npt.ArrayLike | None = None) -> Readings:
+    def read(self, state: EvidenceState, ages: npt.ArrayLike | None = None) -> Readings:
         """The evidence of a state; with `ages` (T), the windows taken in by then, of a whole path."""
         at_end = np.asarray(state.age if ages is None else ages)
         design, few = self._design_effect(state.sums[..., : self._main, :])
@@ -234,7 +234,7 @@ class Evidence:
             against, favour, rate_is_worse, self._dead(state), design * few, design, split.read(state.split)
         )
 
-    def read_path(self, path: State) -> Readings:
+    def read_path(self, path: EvidenceState) -> Readings:
         """The evidence after each window of a path."""
         return self.read(path, path.age + 1 + np.arange(path.sums.shape[-3]))
 
@@ -253,7 +253,7 @@ class Evidence:
         rate, ratio = rate + self._rate_part, ratio + self._ratio_part
         return np.logaddexp(rate, ratio), rate >= ratio
 
-    def worst_edge(self, state: State, metric: int) -> tuple[float, int] | None:
+    def worst_edge(self, state: EvidenceState, metric: int) -> tuple[float, int] | None:
         """Of a metric that is compared at several edges, the one that speaks most against the canary, in milliseconds,
         and its column; None where the limit's own does. `state` has no leading axes."""
         mine = [self._main + j for j, owner in enumerate(self._owner) if owner == metric]
@@ -278,7 +278,7 @@ class Evidence:
         rate, ratio = self._for_each(sums, design)
         return np.where(self.has_rate | self.has_ratio, np.minimum(rate, ratio), -np.inf)
 
-    def at_deadline(self, state: State, risk: float | None = None) -> Bools:
+    def at_deadline(self, state: EvidenceState, risk: float | None = None) -> Bools:
         """Whether each metric (..., M) is shown to keep its limits by all that was seen, at one look that was fixed
         before: for each limit by its evidence so far, or by a test of fixed size at `risk`, the policy's unless
         said."""
@@ -299,7 +299,7 @@ class Evidence:
         )
         return out & (self.has_rate | self.has_ratio)
 
-    def interval(self, state: State) -> tuple[Floats, Floats]:
+    def interval(self, state: EvidenceState) -> tuple[Floats, Floats]:
         """The lower and upper end (..., M) of the canary's bad share: together they leave it out in at most 5 % of
         releases, whatever the number of looks, as far as the bursts are those that were seen."""
         sums = state.sums[..., : self._main, :]
@@ -390,7 +390,7 @@ class Evidence:
         calm = np.where(self._has_ratio, ~high, ~(rate & self._has_rate))
         return ~ill, ~(rate & self._has_rate), ~(floor & self._has_ratio), calm
 
-    def _dead(self, state: State) -> Bools:
+    def _dead(self, state: EvidenceState) -> Bools:
         """Whether nothing works any more, (..., M), by the limit that a good canary keeps."""
         usual = state.usual[..., : self._main]
         limit = np.where(self.has_rate, self._rate[: self._main], 1.0)

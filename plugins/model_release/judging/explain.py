@@ -28,16 +28,15 @@ from .sentences import (
     tally,
 )
 from .slices import SliceEvidence
-from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Readings, State
+from .state import ASIDE, BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, EvidenceState, Readings
 from .terms import reported
-from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
-from .verdict import State as MetricState
+from .verdict import BAD_VALUE, WRONG_SPLIT, Decision, MetricState, MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .window import Window
 
 
 def verdict(
     ev: Evidence,
-    state: State,
+    state: EvidenceState,
     readings: Readings,
     value_states: Sequence[values.ValueState],
     labels: Sequence[Labels],
@@ -107,7 +106,7 @@ def verdict(
 def _metric(
     ev: Evidence,
     i: int,
-    state: State,
+    state: EvidenceState,
     readings: Readings,
     missing: float,
     ends: tuple[float, float],
@@ -195,7 +194,7 @@ def _metric(
     )
 
 
-def _at_worst_edge(ev: Evidence, i: int, state: State) -> str:
+def _at_worst_edge(ev: Evidence, i: int, state: EvidenceState) -> str:
     """What was counted at the edge that speaks most against the canary, where that is not the limit's own."""
     found = ev.worst_edge(state, i)
     if found is None:

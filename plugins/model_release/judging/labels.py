@@ -12,8 +12,7 @@ from . import ramp, shift, terms
 from .policy import Policy, Shift
 from .sentences import at_deadline, bound, count, evidence, name_of, plural, share, tally, times
 from .state import Floats
-from .verdict import CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, LabelShare, MetricVerdict
-from .verdict import State as MetricState
+from .verdict import CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, LabelShare, MetricState, MetricVerdict
 from .window import Side, Window
 
 SHOWN = 10  # labels in a verdict

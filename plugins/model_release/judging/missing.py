@@ -7,14 +7,14 @@ import math
 import numpy as np
 
 from .evidence import Evidence
-from .state import REQUESTS, Floats, Readings, State
+from .state import REQUESTS, EvidenceState, Floats, Readings
 
 # How much more of the same to try, as multiples of what was seen.
 _MORE: list[float] = np.geomspace(0.02, 300, 10).tolist()
 _TIMES: Floats = 1 + np.array(_MORE)[:, None, None]
 
 
-def requests_needed(ev: Evidence, state: State, now: Readings) -> list[float]:
+def requests_needed(ev: Evidence, state: EvidenceState, now: Readings) -> list[float]:
     """Canary requests still to come for each metric if they are like those seen; inf where they never decide."""
     sums = state.sums[: len(ev.policy.metrics)]
     seen = sums[:, REQUESTS].tolist()

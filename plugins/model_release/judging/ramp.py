@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from .evidence import Evidence
 from .policy import Ramp
-from .state import REQUESTS, Readings, State
+from .state import REQUESTS, EvidenceState, Readings
 from .window import Window
 
 Floats = npt.NDArray[np.float64]
@@ -78,7 +78,7 @@ def level(ramp: Ramp, per_window: float, upper: npt.ArrayLike) -> Floats:
     return out
 
 
-def wider(evidence: Evidence, state: State, readings: Readings, opening: Opening) -> float | None:
+def wider(evidence: Evidence, state: EvidenceState, readings: Readings, opening: Opening) -> float | None:
     """The share that the canary may have now, None when it stays; the verdict is then `open`."""
     policy = evidence.policy
     deciding = np.array([not m.observe for m in policy.metrics])

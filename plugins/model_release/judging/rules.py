@@ -7,7 +7,7 @@ import numpy.typing as npt
 
 from . import ramp
 from .evidence import Evidence
-from .state import REQUESTS, Bools, Floats, Readings, State
+from .state import REQUESTS, Bools, EvidenceState, Floats, Readings
 from .verdict import CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT
 
 Codes = npt.NDArray[np.int_]
@@ -21,7 +21,7 @@ class Rules:
         self._aside: Bools = np.array([m.observe for m in evidence.policy.metrics])
         self._critical: Bools = np.array([m.critical and not m.observe for m in evidence.policy.metrics])
 
-    def codes(self, path: State, readings: Readings, shares: Floats | None = None) -> Codes:
+    def codes(self, path: EvidenceState, readings: Readings, shares: Floats | None = None) -> Codes:
         """What the shares say after each window of a path, (..., T).
 
         Roll back comes before all else, then whatever makes the figures doubtful, and promotion last. `shares` is the
@@ -58,7 +58,7 @@ class Rules:
         return out
 
     def at_deadline(
-        self, state: State, readings: Readings, others: bool | Bools = True, risk: float | None = None
+        self, state: EvidenceState, readings: Readings, others: bool | Bools = True, risk: float | None = None
     ) -> Bools:
         """Whether what is open at the deadline may be promoted (...): the one look whose moment was fixed before.
 

@@ -51,7 +51,7 @@ _GRID: Floats = np.linspace(0.005, 1.0, 200)
 
 
 @dataclass(frozen=True)
-class State:
+class ShiftState:
     """All that is remembered of the windows so far."""
 
     age: int
@@ -71,7 +71,7 @@ class State:
     windows: Floats  # (...): in which both sides answered
     silent: Floats  # (...): windows without data in a row
 
-    def grown(self, labels: int) -> State:
+    def grown(self, labels: int) -> ShiftState:
         """The same with room for more labels."""
         more = labels - self.usual.shape[-1]
 
@@ -93,12 +93,12 @@ class State:
         )
 
 
-def start(past: Floats) -> State:
+def start(past: Floats) -> ShiftState:
     """Before the first window. `past` (..., L) are the labels that stable gave before the release, 0 where nothing is
     known of that."""
     zeros, one = np.zeros_like(past, dtype=float), np.zeros(past.shape[:-1])
     money = np.zeros((*past.shape, len(BETS)))
-    return State(
+    return ShiftState(
         age=0,
         up=money,
         down=money,
@@ -118,7 +118,7 @@ def start(past: Floats) -> State:
     )
 
 
-def extend(state: State, canary: Floats, stable: Floats, max_shift: float, windows: int) -> State:
+def extend(state: ShiftState, canary: Floats, stable: Floats, max_shift: float, windows: int) -> ShiftState:
     """The state after one window with so many answers of each label (..., L); NaN is no data. The bets that start later
     are spread over `windows`. Where one side did not answer nothing is bet."""
     there = np.asarray(~np.isnan(canary + stable).any(axis=-1))
@@ -150,7 +150,7 @@ def extend(state: State, canary: Floats, stable: Floats, max_shift: float, windo
     pooled = (b_ + s_) / np.maximum(n + m, 1)[..., None]
     independent = (pooled * (1 - pooled)).sum(axis=-1) * (n + m) / np.maximum(n + m - 1, 1)
     spread = np.stack([h * (true_apart**2).sum(axis=-1), np.where(both, independent, 0.0)], axis=-1)
-    return State(
+    return ShiftState(
         age=state.age + 1,
         up=np.minimum(up, bets.RICHEST),
         down=np.minimum(down, bets.RICHEST),
@@ -170,7 +170,7 @@ def extend(state: State, canary: Floats, stable: Floats, max_shift: float, windo
     )
 
 
-def _bet(state: State, windows: int) -> tuple[Floats, Floats, Floats, Floats]:
+def _bet(state: ShiftState, windows: int) -> tuple[Floats, Floats, Floats, Floats]:
     """The bets with the money that is laid on them before the window: most of it as soon as labels are known, the rest
     a little in each window, more of it on the labels that stable often gives. Nobody's share can fall by more than it
     is."""
@@ -199,7 +199,7 @@ def _merged(counts: Floats, known: Bools) -> Floats:
     return out
 
 
-def _rising(state: State) -> Bools:
+def _rising(state: ShiftState) -> Bools:
     """The labels that are on the canary more often than on stable, by what was seen before the window."""
     n, m = state.lately[..., 0, :].sum(axis=-1), state.lately[..., 1, :].sum(axis=-1)
     u = state.lately[..., 0, :] / np.maximum(n, 1e-9)[..., None]
@@ -210,21 +210,21 @@ def _rising(state: State) -> Bools:
     return out
 
 
-def against(state: State) -> Floats:
+def against(state: ShiftState) -> Floats:
     """log evidence (...) that the distance is above `max_shift`."""
     bet = state.up.sum(axis=(-1, -2)) + state.down.sum(axis=(-1, -2)) + state.joint.sum(axis=-1)
     out: Floats = np.log(bet + 1 - state.paid)
     return out
 
 
-def distance(state: State) -> Floats:
+def distance(state: ShiftState) -> Floats:
     """The distance seen (...), 0 to 1: on the average above the true one, and the more so the fewer answers a label
     has."""
     out: Floats = np.maximum(state.apart, 0.0).sum(axis=-1) / np.maximum(state.paired, 1e-9)
     return out
 
 
-def design_effect(state: State, assumed: float) -> Floats:
+def design_effect(state: ShiftState, assumed: float) -> Floats:
     """How many answers are worth one independent one (...), at least 1: the dispersion of the sides' difference. So
     neither what swings on both of them nor a lasting shift is a burst."""
     worth = np.maximum(state.windows - 1, 0.0)
@@ -236,7 +236,7 @@ def design_effect(state: State, assumed: float) -> Floats:
     return out
 
 
-def favour(state: State, bound: npt.ArrayLike, design: Floats) -> Floats:
+def favour(state: ShiftState, bound: npt.ArrayLike, design: Floats) -> Floats:
     """log evidence that the distance is below `bound`, 0 to 1; they broadcast."""
     tau = np.asarray(bound, dtype=float)
     worth = 2 * tau**2 * state.paired / design
@@ -245,14 +245,14 @@ def favour(state: State, bound: npt.ArrayLike, design: Floats) -> Floats:
     return clusters.mixed(logs, np.full(len(_FRACTIONS), -math.log(len(_FRACTIONS))))
 
 
-def at_deadline(state: State, bound: float, design: Floats, risk: float) -> Bools:
+def at_deadline(state: ShiftState, bound: float, design: Floats, risk: float) -> Bools:
     """Whether the distance is shown to be below `bound`, at one look that was fixed before (McDiarmid 1989)."""
     left = np.maximum(bound - distance(state), 0.0)
     out: Bools = np.exp(-2 * left**2 * state.paired / design) <= risk
     return out
 
 
-def interval(state: State, design: float, confidence: float = clusters.CONFIDENCE) -> tuple[float, float]:
+def interval(state: ShiftState, design: float, confidence: float = clusters.CONFIDENCE) -> tuple[float, float]:
     """The ends of the distance of one canary, over all looks; a label's own difference is a lower one."""
     bar = math.log(2 / (1 - confidence))
     shown = favour(state, _GRID, np.full(_GRID.shape, design)) >= bar

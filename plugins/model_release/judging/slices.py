@@ -24,7 +24,7 @@ import numpy as np
 from .evidence import Evidence
 from .policy import Metric, Policy
 from .sentences import count, listed, name_of, plural, share
-from .state import BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Bools, Counts, Floats, State
+from .state import BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Bools, Counts, EvidenceState, Floats
 from .terms import reported
 from .verdict import SliceVerdict
 from .window import Side, Window
@@ -44,7 +44,7 @@ _NAMED = 3  # in a sentence
 class Standing:
     """The slices after a window: the counts and bets, a column each, and what they say."""
 
-    state: State
+    state: EvidenceState
     weights: Floats  # (ROWS)
     logs: Floats  # (ROWS): log evidence against each
     rate_is_worse: Bools  # (ROWS)

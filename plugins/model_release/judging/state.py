@@ -15,9 +15,9 @@ from . import clusters
 Floats = npt.NDArray[np.float64]
 Bools = npt.NDArray[np.bool_]
 
-# Columns of `State.sums`. Totals of both sides; stable and canary over calm windows (requests, bad, windows, Σ bad²/n);
-# the canary where the two limits on it alone were judged; windows set aside; the canary's Σ bad²/n over all windows;
-# then the relative alternatives.
+# Columns of `EvidenceState.sums`. Totals of both sides; stable and canary over calm windows (requests, bad, windows,
+# Σ bad²/n); the canary where the two limits on it alone were judged; windows set aside; the canary's Σ bad²/n over all
+# windows; then the relative alternatives.
 REQUESTS, BAD, WINDOWS, STABLE_REQUESTS, STABLE_BAD, STABLE_WINDOWS, STABLE_SQUARES = range(7)
 CALM_STABLE, CALM_CANARY = slice(7, 11), slice(11, 15)
 RATE_REQUESTS, RATE_BAD, FLOOR_REQUESTS, FLOOR_BAD, ASIDE, CANARY_SQUARES = range(15, 21)
@@ -43,7 +43,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class State:
+class EvidenceState:
     """All that is remembered of the windows so far. With a T axis it is a path, one state a window.
 
     `age` is the windows taken in, before the path where it is one. `recent` are stable's last five windows.
@@ -59,9 +59,9 @@ class State:
     usual: Floats  # (..., C): stable's usual rate as it was taken in the last window
     split: Floats  # (..., 4)
 
-    def at(self, window: int) -> State:
+    def at(self, window: int) -> EvidenceState:
         """The state after one window of a path that has no leading axes."""
-        return State(
+        return EvidenceState(
             self.age + window + 1,
             self.wealth[window],
             self.sums[window],
@@ -73,12 +73,12 @@ class State:
         )
 
     @property
-    def ending(self) -> State:
+    def ending(self) -> EvidenceState:
         """The last state of a path, as a path of one window."""
         length = self.sums.shape[-3]
         kept = (getattr(self, name) for name in ("wealth", "sums", "recent", "silent", "dead", "usual", "split"))
         wealth, sums, recent, silent, dead, usual_rate, split_ = kept
-        return State(
+        return EvidenceState(
             self.age + length - 1,
             wealth[..., -1:, :, :],
             sums[..., -1:, :, :],
@@ -90,10 +90,10 @@ class State:
         )
 
     @property
-    def after(self) -> State:
+    def after(self) -> EvidenceState:
         """The last state of a path, with its leading axes: what `extend` goes on from."""
         length = self.sums.shape[-3]
-        return State(
+        return EvidenceState(
             self.age + length,
             self.wealth[..., -1, :, :],
             self.sums[..., -1, :, :],

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Decision = Literal["promote", "open", "rollback", "continue", "inconclusive"]
-State = Literal["pass", "fail", "undecided", "no_data"]
+MetricState = Literal["pass", "fail", "undecided", "no_data"]
 # Why a window decided, in the order in which they are looked at: a later one is only asked when none before it holds.
 ROLL_BACK, NO_DATA, WRONG_SPLIT, BAD_VALUE, PROMOTE, CONTINUE = range(1, 7)
 
@@ -52,7 +52,7 @@ class MetricVerdict:
     """
 
     name: str
-    state: State
+    state: MetricState
     evidence_against: float | None
     needed_against: float
     evidence_for: float | None

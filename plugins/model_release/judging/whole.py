@@ -17,7 +17,7 @@ from .evidence import Evidence
 from .policy import Policy, PolicyError
 from .rules import Rules
 from .simulate import Ints, bad_requests
-from .state import REQUESTS, Bools, Counts, Floats, Readings, State
+from .state import REQUESTS, Bools, Counts, EvidenceState, Floats, Readings
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 
 RELEASES = 80
@@ -133,17 +133,17 @@ class _Course:
 
         return Counts(n, bad(n, self.canary), m, bad(m, self.traffic.rates))
 
-    def _said(self, path: State, readings: Readings, share: Floats) -> Ints:
+    def _said(self, path: EvidenceState, readings: Readings, share: Floats) -> Ints:
         said = self.rules.codes(path, readings, share[:, None])
         return np.where((said == PROMOTE) | (said == ROLL_BACK), said, CONTINUE)
 
-    def _at_deadline(self, path: State, share: Floats) -> Bools:
+    def _at_deadline(self, path: EvidenceState, share: Floats) -> Bools:
         """Which are promoted by the look at the deadline; the steps that are left are not passed over."""
         end, policy = path.ending, self.policy
         shown: Bools = self.rules.at_deadline(end, self.evidence.read_path(end), risk=policy.confident_risk)[:, 0]
         return shown & (share > policy.shares[-1] - 1e-9) if policy.shares else shown
 
-    def _wider(self, path: State, readings: Readings, share: Floats, each: int) -> Floats:
+    def _wider(self, path: EvidenceState, readings: Readings, share: Floats, each: int) -> Floats:
         """The shares for the next windows, by the rules of ramp.py."""
         policy = self.policy
         end = path.ending
