@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from model_release.judging import EvidenceError, Judge, Metric, Policy, Verdict, Window, judge
+from model_release.judging import EvidenceError, Judge, Policy, RateLimit, Verdict, Window, judge
 from model_release.judging.calibrate import calibrate
 
 from .builders import policy, window, windows
@@ -232,9 +232,9 @@ def test_warm_up_is_shown_and_not_judged() -> None:
 def test_an_observed_metric_is_shown_and_never_decides() -> None:
     p = Policy(
         (
-            Metric("errors", max_rate=0.02),
-            Metric("slow", max_rate=0.01, observe=True),
-            Metric("odd", observe=True),
+            RateLimit("errors", max_rate=0.02),
+            RateLimit("slow", max_rate=0.01, observe=True),
+            RateLimit("odd", observe=True),
         )
     )
     w = {"canary": {"requests": 100, "bad": {"errors": 0, "slow": 90, "odd": 3}}}
@@ -246,7 +246,7 @@ def test_an_observed_metric_is_shown_and_never_decides() -> None:
 
 
 def test_a_metric_that_is_not_critical_bars_the_promotion_and_does_not_roll_back() -> None:
-    p = Policy((Metric("errors", max_rate=0.02), Metric("slow", max_rate=0.01, critical=False)))
+    p = Policy((RateLimit("errors", max_rate=0.02), RateLimit("slow", max_rate=0.01, critical=False)))
     w = Window.from_dict({"canary": {"requests": 100, "bad": {"errors": 0, "slow": 90}}})
     assert judge(p, [w] * 50).decision == "continue"
     ended = judge(p, [w] * 50, final=True)

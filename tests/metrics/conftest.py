@@ -19,7 +19,7 @@ import requests
 from tests.patience import LIMIT, until
 
 from model_release.metrics import Prometheus
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 from sandbox import programs
 
 NAMESPACE, CANARY, STABLE = "models", "digits-predictor-00002", "digits-predictor-00001"
@@ -123,11 +123,11 @@ def serve(tmp_path: Path) -> Iterator[Callable[[History], Prometheus]]:
 
 
 @pytest.fixture
-def judge_of() -> Callable[..., Judge]:
-    def build(profile: str, *, above: str = "500ms", codes: str | None = None) -> Judge:
+def judge_of() -> Callable[..., JudgeSpec]:
+    def build(profile: str, *, above: str = "500ms", codes: str | None = None) -> JudgeSpec:
         errors = {"name": "errors", "max_rate": 0.02} | ({"codes": codes} if codes else {})
         slow = {"name": "slow", "above": above, "max_rate": 0.05}
-        return Judge.model_validate({"profile": profile, "metrics": [errors, slow]})
+        return JudgeSpec.model_validate({"profile": profile, "metrics": [errors, slow]})
 
     return build
 

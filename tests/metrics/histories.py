@@ -10,18 +10,18 @@ from typing import Any
 
 from model_release.judging import Window
 from model_release.metrics import Prometheus, read_windows
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
 from .stacks import Request
 
 Serve = Callable[[History], Prometheus]
-JudgeOf = Callable[..., Judge]
+JudgeOf = Callable[..., JudgeSpec]
 TEN = timedelta(seconds=10)
 GATEWAY = {"job": "istio-ingressgateway", "instance": "10.0.0.1:15020"}
 
 
-def read(prometheus: Prometheus, judge: Judge, seconds: float, **more: Any) -> list[Window]:
+def read(prometheus: Prometheus, judge: JudgeSpec, seconds: float, **more: Any) -> list[Window]:
     options: dict[str, Any] = {"stable": STABLE, "window": TEN, "now": at(seconds + 10)} | more
     return read_windows(
         prometheus, judge, namespace=NAMESPACE, canary=CANARY, start=OPENING, end=at(seconds), **options

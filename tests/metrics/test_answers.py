@@ -11,14 +11,14 @@ import pytest
 from model_release.judging import Policy, Window
 from model_release.judging import judge as judged
 from model_release.metrics import PROFILES, Prometheus, WindowReader, answers_presence, read_before, read_windows
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
 
 Serve = Callable[[History], Prometheus]
 TEN = timedelta(seconds=10)
 EVERY = [second + 0.4 for second in range(-30, 75)]
-JUDGE = Judge.model_validate(
+JUDGE = JudgeSpec.model_validate(
     {
         "profile": "istio",
         "metrics": [{"name": "errors", "max_rate": 0.02}, {"name": "predictions", "max_shift": 0.1}],
@@ -59,7 +59,7 @@ def up(history: History, target: Mapping[str, str], moments: Sequence[float] = E
     history.add("up", target, dict.fromkeys(moments, 1))
 
 
-def read(prometheus: Prometheus, seconds: float = 60, judge: Judge = JUDGE, **more: Any) -> list[Window]:
+def read(prometheus: Prometheus, seconds: float = 60, judge: JudgeSpec = JUDGE, **more: Any) -> list[Window]:
     options: dict[str, Any] = {"stable": STABLE, "window": TEN, "now": at(seconds + 10)} | more
     return read_windows(
         prometheus, judge, namespace=NAMESPACE, canary=CANARY, start=OPENING, end=at(seconds), **options
@@ -167,7 +167,7 @@ def test_values_that_are_no_counts_are_no_data(serve: Serve) -> None:
 def test_labels_are_not_asked_for_where_nothing_judges_them(serve: Serve) -> None:
     history = History()
     gateway(history)
-    errors = Judge.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}]})
+    errors = JudgeSpec.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}]})
     windows = read(serve(history), judge=errors)
     assert "labels" not in windows[0].canary.to_dict()
 
@@ -208,7 +208,7 @@ def test_whether_labels_can_be_judged_is_known_before_any_traffic_moves(
     assert (found.ok, found.passing) == (ok, passing)
     assert said in found.sentence
     assert found.sentence.startswith("image_classifier_predictions_total{")
-    nothing = Judge.model_validate({"metrics": [{"name": "errors", "max_rate": 0.02}]})
+    nothing = JudgeSpec.model_validate({"metrics": [{"name": "errors", "max_rate": 0.02}]})
     assert answers_presence(serve(History()), PROFILES["istio"], nothing, NAMESPACE, STABLE, window=TEN) == []
 
 
@@ -222,7 +222,7 @@ def test_how_sure_the_model_is_becomes_a_share_of_its_answers(of: str, counter: 
             labels = pod(revision, f"{revision}:8082") | {"below": band}
             history.add(f"image_classifier_{counter}_total", labels, {s: round(pace * (s + 30 - 0.4)) for s in EVERY})
     unsure = {"name": "unsure", "of": of, "below": 0.5, "max_rate": 0.2, "max_ratio": 1.3, "floor": 0.05}
-    judge = Judge.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}, unsure]})
+    judge = JudgeSpec.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02}, unsure]})
     windows = read(serve(history), judge=judge)
     assert [(side.bad, side.totals) for side in (windows[2].canary, windows[2].stable) if side] == [
         ({"errors": 0, "unsure": 30}, {"unsure": 100}),
@@ -249,5 +249,5 @@ def test_both_ways_to_be_sure_are_counted_apart(serve: Serve) -> None:
         {"name": "unsure", "below": 0.5, "max_rate": 0.2},
         {"name": "torn", "below": 0.3, "of": "entropy", "max_rate": 0.2},
     ]
-    side = read(serve(history), judge=Judge.model_validate({"profile": "istio", "metrics": metrics}))[2].canary
+    side = read(serve(history), judge=JudgeSpec.model_validate({"profile": "istio", "metrics": metrics}))[2].canary
     assert (side.bad, side.totals) == ({"errors": 0, "unsure": 10, "torn": 40}, {"unsure": 100, "torn": 40})

@@ -23,7 +23,7 @@ import requests
 from tests.patience import LIMIT, until
 
 from model_release.metrics import Prometheus, bucket_edges, presence, profile, read_windows
-from model_release.spec import BUCKET_EDGES_MS, Judge
+from model_release.spec import BUCKET_EDGES_MS, JudgeSpec
 from sandbox import programs
 
 from .conftest import CANARY, NAMESPACE, STABLE, Server, free_port
@@ -152,7 +152,7 @@ def gathered(admin: int) -> int:
 
 
 def test_kouriers_own_counts(
-    gateway: tuple[str, int], pods: dict[str, Pod], prometheus: Prometheus, judge_of: Callable[..., Judge]
+    gateway: tuple[str, int], pods: dict[str, Pod], prometheus: Prometheus, judge_of: Callable[..., JudgeSpec]
 ) -> None:
     window, start = timedelta(seconds=2), datetime.now(UTC)
     with requests.Session() as users:

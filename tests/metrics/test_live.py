@@ -19,7 +19,7 @@ from tests.patience import until
 from model_release.errors import MetricsUnavailable
 from model_release.judging import Window
 from model_release.metrics import PROFILES, Prometheus, WindowReader, presence, profile
-from model_release.spec import Judge, Profile
+from model_release.spec import JudgeSpec, Profile
 
 from .conftest import CANARY, NAMESPACE, STABLE, Server
 from .stacks import GATEWAYS, Page, Request
@@ -139,7 +139,7 @@ def until_scraped(server: Server, targets: int, since: datetime | None = None) -
         until(lambda: len(prometheus.query(query).series) == targets, "Prometheus does not scrape", pause=0.05)
 
 
-def test_live_counts(server: Server, stacks: Stacks, judge_of: Callable[..., Judge]) -> None:
+def test_live_counts(server: Server, stacks: Stacks, judge_of: Callable[..., JudgeSpec]) -> None:
     chance, targets = random.Random(5), len(processes(stacks))
     sent = {revision: [0, 0, 0] for revision in (STABLE, CANARY)}
 

@@ -19,13 +19,13 @@ from model_release.metrics import (
     read_windows,
     request_rate,
 )
-from model_release.spec import BUCKET_EDGES_MS, Judge, Profile
+from model_release.spec import BUCKET_EDGES_MS, JudgeSpec, Profile
 
 from .conftest import NAMESPACE, STABLE, History, at
 from .stacks import Page, Request
 
 Serve = Callable[[History], Prometheus]
-JudgeOf = Callable[..., Judge]
+JudgeOf = Callable[..., JudgeSpec]
 
 
 def lively(name: Profile, *, buckets: bool = True) -> History:
@@ -84,7 +84,7 @@ def told(name: Profile, *copies: dict[str, str], up: bool = True, until: int = 1
     return history
 
 
-def of_a_window(prometheus: Prometheus, name: Profile, judge: Judge) -> list[int | None]:
+def of_a_window(prometheus: Prometheus, name: Profile, judge: JudgeSpec) -> list[int | None]:
     """What the stable revision was asked in ten seconds, each of ten requests."""
     windows = read_windows(
         prometheus, judge, namespace=NAMESPACE, canary="digits-predictor-00009", stable=STABLE,

@@ -14,7 +14,7 @@ from model_release.judging import Past
 from model_release.metrics import Prometheus, Series, read_before, read_windows
 from model_release.metrics.past import PART
 from model_release.release.plan import foresee
-from model_release.spec import Judge, ModelSpec
+from model_release.spec import JudgeSpec, ModelSpec
 
 from .conftest import CANARY, NAMESPACE, STABLE, History, at, serving
 from .histories import TEN, durations, gateway, up
@@ -46,17 +46,17 @@ def prometheus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Prometheus]
 
 
 @pytest.fixture
-def judged(judge_of: Callable[..., Judge]) -> Judge:
+def judged(judge_of: Callable[..., JudgeSpec]) -> JudgeSpec:
     return judge_of("istio")
 
 
-def past(prometheus: Prometheus, judge: Judge, **more: Any) -> tuple[Past, str]:
+def past(prometheus: Prometheus, judge: JudgeSpec, **more: Any) -> tuple[Past, str]:
     given: dict[str, Any] = {"since": at(LONG_AGO - 9000), "before": at(0), "window": TEN, **more}
     found = read_before(prometheus, judge, namespace=NAMESPACE, revision=STABLE, **given)
     return found.past, found.trouble
 
 
-def forward(prometheus: Prometheus, judge: Judge, begin: float, end: float) -> list[Any]:
+def forward(prometheus: Prometheus, judge: JudgeSpec, begin: float, end: float) -> list[Any]:
     """What a look that had been there all the time would have counted."""
     windows = read_windows(
         prometheus, judge, namespace=NAMESPACE, canary=STABLE, stable=None,
@@ -66,7 +66,7 @@ def forward(prometheus: Prometheus, judge: Judge, begin: float, end: float) -> l
 
 
 def test_it_is_what_looks_would_have_counted_without_the_windows_that_tell_nothing(
-    prometheus: Prometheus, judged: Judge, monkeypatch: pytest.MonkeyPatch
+    prometheus: Prometheus, judged: JudgeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     queries: list[str] = []
     real = prometheus.raw
@@ -88,18 +88,18 @@ def test_it_is_what_looks_would_have_counted_without_the_windows_that_tell_nothi
     assert asked <= 6 * 7
 
 
-def test_read_again_it_is_the_same(prometheus: Prometheus, judged: Judge) -> None:
+def test_read_again_it_is_the_same(prometheus: Prometheus, judged: JudgeSpec) -> None:
     assert past(prometheus, judged) == past(prometheus, judged)
 
 
-def test_what_had_the_name_before_is_not_its_past(prometheus: Prometheus, judged: Judge) -> None:
+def test_what_had_the_name_before_is_not_its_past(prometheus: Prometheus, judged: JudgeSpec) -> None:
     found, _ = past(prometheus, judged, since=at(-505))
     assert list(found.windows) == forward(prometheus, judged, -500, -10)
     assert past(prometheus, judged, since=at(-15)) == (Past((), STABLE), "")
     assert past(prometheus, judged, since=at(100)) == (Past((), STABLE), "")
 
 
-def test_nothing_is_no_past_and_no_zero(prometheus: Prometheus, judged: Judge) -> None:
+def test_nothing_is_no_past_and_no_zero(prometheus: Prometheus, judged: JudgeSpec) -> None:
     assert past(prometheus, judged, before=at(LONG_AGO - 100)) == (Past((), STABLE), "")
     young, _ = past(prometheus, judged, before=at(LONG_AGO + 130))
     assert len(young.windows) in (11, 12)
@@ -108,7 +108,7 @@ def test_nothing_is_no_past_and_no_zero(prometheus: Prometheus, judged: Judge) -
 
 @pytest.mark.parametrize("trouble", [MetricsUnavailable, MetricsRefused])
 def test_the_newest_is_what_stays_when_the_rest_is_not_to_be_had(
-    trouble: type[Exception], prometheus: Prometheus, judged: Judge, monkeypatch: pytest.MonkeyPatch
+    trouble: type[Exception], prometheus: Prometheus, judged: JudgeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     every, real = forward(prometheus, judged, -10 - 10 * PART, -10), prometheus.raw
 
@@ -124,7 +124,7 @@ def test_the_newest_is_what_stays_when_the_rest_is_not_to_be_had(
 
 
 def test_a_prometheus_that_is_away_or_too_slow_is_a_sentence(
-    prometheus: Prometheus, judged: Judge, monkeypatch: pytest.MonkeyPatch
+    prometheus: Prometheus, judged: JudgeSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nothing, said = past(prometheus, judged, seconds=0)
     assert nothing.windows == ()
@@ -135,14 +135,14 @@ def test_a_prometheus_that_is_away_or_too_slow_is_a_sentence(
     assert "Connection refused" in said
 
 
-def test_a_window_of_minutes_has_its_past_too(prometheus: Prometheus, judged: Judge) -> None:
+def test_a_window_of_minutes_has_its_past_too(prometheus: Prometheus, judged: JudgeSpec) -> None:
     found, said = past(prometheus, judged, window=timedelta(minutes=1))
     assert said == ""
     assert len(found.windows) in range(115, 125)
 
 
 def test_traffic_is_counted_with_the_quiet_windows_and_the_present_is_not_hidden_by_them(
-    prometheus: Prometheus, judged: Judge
+    prometheus: Prometheus, judged: JudgeSpec
 ) -> None:
     given: dict[str, Any] = {"namespace": NAMESPACE, "revision": STABLE, "since": at(LONG_AGO - 9000), "window": TEN}
     found = read_before(prometheus, judged, before=at(0), **given)
@@ -156,7 +156,7 @@ def test_traffic_is_counted_with_the_quiet_windows_and_the_present_is_not_hidden
     assert read_before(prometheus, judged, before=at(LONG_AGO - 100), **given).requests_per_second is None
 
 
-def test_a_release_is_planned_by_it(prometheus: Prometheus, judged: Judge) -> None:
+def test_a_release_is_planned_by_it(prometheus: Prometheus, judged: JudgeSpec) -> None:
     said = {
         "model": "faces",
         "source": {"directory": "candidates/faces"},

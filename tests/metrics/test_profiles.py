@@ -11,13 +11,13 @@ import pytest
 
 from model_release.metrics import PROFILES, Prometheus, profile, read_windows
 from model_release.metrics.profiles import TARGET_INFO
-from model_release.spec import Judge, Profile
+from model_release.spec import JudgeSpec, Profile
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
 from .stacks import GATEWAYS, Page, Request, resource
 
 Serve = Callable[[History], Prometheus]
-JudgeOf = Callable[..., Judge]
+JudgeOf = Callable[..., JudgeSpec]
 RESTART, GONE, BACK, END = 22, 40, 51, 90
 SCRAPES = [second + 0.3 for second in range(-30, END)]
 

@@ -23,7 +23,7 @@ from model_release.metrics import (
 )
 from model_release.metrics.slices import SliceCounts
 from model_release.metrics.values import check_shares
-from model_release.spec import Judge, Metric
+from model_release.spec import JudgeSpec, Metric
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
 
@@ -32,7 +32,7 @@ TEN = timedelta(seconds=10)
 EVERY = [second + 0.4 for second in range(-30, 75)]
 GATEWAY = {"job": "gw", "instance": "gw:15020"}
 BY = {"by": "country", "at_least": 50}
-JUDGE = Judge.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02, "slices": BY}]})
+JUDGE = JudgeSpec.model_validate({"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02, "slices": BY}]})
 
 
 def asked(history: History, revision: str, paces: Mapping[tuple[str, str], float]) -> None:
@@ -56,7 +56,7 @@ def two_sides() -> History:
     return history
 
 
-def read(prometheus: Prometheus, seconds: float = 60, judge: Judge = JUDGE, **more: Any) -> list[Window]:
+def read(prometheus: Prometheus, seconds: float = 60, judge: JudgeSpec = JUDGE, **more: Any) -> list[Window]:
     options: dict[str, Any] = {"stable": STABLE, "window": TEN, "now": at(seconds + 10)} | more
     return read_windows(
         prometheus, judge, namespace=NAMESPACE, canary=CANARY, start=OPENING, end=at(seconds), **options
@@ -106,7 +106,7 @@ def test_durations_are_counted_by_slice(serve: Serve) -> None:
             samples = {s: round(pace * (s + 29.6)) for s in EVERY}
             history.add("istio_request_duration_milliseconds_bucket", GATEWAY | labels, samples)
     slow = {"name": "slow", "above": "500ms", "max_rate": 0.05, "slices": BY}
-    windows = read(serve(history), judge=Judge.model_validate({"profile": "istio", "metrics": [slow]}))
+    windows = read(serve(history), judge=JudgeSpec.model_validate({"profile": "istio", "metrics": [slow]}))
     assert slices(windows[1], "slow") == [
         {"de": (100, 0), "fr": (100, 30), "none": (10, 0)},
         {"de": (301, 0), "fr": (300, 0)},
@@ -119,7 +119,7 @@ def test_a_label_that_no_series_has_is_refused_in_one_line_that_names_those_ther
     (found,) = slices_presence(prometheus, PROFILES["istio"], JUDGE, NAMESPACE, STABLE, now=at(74))
     assert found.ok
     assert found.sentence.endswith("has 2 slices by country")
-    wrong = Judge.model_validate(
+    wrong = JudgeSpec.model_validate(
         {"profile": "istio", "metrics": [{"name": "errors", "max_rate": 0.02, "slices": {"by": "region"}}]}
     )
     (found,) = slices_presence(prometheus, PROFILES["istio"], wrong, NAMESPACE, STABLE, now=at(74))
@@ -148,7 +148,7 @@ def unsure(history: History, revision: str, paces: Mapping[tuple[str, str, str],
         )
 
 
-SURENESS = Judge.model_validate(
+SURENESS = JudgeSpec.model_validate(
     {
         "profile": "istio",
         "metrics": [

@@ -10,7 +10,7 @@ import pytest
 from model_release.judging import Policy
 from model_release.judging import judge as judged
 from model_release.metrics import PROFILES, WindowReader, read_windows
-from model_release.spec import Judge, Profile
+from model_release.spec import JudgeSpec, Profile
 
 from .conftest import CANARY, NAMESPACE, OPENING, STABLE, History, at
 from .histories import GATEWAY, TEN, JudgeOf, Serve, counts, durations, gateway, istio, read, traffic, truth, up
@@ -57,7 +57,7 @@ def test_counts_are_the_truth_on_every_stack(name: Profile, le_as_float: bool, s
 def test_the_edges_around_a_limit_beside_stable_are_counted_too(serve: Serve, judge_of: JudgeOf) -> None:
     given = judge_of("knative-otel").model_dump(mode="json", exclude_none=True)
     given["metrics"][-1] |= {"max_ratio": 1.5, "floor": 0.01}
-    judge = Judge.model_validate(given)
+    judge = JudgeSpec.model_validate(given)
     scrapes = [second + 0.3 for second in range(-30, 75)]
     stable, canary = traffic(1, 20, -30, 75, 0.02), traffic(2, 3, 0, 75, 0.2)
     history = History()

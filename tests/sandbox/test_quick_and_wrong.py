@@ -34,7 +34,7 @@ from model_release.judging import Policy, Verdict
 from model_release.judging.pairs import Pairs
 from model_release.metrics import Prometheus as Client
 from model_release.metrics import WindowReader, answers_presence, profile
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 from sandbox.envoy import Envoy
 from sandbox.kube import Cluster, Timing
 from sandbox.ports import Ports
@@ -51,7 +51,7 @@ HANDLER = Path(__file__).resolve().parents[2] / "include" / "handlers" / "image_
 SERVICES = "/apis/serving.kserve.io/v1beta1/namespaces/models/inferenceservices"
 HOST = {"Host": "colours.models.localhost"}
 WINDOW = timedelta(seconds=2)
-JUDGE = Judge.model_validate(
+JUDGE = JudgeSpec.model_validate(
     {
         "profile": "istio",
         "metrics": [

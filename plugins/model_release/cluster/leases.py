@@ -21,7 +21,7 @@ from model_release.cluster.lease import (
     new_lease,
 )
 from model_release.cluster.manifest import MANAGED_BY
-from model_release.cluster.objects import Objects, WriteConflict, retrying
+from model_release.cluster.objects import CustomObjects, WriteConflict, retrying
 from model_release.cluster.release import Owner, Release
 from model_release.errors import ClusterRefused, ServiceBusy
 
@@ -37,7 +37,7 @@ class Leases:
     """
 
     def __init__(self, api_client: ApiClient) -> None:
-        self._objects = Objects(api_client, KIND)
+        self._objects = CustomObjects(api_client, KIND)
 
     def read(self, namespace: str, service: str) -> Lease | None:
         """The lease as it is now; None when the service was never claimed."""

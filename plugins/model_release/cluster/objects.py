@@ -49,8 +49,8 @@ class Kind:
         return f"{self.plural}.{self.group}"
 
 
-class Objects:
-    """Objects of one kind. Every call is short, and makes at most one change."""
+class CustomObjects:
+    """CustomObjects of one kind. Every call is short, and makes at most one change."""
 
     def __init__(self, api_client: ApiClient, kind: Kind) -> None:
         from kubernetes.client import CustomObjectsApi

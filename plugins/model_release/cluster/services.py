@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from model_release.cluster.inference_service import InferenceService
-from model_release.cluster.objects import Kind, Objects, WriteConflict, retrying
+from model_release.cluster.objects import CustomObjects, Kind, WriteConflict, retrying
 from model_release.cluster.standard.pods import Pods
 from model_release.cluster.standard.view import in_its_mode
 
@@ -28,8 +28,8 @@ class InferenceServices:
 
     def __init__(self, api_client: ApiClient, *, ask_pods: bool = True) -> None:
         self._api_client, self._ask_pods = api_client, ask_pods
-        self._objects, self._routes = Objects(api_client, KIND), Objects(api_client, ROUTES)
-        self._revisions = Objects(api_client, REVISIONS)
+        self._objects, self._routes = CustomObjects(api_client, KIND), CustomObjects(api_client, ROUTES)
+        self._revisions = CustomObjects(api_client, REVISIONS)
 
     def get(self, namespace: str, name: str) -> InferenceService | None:
         """As it is now; None when there is none.

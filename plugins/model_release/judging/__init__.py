@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from .judge import Judge, judge
 from .past import Past
-from .policy import Metric, Policy, PolicyError, Shift, Value
+from .policy import Policy, PolicyError, RateLimit, ShiftLimit, ValueLimit
 from .verdict import MetricVerdict, TrafficVerdict, ValueVerdict, Verdict
 from .window import EvidenceError, Side, Window
 
 __all__ = [
     "EvidenceError",
     "Judge",
-    "Metric",
     "MetricVerdict",
     "Past",
     "Policy",
     "PolicyError",
-    "Shift",
+    "RateLimit",
+    "ShiftLimit",
     "Side",
     "TrafficVerdict",
-    "Value",
+    "ValueLimit",
     "ValueVerdict",
     "Verdict",
     "Window",

@@ -10,7 +10,7 @@ from . import values
 from .evidence import Evidence
 from .labels import Labels
 from .missing import requests_needed
-from .policy import Metric, Policy
+from .policy import Policy, RateLimit
 from .ramp import Opening
 from .sentences import (
     about,
@@ -358,13 +358,13 @@ def _more(needed: int | None, per_minute: float | None, *, late: bool = False) -
     return f"About {about(needed)} more canary requests{' were missing' if late else ''}{at_rate}."
 
 
-def _broken_limit(metric: Metric, rate_broken: bool) -> str:
+def _broken_limit(metric: RateLimit, rate_broken: bool) -> str:
     if metric.max_rate is not None and (rate_broken or metric.max_ratio is None):
         return rate_limit(metric)
     return ratio_limit(metric)
 
 
-def _gap(metric: Metric, last: Window | None) -> str:
+def _gap(metric: RateLimit, last: Window | None) -> str:
     """Which count is missing, and the query that failed when it is known."""
     if last is None:
         return "nothing was measured"

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from . import ramp, shift, terms
-from .policy import Policy, Shift
+from .policy import Policy, ShiftLimit
 from .sentences import at_deadline, bound, count, evidence, name_of, plural, share, tally, times
 from .state import Floats
 from .verdict import CONTINUE, NO_DATA, PROMOTE, ROLL_BACK, WRONG_SPLIT, LabelShare, MetricState, MetricVerdict
@@ -23,7 +23,7 @@ _MORE: Floats = np.geomspace(0.02, 300, 60)
 class Labels:
     """One limit on labels, window by window. Columns are labels as they came; the first is "other"."""
 
-    def __init__(self, policy: Policy, limit: Shift, past: Mapping[str, int]) -> None:
+    def __init__(self, policy: Policy, limit: ShiftLimit, past: Mapping[str, int]) -> None:
         self.policy, self.limit = policy, limit
         known = shift.binned(past)
         ranked = sorted((label for label in known if label != shift.OTHER), key=lambda label: (-known[label], label))

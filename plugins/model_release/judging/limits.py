@@ -68,7 +68,7 @@ class Slicing:
 
 
 @dataclass(frozen=True)
-class Metric:
+class RateLimit:
     """One share of bad requests and its limits.
 
     `max_rate` is the share that may never be exceeded. `max_ratio` and `floor` say that the canary's share may
@@ -132,7 +132,7 @@ class Metric:
             self.slices.check(f"{path}.slices")
 
     @classmethod
-    def from_dict(cls, data: Any, path: str = "metric") -> Metric:
+    def from_dict(cls, data: Any, path: str = "metric") -> RateLimit:
         given = known(path, data, tuple(f.name for f in fields(cls)))
         if "name" not in given:
             raise PolicyError(f"{path}.name: is missing")
@@ -157,11 +157,11 @@ class Metric:
 
 
 @dataclass(frozen=True)
-class Shift:
+class ShiftLimit:
     """How far the labels that a canary gives may be from those that stable gives at the same time.
 
     `max_shift` bounds the total variation between the two, 0 to 1: the share of the answers that would have to be
-    another label to make them alike. `observe` and `critical` as in `Metric`.
+    another label to make them alike. `observe` and `critical` as in `RateLimit`.
     """
 
     name: str
@@ -176,7 +176,7 @@ class Shift:
         flag(f"{path}.critical", self.critical)
 
     @classmethod
-    def from_dict(cls, data: Any, path: str = "metric") -> Shift:
+    def from_dict(cls, data: Any, path: str = "metric") -> ShiftLimit:
         if isinstance(data, Mapping) and (beside := sorted({"max_rate", "max_ratio", "floor"} & data.keys())):
             raise PolicyError(f"{path}.{beside[0]}: limits bad requests, and max_shift labels; one of both")
         given = known(path, data, tuple(f.name for f in fields(cls)))
@@ -191,7 +191,7 @@ class Shift:
 
 
 @dataclass(frozen=True)
-class Value:
+class ValueLimit:
     """A number that is no share (queue depth, memory, a business figure), held against a threshold.
 
     A measurement fails above `max`, below `min`, or above `max_ratio` × the stable's value. After more than
@@ -229,7 +229,7 @@ class Value:
             raise PolicyError(f"{path}.min: {self.min} is above max {self.max}; every value would fail")
 
     @classmethod
-    def from_dict(cls, data: Any, path: str = "value") -> Value:
+    def from_dict(cls, data: Any, path: str = "value") -> ValueLimit:
         given = known(path, data, tuple(f.name for f in fields(cls)))
         if "name" not in given:
             raise PolicyError(f"{path}.name: is missing")
@@ -241,7 +241,7 @@ class Value:
         return spoken(self, always=("name",))
 
 
-def spoken(entry: Metric | Shift | Value, always: tuple[str, ...]) -> dict[str, Any]:
+def spoken(entry: RateLimit | ShiftLimit | ValueLimit, always: tuple[str, ...]) -> dict[str, Any]:
     """The fields that differ from their default: a record stays as short as the file that was written."""
     said = {f.name: getattr(entry, f.name) for f in fields(entry)}
     given = {f.name: said[f.name] for f in fields(entry) if f.name in always or said[f.name] != f.default}

@@ -15,7 +15,7 @@ from .evidence import Evidence
 from .foretold import MetricPlan, Plan, why_never
 from .past import Past
 from .planned import ENOUGH, Planned
-from .policy import Metric, Policy, PolicyError
+from .policy import Policy, PolicyError, RateLimit
 from .state import Floats
 from .verdict import CONTINUE, PROMOTE, ROLL_BACK
 from .ways import ways
@@ -141,13 +141,13 @@ def stable_of(policy: Policy, past: Past | None) -> tuple[Floats, Floats, list[b
     return rates, bursts, known
 
 
-def _written(metric: Metric) -> list[float]:
+def _written(metric: RateLimit) -> list[float]:
     """The limits that a metric has whatever stable does."""
     beside = (metric.max_ratio or 0.0) * metric.floor
     return [limit for limit in (metric.max_rate, beside) if limit]
 
 
-def limit_of(metric: Metric, stable: float) -> float:
+def limit_of(metric: RateLimit, stable: float) -> float:
     """The share that a canary may not exceed beside a stable at that rate."""
     limits = [1.0]
     if metric.max_rate is not None:

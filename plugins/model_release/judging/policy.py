@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from .limits import Metric, PolicyError, Shift, Value, known, number, whole
+from .limits import PolicyError, RateLimit, ShiftLimit, ValueLimit, known, number, whole
 
-__all__ = ["Metric", "Policy", "PolicyError", "Ramp", "Shift", "Value"]
+__all__ = ["Policy", "PolicyError", "Ramp", "RateLimit", "ShiftLimit", "ValueLimit"]
 
 # Of the risk that is kept for looks at a deadline the first has so much, and each later one half of what is then left.
 FIRST_LOOK = 0.9
@@ -60,7 +60,7 @@ class Policy:
     deadline were before, of a release whose deadline was put off; all of them together have the risk of one.
     """
 
-    metrics: tuple[Metric, ...]
+    metrics: tuple[RateLimit, ...]
     false_rollback: float = 0.01
     false_promotion: float = 0.05
     min_requests: int = 100
@@ -70,12 +70,12 @@ class Policy:
     no_data_limit: int = 6
     design_effect: float = 4.0
     guard: bool = False
-    values: tuple[Value, ...] = field(default=())
+    values: tuple[ValueLimit, ...] = field(default=())
     indifference: float = 1.0
     deadline_windows: int = 360
     shares: tuple[float, ...] = ()
     ramp: Ramp | None = None
-    shifts: tuple[Shift, ...] = ()
+    shifts: tuple[ShiftLimit, ...] = ()
     answered: int = 0
     least_windows: int = 1
     deadline_confidence: float | None = None
@@ -89,11 +89,11 @@ class Policy:
         self.check()
 
     @cached_property
-    def deciding(self) -> tuple[Metric, ...]:
+    def deciding(self) -> tuple[RateLimit, ...]:
         return tuple(m for m in self.metrics if not m.observe)
 
     @cached_property
-    def limits(self) -> tuple[Metric | Shift, ...]:
+    def limits(self) -> tuple[RateLimit | ShiftLimit, ...]:
         """All that JSON calls `metrics`: shares of bad requests, then labels."""
         return (*self.metrics, *self.shifts)
 
@@ -173,9 +173,9 @@ class Policy:
             if isinstance(entries, (str, bytes, Mapping)) or not hasattr(entries, "__iter__"):
                 raise PolicyError(f"{path}.{kind}: a list is expected here, not {type(entries).__name__}")
             read = [_kind_of(kind, entry).from_dict(entry, f"{path}.{kind}[{i}]") for i, entry in enumerate(entries)]
-            given[kind] = tuple(entry for entry in read if not isinstance(entry, Shift))
+            given[kind] = tuple(entry for entry in read if not isinstance(entry, ShiftLimit))
             if kind == "metrics":
-                given["shifts"] = tuple(entry for entry in read if isinstance(entry, Shift))
+                given["shifts"] = tuple(entry for entry in read if isinstance(entry, ShiftLimit))
         shares = given.get("shares", ())
         if isinstance(shares, (str, bytes, Mapping)) or not hasattr(shares, "__iter__"):
             raise PolicyError(f"{path}.shares: a list is expected here, not {type(shares).__name__}")
@@ -200,13 +200,13 @@ class Policy:
         return out
 
 
-def _kind_of(kind: str, entry: Any) -> type[Metric] | type[Shift] | type[Value]:
+def _kind_of(kind: str, entry: Any) -> type[RateLimit] | type[ShiftLimit] | type[ValueLimit]:
     if kind == "values":
-        return Value
-    return Shift if isinstance(entry, Mapping) and "max_shift" in entry else Metric
+        return ValueLimit
+    return ShiftLimit if isinstance(entry, Mapping) and "max_shift" in entry else RateLimit
 
 
-def _check_all(path: str, entries: Sequence[Metric | Shift | Value]) -> None:
+def _check_all(path: str, entries: Sequence[RateLimit | ShiftLimit | ValueLimit]) -> None:
     seen: set[str] = set()
     for i, entry in enumerate(entries):
         entry.check(f"{path}[{i}]")

@@ -18,7 +18,7 @@ from .calibrate import calibrate
 from .foretold import MetricPlan, Plan
 from .past import Past
 from .plan import limit_of, plan
-from .policy import Metric, Policy
+from .policy import Policy, RateLimit
 from .sentences import bound, duration, number, share
 from .window import Side, Window
 
@@ -72,7 +72,7 @@ def _for_one(policy: Policy, i: int, past: Past, traffic: dict[str, Any]) -> Pro
     metric = policy.metrics[i]
 
     def alone(limit: float | None) -> Policy:
-        only = metric if limit is None else Metric(**{**vars(metric), **dict(fields(metric, limit))})
+        only = metric if limit is None else RateLimit(**{**vars(metric), **dict(fields(metric, limit))})
         return replace(policy, metrics=(only,), values=(), steps=policy.steps * len(policy.deciding))
 
     def planned(limit: float | None) -> Plan:
@@ -99,7 +99,7 @@ def _for_one(policy: Policy, i: int, past: Past, traffic: dict[str, Any]) -> Pro
     return Proposal(metric.name, float(f"{now:.4g}"), to, changes, before, best, wolf, said)
 
 
-def fields(metric: Metric, limit: float) -> tuple[tuple[str, float], ...]:
+def fields(metric: RateLimit, limit: float) -> tuple[tuple[str, float], ...]:
     """The fields that a metric has, with the values by which its limit is this one beside a stable that keeps it."""
     found = []
     if metric.max_rate is not None:
@@ -124,7 +124,7 @@ def _wolf(policy: Policy, name: str, past: Past) -> float:
 
 
 def _sentence(
-    metric: Metric,
+    metric: RateLimit,
     now: float,
     to: float | None,
     changes: Sequence[tuple[str, float]],

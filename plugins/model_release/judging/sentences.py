@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .policy import Metric
+from .policy import RateLimit
 
 _LONGEST = 60  # letters of a name in a sentence
 
@@ -86,7 +86,7 @@ def plural(how_many: int, noun: str) -> str:
 
 
 @lru_cache(maxsize=256)
-def limit(metric: Metric) -> str:
+def limit(metric: RateLimit) -> str:
     """The limits of a metric, without a verb."""
     parts = []
     if metric.max_rate is not None:
@@ -96,7 +96,7 @@ def limit(metric: Metric) -> str:
     return " and ".join(parts) or "none, shown only"
 
 
-def limits(metric: Metric, indifference: float = 1.0) -> str:
+def limits(metric: RateLimit, indifference: float = 1.0) -> str:
     """The limits with a verb, and how far beyond them a promotion still may be."""
     both = metric.max_rate is not None and metric.max_ratio is not None
     words = f"the {'limits are' if both else 'limit is'} {limit(metric)}"
@@ -105,17 +105,17 @@ def limits(metric: Metric, indifference: float = 1.0) -> str:
     )
 
 
-def rate_limit(metric: Metric) -> str:
+def rate_limit(metric: RateLimit) -> str:
     return bound(metric.max_rate or 0.0)
 
 
-def ratio_limit(metric: Metric) -> str:
+def ratio_limit(metric: RateLimit) -> str:
     ratio = metric.max_ratio or 0.0
     words = "stable's own rate" if ratio == 1 else f"{times(ratio)} stable"
     return f"{words} (never below {bound(ratio * metric.floor)})" if metric.floor else words
 
 
-def fact(metric: Metric, canary: dict[str, int], stable: dict[str, int], compared: bool, end: str = "") -> str:
+def fact(metric: RateLimit, canary: dict[str, int], stable: dict[str, int], compared: bool, end: str = "") -> str:
     """ "14 of 310 canary requests failed (4.5 %, at least 1.8 %), 9 of 2 790 on stable (0.3 %)"; `end` is of the
     interval."""
     n, b = canary["requests"], canary["bad"]

@@ -22,7 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .evidence import Evidence
-from .policy import Metric, Policy
+from .policy import Policy, RateLimit
 from .sentences import count, listed, name_of, plural, share
 from .state import BAD, REQUESTS, STABLE_BAD, STABLE_REQUESTS, Bools, Counts, EvidenceState, Floats
 from .terms import reported
@@ -65,7 +65,7 @@ class Standing:
         return out
 
 
-def evidence_of(policy: Policy, metric: Metric, slices: int = ROWS) -> Evidence:
+def evidence_of(policy: Policy, metric: RateLimit, slices: int = ROWS) -> Evidence:
     """A column for each slice, by the metric's own limits."""
     column = replace(metric, slices=None, edges=(), observe=False)
     columns = tuple(replace(column, name=str(place)) for place in range(slices))
@@ -112,7 +112,7 @@ def named(logs: Floats, weights: Floats, log_needed: float) -> Bools:
     return np.where(shown.any(axis=-1, keepdims=True), shown, worst)
 
 
-def leaning(sums: Floats, metric: Metric, at_least: int) -> Bools:
+def leaning(sums: Floats, metric: RateLimit, at_least: int) -> Bools:
     """The slices (..., S) of a state's sums (..., S, COLUMNS) that are watched longer before a promotion by evidence:
     what was seen of them is beyond a limit, in half as many requests as judge them."""
     n, b, m, s = (sums[..., column] for column in (REQUESTS, BAD, STABLE_REQUESTS, STABLE_BAD))
@@ -135,7 +135,7 @@ def covered(requests: Floats, at_least: int) -> Bools:
     return out
 
 
-def waits(sums: Floats, metric: Metric, at_least: int) -> Bools:
+def waits(sums: Floats, metric: RateLimit, at_least: int) -> Bools:
     """Whether evidence does not promote (...): a slice leans, or too few of the canary's requests are judged."""
     out: Bools = leaning(sums, metric, at_least).any(axis=-1) | ~covered(sums[..., REQUESTS], at_least)
     return out
@@ -151,7 +151,7 @@ def placed(known: Iterable[str], traffic: Mapping[str, int]) -> list[str]:
 class SliceEvidence:
     """The slices of one metric, window by window. Rows are slices as they came; the first is "other"."""
 
-    def __init__(self, policy: Policy, metric: Metric) -> None:
+    def __init__(self, policy: Policy, metric: RateLimit) -> None:
         assert metric.slices is not None
         self.metric, self.by, self.at_least = metric, metric.slices.by, metric.slices.at_least
         self._log_needed = math.log(policy.needed_against)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from .policy import Value
+from .policy import ValueLimit
 from .sentences import number, times
 from .verdict import Outcome, ValueVerdict
 from .window import Window
@@ -29,7 +29,7 @@ class ValueState:
     error: str | None = None
 
 
-def measure(metric: Value, window: Window) -> tuple[Outcome, float | None, float | None]:
+def measure(metric: ValueLimit, window: Window) -> tuple[Outcome, float | None, float | None]:
     """One measurement's outcome.
 
     error: there is no number (empty answer, failed query). inconclusive: there is one and it cannot be compared:
@@ -55,7 +55,7 @@ def measure(metric: Value, window: Window) -> tuple[Outcome, float | None, float
     return "successful", canary, stable
 
 
-def after(metric: Value, state: ValueState, window: Window) -> ValueState:
+def after(metric: ValueLimit, state: ValueState, window: Window) -> ValueState:
     """The counters after one more window. An error counts as no measurement and breaks no row of them."""
     outcome, canary, stable = measure(metric, window)
     if outcome == "pending":
@@ -79,7 +79,7 @@ def after(metric: Value, state: ValueState, window: Window) -> ValueState:
     )
 
 
-def standing(metric: Value, state: ValueState) -> Outcome:
+def standing(metric: ValueLimit, state: ValueState) -> Outcome:
     """What the counters say of the metric: the first three end the watch, `successful` lets others promote."""
     if state.failures > metric.failures_allowed:
         return "failed"
@@ -90,7 +90,7 @@ def standing(metric: Value, state: ValueState) -> Outcome:
     return "successful" if state.outcome == "successful" else "pending"
 
 
-def limit_words(metric: Value) -> str:
+def limit_words(metric: ValueLimit) -> str:
     limits = []
     if metric.max is not None:
         limits.append(f"at most {number(metric.max)}")
@@ -101,7 +101,7 @@ def limit_words(metric: Value) -> str:
     return " and ".join(limits) or "none, shown only"
 
 
-def verdict(metric: Value, state: ValueState) -> ValueVerdict:
+def verdict(metric: ValueLimit, state: ValueState) -> ValueVerdict:
     return ValueVerdict(
         name=metric.name,
         state=standing(metric, state),
@@ -119,7 +119,7 @@ def verdict(metric: Value, state: ValueState) -> ValueVerdict:
     )
 
 
-def _reason(metric: Value, state: ValueState) -> str:
+def _reason(metric: ValueLimit, state: ValueState) -> str:
     said = standing(metric, state)
     if state.outcome == "pending":
         return f"{metric.name} has not been measured yet"

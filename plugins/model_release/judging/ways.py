@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .planned import Planned
-from .policy import Metric
+from .policy import RateLimit
 from .whole import shares_of
 
 LARGEST_SHARE = 0.5
@@ -39,7 +39,7 @@ def ways(planned: Planned, slowest: int, limit: float, now: float | None) -> tup
     metric, to = policy.metrics[slowest], float(f"{_WIDER * max(limit, planned.traffic.rates[slowest]):.2g}")
     changes = widened(metric, to)
     if changes and to <= 0.5:
-        wider = Metric(**{**vars(metric), **dict(changes)})
+        wider = RateLimit(**{**vars(metric), **dict(changes)})
         changed = replace(policy, metrics=tuple(wider if m is metric else m for m in policy.metrics))
         needed = minutes(planned.needed(changed))
         found.append(Way("limit", to, needed, metric.name, changes))
@@ -57,7 +57,7 @@ def _at_half(planned: Planned) -> float | None:
     return planned.needed(replace(policy, shares=(LARGEST_SHARE,)))
 
 
-def widened(metric: Metric, limit: float) -> tuple[tuple[str, float], ...]:
+def widened(metric: RateLimit, limit: float) -> tuple[tuple[str, float], ...]:
     """The fields of a metric, with their values, by which nothing below `limit` is beyond a limit."""
     changes = []
     if metric.max_rate is not None and metric.max_rate < limit:

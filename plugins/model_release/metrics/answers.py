@@ -21,7 +21,7 @@ from model_release.metrics.observed import RECENT, Presence, milliseconds_of
 from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import Prometheus, Series, milliseconds
 from model_release.metrics.slices import SliceCounts
-from model_release.spec import Judge, Metric, format_duration
+from model_release.spec import JudgeSpec, Metric, format_duration
 
 PREDICTIONS = "image_classifier_predictions_total"
 # How sure it was of an answer, in twentieths: by its likeliest label's probability, and by the entropy of all of them.
@@ -44,7 +44,7 @@ class AnswerReader:
         self,
         prometheus: Prometheus,
         metrics: RevisionMetrics,
-        judge: Judge,
+        judge: JudgeSpec,
         *,
         namespace: str,
         revisions: Sequence[str],
@@ -154,14 +154,14 @@ class AnswerReader:
         return self._metrics.target_revision(series.labels, self._revisions)
 
 
-def counters_of(judge: Judge) -> list[str]:
+def counters_of(judge: JudgeSpec) -> list[str]:
     """The handler's counters that a model file's metrics are read from."""
     shifts = any(metric.max_shift is not None for metric in judge.metrics)
     unsure = dict.fromkeys(SURE[metric.of] for metric in judge.metrics if metric.below is not None)
     return [PREDICTIONS] * shifts + [*unsure] + [SLICES] * bool(_sliced(judge))
 
 
-def _sliced(judge: Judge) -> list[Metric]:
+def _sliced(judge: JudgeSpec) -> list[Metric]:
     """The metrics whose slices the handler counts."""
     return [metric for metric in judge.metrics if metric.below is not None and metric.slices is not None]
 
@@ -174,7 +174,7 @@ def unsure(bands: Mapping[str, int], below: float) -> int:
 def answers_presence(
     prometheus: Prometheus,
     metrics: RevisionMetrics,
-    judge: Judge,
+    judge: JudgeSpec,
     namespace: str,
     revision: str,
     *,

@@ -15,7 +15,7 @@ from model_release.judging.shift import binned
 from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import BUDGET, Prometheus
 from model_release.metrics.windows import WindowReader
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 
 # Windows read at a time: six times three to seven queries for all of them. Each part also reads the five minutes
 # before it.
@@ -39,7 +39,7 @@ class Before:
 
 def read_before(
     prometheus: Prometheus,
-    judge: Judge,
+    judge: JudgeSpec,
     *,
     namespace: str,
     revision: str,

@@ -11,7 +11,7 @@ from model_release.metrics import samples
 from model_release.metrics.observed import RECENT, Presence, milliseconds_of
 from model_release.metrics.profiles import RevisionMetrics
 from model_release.metrics.prometheus import Labels, Prometheus, milliseconds
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 
 Told = dict[str, tuple[int, int]]  # requests and bad ones, by slice
 
@@ -57,7 +57,7 @@ class SliceCounts:
 def slices_presence(
     prometheus: Prometheus,
     metrics: RevisionMetrics,
-    judge: Judge,
+    judge: JudgeSpec,
     namespace: str,
     revision: str,
     *,

@@ -17,7 +17,7 @@ from model_release.metrics.profiles import RevisionMetrics, code_pattern, profil
 from model_release.metrics.prometheus import BUDGET, Prometheus, Series, milliseconds, selector
 from model_release.metrics.samples import LOOKBACK_MS, Counted
 from model_release.metrics.slices import SliceCounts
-from model_release.spec import Judge
+from model_release.spec import JudgeSpec
 
 # A rebuilt reader reads a long past in parts of this length, unless said.
 PART = timedelta(minutes=5)
@@ -38,7 +38,7 @@ class WindowReader:
       that is no count; `Window.error` says which. What happened meanwhile is counted in the next window that has
       data. A revision whose target is scraped and which has no series was asked nothing: 0.
     * Beside a stable revision, a metric on durations with a `max_ratio` also has its counts at the edges around its
-      limit (`Judge.edges_of`); one that the histogram does not have is None.
+      limit (`JudgeSpec.edges_of`); one that the histogram does not have is None.
     * A metric on durations is None while the revision has requests and no histogram, or no bucket at the limit.
     * Where the histogram is exposed later than the counter (Envoy merges histograms every five seconds), a window
       could have more slow requests than requests: the surplus is carried into the next ones. Nothing is lost.
@@ -51,7 +51,7 @@ class WindowReader:
     def __init__(
         self,
         prometheus: Prometheus,
-        judge: Judge,
+        judge: JudgeSpec,
         *,
         namespace: str,
         canary: str,
@@ -300,7 +300,7 @@ class WindowReader:
 
 def read_windows(
     prometheus: Prometheus,
-    judge: Judge,
+    judge: JudgeSpec,
     *,
     namespace: str,
     canary: str,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field, model_validator
 
 from .build import Build, Evaluation, Keep, Schedule, Signing, Source, Training
-from .judge import BUCKET_EDGES_MS, Judge, Metric, Profile, Value
+from .judge import BUCKET_EDGES_MS, JudgeSpec, Metric, Profile, Value
 from .people import Approval, Email, Notify, Slack, Webhook
 from .serve import Batching, Ramp, Resources, Rollout, Service, Shadow
 from .units import Name, Part, PositiveDuration, StorePrefix, format_duration, parse_duration
@@ -24,7 +24,7 @@ __all__ = [
     "Build",
     "Email",
     "Evaluation",
-    "Judge",
+    "JudgeSpec",
     "Keep",
     "Metric",
     "ModelSpec",
@@ -65,7 +65,7 @@ class ModelSpec(Part):
     build: Build = Build()
     signing: Signing | None = None
     rollout: Rollout = Rollout()
-    judge: Judge
+    judge: JudgeSpec
     approval: Approval = Field("never", description="When a person is asked; silence until the deadline rolls back.")
     answer_within: PositiveDuration = Field(
         timedelta(hours=4), description="How long an approval waits for its answer."

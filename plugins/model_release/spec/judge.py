@@ -236,7 +236,7 @@ class Value(Part):
         return self
 
 
-class Judge(Part):
+class JudgeSpec(Part):
     """When evidence is enough. The mathematics is in `model_release/judging`."""
 
     profile: Profile = Field("knative-otel", description="Which stack's metrics Prometheus holds.")
@@ -282,7 +282,7 @@ class Judge(Part):
         return tuple(edge for edge in near if edge != limit)
 
     @model_validator(mode="after")
-    def _metrics_are_readable(self) -> Judge:
+    def _metrics_are_readable(self) -> JudgeSpec:
         names = [metric.name for metric in self.metrics] + [value.name for value in self.values]
         if doubled := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"two metrics are called {doubled[0]!r}")

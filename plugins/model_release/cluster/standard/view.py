@@ -17,7 +17,7 @@ from model_release.cluster.manifest import merge
 from model_release.cluster.standard import routes
 
 if TYPE_CHECKING:
-    from model_release.cluster.objects import Objects
+    from model_release.cluster.objects import CustomObjects
     from model_release.cluster.standard.pods import Pods
 
 # Fields of the service's size, not of a predictor's content: KServe keeps them out of a canary, and they change
@@ -151,7 +151,7 @@ class StandardService(InferenceService):
         return ModelStatus("InProgress", "Pending", "", None)
 
 
-def in_its_mode(raw: dict[str, Any], http_routes: Objects, pods: Pods | None) -> InferenceService:
+def in_its_mode(raw: dict[str, Any], http_routes: CustomObjects, pods: Pods | None) -> InferenceService:
     """The view for what the API gave. Reads the service's HTTPRoutes, when it is in Standard mode, and the pods of a
     canary that is not ready; without `pods` nobody asks those why.
 
