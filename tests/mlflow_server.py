@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ import requests
 from tests.patience import LIMIT, until
 
 from model_release.build.registry import Registry
+from sandbox.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[1]
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (PROJECT / "docs/mlflow.md").read_text(encoding="utf-8"), re.DOTALL)
@@ -81,9 +81,7 @@ def serving(folder: Path) -> Iterator[Server]:
     """The server, with its files in `folder`, as long as the block runs."""
     uv = install.find_uv()
     assert uv is not None
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port = one.getsockname()[1]
+    port = free_port()
     kept = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
     path = os.pathsep.join([str(uv.parent), os.environ["PATH"]])
     environment = {**kept, "PATH": path, "UV_PYTHON": sys.executable, "MLFLOW_DISABLE_TELEMETRY": "true"}

@@ -22,7 +22,9 @@ _PASSING = range(30_000, 32_768)
 # SeaweedFS opens a gRPC port 10 000 above each of its ports, and offers no way to say which.
 GRPC_DISTANCE = 10_000
 
-_handed_out: set[int] = set()
+# What this process has handed out, each with the UDP socket of the same number: nobody here uses UDP, and who holds it
+# holds the port until its program listens there, whichever process asks meanwhile. A killed process holds nothing.
+_handed_out: dict[int, socket.socket] = {}
 
 
 class Ports:
@@ -66,18 +68,22 @@ class Ports:
 
 
 def free_port(among: range = _PASSING, exclude: set[int] | None = None) -> int:
-    """A free loopback port that this process has not handed out before; its gRPC neighbour is free as well."""
-    taken = _handed_out | (exclude or set())
+    """A free loopback port that neither this process nor another one of this project's has handed out before; its gRPC
+    neighbour is free as well."""
     for port in random.sample(among, len(among)):
-        if port not in taken and _is_free(port) and _is_free(port + GRPC_DISTANCE):
-            _handed_out.add(port)
+        if port in (exclude or ()) or not (_is_free(port) and _is_free(port + GRPC_DISTANCE)):
+            continue
+        if held := _held(port):
+            _handed_out[port] = held
             return port
     raise SandboxError(f"no free port between {among.start} and {among.stop}: stop other programs")
 
 
 def give_back(ports: list[int]) -> None:
     """Ports of a program that has ended may be handed out again."""
-    _handed_out.difference_update(ports)
+    for port in ports:
+        if held := _handed_out.pop(port, None):
+            held.close()
 
 
 def replace(file: Path, text: str, mode: int = 0o644) -> None:
@@ -87,6 +93,17 @@ def replace(file: Path, text: str, mode: int = 0o644) -> None:
     with os.fdopen(os.open(passing, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "w") as out:
         out.write(text)
     passing.replace(file)
+
+
+def _held(port: int) -> socket.socket | None:
+    """The port's UDP socket; None where somebody has it."""
+    held = socket.socket(type=socket.SOCK_DGRAM)
+    try:
+        held.bind((LOOPBACK, port))
+    except OSError:
+        held.close()
+        return None
+    return held
 
 
 def _is_free(port: int) -> bool:

@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from model_release.build import runtimes
 from model_release.build.archive import Archive, archive, check
 from model_release.build.export import Export, export
 from model_release.build.source import Checkpoint, fetch
+from sandbox.ports import free_port
 
 ROOT = Path(__file__).resolve().parents[2]
 HANDLER = ROOT / "include" / "handlers" / "image_classifier.py"
@@ -204,14 +204,14 @@ def s3() -> Iterator[S3]:
             }
         )
     )
-    master, volume, filer, door = free_ports(4, also_grpc=True)
+    master, volume, filer, door = (free_port() for _ in range(4))
     command = [str(entry.locate()), "mini", f"-dir={folder}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"]
     command += [f"-master.port={master}", f"-volume.port={volume}", f"-filer.port={filer}", f"-s3.port={door}"]
     command += ["-s3.port.iceberg=0", "-s3.port.lance=0", "-webdav=false", "-admin.ui=false"]
     command += ["-master.telemetry=false", f"-s3.config={folder / 'identities.json'}"]
-    with running(command, folder / "log"):
+    with running(command, folder / "log") as alive:
         client = s3_client(f"http://127.0.0.1:{door}")
-        eventually(lambda: client.create_bucket(Bucket="models"), folder / "log")
+        eventually(lambda: client.create_bucket(Bucket="models"), folder / "log", alive)
         yield S3(f"http://127.0.0.1:{door}", client)
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -255,7 +255,7 @@ def _torchserve(directory: Path, model: str, envelope: str | None = "kserve", th
     """Serves a version's files, with only its ports and paths changed, as the sandbox does."""
     # TorchServe's socket path must be short.
     folder = Path(tempfile.mkdtemp(prefix="ts-", dir="/tmp"))
-    inference, metrics, grpc_1, grpc_2, worker = free_ports(5)
+    inference, metrics, grpc_1, grpc_2, worker = (free_port() for _ in range(5))
     text = (directory / "config" / "config.properties").read_text()
     for old, new in {
         "http://127.0.0.1:8085": f"http://127.0.0.1:{inference}",
@@ -285,14 +285,14 @@ def _torchserve(directory: Path, model: str, envelope: str | None = "kserve", th
     command = [str(Path(sys.executable).with_name("torchserve")), "--start", "--foreground", "--ncs"]
     command += ["--ts-config", str(folder / "config.properties")]
     server = Server(f"http://127.0.0.1:{inference}", f"http://127.0.0.1:{metrics}", folder / "log")
-    with running(command, server.log, environment):
+    with running(command, server.log, environment) as alive:
 
         def ready() -> None:
             with urllib.request.urlopen(f"{server.inference}/models/{model}", timeout=LIMIT) as answer:
                 workers = json.loads(answer.read())[0]["workers"]
             assert [worker["status"] for worker in workers] == ["READY"]
 
-        eventually(ready, server.log)
+        eventually(ready, server.log, alive)
         yield server
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -300,35 +300,15 @@ def _torchserve(directory: Path, model: str, envelope: str | None = "kserve", th
 # Processes
 
 
-def free_ports(count: int, also_grpc: bool = False) -> list[int]:
-    """Ports that were free a moment ago; with `also_grpc` so that each port plus 10 000 is free too."""
-    ports: list[int] = []
-    while len(ports) < count:
-        with socket.socket() as probe, socket.socket() as second:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-            if also_grpc:
-                port -= 15000
-                try:
-                    second.bind(("127.0.0.1", port))
-                    probe.close()
-                    with socket.socket() as third:
-                        third.bind(("127.0.0.1", port + 10000))
-                except (OSError, OverflowError):
-                    continue
-            if port not in ports and port > 1024:
-                ports.append(port)
-    return ports
-
-
 @contextlib.contextmanager
-def running(command: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[None]:
+def running(command: list[str], log: Path, environment: dict[str, str] | None = None) -> Iterator[Callable[[], bool]]:
+    """The program; given is what tells whether it has not ended by itself."""
     with log.open("w") as output:
         process = subprocess.Popen(
             command, stdout=output, stderr=output, env=environment, start_new_session=True, cwd=log.parent
         )
     try:
-        yield
+        yield lambda: process.poll() is None
     finally:
         group = process.pid
         with contextlib.suppress(ProcessLookupError):
@@ -340,14 +320,15 @@ def running(command: list[str], log: Path, environment: dict[str, str] | None = 
         process.wait()
 
 
-def eventually(action: Callable[[], Any], log: Path) -> None:
+def eventually(action: Callable[[], Any], log: Path, alive: Callable[[], bool]) -> None:
+    """Does it again until it does not raise; not for a program that has ended, whose log is shown."""
     deadline = time.monotonic() + LIMIT
     while True:
         try:
             action()
             return
         except Exception:
-            if time.monotonic() > deadline:
+            if time.monotonic() > deadline or not alive():
                 print(re.sub(r"\x1b\[[0-9;]*m", "", log.read_text())[-4000:])
                 raise
             time.sleep(0.1)

@@ -13,6 +13,7 @@ import urllib.request
 import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -66,7 +67,8 @@ def _serving(directory: Path) -> Iterator[Server]:
         runner.run(started.child.start())
         try:
             url = f"http://127.0.0.1:{started.inference_port}"
-            eventually(lambda: urllib.request.urlopen(f"{url}/v1/models/tiny", timeout=LIMIT), log)
+            asked = partial(urllib.request.urlopen, f"{url}/v1/models/tiny", timeout=LIMIT)
+            eventually(asked, log, lambda: started.child.running)
             yield Server(url, f"http://127.0.0.1:{started.metrics_port}", log)
         finally:
             runner.run(started.stop())

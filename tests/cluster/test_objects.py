@@ -23,6 +23,7 @@ from model_release.cluster.objects import WriteConflict
 from model_release.cluster.release import Owner
 from model_release.cluster.services import InferenceServices
 from model_release.errors import ClusterRefused, ClusterUnavailable, ReleaseError
+from sandbox.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 ROLE = ROOT / "include" / "manifests" / "role.yaml"
@@ -128,11 +129,8 @@ def test_no_such_namespace_is_told(answering: Callable[[int, str], InferenceServ
 
 
 def test_unreachable() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
     with pytest.raises(ClusterUnavailable, match="does not answer"):
-        InferenceServices(client(port)).get("models", "digits")
+        InferenceServices(client(free_port())).get("models", "digits")
 
 
 def test_a_server_that_says_nothing(monkeypatch: pytest.MonkeyPatch) -> None:

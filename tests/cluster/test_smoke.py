@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import ssl
 import threading
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from model_release.cluster.inference_service import InferenceService
 from model_release.cluster.smoke import Gateway as Way
 from model_release.cluster.smoke import smoke, smoke_url, stable_url
 from model_release.errors import SmokeFailed
+from sandbox.ports import free_port
 
 SAMPLE = {
     "instances": [{"data": "aW1hZ2U="}, {"data": "b3RoZXI="}],
@@ -191,9 +191,7 @@ def test_wrong_answers(gateway: Gateway, status: int, answer: object, words: str
 
 
 def test_nobody_answers() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{free.getsockname()[1]}"
+    url = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(SmokeFailed, match=r"no answer: .*\(tried \d+ times in 0.1 s\)"):
         smoke(url, "digits", SAMPLE, deadline=0.1, sleep=lambda _: None)
 

@@ -21,6 +21,7 @@ from tests.patience import LIMIT, until
 from model_release.metrics import Prometheus
 from model_release.spec import JudgeSpec
 from sandbox import programs
+from sandbox.ports import free_port
 
 NAMESPACE, CANARY, STABLE = "models", "digits-predictor-00002", "digits-predictor-00001"
 OPENING = datetime(2026, 1, 5, 10, 0, tzinfo=UTC)
@@ -43,12 +44,6 @@ class History:
                 pairs = ",".join(f'{key}="{value}"' for key, value in labels)
                 lines += [f"{name}{{{pairs}}} {value!r} {moment:.3f}" for moment, value in samples]
         return "\n".join([*lines, "# EOF", ""])
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Server:

@@ -25,8 +25,9 @@ from tests.patience import LIMIT, until
 from model_release.metrics import Prometheus, bucket_edges, presence, profile, read_windows
 from model_release.spec import BUCKET_EDGES_MS, JudgeSpec
 from sandbox import programs
+from sandbox.ports import free_port
 
-from .conftest import CANARY, NAMESPACE, STABLE, Server, free_port
+from .conftest import CANARY, NAMESPACE, STABLE, Server
 
 pytestmark = pytest.mark.stack
 _TYPES = "type.googleapis.com/envoy."

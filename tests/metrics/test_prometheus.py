@@ -18,8 +18,9 @@ from model_release.judging import Side, Window
 from model_release.metrics import Prometheus, ValueReader
 from model_release.metrics.prometheus import milliseconds, selector
 from model_release.spec import Value
+from sandbox.ports import free_port
 
-from .conftest import History, at, free_port
+from .conftest import History, at
 
 Serve = Callable[[History], Prometheus]
 

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +46,23 @@ def test_no_port_is_handed_out_twice_until_given_back() -> None:
     handed = [free_port() for _ in range(200)]
     assert len(set(handed)) == 200
     give_back(handed)
+
+
+def test_no_port_is_handed_out_by_two_processes_at_once() -> None:
+    """Servers take seconds until they listen."""
+    port = free_port()
+    asking = f"from sandbox.ports import free_port; print(free_port(range({port}, {port + 1})))"
+
+    def asked() -> str:
+        done = subprocess.run([sys.executable, "-c", asking], capture_output=True, text=True, timeout=60)
+        return done.stdout.strip() or done.stderr.strip().splitlines()[-1]
+
+    assert "no free port between" in asked()
+    give_back([port])
+    assert asked() == str(port)
+    again = free_port(range(port, port + 1))
+    assert again == port, "who has ended holds nothing"
+    give_back([port])
 
 
 def test_a_broken_file_is_one_line(tmp_path: Path) -> None:

@@ -39,6 +39,7 @@ from model_release.store import clients, signing
 from model_release.store.folder import Prefix
 from model_release.store.objects import Address, address
 from model_release.store.store import Store
+from sandbox.ports import free_port
 
 from .test_store import METADATA, layout
 
@@ -56,12 +57,6 @@ class Server:
     def store(self, log: Callable[[str], None] | None = None) -> Store:
         """An empty one."""
         return Store(self.client, f"{self.base}{uuid.uuid4().hex}/", log=log)
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
 
 
 @contextmanager

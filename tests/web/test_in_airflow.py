@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ import requests
 from tests.patience import LIMIT, until
 
 from model_release.web.app import HEADERS
+from sandbox.ports import free_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 # SimpleAuthManager gives a role all DAGs; this one keeps one DAG from one user, as FAB or Keycloak would.
@@ -63,9 +63,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         (home / f"include/models/{name}.yaml").write_text(MODEL.format(name=name))
     (home / "more/apart.py").write_text(MANAGER)
     (home / "passwords.json").write_text(json.dumps({"ada": "ada", "eve": "eve"}))
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     url = f"http://127.0.0.1:{port}"
     env = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW")} | {
         "AIRFLOW_HOME": str(home / "home"),
