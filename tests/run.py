@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 _RELEASES = ["tests/e2e", "tests/faults"]
 # From the pages on they count no more than others: they are there so that all parts take about as long.
 _COUNTING = ["tests/build", "tests/models", "tests/handlers", "tests/judging"]
-_COUNTING += ["tests/web", "tests/browser", "tests/sandbox/test_quick_and_wrong.py"]
+_COUNTING += ["tests/web", "tests/browser", "tests/commands", "tests/compose", "tests/sandbox/test_quick_and_wrong.py"]
 # Where each part looks.
 PARTS = {
     "releases": _RELEASES,
