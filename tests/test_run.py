@@ -57,6 +57,9 @@ def test_the_parts_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> Non
         "browser/test_a.py": ["e2e", "walk"],
         "browser/test_b.py": [],
         "web/test_a.py": [],
+        "commands/test_a.py": [],
+        "compose/test_a.py": [],
+        "doctor/test_a.py": [],
         "models/test_a.py": ["stack"],
         "handlers/test_a.py": [],
         "sandbox/test_a.py": ["stack"],
@@ -77,9 +80,11 @@ def test_the_parts_are_all_of_the_tests_but_the_long_ones(tmp_path: Path) -> Non
 
     assert {name: found(where) for name, where in PARTS.items()} == {
         "releases": {"faults/test_b.py", "e2e/test_a.py"},
-        "counting": {f"{one}/test_a.py" for one in ("models", "build", "judging", "handlers", "web")}
+        "counting": {
+            f"{one}/test_a.py" for one in ("models", "build", "judging", "handlers", "web", "commands", "compose")
+        }
         | {"browser/test_b.py", "sandbox/test_quick_and_wrong.py"},
-        "rest": {"release/test_a.py", "sandbox/test_a.py"},
+        "rest": {"release/test_a.py", "sandbox/test_a.py", "doctor/test_a.py"},
     }
 
 
