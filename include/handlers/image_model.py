@@ -142,9 +142,11 @@ class ImageModel:
         if shares == 1:
             return self._forward(batch)
 
+        threads = self.cores // shares
+
         def share(part: npt.NDArray[np.float32]) -> torch.Tensor:
-            if torch.get_num_threads() != self.cores // shares:
-                torch.set_num_threads(self.cores // shares)  # of this thread alone
+            if torch.get_num_threads() != threads:
+                torch.set_num_threads(threads)  # of this thread alone
             return self._forward(part)
 
         under_way = [self._dealt.submit(share, part) for part in np.array_split(batch, shares)]

@@ -111,17 +111,16 @@ class ImageClassifier(Model):
     def _pass(self) -> None:
         """Answers what waits, as much as may go together. A client that has gone is not answered for."""
         batch: list[tuple[Request, Future[Any]]] = []
-        most, within = (
-            (self._batching["max"], self._batching["within_ms"]) if self._batching else (self.images.cores, 0)
-        )
-        until = time.monotonic() + within / 1000
-        while len(batch) < most:
+        together = self._batching or {"max": self.images.cores, "within_ms": 0}
+        until = time.monotonic() + together["within_ms"] / 1000
+        while len(batch) < together["max"]:
             try:
                 left = max(0.0, until - time.monotonic()) if batch else 0.0
                 one = self._held.pop() if self._held else self._waiting.get(timeout=left)
             except queue.Empty:
                 break
-            if batch and not self._batching and sum(len(request.inputs) for request, _ in [*batch, one]) > most:
+            pictures = sum(len(request.inputs) for request, _ in [*batch, one])
+            if batch and not self._batching and pictures > self.images.cores:
                 self._held.append(one)  # for the next pass: nobody's one picture waits for all of those
                 break
             if one[1].set_running_or_notify_cancel():

@@ -22,8 +22,8 @@ _PASSING = range(30_000, 32_768)
 # SeaweedFS opens a gRPC port 10 000 above each of its ports, and offers no way to say which.
 GRPC_DISTANCE = 10_000
 
-# What this process has handed out, each with the UDP socket of the same number: nobody here uses UDP, and who holds it
-# holds the port until its program listens there, whichever process asks meanwhile. A killed process holds nothing.
+# What this process has handed out, each with the UDP socket of the same number. Programs listen at TCP alone here: who
+# holds that socket has the port until its program listens, whichever process asks meanwhile. The killed hold nothing.
 _handed_out: dict[int, socket.socket] = {}
 
 

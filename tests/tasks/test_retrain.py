@@ -49,14 +49,14 @@ def in_pod(**more: Any) -> ModelSpec:
     return model({"s3": "s3://training/digits/"}, image="registry.example/train:1.2", **more)
 
 
-def event(made: Trained = MADE) -> dict[str, Any]:
-    return {
-        "candidate": made.candidate,
-        "origin": made.origin,
-        "digest": made.fingerprint,
-        "metrics": made.metrics,
-        "duration": made.seconds,
-    }
+# What the asset says of it.
+EVENT = {
+    "candidate": "20260301T020000",
+    "origin": "directory:candidates/digits/20260301T020000",
+    "digest": "ab" * 32,
+    "metrics": {"accuracy": 0.9},
+    "duration": 7.5,
+}
 
 
 # The DAG
@@ -166,7 +166,7 @@ def test_train_calls_what_the_model_file_names(context: dict[str, Any], monkeypa
         return MADE
 
     monkeypatch.setattr(training, "train", note)
-    assert Train(task_id="train", spec=model(), root=PROJECT).execute(context) == event()
+    assert Train(task_id="train", spec=model(), root=PROJECT).execute(context) == EVENT
     assert asked.pop("log")("…") is None
     assert asked == {
         "run": "sandbox.training:digits",
@@ -201,8 +201,8 @@ def test_offer_says_what_the_candidate_itself_says(context: dict[str, Any], outl
     record = {"fingerprint": MADE.fingerprint, "metrics": MADE.metrics, "seconds": MADE.seconds}
     (folder / "training.json").write_text(json.dumps(record))
     spec = model()
-    assert Offer(task_id="offer", spec=spec, root=tmp_path).execute(context) == event()
-    assert outlets[candidate_asset(spec)].extra == event()
+    assert Offer(task_id="offer", spec=spec, root=tmp_path).execute(context) == EVENT
+    assert outlets[candidate_asset(spec)].extra == EVENT
 
 
 def test_without_a_candidate_nothing_is_offered(context: dict[str, Any], outlets: Any, tmp_path: Path) -> None:
@@ -227,7 +227,7 @@ def test_offer_makes_a_candidate_of_what_an_image_wrote(
     assert asked == [
         ("registry.example/train:1.2", {"s3": "s3://training/digits/"}, "20260301T020000", {"epochs": 2}, 61.5)
     ]
-    assert outlets[candidate_asset(spec)].extra == event()
+    assert outlets[candidate_asset(spec)].extra == EVENT
 
 
 # The pod

@@ -50,7 +50,7 @@ class Kind:
 
 
 class CustomObjects:
-    """CustomObjects of one kind. Every call is short, and makes at most one change."""
+    """Custom objects of one kind. Every call is short, and makes at most one change."""
 
     def __init__(self, api_client: ApiClient, kind: Kind) -> None:
         from kubernetes.client import CustomObjectsApi

@@ -74,11 +74,11 @@ class Replays:
         self._most, self._lock = looks, threading.Lock()
         self._kept: OrderedDict[Hashable, Replay] = OrderedDict()
 
-    def take(self, key: Hashable, began: tuple[Any, ...], recorded: Sequence[Any]) -> Replay | None:
+    def take(self, key: Hashable, began: tuple[Any, ...], recorded: list[Any]) -> Replay | None:
         """What was kept of a step, if it began like this and these windows begin with those that it has taken in."""
         with self._lock:
             one = self._kept.pop(key, None)
-        return one if one and one.began == began and one.taken == list(recorded[: len(one.taken)]) else None
+        return one if one and one.began == began and one.taken == recorded[: len(one.taken)] else None
 
     def keep(self, key: Hashable, one: Replay) -> None:
         """Keeps it for whoever asks next, who may be at it at once: it is no longer the caller's."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Json = dict[str, Any]
 
-# How many looks are kept, which a page asks for again and again: two days of windows of 10 s, in 60 MB.
+# How many looks are kept, which a page asks for again and again: two days of 10 s and two metrics, 60 MB.
 _LOOKS_KEPT = 20_000
 
 __all__ = ["evidence", "is_bake", "progress", "seconds"]
