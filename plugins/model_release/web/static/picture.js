@@ -51,7 +51,7 @@ function markers(marks, withWords) {
 // The colour of what is filled: the style sheet's, let through. It writes those of revisions with six digits.
 export const pale = (name) => `${colour(name)}30`;
 
-// Columns behind the lines, for the windows that were set aside: each ends at its time.
+// Columns behind the lines, for the windows in which stable was failing: each ends at its time.
 function columns(times, which) {
   return (plot) => {
     const { ctx, bbox } = plot;
@@ -85,7 +85,7 @@ function threshold(at) {
 }
 
 // One picture: `lines` are {label, values, stroke, dash, width, fill, steps, dots}; `say` writes a value. `bands` are pairs of
-// lines, by their places, with what is between them filled; `aside` says of each time whether its window was set aside.
+// lines, by their places, with what is between them filled; `aside` says of each time whether stable was failing in it.
 export function picture(uPlot, holder, { title, lines, times, marks, words, say, group, line, scale, hidden, bands, aside }) {
   const figure = make("figure", { class: "chart" });
   const caption = make("figcaption", {}, title);
@@ -101,7 +101,7 @@ export function picture(uPlot, holder, { title, lines, times, marks, words, say,
   });
   if (aside?.some(Boolean)) {
     const swatch = make("span", { class: "swatch aside", "aria-hidden": "true" });
-    table.append(make("tr", {}, make("th", { scope: "row" }, swatch, "windows set aside"), make("td", { class: "num" }, String(aside.filter(Boolean).length))));
+    table.append(make("tr", {}, make("th", { scope: "row" }, swatch, "windows with stable failing"), make("td", { class: "num" }, String(aside.filter(Boolean).length))));
   }
   const last = (values) => values.findLast((value) => value != null);
   const tell = (plot) => {
